@@ -1,0 +1,74 @@
+"""Errors with a remedy, and imports of packages that are heavy or may be missing."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+
+__all__ = ["MissingDependencyError", "near_names", "require"]
+
+_REMEDIES = {
+    "paddleclas": (
+        "paddleclas 2.6.0 pins numpy 1.24.4, which has no build for Python 3.12 and later: use Python 3.10 or 3.11"
+    ),
+    "paddleslim": "pip install paddleslim==2.6.0 decorator 'setuptools<81'",
+    "paddle2onnx": "pip install 'paddlelite_callbacks[deploy]' (paddle2onnx has no build for Python 3.13 yet)",
+    "onnx": "pip install 'paddlelite_callbacks[deploy]'",
+    "onnxruntime": "pip install 'paddlelite_callbacks[deploy]'",
+    "openvino": "pip install 'paddlelite_callbacks[deploy]'",
+    "matplotlib": "pip install 'paddlelite_callbacks[examples]'",
+    "sklearn": "pip install 'paddlelite_callbacks[examples]'",
+}
+
+
+class MissingDependencyError(ImportError):
+    """A package that one feature needs is not installed; the message names the remedy."""
+
+
+def require(name: str, *, needed_for: str) -> ModuleType:
+    """Import the heavy or optional module ``name`` without letting it talk on the user's screen.
+
+    Args:
+        name: dotted module name, for instance ``"paddleclas"``.
+        needed_for: the feature that asks, for the error message.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingDependencyError: the package is absent or cannot be imported; says what to install.
+    """
+    try:
+        with _hushed():
+            return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        remedy = _REMEDIES.get(package, f"pip install {package}")
+        raise MissingDependencyError(f"{needed_for} needs {package} ({error}). Remedy: {remedy}.") from error
+
+
+def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
+    """Return up to ``limit`` of ``names`` that look most like ``wrong``; the first few names where none does."""
+    known = list(names)
+    return difflib.get_close_matches(wrong, known, n=limit, cutoff=0.5) or known[:limit]
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Swallow warnings, INFO records and prints of an import; root handlers that it adds are removed again."""
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:], root.level = handlers, level
