@@ -1,0 +1,56 @@
+"""Callbacks that make any vision model trained with ``paddle.Model`` small and fast, and prove it.
+
+The names below are imported when first used: importing the package itself loads neither Paddle nor anything else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from paddlelite_callbacks._version import __version__
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.backbone.swap import BackboneSwap
+    from paddlelite_callbacks.callbacks.distill import DistillCallback
+    from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
+    from paddlelite_callbacks.callbacks.pact_quant import PACTQuantCallback
+    from paddlelite_callbacks.errors import MissingDependencyError
+    from paddlelite_callbacks.quant.config import PACTConfig
+    from paddlelite_callbacks.quant.prepare import prepare_pact_
+    from paddlelite_callbacks.report.gate import Budget
+
+__all__ = [
+    "BackboneSwap",
+    "Budget",
+    "DistillCallback",
+    "ExportBenchCallback",
+    "MissingDependencyError",
+    "PACTConfig",
+    "PACTQuantCallback",
+    "__version__",
+    "prepare_pact_",
+]
+
+_HOMES = {
+    "BackboneSwap": "backbone.swap",
+    "Budget": "report.gate",
+    "DistillCallback": "callbacks.distill",
+    "ExportBenchCallback": "callbacks.export_bench",
+    "MissingDependencyError": "errors",
+    "PACTConfig": "quant.config",
+    "PACTQuantCallback": "callbacks.pact_quant",
+    "prepare_pact_": "quant.prepare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the public names are {__all__}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

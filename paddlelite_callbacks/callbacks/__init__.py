@@ -1,0 +1,1 @@
+"""The callbacks; import them from ``paddlelite_callbacks``."""

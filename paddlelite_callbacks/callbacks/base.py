@@ -1,0 +1,94 @@
+"""What all callbacks of this package share."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import paddle
+
+from paddlelite_callbacks.callbacks.session import FitSession, joined_session
+from paddlelite_callbacks.hapi import calling_list, prepared_optimizer
+
+__all__ = ["ScopedCallback"]
+
+
+class ScopedCallback(paddle.callbacks.Callback):
+    """A hapi callback whose edits to the model last for one ``fit`` call and undo themselves however it ends.
+
+    Subclasses override the steps of `Member`: `check`, `convert`, `attach`, `after_batch`, `finish`. An edit goes on
+    the ``scope`` that a step is given, as a context manager or an undo function. A subclass that keeps an edit says
+    in its docstring which.
+
+    Outside ``paddle.Model.fit`` (a training loop of one's own that calls the hooks) the edits last from
+    ``on_train_begin`` to ``on_train_end`` or `close`.
+    """
+
+    model: paddle.Model
+    params: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session: FitSession | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is changed.
+
+        Raises:
+            RuntimeError: ``model.prepare`` was not called.
+            ValueError: the optimizer has parameter groups.
+        """
+        prepared_optimizer(self.model)
+
+    def convert(self, scope: ExitStack) -> None:
+        """Replace layers and tell the optimizer."""
+
+    def attach(self, scope: ExitStack) -> None:
+        """Set hooks and wrap the loss."""
+
+    def after_batch(self, updated: bool) -> None:
+        """Run behind each training batch; ``updated`` says whether the optimizer took a step."""
+
+    def finish(self) -> None:
+        """Run once ``fit`` has ended well, with every scoped edit undone."""
+
+    @property
+    def session(self) -> FitSession:
+        """The session of the running ``fit``.
+
+        Raises:
+            RuntimeError: no training is under way.
+        """
+        if self._session is None:
+            raise RuntimeError(f"{type(self).__name__} is not in training: pass it to model.fit(callbacks=[...]).")
+        return self._session
+
+    def close(self) -> None:
+        """Undo the edits of a training that was left without ``on_train_end``; does nothing otherwise."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def set_model(self, model: paddle.Model) -> None:
+        """Join the session of the ``fit`` that calls (called by hapi)."""
+        super().set_model(model)
+        self.close()  # heals a training that was left without a word
+        self._session = joined_session(self, model, calling_list())
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Make the edits, those of all callbacks of this package together (called by hapi)."""
+        if self._session is None:
+            self._session = joined_session(self, self.model, None)
+        self._session.start(self.params)
+
+    def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep ``logs``, where the figures of the batch go (called by hapi)."""
+        self.session.logs = logs
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Undo the edits (called by hapi); inside ``fit`` the finish follows hapi's own last checkpoint."""
+        session = self.session
+        session.close()
+        if session.own_loop:
+            self._session = None
+            session.finish()

@@ -1,0 +1,130 @@
+"""One ``fit`` call: who takes part, in which order their edits are made, and that all of them are undone."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import paddle
+from paddle import Tensor
+from paddle.hapi.callbacks import CallbackList
+
+from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics
+
+__all__ = ["FitSession", "Member", "joined_session"]
+
+
+class Member(Protocol):
+    """What a session asks of a callback; each step runs for all members before the next step begins."""
+
+    def check(self) -> None:
+        """Refuse what cannot work; changes nothing."""
+
+    def convert(self, scope: ExitStack) -> None:
+        """Replace layers and tell the optimizer."""
+
+    def attach(self, scope: ExitStack) -> None:
+        """Set hooks and wrap the loss."""
+
+    def after_batch(self, updated: bool) -> None:
+        """One training batch is done; ``updated`` says whether the optimizer took a step."""
+
+    def finish(self) -> None:
+        """Training came to its end, hapi's last checkpoint is written, and every scoped edit is undone."""
+
+
+class FitSession:
+    """The edits and the figures of one ``fit`` call.
+
+    The result is the same for every order of the callbacks in hapi's list, because each step is run for all
+    members before the next one: check, convert, attach, train, undo, finish.
+    """
+
+    def __init__(self, model: paddle.Model, *, own_loop: bool = False) -> None:
+        self.model = model
+        self.own_loop = own_loop
+        self.members: list[Member] = []
+        self.started = False
+        self.logs: dict[str, Any] | None = None
+        self._figures: dict[str, Tensor | None] = {}
+        self._scope = ExitStack()
+        self._failed = False
+
+    def join(self, member: Member) -> None:
+        """Take ``member`` in; ignored once the session has started, or when it is in already."""
+        if not self.started and all(member is not other for other in self.members):
+            self.members.append(member)
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Run check, convert and attach of all members; only the first call does anything.
+
+        Args:
+            params: hapi's ``Callback.params``.
+        """
+        if self.started:
+            return
+        self.started = True
+        try:
+            for member in self.members:
+                member.check()
+            for member in self.members:
+                member.convert(self._scope)
+            for member in self.members:
+                member.attach(self._scope)
+            self._scope.enter_context(around_train_batch(self.model, self._after_batch))
+            self._scope.enter_context(shown_metrics(params, list(self._figures)))
+        except BaseException:
+            self._failed = True
+            self.close()
+            raise
+
+    def declare_figure(self, name: str) -> None:
+        """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
+        self._figures[name] = None
+
+    def put_figure(self, name: str, value: Tensor) -> None:
+        """Keep the scalar ``value``; it is read (and the device waited for) behind the batch, where hapi does so too."""
+        self._figures[name] = value.detach()
+
+    def close(self) -> None:
+        """Undo every edit, the last one first; safe to call twice."""
+        self._scope.close()
+        for name in self._figures:
+            if self.logs is not None:  # hapi shares this dictionary among all models of the process
+                self.logs.pop(name, None)
+        self._figures.clear()
+
+    def finish(self) -> None:
+        """Close, then let every member finish."""
+        self.close()
+        if self.started and not self._failed:
+            for member in self.members:
+                member.finish()
+
+    def _after_batch(self, updated: bool) -> None:
+        for member in self.members:
+            member.after_batch(updated)
+        if self.logs is not None:
+            self.logs.update({name: float(value) for name, value in self._figures.items() if value is not None})
+
+
+_sessions: weakref.WeakKeyDictionary[CallbackList, FitSession] = weakref.WeakKeyDictionary()
+
+
+def joined_session(member: Member, model: paddle.Model, callbacks: CallbackList | None) -> FitSession:
+    """Return the session of the ``fit`` that uses ``callbacks``, with ``member`` in it; one of its own without a list.
+
+    Args:
+        member: joins, unless the session has started.
+        model: in training.
+        callbacks: hapi's list of this ``fit``; ``None`` in a training loop of the user's own.
+    """
+    session = None if callbacks is None else _sessions.get(callbacks)
+    if session is None:
+        session = FitSession(model, own_loop=callbacks is None)
+        if callbacks is not None:
+            _sessions[callbacks] = session
+            guard_fit(model, callbacks, session)
+    session.join(member)
+    return session

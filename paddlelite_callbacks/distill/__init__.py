@@ -1,0 +1,1 @@
+"""Distillation: pure loss functions, usable in any Paddle loop."""

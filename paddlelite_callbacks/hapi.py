@@ -1,0 +1,225 @@
+"""The bridge to hapi: the only module that touches private attributes of ``paddle.Model`` or of an optimizer.
+
+Every edit is a context manager that undoes itself, or (`guard_fit`) ends with the ``fit`` call it serves.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import paddle
+from paddle import Tensor
+from paddle.hapi.callbacks import CallbackList
+
+__all__ = [
+    "FitGuard",
+    "amp_level",
+    "around_train_batch",
+    "calling_list",
+    "guard_fit",
+    "prepared_optimizer",
+    "replaced_loss",
+    "shown_metrics",
+    "task_loss_of",
+    "trained_also",
+]
+
+LossFunction = Callable[..., Any]
+
+
+class FitGuard(Protocol):
+    """What `guard_fit` tells its owner."""
+
+    def close(self) -> None:
+        """``fit`` was left by an exception or Ctrl-C: undo all edits. Also called on an already closed one."""
+
+    def finish(self) -> None:
+        """``on_train_end`` of all callbacks is done, hapi's last checkpoint is written."""
+
+
+def calling_list() -> CallbackList | None:
+    """Return the ``CallbackList`` of the ``fit`` that is calling the caller's ``set_model``; ``None`` elsewhere.
+
+    hapi hands a callback the model but not the list that it belongs to, so this looks one frame up.
+    """
+    frame = sys._getframe(2)
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, CallbackList) and frame.f_code.co_name == "set_model" else None
+
+
+def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
+    """Tell ``guard`` how the ``fit`` that uses ``callbacks`` ends: hapi has no ``try/finally`` around it.
+
+    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on.
+    What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
+    calls of hapi's own, the guard is closed when ``callbacks`` is freed.
+    """
+    call_hooks, run_epoch, ours = callbacks._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+
+    @contextmanager
+    def closing() -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            model.__dict__.pop("_run_one_epoch", None)
+            guard.close()
+            raise
+
+    def call(name: str, *args: Any) -> None:
+        if name == "on_train_begin":
+            model._run_one_epoch = run_one_epoch
+        with closing():
+            call_hooks(name, *args)
+        if name == "on_train_end":
+            model.__dict__.pop("_run_one_epoch", None)
+            guard.finish()
+
+    def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
+        with closing() if callbacks is ours() else nullcontext():
+            return run_epoch(model, data_loader, callbacks, *args, **kwargs)
+
+    callbacks._call = call
+    weakref.finalize(callbacks, guard.close)
+
+
+def task_loss_of(model: paddle.Model) -> LossFunction:
+    """Return the loss given to ``model.prepare``.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if model._loss is None:
+        raise RuntimeError(
+            "The model has no loss, so there is nothing to train on: call model.prepare(optimizer, loss) before fit()."
+        )
+    return model._loss
+
+
+def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
+    """Return the optimizer given to ``model.prepare``.
+
+    Raises:
+        RuntimeError: there is none.
+        ValueError: it was made with parameter groups (dicts), which hapi's ``fit`` cannot use.
+    """
+    optimizer = model._optimizer
+    if optimizer is None:
+        raise RuntimeError("The model has no optimizer: call model.prepare(optimizer, loss) before fit().")
+    parameters = optimizer._parameter_list or []
+    if any(isinstance(group, dict) for group in parameters):
+        raise ValueError(
+            f"The optimizer {type(optimizer).__name__} was made with {len(parameters)} parameter groups, which "
+            "paddle.Model.fit cannot use: pass parameters=network.parameters() and give single parameters their own "
+            "rate with paddle.ParamAttr(learning_rate=...)."
+        )
+    return optimizer
+
+
+def amp_level(model: paddle.Model) -> str:
+    """Return the level of mixed precision given to ``model.prepare``: ``"O0"`` (none), ``"O1"`` or ``"O2"``."""
+    return str(getattr(model._adapter, "_amp_level", "O0"))
+
+
+@contextmanager
+def replaced_loss(model: paddle.Model, wrap: Callable[[LossFunction], LossFunction]) -> Iterator[None]:
+    """Let ``model`` use ``wrap(its loss)`` inside the block.
+
+    hapi calls the loss with ``*outputs, *labels``, in training outside ``auto_cast``, and in evaluation too.
+    """
+    original = task_loss_of(model)
+    model._loss = wrap(original)
+    try:
+        yield
+    finally:
+        model._loss = original
+
+
+@contextmanager
+def around_train_batch(model: paddle.Model, after: Callable[[bool], None]) -> Iterator[None]:
+    """Call ``after(updated)`` behind every ``model.train_batch`` inside the block, before any ``on_train_batch_end``.
+
+    Args:
+        model: the hapi model.
+        after: receives whether the optimizer took a step (``False`` while gradients are accumulated).
+    """
+    original = model.train_batch
+
+    def train_batch(inputs: Any, labels: Any = None, update: bool = True) -> Any:
+        result = original(inputs, labels, update)
+        after(update)
+        return result
+
+    with _instance_attribute(model, "train_batch", train_batch):
+        yield
+
+
+@contextmanager
+def trained_also(
+    optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor], *, keep: Callable[[], bool]
+) -> Iterator[None]:
+    """Add ``parameters`` to those that ``optimizer`` updates; the accumulators of the others are kept.
+
+    Args:
+        optimizer: not one with parameter groups, see `prepared_optimizer`.
+        parameters: those not yet known to the optimizer are added.
+        keep: asked at the end of the block; ``False`` takes the added ones out again.
+
+    Raises:
+        ValueError: a fused (``use_multi_tensor=True``) optimizer that has already taken steps cannot be extended.
+    """
+    known = optimizer._parameter_list
+    if known is None:
+        raise ValueError(
+            f"The optimizer {type(optimizer).__name__} has no parameter list: pass parameters=network.parameters()."
+        )
+    held = {id(parameter) for parameter in known}
+    added = [parameter for parameter in parameters if id(parameter) not in held]
+    if added and getattr(optimizer, "_use_multi_tensor", False) and optimizer._accumulators:
+        raise ValueError(
+            f"{type(optimizer).__name__}(use_multi_tensor=True) has already taken steps and cannot take new "
+            "parameters: make a new optimizer, or leave use_multi_tensor off."
+        )
+    known.extend(added)
+    try:
+        yield
+    finally:
+        if not keep():
+            gone = {id(parameter) for parameter in added}
+            known[:] = [parameter for parameter in known if id(parameter) not in gone]
+
+
+@contextmanager
+def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Let hapi's progress bar and VisualDL show the figures ``names`` of ``logs`` inside the block.
+
+    Args:
+        params: the dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.
+        names: keys of ``logs``.
+    """
+    metrics = params.get("metrics")
+    added = [] if metrics is None else [name for name in names if name not in metrics]
+    if metrics is not None:
+        metrics.extend(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            metrics.remove(name)
+
+
+@contextmanager
+def _instance_attribute(instance: Any, name: str, value: Any) -> Iterator[None]:
+    had = name in vars(instance)
+    before = vars(instance).get(name)
+    setattr(instance, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(instance, name, before)
+        else:
+            vars(instance).pop(name, None)

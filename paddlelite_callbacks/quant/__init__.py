@@ -1,0 +1,1 @@
+"""PACT quantisation-aware training: pure parts, usable in any Paddle loop."""

@@ -1,0 +1,130 @@
+"""From the fake-quantised network to the one that is shipped: int8 weights and fixed scales, no trained quantiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.nn.quant.qat import QuantedConv2D
+from paddle.quantization.base_quanter import BaseQuanter
+
+from paddlelite_callbacks.quant.fake_quant import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.surgery import replace_sublayer
+
+__all__ = ["FixedActivation", "Int8Conv2D", "Int8Linear", "convert_for_export_"]
+
+
+class FixedActivation(Layer):
+    """``clip(round(clip(x) / step), low, high) * step`` with fixed figures, in operations that every engine has.
+
+    Args:
+        step: width of a quantisation step, in units of the input.
+        low: lowest integer of the grid.
+        high: highest integer of the grid.
+        clip: a symmetric clip before it (PaddleSlim's PACT, whose scale is not its alpha); ``None`` for none.
+    """
+
+    def __init__(self, *, step: float, low: int, high: int, clip: float | None = None) -> None:
+        super().__init__()
+        self.step, self.low, self.high, self.clip = step, low, high, clip
+
+    @classmethod
+    def of(cls, quanter: BaseQuanter) -> FixedActivation:
+        """Read the figures of a trained quanter, ours or one of PaddleSlim's or Paddle's (symmetric, by scale).
+
+        Raises:
+            ValueError: the quanter has seen no batch.
+        """
+        if isinstance(quanter, PACTActivationQuanter):
+            low, high = quanter.levels()
+            if high == 0:
+                raise ValueError(
+                    "A quantised layer has seen no training batch, so its scale is unknown: run model.fit first."
+                )
+            return cls(step=quanter.step(), low=low, high=high)
+        high = 2 ** (int(quanter.bit_length()) - 1) - 1
+        clip = float(quanter.alpha) if hasattr(quanter, "alpha") else None
+        return cls(step=float(quanter.scales()) / high, low=-high - 1, high=high, clip=clip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantise and dequantise ``x`` (any shape)."""
+        if self.clip is not None:
+            x = paddle.clip(x, -self.clip, self.clip)
+        return paddle.clip(paddle.round(x / self.step), float(self.low), float(self.high)) * self.step
+
+
+class _Int8Layer(Layer):
+    """Holds int8 weights and one fp32 step per output channel; dequantises as it runs."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        quanter: ChannelWeightQuanter = layer.weight_quanter
+        steps = quanter.steps(layer.weight)
+        self.activation = FixedActivation.of(layer.activation_quanter)
+        self.bias = layer.bias
+        self.register_buffer("weight_int8", paddle.round(layer.weight.detach() / steps).astype("int8"))
+        self.register_buffer("weight_step", steps)
+
+    def weight(self) -> Tensor:
+        """Return the fp32 weight, equal to the one simulated in training."""
+        return self.weight_int8.astype("float32") * self.weight_step
+
+
+class Int8Conv2D(_Int8Layer):
+    """A trained ``QuantedConv2D`` with its weight as int8.
+
+    Args:
+        layer: whose figures are read; not changed.
+    """
+
+    def __init__(self, layer: QuantedConv2D) -> None:
+        super().__init__(layer)
+        self._options = {
+            "padding": layer._padding,
+            "stride": layer._stride,
+            "dilation": layer._dilation,
+            "groups": layer._groups,
+            "data_format": layer._data_format,
+        }
+        self._pad: dict[str, Any] | None = None
+        if layer._padding_mode != "zeros":
+            self._pad = {
+                "pad": layer._reversed_padding_repeated_twice,
+                "mode": layer._padding_mode,
+                "data_format": layer._data_format,
+            }
+            self._options["padding"] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, out, H', W']``."""
+        x = self.activation(x)
+        if self._pad is not None:
+            x = F.pad(x, **self._pad)
+        return F.conv2d(x, self.weight(), bias=self.bias, **self._options)
+
+
+class Int8Linear(_Int8Layer):
+    """A trained ``QuantedLinear`` with its weight as int8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        return F.linear(self.activation(x), self.weight(), self.bias)
+
+
+def convert_for_export_(network: Layer) -> list[str]:
+    """Replace every fake-quantised layer of ``network`` by its int8 form, in place: give it a copy.
+
+    Returns:
+        The names of the converted layers; empty for a network that is not quantised.
+
+    Raises:
+        ValueError: a quanter that has seen no batch.
+    """
+    layers = quantized_layers(network)
+    for name, layer in layers.items():
+        replace_sublayer(network, name, (Int8Conv2D if isinstance(layer, QuantedConv2D) else Int8Linear)(layer))
+    return list(layers)

@@ -1,0 +1,97 @@
+"""Layers by their name in ``named_sublayers()``: find, replace, freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from paddle.nn import Layer
+
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["find_sublayer", "frozen", "match_sublayers", "replace_sublayer", "same_modes"]
+
+
+def find_sublayer(network: Layer, name: str) -> Layer:
+    """Return the sublayer ``name`` of ``network``, as ``named_sublayers()`` spells it.
+
+    Raises:
+        ValueError: there is none; the message lists the names that look alike.
+    """
+    layers = dict(network.named_sublayers())
+    if name not in layers:
+        raise ValueError(
+            f"{type(network).__name__} has no sublayer {name!r}; near names: {near_names(name, layers)}. "
+            "Names are those of network.named_sublayers()."
+        )
+    return layers[name]
+
+
+def match_sublayers(network: Layer, pattern: str) -> list[str]:
+    """Return the names of the sublayers that the glob ``pattern`` matches, in the network's order.
+
+    Raises:
+        ValueError: none matches.
+    """
+    names = [name for name, _ in network.named_sublayers()]
+    # A name may hold brackets of its own (paddleclas calls stages "blocks[2]"): the very name always matches.
+    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(
+            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}."
+        )
+    return found
+
+
+def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
+    """Put ``new`` where the sublayer ``name`` stands, under every name that this same layer has (shared layers).
+
+    Args:
+        network: changed in place.
+        name: as in ``named_sublayers()``.
+        new: the replacement; takes over the old one's mode (``training``).
+
+    Returns:
+        The old layer, for putting it back with a second call.
+
+    Raises:
+        ValueError: there is no such sublayer.
+    """
+    old = find_sublayer(network, name)
+    for parent in [network, *network.sublayers()]:
+        for key, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, key, new)
+    if new.training != old.training:
+        new.train() if old.training else new.eval()
+    return old
+
+
+@contextmanager
+def same_modes(network: Layer) -> Iterator[None]:
+    """Give every layer of ``network`` its ``training`` flag back at the end of the block."""
+    modes = [(layer, layer.training) for layer in network.sublayers(include_self=True)]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+@contextmanager
+def frozen(network: Layer) -> Iterator[None]:
+    """Hold ``network`` still inside the block: eval mode (batch-norm statistics too) and ``stop_gradient`` everywhere.
+
+    Modes and ``stop_gradient`` flags come back one by one as they were.
+    """
+    flags = [(parameter, parameter.stop_gradient) for parameter in network.parameters()]
+    with same_modes(network):
+        try:
+            network.eval()
+            for parameter, _ in flags:
+                parameter.stop_gradient = True
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.stop_gradient = flag
