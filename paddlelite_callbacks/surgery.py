@@ -60,7 +60,7 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
     """
     old = find_sublayer(network, name)
     for parent in [network, *network.sublayers()]:
-        for key, child in list(parent.named_children()):
+        for key, child in list(parent._sub_layers.items()):  # named_children() names a shared layer only once
             if child is old:
                 setattr(parent, key, new)
     if new.training != old.training:

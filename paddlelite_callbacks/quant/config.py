@@ -52,6 +52,7 @@ class PACTConfig:
             given = getattr(self, name)
             if isinstance(given, str) or not all(isinstance(item, str) for item in given):
                 raise ValueError(f"{name} must be a list of strings, got {given!r}.")
+            object.__setattr__(self, name, tuple(given))
         unknown = [name for name in self.layer_types if name not in QUANTIZABLE]
         if unknown or not self.layer_types:
             raise ValueError(f"layer_types must be some of {list(QUANTIZABLE)}, got {list(self.layer_types)}.")

@@ -1,0 +1,1 @@
+"""Light backbones and how they take the place of heavy ones."""
