@@ -1,0 +1,1 @@
+"""Networks of the guide's worked example; installed as ``paddlelite_callbacks.models``."""

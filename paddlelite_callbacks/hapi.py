@@ -200,10 +200,9 @@ def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None
         params: the dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.
         names: keys of ``logs``.
     """
-    metrics = params.get("metrics")
-    added = [] if metrics is None else [name for name in names if name not in metrics]
-    if metrics is not None:
-        metrics.extend(added)
+    metrics: list[str] = params.get("metrics", [])
+    added = [name for name in names if name not in metrics]
+    metrics.extend(added)
     try:
         yield
     finally:

@@ -35,9 +35,7 @@ def hand_written(student, teacher, *, steps, distil, task, weight=1.0, data):
 
 
 def hinton(s, t, temperature=4.0):
-    return (
-        F.kl_div(F.log_softmax(s / temperature), F.softmax(t / temperature), reduction="batchmean") * temperature**2
-    )
+    return F.kl_div(F.log_softmax(s / temperature), F.softmax(t / temperature), reduction="batchmean") * temperature**2
 
 
 def test_three_steps_equal_a_hand_written_loop():
@@ -94,7 +92,9 @@ def test_the_teacher_is_in_no_checkpoint(tmp_path):
 
 def test_the_losses_are_on_the_progress_bar_and_in_logs(capsys):
     class Keep(paddle.callbacks.Callback):
-        seen: list[dict] = []
+        def __init__(self):
+            super().__init__()
+            self.seen = []
 
         def on_train_batch_end(self, step, logs=None):
             self.seen.append(dict(logs))

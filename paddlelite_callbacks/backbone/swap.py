@@ -161,7 +161,9 @@ def _number_of_classes(network: Layer, input_spec: Sequence[InputSpec] | None) -
         )
     linears = [layer for layer in network.sublayers(include_self=True) if isinstance(layer, paddle.nn.Linear)]
     if not linears:
-        raise ValueError(f"{type(network).__name__} has no Linear to tell its number of classes: give input_spec=[...].")
+        raise ValueError(
+            f"{type(network).__name__} has no Linear to tell its number of classes: give input_spec=[...]."
+        )
     return int(linears[-1].weight.shape[1])
 
 

@@ -107,7 +107,9 @@ def unpack(output: Any) -> list[Tensor]:
     structure = structure_of(output)
     maps = [output] if structure is None else list(output.values() if isinstance(output, dict) else output)
     if not maps or not all(isinstance(item, Tensor) and item.ndim == 4 for item in maps):
-        raise ValueError(f"The backbone must give maps [N, C, H, W]; it gives {[getattr(m, 'shape', m) for m in maps]}.")
+        raise ValueError(
+            f"The backbone must give maps [N, C, H, W]; it gives {[getattr(m, 'shape', m) for m in maps]}."
+        )
     return maps
 
 

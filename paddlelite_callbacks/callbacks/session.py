@@ -84,7 +84,7 @@ class FitSession:
         self._figures[name] = None
 
     def put_figure(self, name: str, value: Tensor) -> None:
-        """Keep the scalar ``value``; it is read (and the device waited for) behind the batch, where hapi does so too."""
+        """Keep the scalar ``value``; it is read (and the device waited for) behind the batch, as hapi's own are."""
         self._figures[name] = value.detach()
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ class PACTActivationQuanter(BaseQuanter):
         return _PACTFakeQuantize.apply(input, self.alpha, *self._levels)
 
     def refresh(self) -> None:
-        """Read the grid anew, after a checkpoint was loaded; evaluation and the start of ``fit`` do so by themselves."""
+        """Read the grid anew, after a checkpoint was loaded; evaluation and the start of ``fit`` do so."""
         low, high = (float(value) for value in self.grid.numpy())
         self._levels = (low, high)
 

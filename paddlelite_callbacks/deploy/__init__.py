@@ -1,0 +1,1 @@
+"""Export, engines, latency and checks: pure parts, usable without hapi."""

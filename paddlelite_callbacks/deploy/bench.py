@@ -1,0 +1,157 @@
+"""Check and time exported files on several engines, all on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.engines import ENGINES, Engine, Predict, missing_reason, reason
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["BenchOptions", "bench"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How files are timed.
+
+    Args:
+        engines: names from `ENGINES`; ``None`` for all.
+        threads: CPU threads of each engine, at least 1.
+        batch_size: images a call, at least 1.
+        warmup: calls not counted, at least 0.
+        repeats: calls counted, at least 1.
+        atol: a check's absolute tolerance, in units of the output.
+        rtol: a check's tolerance relative to the largest output, for fp32 files.
+        rtol_int8: the same for quantised files, where a last-bit difference of two engines can move an activation by
+            one quantisation step.
+
+    Raises:
+        ValueError: an unknown engine, or a number out of range.
+    """
+
+    engines: Sequence[str] | None = None
+    threads: int = 1
+    batch_size: int = 1
+    warmup: int = 10
+    repeats: int = 50
+    atol: float = 1e-4
+    rtol: float = 1e-3
+    rtol_int8: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in self.engines or ():
+            if name not in ENGINES:
+                raise ValueError(f"No engine {name!r}; known are {near_names(name, ENGINES)}.")
+        for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+    def chosen(self) -> list[Engine]:
+        """Return the engines asked for, present or not."""
+        return list(ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
+
+
+def bench(
+    artefacts: Sequence[Artefact],
+    inputs: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    options: BenchOptions,
+    *,
+    errors: dict[str, str] | None = None,
+    progress: bool = True,
+) -> tuple[tuple[Check, ...], tuple[Latency, ...]]:
+    """Load every file with every engine of its kind, compare its outputs, then time all of them in turn.
+
+    Args:
+        artefacts: the exported files.
+        inputs: real inputs, ``[N, ...]`` each; for the timing rows are repeated up to ``options.batch_size``.
+        expected: the live network's outputs for ``inputs``.
+        options: see `BenchOptions`.
+        errors: by kind of artefact, why there is no file of that kind.
+        progress: whether to show a bar.
+
+    Returns:
+        One check and one latency per engine and file; what failed carries its reason.
+    """
+    checks: list[Check] = []
+    failed: list[Latency] = []
+    ready: dict[tuple[str, str], Predict] = {}
+    for engine in options.chosen():
+        files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
+        error = missing_reason(engine) or (None if files else (errors or {}).get(engine.kind, "no such file exported"))
+        if error:
+            failed.append(_latency(engine.name, "fp32", options, error=error))
+            continue
+        for artefact in files:
+            try:
+                predict = engine.load(artefact, threads=options.threads)
+                rtol = options.rtol if artefact.precision == "fp32" else options.rtol_int8
+                checks.append(_checked(predict, inputs, expected, engine.name, artefact.precision, options.atol, rtol))
+                ready[engine.name, artefact.precision] = predict
+            except Exception as exception:
+                failed.append(_latency(engine.name, artefact.precision, options, error=reason(exception)))
+    return tuple(checks), (*_timed(ready, _batch(inputs, options.batch_size), options, progress), *failed)
+
+
+def _checked(
+    predict: Predict,
+    inputs: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    engine: str,
+    precision: str,
+    atol: float,
+    rtol: float,
+) -> Check:
+    got = predict(inputs)
+    return compare_outputs(expected, got, engine=engine, precision=precision, atol=atol, rtol=rtol)
+
+
+def _timed(
+    ready: dict[tuple[str, str], Predict], batch: list[np.ndarray], options: BenchOptions, progress: bool
+) -> list[Latency]:
+    if not ready:
+        return []
+    calls: dict[str, Callable[[], object]] = {
+        f"{engine}/{precision}": (lambda predict=predict: predict(batch))  # type: ignore[misc]
+        for (engine, precision), predict in ready.items()
+    }
+    rounds = options.warmup + options.repeats
+    with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not progress) as bar:
+        durations = measure_latency(calls, warmup=options.warmup, repeats=options.repeats, progress=bar.update)
+    return [
+        _latency(engine, precision, options, figures=summarise(durations[f"{engine}/{precision}"]))
+        for engine, precision in ready
+    ]
+
+
+def _latency(
+    engine: str,
+    precision: str,
+    options: BenchOptions,
+    *,
+    figures: dict[str, float] | None = None,
+    error: str | None = None,
+) -> Latency:
+    return Latency(
+        engine=engine,
+        precision=precision,
+        threads=options.threads,
+        batch_size=options.batch_size,
+        warmup=options.warmup,
+        repeats=options.repeats,
+        error=error,
+        **(figures or {}),
+    )
+
+
+def _batch(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Repeat rows until there are ``size``."""
+    return [np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for array in inputs]

@@ -1,0 +1,150 @@
+"""Inference engines on the CPU, one small class each; every one is a function from arrays to arrays once loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.errors import require
+
+__all__ = ["ENGINES", "Engine", "EngineError", "OnnxRuntime", "OpenVino", "PaddleInference", "missing_reason", "reason"]
+
+Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+class EngineError(RuntimeError):
+    """An engine could not load or run a file; one line with its reason."""
+
+
+class Engine(Protocol):
+    """Something that runs exported files.
+
+    Attributes:
+        name: as used in options and reports.
+        kind: of the artefacts it reads.
+        package: whose presence and version count.
+    """
+
+    name: str
+    kind: str
+    package: str
+
+    def load(self, artefact: Artefact, *, threads: int) -> Predict:
+        """Return a function that runs the file on ``threads`` CPU threads; outputs in the file's order.
+
+        Raises:
+            EngineError: the file cannot be loaded.
+            MissingDependencyError: the engine is not installed.
+        """
+
+
+class PaddleInference:
+    """Paddle Inference on the CPU.
+
+    Args:
+        onednn: with oneDNN (Paddle 3's default) or without (how the guide's table was taken).
+    """
+
+    kind, package = "paddle", "paddlepaddle"
+
+    def __init__(self, *, onednn: bool) -> None:
+        self.name, self._onednn = ("paddle-onednn" if onednn else "paddle"), onednn
+
+    def load(self, artefact: Artefact, *, threads: int) -> Predict:
+        """See `Engine.load`."""
+        inference = require("paddle.inference", needed_for="Paddle Inference")
+        config = inference.Config(*(str(file) for file in artefact.files))
+        config.disable_glog_info()
+        config.disable_gpu()
+        config.enable_mkldnn() if self._onednn else config.disable_mkldnn()
+        config.set_cpu_math_library_num_threads(threads)
+        try:
+            predictor = inference.create_predictor(config)
+        except Exception as error:
+            raise EngineError(reason(error)) from error
+        inputs = [predictor.get_input_handle(name) for name in predictor.get_input_names()]
+        outputs = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
+
+        def predict(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            for handle, array in zip(inputs, arrays, strict=True):
+                handle.copy_from_cpu(array)
+            predictor.run()
+            return [handle.copy_to_cpu() for handle in outputs]
+
+        return predict
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU."""
+
+    name, kind, package = "onnxruntime", "onnx", "onnxruntime"
+
+    def load(self, artefact: Artefact, *, threads: int) -> Predict:
+        """See `Engine.load`."""
+        runtime = require("onnxruntime", needed_for="the engine onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        try:
+            session = runtime.InferenceSession(str(artefact.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise EngineError(reason(error)) from error
+        names = [item.name for item in session.get_inputs()]
+        return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+class OpenVino:
+    """OpenVINO on the CPU, tuned for latency, in fp32 (its default rounds to bf16 where the CPU can)."""
+
+    name, kind, package = "openvino", "onnx", "openvino"
+
+    def load(self, artefact: Artefact, *, threads: int) -> Predict:
+        """See `Engine.load`."""
+        openvino = require("openvino", needed_for="the engine openvino")
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            compiled = openvino.Core().compile_model(str(artefact.path), "CPU", options)
+        except Exception as error:
+            raise EngineError(reason(error)) from error
+        request, count = compiled.create_infer_request(), len(compiled.outputs)
+
+        def predict(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            results: Any = request.infer(dict(enumerate(arrays)))
+            return [results[i] for i in range(count)]
+
+        return predict
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
+}
+
+
+def missing_reason(engine: Engine) -> str | None:
+    """Return why ``engine`` cannot be used here, ``None`` if it can; imports nothing."""
+    packages = [engine.package, *(["paddle2onnx", "onnx"] if engine.kind == "onnx" else [])]
+    missing = []
+    for package in packages:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            with suppress(importlib.metadata.PackageNotFoundError):  # the GPU build is a package of its own
+                importlib.metadata.version(f"{package}-gpu")
+                continue
+            missing.append(package)
+    return f"{' and '.join(missing)} not installed: pip install 'paddlelite_callbacks[deploy]'" if missing else None
+
+
+def reason(error: BaseException) -> str:
+    """Return the line of an engine's message that says what happened: Paddle's run to pages of stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
+    text = (telling or lines or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {text.replace(str(Path.cwd()), '.')}"[:300]

@@ -1,0 +1,169 @@
+"""Export to Paddle's inference program and to ONNX; a finished export is never harmed by a failing one."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+__all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "staged_folder"]
+
+_ONNX_SECONDS = 600
+
+
+class ExportError(RuntimeError):
+    """A network could not be exported, or the exported file does not compute what the network does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """One exported form of a network.
+
+    Args:
+        kind: ``"paddle"`` (program and parameters) or ``"onnx"``.
+        path: the file an engine is pointed at: Paddle's program, or the ``.onnx`` file.
+        files: all files that belong to it.
+        precision: ``"fp32"``, or ``"int8"`` for int8 weights.
+    """
+
+    kind: str
+    path: Path
+    files: tuple[Path, ...]
+    precision: str = "fp32"
+
+    @property
+    def size_mb(self) -> float:
+        """Sum of the files in MB (1e6 bytes), as the gate counts: parameters and program."""
+        return sum(file.stat().st_size for file in self.files) / 1e6
+
+    def sha256(self) -> dict[str, str]:
+        """Return the checksum of each file by its name."""
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files}
+
+    def moved_to(self, folder: Path) -> Artefact:
+        """Return the same artefact with its files in ``folder``."""
+        return Artefact(
+            kind=self.kind,
+            path=folder / self.path.name,
+            files=tuple(folder / file.name for file in self.files),
+            precision=self.precision,
+        )
+
+
+def copy_network(network: Layer) -> Layer:
+    """Return a deep copy in eval mode without the hooks of ``network``, which is left as it is."""
+    duplicate = copy.deepcopy(network)
+    for layer in duplicate.sublayers(include_self=True):
+        layer._forward_pre_hooks.clear()
+        layer._forward_post_hooks.clear()
+    duplicate.eval()
+    return duplicate
+
+
+def export_paddle(
+    network: Layer, folder: Path, *, input_spec: Sequence[InputSpec], precision: str = "fp32", name: str = "model"
+) -> Artefact:
+    """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
+
+    The program is Paddle 3's own format (PIR). ``paddle.jit`` changes what it is given, so it is given a copy. Write
+    into a `staged_folder` where an older export stands.
+
+    Args:
+        network: any mode; not changed.
+        folder: made if missing.
+        input_spec: one per input; ``None`` for sizes that vary.
+        precision: noted in the artefact.
+        name: of the files.
+
+    Raises:
+        ExportError: ``forward`` cannot be turned into a program; carries Paddle's reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
+    except Exception as error:
+        reason = " ".join(str(error).split())[-400:]
+        raise ExportError(
+            f"{type(network).__name__} cannot be exported with inputs {[list(spec.shape) for spec in input_spec]}: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    program, parameters = folder / f"{name}.json", folder / f"{name}.pdiparams"
+    missing = [file.name for file in (program, parameters) if not file.is_file()]
+    if missing:
+        raise ExportError(f"paddle.jit.save wrote no {missing} for {type(network).__name__}: it has no parameters?")
+    return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
+    """Convert a Paddle program to ONNX, in a child process since the converter can abort its own.
+
+    Args:
+        program: of kind ``"paddle"``.
+        path: of the ``.onnx`` file; appears only when whole.
+        opset: of ONNX.
+
+    Raises:
+        ExportError: the converter is missing, failed or died; carries the end of what it said.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    command = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child", *map(str, program.files)]
+    try:
+        done = subprocess.run(
+            [*command, str(partial), str(opset)], capture_output=True, text=True, timeout=_ONNX_SECONDS, check=False
+        )
+        if done.returncode != 0 or not partial.is_file():
+            said = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
+        partial.replace(path)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
+
+    After an exception the older ``folder`` stands as it was. Should the process die between the two renames, the
+    next call puts the older one back.
+
+    Raises:
+        OSError: the parent cannot be written to.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old, stage = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("old", f"new-{os.getpid()}"))
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.replace(folder)
+    _remove_stages_of_the_dead(folder)
+    stage.mkdir()
+    try:
+        yield stage
+        if folder.exists():
+            folder.replace(old)
+        stage.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _remove_stages_of_the_dead(folder: Path) -> None:
+    for left in folder.parent.glob(f".{folder.name}.new-*"):
+        process = left.name.rpartition("-")[2]
+        if not process.isdigit() or int(process) == os.getpid() or not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)

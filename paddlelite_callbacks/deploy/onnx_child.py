@@ -1,0 +1,17 @@
+"""Run by `export_onnx`: ``python -m paddlelite_callbacks.deploy.onnx_child PROGRAM PARAMETERS TARGET OPSET``."""
+
+from __future__ import annotations
+
+import sys
+
+from paddlelite_callbacks.errors import require
+
+
+def main(program: str, parameters: str, target: str, opset: str) -> None:
+    """Convert one Paddle program to ONNX."""
+    converter = require("paddle2onnx", needed_for="ONNX export")
+    converter.export(program, parameters, target, opset_version=int(opset), enable_onnx_checker=True, verbose=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,178 @@
+"""One run's figures: the single schema that the progress line, the report, the picture and the gate read."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from paddlelite_callbacks.deploy.check import Check
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.latency import Latency
+from paddlelite_callbacks.deploy.machine import Machine
+
+__all__ = ["ArtefactFigures", "Record", "append_record", "now", "read_records"]
+
+_log = logging.getLogger(__name__)
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactFigures:
+    """An exported form as it was when it was measured.
+
+    Args:
+        kind: ``"paddle"`` or ``"onnx"``.
+        precision: ``"fp32"`` or ``"int8"``.
+        path: of its first file.
+        size_mb: of all its files, MB (1e6 bytes).
+        sha256: checksum by file name.
+        error: why there is none.
+    """
+
+    kind: str
+    precision: str
+    path: str | None = None
+    size_mb: float | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def of(cls, artefact: Artefact) -> ArtefactFigures:
+        """Read the figures off the files."""
+        return cls(
+            kind=artefact.kind,
+            precision=artefact.precision,
+            path=str(artefact.path),
+            size_mb=artefact.size_mb,
+            sha256=artefact.sha256(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run.
+
+    Args:
+        name: of the run, unique within a ladder.
+        created: UTC, ISO 8601.
+        parameters: trained numbers in the network (batch-norm statistics and quantiser scales not counted).
+        artefacts: what was exported.
+        latencies: per engine.
+        checks: per engine, exported file against live network.
+        metrics: of the last evaluation, by hapi's names; more may be added by the user.
+        machine: that all this was measured on.
+        command: that started the process.
+        notes: what a reader should know.
+    """
+
+    name: str
+    created: str
+    parameters: int
+    artefacts: tuple[ArtefactFigures, ...]
+    latencies: tuple[Latency, ...]
+    checks: tuple[Check, ...]
+    metrics: dict[str, float]
+    machine: Machine
+    command: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_mb(self) -> float | None:
+        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more."""
+        sizes = [a.size_mb for a in self.artefacts if a.kind == "paddle" and a.size_mb is not None]
+        return min(sizes, default=None)
+
+    def best_latency(self) -> Latency | None:
+        """Return the fastest engine whose file computes what the network does."""
+        good = {(check.engine, check.precision) for check in self.checks if check.passed}
+        timed = [item for item in self.latencies if item.p50_ms is not None and (item.engine, item.precision) in good]
+        return min(timed, key=lambda item: item.p50_ms or 0.0, default=None)
+
+    def latency_of(self, engine: str) -> Latency | None:
+        """Return the row of ``engine``, failed or not; the fastest where it ran in several precisions."""
+        rows = [item for item in self.latencies if item.engine == engine]
+        return min(rows, key=lambda item: math.inf if item.p50_ms is None else item.p50_ms, default=None)
+
+    def to_json_line(self) -> str:
+        """Return the record as one line of JSON; numbers that are not finite become null."""
+        return json.dumps({"schema": SCHEMA, **_finite(asdict(self))}, ensure_ascii=False)
+
+    @classmethod
+    def from_json_line(cls, line: str) -> Record:
+        """Read what `to_json_line` wrote.
+
+        Raises:
+            ValueError: not JSON, another schema, or fields that do not fit.
+        """
+        data = json.loads(line)
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(f"This version reads records of schema {SCHEMA}; the line begins {line[:60]!r}.")
+        try:
+            return cls(
+                **{
+                    **data,
+                    "artefacts": tuple(ArtefactFigures(**item) for item in data["artefacts"]),
+                    "latencies": tuple(Latency(**item) for item in data["latencies"]),
+                    "checks": tuple(Check(**item) for item in data["checks"]),
+                    "machine": Machine(**{**data["machine"], "flags": tuple(data["machine"]["flags"])}),
+                    "notes": tuple(data["notes"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"The record {data.get('name')!r} does not fit schema {SCHEMA}: {error}.") from error
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add ``record`` as the last line of ``path``; what stands there is never rewritten, two writers wait in turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"  # a writer that died in the middle of its line
+        else:
+            torn = False
+        file.write((b"\n" if torn else b"") + record.to_json_line().encode() + b"\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of ``path``; a line that a dying writer tore is left out, with a warning.
+
+    Raises:
+        ValueError: no such file, or a whole line of another schema.
+    """
+    if not path.is_file():
+        raise ValueError(f"No record file {path}.")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_json_line(line))
+        except json.JSONDecodeError:
+            _log.warning("%s, line %d is torn and left out.", path, number)
+    return records
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

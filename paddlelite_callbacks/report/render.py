@@ -1,0 +1,158 @@
+"""The ladder of several records as Markdown, JSON lines and a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.report.gate import Budget, judge, most_accurate
+from paddlelite_callbacks.report.record import Record
+
+__all__ = ["ladder_markdown", "ladder_png", "write_ladder"]
+
+_DASH = "\u2014"
+
+
+def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | None = None) -> str:
+    """Return the guide's table: model, accuracy, parameters, exported MB, median ms per engine, verdict of the gate.
+
+    A figure that could not be had is a dash with a footnote; below stand the winner and how it was measured.
+
+    Args:
+        records: one a row, in this order.
+        metric: key of ``Record.metrics``, shown in per cent where all values are within [0, 1].
+        budget: of the gate; ``None`` leaves the column out.
+    """
+    engines = list(dict.fromkeys(row.engine for record in records for row in record.latencies))
+    head = ["model", metric, "parameters", "exported MB", *(f"{name} ms" for name in engines)]
+    notes: dict[str, int] = {}
+    rows = []
+    for record in records:
+        milliseconds = [_milliseconds(record, name, notes) for name in engines]
+        row = [record.name, _metric(record, metric, records), f"{record.parameters / 1e6:.2f} M", _size(record)]
+        rows.append([*row, *milliseconds, *([] if budget is None else [str(judge(record, budget))])])
+    if budget is not None:
+        head.append("gate")
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (3 + len(engines)) + ("---|" if budget else "")]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *(f"{_DASH}{number}: {text}." for text, number in notes.items())]
+    if budget is not None and budget.metric is not None:
+        winner = most_accurate(records, budget)
+        lines += ["", f"Most accurate of those that pass: **{winner.name}**." if winner else "None passes the gate."]
+    return "\n".join([*lines, "", _how_measured(records), ""])
+
+
+def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str = "") -> None:
+    """Draw accuracy against latency (fastest engine), the area of a bubble its exported size; written whole or not.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure", needed_for="the picture of the ladder")
+    require("matplotlib.backends.backend_agg", needed_for="the picture of the ladder")
+    figure = figure_module.Figure(figsize=(8, 5), dpi=120, layout="constrained")  # no pyplot: nobody's state changes
+    axes = figure.add_subplot()
+    points = _points(records, metric)
+    top = max((size for _, _, size, _ in points), default=1.0)
+    colours = ["#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#f76707", "#868e96"]
+    for i, (x, y, size, name) in enumerate(points):
+        axes.scatter(x, y, s=60 + 2400 * size / top, color=colours[i % len(colours)], alpha=0.55, edgecolor="white")
+        axes.scatter(x, y, s=8, color="black", zorder=3)
+        label = f"{name}\n{y:.4g}, {x:.2f} ms, {size:.2f} MB"
+        place = _label_place(i, points)
+        axes.annotate(
+            label,
+            (x, y),
+            xytext=place,
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if place[0] >= 0 else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#adb5bd", "lw": 0.8},
+            zorder=4,
+        )
+    if points and max(p[0] for p in points) > 4 * min(p[0] for p in points):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.margins(x=0.3, y=0.25)
+    axes.set_xlabel("median latency, fastest engine, batch 1 (ms)")
+    axes.set_ylabel(metric)
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(partial)
+    partial.replace(path)
+
+
+def write_ladder(
+    folder: Path, records: Sequence[Record], *, metric: str, budget: Budget | None = None, title: str = ""
+) -> str:
+    """Write ``ladder.md``, ``ladder.jsonl`` and ``ladder.png`` into ``folder``; returns the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = ladder_markdown(records, metric=metric, budget=budget)
+    _write_whole(folder / "ladder.md", text)
+    _write_whole(folder / "ladder.jsonl", "".join(record.to_json_line() + "\n" for record in records))
+    ladder_png(records, folder / "ladder.png", metric=metric, title=title)
+    return text
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _points(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, str]]:
+    points = []
+    for record in records:
+        best, value = record.best_latency(), record.metrics.get(metric)
+        if best is not None and best.p50_ms is not None and value is not None:
+            points.append((best.p50_ms, value, record.size_mb or 0.0, record.name))
+    return points
+
+
+def _label_place(i: int, points: Sequence[tuple[float, float, float, str]]) -> tuple[float, float]:
+    """Fan the labels out: above each other where points stand close, away from the middle of the picture."""
+    order = sorted(range(len(points)), key=lambda k: points[k][1])
+    rank = order.index(i)
+    side = 46.0 if rank % 2 else -46.0
+    return side, (rank - (len(points) - 1) / 2) * 22.0
+
+
+def _metric(record: Record, metric: str, records: Sequence[Record]) -> str:
+    values = [r.metrics[metric] for r in records if metric in r.metrics]
+    if metric not in record.metrics:
+        return _DASH
+    value = record.metrics[metric]
+    return f"{100 * value:.2f} %" if all(0 <= v <= 1 for v in values) else f"{value:.4g}"
+
+
+def _size(record: Record) -> str:
+    return _DASH if record.size_mb is None else f"{record.size_mb:.2f}"
+
+
+def _milliseconds(record: Record, engine: str, notes: dict[str, int]) -> str:
+    row = record.latency_of(engine)
+    if row is None:
+        return _DASH
+    if row.p50_ms is None:
+        number = notes.setdefault(f"{engine}: {row.error}", len(notes) + 1)
+        return f"{_DASH}{number}"
+    return f"{row.p50_ms:.2f}"
+
+
+def _how_measured(records: Sequence[Record]) -> str:
+    rows = [row for record in records for row in record.latencies if row.p50_ms is not None]
+    if not rows:
+        return "No latency was measured."
+    row, machine = rows[0], records[-1].machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    return (
+        f"Median of {row.repeats} runs after {row.warmup} warm-up runs, engines in turn, batch {row.batch_size}, "
+        f"{row.threads} thread{'s' if row.threads > 1 else ''}, {machine.cpu} ({' '.join(machine.flags)}); Python "
+        f"{machine.python}, {versions}. Exported MB: parameters and program of the Paddle export, 1 MB = 1e6 bytes."
+    )
