@@ -30,6 +30,8 @@ from paddlelite_callbacks.deploy.export import (
 )
 from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.quant.convert import convert_for_export_
+from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.report.gate import Budget, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
 
@@ -167,11 +169,12 @@ class ExportBenchCallback(ScopedCallback):
     def _made_in(self, stage: Path, name: str) -> Record:
         network = copy_network(self.model.network)
         sample = self._sample or []
-        with paddle.no_grad():
-            expected = [item.numpy() for item in _outputs(network(*[paddle.to_tensor(item) for item in sample]))]
+        expected, noise = _reference(network, sample)
         precision = "int8" if convert_for_export_(network) else "fp32"
         artefacts, errors = self._exported(network, stage, precision)
-        checks, latencies = bench(artefacts, sample, expected, self.options, errors=errors, progress=bool(self.verbose))
+        checks, latencies = bench(
+            artefacts, sample, expected, self.options, noise=noise, errors=errors, progress=bool(self.verbose)
+        )
         wrong = [check for check in checks if not check.passed]
         if wrong:
             raise ExportError(
@@ -214,6 +217,15 @@ class ExportBenchCallback(ScopedCallback):
             InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
             for i, item in enumerate(self._sample or [])
         ]
+
+
+def _reference(network: Layer, sample: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+    """Return the outputs of ``network`` for ``sample`` and, where it is quantised, their `rounding_noise`."""
+    inputs = [paddle.to_tensor(item) for item in sample]
+    with paddle.no_grad():
+        expected = [item.numpy() for item in _outputs(network(*inputs))]
+    layers = quantized_layers(network)
+    return expected, rounding_noise(layers.values(), lambda: _outputs(network(*inputs))) if layers else []
 
 
 def _outputs(output: Any) -> list[Tensor]:

@@ -28,9 +28,7 @@ class BenchOptions:
         warmup: calls not counted, at least 0.
         repeats: calls counted, at least 1.
         atol: a check's absolute tolerance, in units of the output.
-        rtol: a check's tolerance relative to the largest output, for fp32 files.
-        rtol_int8: the same for quantised files, where a last-bit difference of two engines can move an activation by
-            one quantisation step.
+        rtol: a check's tolerance relative to the largest output.
 
     Raises:
         ValueError: an unknown engine, or a number out of range.
@@ -43,7 +41,6 @@ class BenchOptions:
     repeats: int = 50
     atol: float = 1e-4
     rtol: float = 1e-3
-    rtol_int8: float = 0.05
 
     def __post_init__(self) -> None:
         for name in self.engines or ():
@@ -65,6 +62,7 @@ def bench(
     expected: Sequence[np.ndarray],
     options: BenchOptions,
     *,
+    noise: Sequence[float] = (),
     errors: dict[str, str] | None = None,
     progress: bool = True,
 ) -> tuple[tuple[Check, ...], tuple[Latency, ...]]:
@@ -75,6 +73,7 @@ def bench(
         inputs: real inputs, ``[N, ...]`` each; for the timing rows are repeated up to ``options.batch_size``.
         expected: the live network's outputs for ``inputs``.
         options: see `BenchOptions`.
+        noise: per output of a quantised network, how far it moves by rounding alone, see `rounding_noise`.
         errors: by kind of artefact, why there is no file of that kind.
         progress: whether to show a bar.
 
@@ -93,25 +92,21 @@ def bench(
         for artefact in files:
             try:
                 predict = engine.load(artefact, threads=options.threads)
-                rtol = options.rtol if artefact.precision == "fp32" else options.rtol_int8
-                checks.append(_checked(predict, inputs, expected, engine.name, artefact.precision, options.atol, rtol))
+                checks.append(
+                    compare_outputs(
+                        expected,
+                        predict(inputs),
+                        engine=engine.name,
+                        precision=artefact.precision,
+                        atol=options.atol,
+                        rtol=options.rtol,
+                        noise=noise,
+                    )
+                )
                 ready[engine.name, artefact.precision] = predict
             except Exception as exception:
                 failed.append(_latency(engine.name, artefact.precision, options, error=reason(exception)))
     return tuple(checks), (*_timed(ready, _batch(inputs, options.batch_size), options, progress), *failed)
-
-
-def _checked(
-    predict: Predict,
-    inputs: Sequence[np.ndarray],
-    expected: Sequence[np.ndarray],
-    engine: str,
-    precision: str,
-    atol: float,
-    rtol: float,
-) -> Check:
-    got = predict(inputs)
-    return compare_outputs(expected, got, engine=engine, precision=precision, atol=atol, rtol=rtol)
 
 
 def _timed(

@@ -10,7 +10,16 @@ from paddlelite_callbacks.errors import require
 def main(program: str, parameters: str, target: str, opset: str) -> None:
     """Convert one Paddle program to ONNX."""
     converter = require("paddle2onnx", needed_for="ONNX export")
-    converter.export(program, parameters, target, opset_version=int(opset), enable_onnx_checker=True, verbose=False)
+    converter.export(
+        program,
+        parameters,
+        target,
+        opset_version=int(opset),
+        enable_onnx_checker=True,
+        verbose=False,
+        # Its default, polygraphy, runs "pip install" in the user's environment and replaces their NumPy.
+        optimize_tool="onnxoptimizer",
+    )
 
 
 if __name__ == "__main__":
