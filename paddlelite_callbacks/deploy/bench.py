@@ -14,7 +14,7 @@ from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["BenchOptions", "bench"]
+__all__ = ["BenchOptions", "bench", "latency_row", "repeated_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class BenchOptions:
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
+        if isinstance(self.engines, str):
+            raise ValueError(f"engines must be a list of names, got {self.engines!r}.")
+        if self.engines is not None and not self.engines:
+            raise ValueError(f"engines must name at least one of {list(ENGINES)}, or be None for all.")
         for name in self.engines or ():
             if name not in ENGINES:
                 raise ValueError(f"No engine {name!r}; known are {near_names(name, ENGINES)}.")
@@ -87,7 +91,7 @@ def bench(
         files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
         error = missing_reason(engine) or (None if files else (errors or {}).get(engine.kind, "no such file exported"))
         if error:
-            failed.append(_latency(engine.name, "fp32", options, error=error))
+            failed.append(latency_row(engine.name, "fp32", options, error=error))
             continue
         for artefact in files:
             try:
@@ -105,8 +109,8 @@ def bench(
                 )
                 ready[engine.name, artefact.precision] = predict
             except Exception as exception:
-                failed.append(_latency(engine.name, artefact.precision, options, error=reason(exception)))
-    return tuple(checks), (*_timed(ready, _batch(inputs, options.batch_size), options, progress), *failed)
+                failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
+    return tuple(checks), (*_timed(ready, repeated_rows(inputs, options.batch_size), options, progress), *failed)
 
 
 def _timed(
@@ -114,20 +118,20 @@ def _timed(
 ) -> list[Latency]:
     if not ready:
         return []
-    calls: dict[str, Callable[[], object]] = {
-        f"{engine}/{precision}": (lambda predict=predict: predict(batch))  # type: ignore[misc]
-        for (engine, precision), predict in ready.items()
+    calls: dict[tuple[str, str], Callable[[], object]] = {
+        key: (lambda predict=predict: predict(batch))  # type: ignore[misc]
+        for key, predict in ready.items()
     }
     rounds = options.warmup + options.repeats
     with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not progress) as bar:
         durations = measure_latency(calls, warmup=options.warmup, repeats=options.repeats, progress=bar.update)
     return [
-        _latency(engine, precision, options, figures=summarise(durations[f"{engine}/{precision}"]))
+        latency_row(engine, precision, options, figures=summarise(durations[engine, precision]))
         for engine, precision in ready
     ]
 
 
-def _latency(
+def latency_row(
     engine: str,
     precision: str,
     options: BenchOptions,
@@ -135,6 +139,7 @@ def _latency(
     figures: dict[str, float] | None = None,
     error: str | None = None,
 ) -> Latency:
+    """Return ``figures`` of `summarise`, or the ``error`` in their place, with how they were got."""
     return Latency(
         engine=engine,
         precision=precision,
@@ -147,6 +152,6 @@ def _latency(
     )
 
 
-def _batch(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Repeat rows until there are ``size``."""
+def repeated_rows(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Return ``inputs`` with their rows repeated until there are ``size``."""
     return [np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for array in inputs]

@@ -101,7 +101,10 @@ def export_paddle(
     program, parameters = folder / f"{name}.json", folder / f"{name}.pdiparams"
     missing = [file.name for file in (program, parameters) if not file.is_file()]
     if missing:
-        raise ExportError(f"paddle.jit.save wrote no {missing} for {type(network).__name__}: it has no parameters?")
+        raise ExportError(
+            f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its parameters. "
+            "Does forward() leave Paddle's operations (numpy(), Python numbers), so that its result became a constant?"
+        )
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
 
 

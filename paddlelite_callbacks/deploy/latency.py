@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 __all__ = ["Latency", "measure_latency", "summarise"]
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +46,13 @@ class Latency:
 
 
 def measure_latency(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Key, Callable[[], object]],
     *,
     warmup: int = 10,
     repeats: int = 50,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
+) -> dict[Key, list[float]]:
     """Time ``calls`` in turn: a, b, c, a, b, c, ...
 
     Args:
@@ -67,7 +70,7 @@ def measure_latency(
     """
     if warmup < 0 or repeats < 1:
         raise ValueError(f"warmup must be at least 0 and repeats at least 1, got {warmup} and {repeats}.")
-    durations: dict[str, list[float]] = {name: [] for name in calls}
+    durations: dict[Key, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
             begin = clock()

@@ -55,6 +55,21 @@ class ArtefactFigures:
             sha256=artefact.sha256(),
         )
 
+    def artefact(self) -> Artefact:
+        """Return the files, for an engine to load.
+
+        Raises:
+            ValueError: nothing was exported, or a file is gone.
+        """
+        if self.path is None:
+            raise ValueError(f"There is no {self.kind} file: {self.error}.")
+        path = Path(self.path)
+        files = tuple(path.with_name(name) for name in self.sha256)
+        gone = [str(file) for file in files if not file.is_file()]
+        if gone:
+            raise ValueError(f"The exported files {gone} are not there any more.")
+        return Artefact(kind=self.kind, path=path, files=files, precision=self.precision)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

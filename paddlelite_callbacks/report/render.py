@@ -18,10 +18,11 @@ _DASH = "\u2014"
 def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | None = None) -> str:
     """Return the guide's table: model, accuracy, parameters, exported MB, median ms per engine, verdict of the gate.
 
-    A figure that could not be had is a dash with a footnote; below stand the winner and how it was measured.
+    A figure that could not be had is a dash with a footnote. Below stand what each row won against the first, the
+    winner of the gate, and how all was measured.
 
     Args:
-        records: one a row, in this order.
+        records: one a row, in this order, the big model first.
         metric: key of ``Record.metrics``, shown in per cent where all values are within [0, 1].
         budget: of the gate; ``None`` leaves the column out.
     """
@@ -38,6 +39,7 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (3 + len(engines)) + ("---|" if budget else "")]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"{_DASH}{number}: {text}." for text, number in notes.items())]
+    lines += _won(records, metric)
     if budget is not None and budget.metric is not None:
         winner = most_accurate(records, budget)
         lines += ["", f"Most accurate of those that pass: **{winner.name}**." if winner else "None passes the gate."]
@@ -109,9 +111,9 @@ def _write_whole(path: Path, text: str) -> None:
 def _points(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, str]]:
     points = []
     for record in records:
-        best, value = record.best_latency(), record.metrics.get(metric)
-        if best is not None and best.p50_ms is not None and value is not None:
-            points.append((best.p50_ms, value, record.size_mb or 0.0, record.name))
+        milliseconds, value = _fastest_ms(record), record.metrics.get(metric)
+        if milliseconds is not None and value is not None:
+            points.append((milliseconds, value, record.size_mb or 0.0, record.name))
     return points
 
 
@@ -123,12 +125,41 @@ def _label_place(i: int, points: Sequence[tuple[float, float, float, str]]) -> t
     return side, (rank - (len(points) - 1) / 2) * 22.0
 
 
+def _won(records: Sequence[Record], metric: str) -> list[str]:
+    """Say, a line a record, how it stands against the first: size, latency of the fastest engine, metric."""
+    lines = []
+    for record in records[1:]:
+        gains = [*_ratio(records[0].size_mb, record.size_mb, "smaller", "larger")]
+        gains += _ratio(_fastest_ms(records[0]), _fastest_ms(record), "faster", "slower")
+        if metric in record.metrics and metric in records[0].metrics:
+            change = record.metrics[metric] - records[0].metrics[metric]
+            gains.append(
+                f"{metric} {100 * change:+.2f} points" if _shares(records, metric) else f"{metric} {change:+.4g}"
+            )
+        lines.append(f"- **{record.name}** against {records[0].name}: {', '.join(gains)}.")
+    return lines
+
+
+def _fastest_ms(record: Record) -> float | None:
+    best = record.best_latency()
+    return None if best is None else best.p50_ms
+
+
+def _ratio(old: float | None, new: float | None, better: str, worse: str) -> list[str]:
+    if not old or not new:
+        return []
+    return [f"{old / new:.1f}x {better}" if new <= old else f"{new / old:.1f}x {worse}"]
+
+
+def _shares(records: Sequence[Record], metric: str) -> bool:
+    return all(0 <= record.metrics[metric] <= 1 for record in records if metric in record.metrics)
+
+
 def _metric(record: Record, metric: str, records: Sequence[Record]) -> str:
-    values = [r.metrics[metric] for r in records if metric in r.metrics]
     if metric not in record.metrics:
         return _DASH
     value = record.metrics[metric]
-    return f"{100 * value:.2f} %" if all(0 <= v <= 1 for v in values) else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if _shares(records, metric) else f"{value:.4g}"
 
 
 def _size(record: Record) -> str:

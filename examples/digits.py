@@ -1,0 +1,247 @@
+"""From a big classifier to a light one, on real handwritten digits, in minutes on a CPU.
+
+Trains a big teacher, then a light network alone, with distillation, with PACT quantisation-aware training, and with
+both; exports, checks and times each, and writes the ladder as Markdown, JSON lines and a picture.
+
+    python examples/digits.py            # about five minutes on two cores
+    python examples/digits.py --quick    # a minute: shows that everything runs, learns little
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # measured: batches this small train faster on one thread than on two
+warnings.filterwarnings("ignore", message=".*(ccache|track global mean|To copy construct).*")
+
+print("Loading Paddle ...", flush=True)
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+from paddlelite_callbacks import (  # noqa: E402
+    BackboneSwap,
+    Budget,
+    DistillCallback,
+    ExportBenchCallback,
+    PACTQuantCallback,
+)
+from paddlelite_callbacks.deploy.bench import BenchOptions  # noqa: E402
+from paddlelite_callbacks.report.ladder import timed_together  # noqa: E402
+from paddlelite_callbacks.report.record import Record  # noqa: E402
+from paddlelite_callbacks.report.render import write_ladder  # noqa: E402
+
+CLASSES, TEST_IMAGES, BATCH = 10, 500, 32
+
+
+class Digits(paddle.io.Dataset):
+    """Scikit-learn's 1,797 scans of handwritten digits, 8x8, enlarged to ``[3, size, size]``; labels 0-9.
+
+    Args:
+        train: whether the training images; the other 500 are the test images.
+        size: of the enlarged image, a multiple of 8.
+        limit: at most so many images.
+    """
+
+    def __init__(self, *, train: bool, size: int = 32, limit: int | None = None) -> None:
+        scans = load_digits()
+        order = np.random.RandomState(0).permutation(len(scans.target))
+        chosen = (order[TEST_IMAGES:] if train else order[:TEST_IMAGES])[:limit]
+        grey = enlarged(scans.images[chosen] / 16, size) * 2 - 0.6
+        self.images = np.repeat(grey[:, None], 3, axis=1).astype("float32")
+        self.labels = scans.target[chosen].astype("int64")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[index], self.labels[index]
+
+
+def enlarged(images: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge ``[N, 8, 8]`` to ``[N, size, size]``, bilinearly."""
+    centre = (np.arange(size) + 0.5) * images.shape[1] / size - 0.5
+    left = np.clip(np.floor(centre).astype(int), 0, images.shape[1] - 2)
+    share = np.clip(centre - left, 0, 1)
+    weights = np.zeros((size, images.shape[1]))
+    weights[np.arange(size), left] = 1 - share
+    weights[np.arange(size), left + 1] = share
+    return np.einsum("ij,njk,lk->nil", weights, images, weights)
+
+
+class TrainingLog(paddle.callbacks.Callback):
+    """Writes one JSON line an epoch: losses, accuracy, learning rate, seconds."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.line, self.began = path, {}, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the clock."""
+        self.line, self.began = {"epoch": epoch}, time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the training figures."""
+        self.line |= {key: first(value) for key, value in (logs or {}).items() if key not in ("step", "batch_size")}
+        self.line["seconds"] = round(time.perf_counter() - self.began, 2)
+
+    def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Write the line."""
+        self.line |= {f"test_{key}": first((logs or {})[key]) for key in ("loss", "acc")}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.line) + "\n")
+
+
+def first(value: Any) -> float:
+    """Return a figure that hapi may hand out inside a list."""
+    return float(value[0] if isinstance(value, (list, tuple)) else value)
+
+
+@dataclass
+class Ladder:
+    """Trains, exports and times one network after another; keeps their records."""
+
+    options: argparse.Namespace
+    folder: Path
+    budget: Budget
+    train: Digits
+    test: Digits
+    records: list[Record]
+
+    def rung(
+        self, name: str, network: paddle.nn.Layer, *, epochs: int, rate: float, callbacks: Sequence[Any] = ()
+    ) -> paddle.nn.Layer:
+        """Train ``network`` with hapi and our callbacks; weights, log and export stay in the folder."""
+        print(f"\n=== {name}: {epochs} epochs ===", flush=True)
+        model = paddle.Model(network)
+        steps = epochs * -(-len(self.train) // BATCH)
+        schedule = paddle.optimizer.lr.CosineAnnealingDecay(rate, steps)
+        schedule = paddle.optimizer.lr.LinearWarmup(schedule, max(1, steps // 20), 0.0, rate)
+        optimizer = paddle.optimizer.AdamW(schedule, parameters=network.parameters(), weight_decay=1e-3)
+        model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy())
+        export = ExportBenchCallback(
+            self.folder, name=name, budget=self.budget, engines=self.options.engines,
+            warmup=self.options.warmup, repeats=self.options.repeats,
+        )  # fmt: skip
+        log = TrainingLog(self.folder / "logs" / f"{name}.jsonl")
+        model.fit(
+            self.train, self.test, batch_size=BATCH, epochs=epochs, verbose=1, log_freq=10,
+            callbacks=[*callbacks, export, log],
+        )  # fmt: skip
+        model.save(str(self.folder / "weights" / name), training=True)
+        self.records.append(export.record)
+        return network
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Climb the ladder; returns the folder of this run."""
+    paddle.seed(options.seed)
+    np.random.seed(options.seed)
+    folder = new_folder(Path(options.out))
+    limit = 256 if options.quick else None
+    train, test = Digits(train=True, limit=limit), Digits(train=False, limit=limit)
+    print(f"{len(train)} training and {len(test)} test images; results go to {folder}", flush=True)
+    limits = {"size_mb": options.size_mb, "latency_ms": options.latency_ms, "metric_drop": options.metric_drop}
+    ladder = Ladder(options, folder, Budget(**limits), train, test, [])
+
+    teacher = getattr(paddle.vision.models, options.teacher)(num_classes=CLASSES)
+    ladder.rung(options.teacher, teacher, epochs=options.teacher_epochs, rate=options.teacher_rate)
+    baseline = ladder.records[0].metrics["acc"]
+    ladder.budget = Budget(**limits, metric="acc", baseline=baseline)
+
+    begun = BackboneSwap(options.student)(teacher)
+    whole = {"epochs": options.epochs, "rate": options.rate}
+    finer = {"epochs": options.pact_epochs, "rate": options.rate * options.pact_lr_scale}
+    distil = DistillCallback(teacher, loss=options.loss, temperature=options.temperature, weight=options.weight)
+    light = ladder.rung("light", copy.deepcopy(begun), **whole)
+    distilled = ladder.rung("light+distil", copy.deepcopy(begun), **whole, callbacks=[distil])
+    ladder.rung("light+pact", light, **finer, callbacks=[PACTQuantCallback()])
+    ladder.rung("light+distil+pact", distilled, **finer, callbacks=[distil, PACTQuantCallback()])
+
+    print("\nTiming all exported files in turn ...", flush=True)
+    bench = BenchOptions(engines=options.engines, warmup=options.warmup, repeats=options.repeats)
+    records = timed_together(ladder.records, [test.images[:1]], bench)
+    title = f"Handwritten digits: {options.teacher} to {options.student}"
+    print("\n" + write_ladder(folder, records, metric="acc", budget=ladder.budget, title=title))
+    print(f"Written: {folder}/ladder.md, ladder.jsonl, ladder.png, the exported files, weights/ and logs/")
+    return folder
+
+
+def new_folder(base: Path) -> Path:
+    """Make ``base/001``, ``base/002``, ...: a rerun leaves earlier results alone."""
+    base.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.name) for path in base.iterdir() if path.name.isdigit()), default=0)
+    folder = base / f"{number:03d}"
+    for part in ("weights", "logs"):
+        (folder / part).mkdir(parents=True)
+    return folder
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    show = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], formatter_class=show)
+    add = parser.add_argument
+    add(
+        "--out",
+        default="runs/digits",
+        metavar="DIR",
+        help="each run makes a numbered folder in it and keeps the others",
+    )
+    add("--quick", action="store_true", help="256 images and one epoch each: shows that everything runs, learns little")
+    add("--seed", type=int, default=0, help="of the weights, the order of the images and dropout")
+    add("--teacher", default="resnet18", metavar="NAME", help="the big classifier, from paddle.vision.models")
+    add("--teacher-epochs", type=int, default=6, metavar="N", help="how long the teacher trains")
+    add("--teacher-rate", type=float, default=1e-3, metavar="R", help="the teacher's largest learning rate")
+    add("--student", default="MobileNetV3_small_x1_0", metavar="NAME", help="the light classifier, from paddleclas")
+    add("--epochs", type=int, default=10, metavar="N", help="how long the light networks train")
+    add("--rate", type=float, default=2e-3, metavar="R", help="the light networks' largest learning rate")
+    add("--loss", default="kl", choices=["kl", "jsdiv"], help="distillation loss on the class scores")
+    add("--temperature", type=float, default=4.0, metavar="T", help="of the distillation loss")
+    add("--weight", type=float, default=1.0, metavar="W", help="of the distillation loss, beside the task loss's 1")
+    add(
+        "--pact-epochs",
+        type=int,
+        default=3,
+        metavar="N",
+        help="epochs of quantisation-aware training, from the trained",
+    )
+    add("--pact-lr-scale", type=float, default=0.3, metavar="K", help="its learning rate, as a share of --rate")
+    add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program together")
+    add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median on the CPU, fastest engine")
+    add(
+        "--metric-drop",
+        type=float,
+        default=0.05,
+        metavar="D",
+        help="gate: loss of accuracy, as a share of the teacher's",
+    )
+    add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino; all if not given")
+    add("--warmup", type=int, default=10, metavar="N", help="timed calls that are not counted")
+    add("--repeats", type=int, default=100, metavar="N", help="timed calls that are")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.teacher_epochs = options.epochs = options.pact_epochs = 1
+        options.warmup, options.repeats = 2, 5
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the example."""
+    options = parsed(arguments)
+    run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

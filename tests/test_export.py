@@ -1,0 +1,185 @@
+"""Exported files against the live network, in every engine; and that a failing export harms nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from paddle.static import InputSpec
+from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
+
+from paddlelite_callbacks import PACTQuantCallback
+from paddlelite_callbacks.deploy.engines import ENGINES
+from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_onnx, export_paddle, staged_folder
+from paddlelite_callbacks.quant.convert import convert_for_export_
+
+SPEC = [InputSpec([None, 3, 8, 8], name="x")]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    paddle.seed(0)
+    network = TinyNet(dropout=0.5)
+    fit(hapi_model(network), epochs=2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export with a space and \u4e2d\u6587")
+    program = export_paddle(trained, folder, input_spec=SPEC)
+    return {"paddle": program, "onnx": export_onnx(program, folder / "model.onnx")}
+
+
+def in_evaluation(network, *inputs):
+    copied = copy_network(network)
+    with paddle.no_grad():
+        return copied(*[paddle.to_tensor(item) for item in inputs]).numpy()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_computes_what_the_network_does(engine, batch, trained, files):
+    x = Images(batch).images
+    predict = ENGINES[engine].load(files[ENGINES[engine].kind], threads=1)
+    (got,) = predict([x])
+    np.testing.assert_allclose(got, in_evaluation(trained, x), atol=1e-5)
+
+
+def test_paddle_jit_load_computes_it_too(trained, files):
+    loaded = paddle.jit.load(str(files["paddle"].path.with_suffix("")))
+    loaded.eval()
+    x = Images(4).images
+    np.testing.assert_allclose(loaded(paddle.to_tensor(x)).numpy(), in_evaluation(trained, x), atol=1e-6)
+
+
+def test_export_leaves_the_network_as_it_is(tmp_path):
+    network = TinyNet()
+    before, calls = weights_of(network), []
+    network.conv1.register_forward_post_hook(lambda *_: calls.append(1))
+    network.bn1.eval()
+    export_paddle(network, tmp_path, input_spec=SPEC)
+    assert equal_weights(before, weights_of(network))
+    assert network.training
+    assert not network.bn1.training
+    assert not calls
+    assert not isinstance(network.forward, paddle.jit.api.StaticFunction)
+    network(paddle.zeros([1, 3, 8, 8]))
+    assert calls == [1]
+
+
+def test_size_and_checksum_are_those_of_the_files(files):
+    program = files["paddle"]
+    assert program.size_mb == sum(file.stat().st_size for file in program.files) / 1e6
+    assert [file.suffix for file in program.files] == [".json", ".pdiparams"]
+    said = subprocess.run(["sha256sum", str(program.path)], capture_output=True, text=True, check=True).stdout
+    assert said.lstrip("\\").startswith(program.sha256()["model.json"])
+
+
+def test_the_converter_installs_nothing(trained, tmp_path):
+    """paddle2onnx's default optimiser runs pip at run time."""
+
+    def installed():
+        return {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+
+    before = installed()
+    export_onnx(export_paddle(trained, tmp_path, input_spec=SPEC), tmp_path / "m.onnx")
+    assert installed() == before
+
+
+def test_a_quantised_network_is_exported_within_half_a_step(tmp_path):
+    """A step of the output: were it quantised to 8 bits over the range it takes, the width of one of its 255 steps."""
+    paddle.seed(2)
+    model = hapi_model()
+    fit(model, [PACTQuantCallback()], epochs=3)
+    x = Images(16).images
+    expected, shipped = in_evaluation(model.network, x), copy_network(model.network)
+    step = (expected.max() - expected.min()) / 255
+    convert_for_export_(shipped)
+    program = export_paddle(shipped, tmp_path, input_spec=SPEC, precision="int8")
+    made = {"paddle": program, "onnx": export_onnx(program, tmp_path / "model.onnx")}
+    for engine in ENGINES.values():
+        (got,) = engine.load(made[engine.kind], threads=1)([x])
+        assert np.abs(got - expected).max() <= step / 2, engine.name
+
+
+def test_a_forward_that_cannot_be_exported(tmp_path):
+    class Odd(TinyNet):
+        def forward(self, x):
+            return paddle.to_tensor(x.numpy())
+
+    with pytest.raises(ExportError, match=r"the program of Odd uses none of its parameters. Does forward\(\) leave"):
+        export_paddle(Odd(), tmp_path, input_spec=SPEC)
+
+    class Never(TinyNet):
+        def forward(self, x):
+            if not paddle.in_dynamic_mode():
+                raise NotImplementedError("eager only")
+            return super().forward(x)
+
+    with pytest.raises(ExportError, match=r"Never cannot be exported with inputs \[\[-1, 3, 8, 8\]\]: .*eager only"):
+        export_paddle(Never(), tmp_path, input_spec=SPEC)
+
+
+def test_a_network_that_onnx_has_no_word_for(tmp_path):
+    class Rare(TinyNet):
+        def forward(self, x):
+            return paddle.lgamma(super().forward(x).abs() + 1)
+
+    program = export_paddle(Rare(), tmp_path, input_spec=SPEC)
+    with pytest.raises(ExportError, match=r"paddle2onnx ended with -?\d+ on model\.json: .*unsupported operators"):
+        export_onnx(program, tmp_path / "model.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.pdiparams"]
+
+
+def write(folder, text):
+    (folder / "file").write_text(text)
+
+
+def test_a_staged_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "net"
+    with staged_folder(target) as stage:
+        write(stage, "old")
+        assert not target.exists()
+    with pytest.raises(FileNotFoundError), staged_folder(target) as stage:
+        write(stage / "no such folder", "new")
+    assert (target / "file").read_text() == "old"
+    with staged_folder(target) as stage:
+        write(stage, "new")
+        assert (target / "file").read_text() == "old"
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_older_folder(tmp_path):
+    target = tmp_path / "net"
+    with staged_folder(target) as stage:
+        write(stage, "old")
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from paddlelite_callbacks.deploy.export import staged_folder\n"
+        "with staged_folder(pathlib.Path(sys.argv[1])) as stage:\n"
+        "    (stage / 'file').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert (target / "file").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2  # what the dead left
+    with staged_folder(target) as stage:
+        write(stage, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_a_process_killed_between_the_two_renames_is_healed(tmp_path):
+    target = tmp_path / "net"
+    (tmp_path / ".net.old").mkdir()
+    write(tmp_path / ".net.old", "old")
+    with pytest.raises(RuntimeError), staged_folder(target):
+        raise RuntimeError
+    assert (target / "file").read_text() == "old"
