@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
-__all__ = ["MissingDependencyError", "near_names", "require"]
+__all__ = ["MissingDependencyError", "near_names", "require", "require_installed"]
 
 _REMEDIES = {
     "paddleclas": (
         "paddleclas 2.6.0 pins numpy 1.24.4, which has no build for Python 3.12 and later: use Python 3.10 or 3.11"
     ),
-    "paddleslim": "pip install paddleslim==2.6.0 decorator 'setuptools<81'",
+    "paddleslim": "pip install paddleslim==2.6.0 decorator six 'setuptools<81'",
     "paddle2onnx": "pip install 'paddlelite_callbacks[deploy]' (paddle2onnx has no build for Python 3.13 yet)",
     "onnx": "pip install 'paddlelite_callbacks[deploy]'",
     "onnxruntime": "pip install 'paddlelite_callbacks[deploy]'",
@@ -48,15 +49,28 @@ def require(name: str, *, needed_for: str) -> ModuleType:
         with _hushed():
             return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
-        remedy = _REMEDIES.get(package, f"pip install {package}")
-        raise MissingDependencyError(f"{needed_for} needs {package} ({error}). Remedy: {remedy}.") from error
+        raise _missing(name.partition(".")[0], str(error), needed_for) from error
+
+
+def require_installed(name: str, *, needed_for: str) -> None:
+    """Check that the top-level module ``name`` can be found, without importing it.
+
+    Raises:
+        MissingDependencyError: as `require` does.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise _missing(name, f"No module named {name!r}", needed_for)
 
 
 def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
     """Return up to ``limit`` of ``names`` that look most like ``wrong``; the first few names where none does."""
     known = list(names)
     return difflib.get_close_matches(wrong, known, n=limit, cutoff=0.5) or known[:limit]
+
+
+def _missing(package: str, why: str, needed_for: str) -> MissingDependencyError:
+    remedy = _REMEDIES.get(package, f"pip install {package}")
+    return MissingDependencyError(f"{needed_for} needs {package} ({why}). Remedy: {remedy}.")
 
 
 @contextlib.contextmanager

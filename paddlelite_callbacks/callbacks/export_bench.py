@@ -29,6 +29,7 @@ from paddlelite_callbacks.deploy.export import (
     staged_folder,
 )
 from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.errors import MissingDependencyError
 from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.noise import rounding_noise
 from paddlelite_callbacks.quant.prepare import quantized_layers
@@ -206,7 +207,7 @@ class ExportBenchCallback(ScopedCallback):
             return [program], {}
         try:
             return [program, export_onnx(program, stage / "model.onnx")], {}
-        except ExportError as error:
+        except (ExportError, MissingDependencyError) as error:
             _log.warning("No ONNX file: %s", error)
             return [program], {"onnx": str(error)}
 

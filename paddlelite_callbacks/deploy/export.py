@@ -17,6 +17,8 @@ import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.errors import require_installed
+
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "staged_folder"]
 
 _ONNX_SECONDS = 600
@@ -117,8 +119,10 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
         opset: of ONNX.
 
     Raises:
-        ExportError: the converter is missing, failed or died; carries the end of what it said.
+        MissingDependencyError: the converter is not installed.
+        ExportError: the converter failed or died; carries the end of what it said.
     """
+    require_installed("paddle2onnx", needed_for="ONNX export")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     command = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child", *map(str, program.files)]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.report.gate import Budget, judge, most_accurate
@@ -13,6 +14,13 @@ from paddlelite_callbacks.report.record import Record
 __all__ = ["ladder_markdown", "ladder_png", "write_ladder"]
 
 _DASH = "\u2014"
+
+
+class _Point(NamedTuple):
+    ms: float
+    metric: float
+    mb: float
+    name: str
 
 
 def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | None = None) -> str:
@@ -54,35 +62,32 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
     """
     figure_module = require("matplotlib.figure", needed_for="the picture of the ladder")
     require("matplotlib.backends.backend_agg", needed_for="the picture of the ladder")
-    figure = figure_module.Figure(figsize=(8, 5), dpi=120, layout="constrained")  # no pyplot: nobody's state changes
-    axes = figure.add_subplot()
+    figure = figure_module.Figure(figsize=(9, 5), dpi=120)  # no pyplot: nobody's state changes
+    axes = figure.add_axes((0.08, 0.12, 0.54, 0.78))
     points = _points(records, metric)
     top = max((size for _, _, size, _ in points), default=1.0)
     colours = ["#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#f76707", "#868e96"]
-    for i, (x, y, size, name) in enumerate(points):
+    for i, (x, y, size, _) in enumerate(points):
         axes.scatter(x, y, s=60 + 2400 * size / top, color=colours[i % len(colours)], alpha=0.55, edgecolor="white")
         axes.scatter(x, y, s=8, color="black", zorder=3)
-        label = f"{name}\n{y:.4g}, {x:.2f} ms, {size:.2f} MB"
-        place = _label_place(i, points)
+        near = sum(_close(points[k], points[i], points) for k in range(i))  # numbers of bubbles in one place fan out
         axes.annotate(
-            label,
-            (x, y),
-            xytext=place,
-            textcoords="offset points",
-            fontsize=8,
-            ha="left" if place[0] >= 0 else "right",
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "#adb5bd", "lw": 0.8},
-            zorder=4,
+            str(i + 1), (x, y), xytext=(8 + 11 * near, 8), textcoords="offset points", fontsize=10, fontweight="bold"
         )
+    shares = all(0 <= y <= 1 for _, y, _, _ in points)
+    lines = [
+        f"{i + 1}  {name}: {f'{100 * y:.2f} %' if shares else f'{y:.4g}'}, {x:.2f} ms, {size:.2f} MB"
+        for i, (x, y, size, name) in enumerate(points)
+    ]
+    figure.text(0.645, 0.5, "\n\n".join(lines), ha="left", va="center", fontsize=9, linespacing=1.2)
     if points and max(p[0] for p in points) > 4 * min(p[0] for p in points):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-    axes.margins(x=0.3, y=0.25)
+    axes.margins(x=0.2, y=0.2)
     axes.set_xlabel("median latency, fastest engine, batch 1 (ms)")
     axes.set_ylabel(metric)
-    axes.set_title(title)
+    figure.suptitle(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
@@ -108,21 +113,20 @@ def _write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _points(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, str]]:
+def _points(records: Sequence[Record], metric: str) -> list[_Point]:
     points = []
     for record in records:
         milliseconds, value = _fastest_ms(record), record.metrics.get(metric)
         if milliseconds is not None and value is not None:
-            points.append((milliseconds, value, record.size_mb or 0.0, record.name))
+            points.append(_Point(milliseconds, value, record.size_mb or 0.0, record.name))
     return points
 
 
-def _label_place(i: int, points: Sequence[tuple[float, float, float, str]]) -> tuple[float, float]:
-    """Fan the labels out: above each other where points stand close, away from the middle of the picture."""
-    order = sorted(range(len(points)), key=lambda k: points[k][1])
-    rank = order.index(i)
-    side = 46.0 if rank % 2 else -46.0
-    return side, (rank - (len(points) - 1) / 2) * 22.0
+def _close(a: _Point, b: _Point, points: Sequence[_Point]) -> bool:
+    """Whether two points would carry their numbers in the same place of the picture."""
+    width = max(p.ms for p in points) - min(p.ms for p in points) or 1.0
+    height = max(p.metric for p in points) - min(p.metric for p in points) or 1.0
+    return abs(a.ms - b.ms) < 0.05 * width and abs(a.metric - b.metric) < 0.05 * height
 
 
 def _won(records: Sequence[Record], metric: str) -> list[str]:

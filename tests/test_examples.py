@@ -1,0 +1,60 @@
+"""The examples as a reader runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlelite_callbacks.report.record import read_records
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, cwd=folder
+    )
+
+
+@pytest.mark.slow
+def test_digits_quick(tmp_path):
+    kept = tmp_path / "runs" / "digits" / "001"
+    kept.mkdir(parents=True)
+    (kept / "ladder.md").write_text("of an earlier run")
+    done = example("digits.py", "--quick", folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("Loading Paddle ...")
+    assert "distill_loss" in done.stdout
+    assert (kept / "ladder.md").read_text() == "of an earlier run"
+    folder = tmp_path / "runs" / "digits" / "002"
+    names = ["resnet18", "light", "light+distil", "light+pact", "light+distil+pact"]
+    ladder = read_records(folder / "ladder.jsonl")
+    assert [record.name for record in ladder] == names
+    for record in ladder:
+        assert all(check.passed for check in record.checks), record.name
+        assert all(row.error is None for row in record.latencies), record.name
+        assert (folder / "weights" / f"{record.name}.pdparams").is_file()
+        (line,) = (folder / "logs" / f"{record.name}.jsonl").read_text().splitlines()
+        assert json.loads(line)["test_acc"] == pytest.approx(record.metrics["acc"])
+    sizes = {record.name: record.size_mb for record in ladder}
+    assert sizes["light"] < 0.2 * sizes["resnet18"]
+    assert sizes["light+distil+pact"] < 0.35 * sizes["light"]
+    text = (folder / "ladder.md").read_text()
+    assert text in done.stdout
+    assert all(f"| {name} |" in text for name in names)
+    assert (folder / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_explains_every_flag(tmp_path):
+    done = example("digits.py", "--help", folder=tmp_path)
+    assert done.returncode == 0
+    flags = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(flags) > 15
+    for block in done.stdout.split("\n  --")[1:]:
+        words = block.split()
+        assert len(words) > 3, f"--{words[0]} has no explanation"
+    assert not list(tmp_path.iterdir())
