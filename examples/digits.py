@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> Path:
     paddle.seed(options.seed)
     np.random.seed(options.seed)
     folder = new_folder(Path(options.out))
-    limit = 256 if options.quick else None
+    limit = 128 if options.quick else None
     train, test = Digits(train=True, limit=limit), Digits(train=False, limit=limit)
     print(f"{len(train)} training and {len(test)} test images; results go to {folder}", flush=True)
     limits = {"size_mb": options.size_mb, "latency_ms": options.latency_ms, "metric_drop": options.metric_drop}
@@ -210,7 +210,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="each run makes a numbered folder in it and keeps the others",
     )
-    add("--quick", action="store_true", help="256 images and one epoch each: shows that everything runs, learns little")
+    add("--quick", action="store_true", help="128 images and one epoch each: shows that everything runs, learns little")
     add("--seed", type=int, default=0, help="of the weights, the order of the images and dropout")
     add("--teacher", default="resnet18", metavar="NAME", help="the big classifier, from paddle.vision.models")
     add("--teacher-epochs", type=int, default=5, metavar="N", help="how long the teacher trains")
