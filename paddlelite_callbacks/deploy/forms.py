@@ -19,6 +19,7 @@ from paddlelite_callbacks.deploy.export import Artefact, ExportError, copy_netwo
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
 from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.quant.outputs import quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import strip_quantisers_
 
@@ -113,7 +114,8 @@ def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Refere
     if not layers:
         return {"fp32": Reference([item.numpy() for item in outputs_of(network)])}
     plain = strip_quantisers_(copy_network(network))
-    noise = rounding_noise(layers.values(), lambda: outputs_of(network))
+    moved = {id(layer): layer for layer in (*layers.values(), *quantized_outputs(network).values())}
+    noise = rounding_noise(moved.values(), lambda: outputs_of(network))
     return {
         "fp32": Reference([item.numpy() for item in outputs_of(plain)]),
         "int8": Reference([item.numpy() for item in outputs_of(network)], noise),
