@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.errors import MissingDependencyError
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
+    from paddlelite_callbacks.quant.ptq import ptq_int8
     from paddlelite_callbacks.report.gate import Budget
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PACTQuantCallback",
     "__version__",
     "prepare_pact_",
+    "ptq_int8",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact_quant",
     "prepare_pact_": "quant.prepare",
+    "ptq_int8": "quant.ptq",
 }
 
 

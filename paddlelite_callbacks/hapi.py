@@ -23,6 +23,7 @@ __all__ = [
     "guard_fit",
     "prepared_optimizer",
     "replaced_loss",
+    "scaled_learning_rate",
     "shown_metrics",
     "task_loss_of",
     "trained_also",
@@ -208,6 +209,50 @@ def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None
     finally:
         for name in added:
             metrics.remove(name)
+
+
+class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
+    """Stands in for the user's scheduler: the same object in all but the rate that the optimizer reads."""
+
+    def __init__(self, schedule: paddle.optimizer.lr.LRScheduler, factor: float) -> None:
+        self.__dict__.update(schedule=schedule, factor=factor)  # no __init__ of the parent: it would take a step
+
+    def __call__(self) -> float:
+        return self.factor * self.schedule()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__dict__", "__class__", "schedule", "factor"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "schedule"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.schedule, name, value)
+
+
+@contextmanager
+def scaled_learning_rate(optimizer: paddle.optimizer.Optimizer, factor: float) -> Iterator[None]:
+    """Let ``optimizer`` use ``factor`` times its learning rate, or its scheduler's, inside the block.
+
+    A scheduler goes on stepping as it would, by hapi or by the user, and is saved as it is. A rate that was changed
+    with ``set_lr`` inside the block is divided by ``factor`` at its end.
+    """
+    before = optimizer._learning_rate
+    if factor == 1:
+        yield
+        return
+    scheduled = isinstance(before, paddle.optimizer.lr.LRScheduler)
+    if scheduled:
+        optimizer._learning_rate = _ScaledSchedule(before, factor)
+    else:
+        optimizer.set_lr(before * factor)
+        scaled = optimizer._learning_rate
+    try:
+        yield
+    finally:
+        if scheduled:
+            optimizer._learning_rate = before
+        else:
+            optimizer.set_lr(before if optimizer._learning_rate == scaled else optimizer.get_lr() / factor)
 
 
 @contextmanager

@@ -20,19 +20,10 @@ from tqdm import tqdm
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.deploy.bench import BenchOptions, bench
-from paddlelite_callbacks.deploy.export import (
-    Artefact,
-    ExportError,
-    copy_network,
-    export_onnx,
-    export_paddle,
-    staged_folder,
-)
+from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
+from paddlelite_callbacks.deploy.forms import export_forms, references
 from paddlelite_callbacks.deploy.machine import this_machine
-from paddlelite_callbacks.errors import MissingDependencyError
-from paddlelite_callbacks.quant.convert import convert_for_export_
-from paddlelite_callbacks.quant.noise import rounding_noise
-from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.deploy.verdict import int8_notes
 from paddlelite_callbacks.report.gate import Budget, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
 
@@ -46,7 +37,8 @@ class ExportBenchCallback(ScopedCallback):
     """Export the trained network when ``fit`` has ended, check what was written, and time it on the CPU.
 
     Written into ``folder/name``: ``model.json`` + ``model.pdiparams`` (``paddle.jit.save``; int8 weights for a
-    network trained with PACT) and, with the extra ``deploy``, ``model.onnx``. All of it is made from a copy, loaded
+    network trained with PACT) and, with the extra ``deploy``, ``model.onnx`` (fp32) and for a network trained with
+    PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`). All of it is made from a copy, loaded
     again by every engine, and compared with the live network on images of the first training batch; a difference
     beyond the tolerance fails the export. Only a set that passed takes the place of an older one. The figures are
     appended to ``folder/runs.jsonl``. It all happens behind hapi's last checkpoint; the model is left as found.
@@ -161,6 +153,7 @@ class ExportBenchCallback(ScopedCallback):
             + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
             for row in record.latencies
         ]
+        lines += [f"  {note}" for note in record.notes]
         return "\n".join([*lines, *([f"  gate: {self.verdict}"] if self.verdict is not None else [])])
 
     def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
@@ -170,17 +163,20 @@ class ExportBenchCallback(ScopedCallback):
     def _made_in(self, stage: Path, name: str) -> Record:
         network = copy_network(self.model.network)
         sample = self._sample or []
-        expected, noise = _reference(network, sample)
-        precision = "int8" if convert_for_export_(network) else "fp32"
-        artefacts, errors = self._exported(network, stage, precision)
+        expected = references(network, sample)
+        wants_onnx = any(engine.kind == "onnx" for engine in self.options.chosen())
+        forms = export_forms(network, stage, input_spec=self._specs(), onnx=wants_onnx)
+        artefacts = forms.artefacts
         checks, latencies = bench(
-            artefacts, sample, expected, self.options, noise=noise, errors=errors, progress=bool(self.verbose)
+            artefacts, sample, expected, self.options, errors=forms.errors, progress=bool(self.verbose)
         )
         wrong = [check for check in checks if not check.passed]
         if wrong:
             raise ExportError(
                 f"The export of {name} computes something else than the network: "
-                + "; ".join(f"{c.engine}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong)
+                + "; ".join(
+                    f"{c.engine}/{c.precision}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong
+                )
             )
         figures = [ArtefactFigures.of(a) for a in artefacts]
         return Record(
@@ -192,24 +188,15 @@ class ExportBenchCallback(ScopedCallback):
                     ArtefactFigures(**{**vars(f), "path": str(self.folder / name / a.path.name)})
                     for f, a in zip(figures, artefacts, strict=True)
                 ),
-                *(ArtefactFigures(kind=kind, precision=precision, error=error) for kind, error in errors.items()),
+                *(ArtefactFigures(kind=k, precision=p, error=error) for (k, p), error in forms.errors.items()),
             ),
             latencies=latencies,
             checks=checks,
             metrics=dict(self._metrics),
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
+            notes=int8_notes(latencies),
         )
-
-    def _exported(self, network: Layer, stage: Path, precision: str) -> tuple[list[Artefact], dict[str, str]]:
-        program = export_paddle(network, stage, input_spec=self._specs(), precision=precision)
-        if all(engine.kind != "onnx" for engine in self.options.chosen()):
-            return [program], {}
-        try:
-            return [program, export_onnx(program, stage / "model.onnx")], {}
-        except (ExportError, MissingDependencyError) as error:
-            _log.warning("No ONNX file: %s", error)
-            return [program], {"onnx": str(error)}
 
     def _specs(self) -> Sequence[InputSpec]:
         if self.input_spec is not None:
@@ -218,24 +205,6 @@ class ExportBenchCallback(ScopedCallback):
             InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
             for i, item in enumerate(self._sample or [])
         ]
-
-
-def _reference(network: Layer, sample: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
-    """Return the outputs of ``network`` for ``sample`` and, where it is quantised, their `rounding_noise`."""
-    inputs = [paddle.to_tensor(item) for item in sample]
-    with paddle.no_grad():
-        expected = [item.numpy() for item in _outputs(network(*inputs))]
-    layers = quantized_layers(network)
-    return expected, rounding_noise(layers.values(), lambda: _outputs(network(*inputs))) if layers else []
-
-
-def _outputs(output: Any) -> list[Tensor]:
-    """Flatten as ``paddle.jit.save`` does: dictionaries in the order of their keys, sorted."""
-    if isinstance(output, dict):
-        output = [output[key] for key in sorted(output)]
-    if isinstance(output, (list, tuple)):
-        return [item for part in output for item in _outputs(part)]
-    return [output]
 
 
 def _count_parameters(network: Layer) -> int:

@@ -9,41 +9,63 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
+from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
-from paddlelite_callbacks.hapi import amp_level, prepared_optimizer, trained_also
+from paddlelite_callbacks.hapi import amp_level, prepared_optimizer, scaled_learning_rate, trained_also
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.fake_quant import PACTActivationQuanter
-from paddlelite_callbacks.quant.prepare import convertible_layers, prepare_pact_, quantized_layers, trained_scales
+from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, metric_of
+from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
+from paddlelite_callbacks.quant.sensitivity import find_skips
+from paddlelite_callbacks.quant.switch import switch_quantisers_
 
 __all__ = ["PACTQuantCallback"]
 
 _log = logging.getLogger(__name__)
+_NORMS = (paddle.nn.BatchNorm, paddle.nn.BatchNorm2D, paddle.nn.SyncBatchNorm)
 
 
 class PACTQuantCallback(ScopedCallback):
     """Quantisation-aware training with PACT (Choi et al. 2018, arXiv:1805.06085).
 
-    At train begin ``Conv2D`` and ``Linear`` layers become fake-quantised ones under the same names (see
-    `prepare_pact_`) and the user's own optimizer is told of the new ``alpha`` parameters, which the first batch
-    initialises. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5, epochs x0.25-0.5.
+    At train begin ``Conv2D``, ``Conv2DTranspose`` and ``Linear`` layers become fake-quantised ones under the same
+    names (see `prepare_pact_`) and the user's own optimizer is told of the new ``alpha`` parameters, which the first
+    batch initialises. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5 (done here,
+    ``lr_scale``, for the time of ``fit``), epochs x0.25-0.5. To resume: build the network, call `prepare_pact_` with
+    the same options, ``model.load``, and ``fit`` with this callback again; epochs of the schedule count from that
+    ``fit``.
 
     What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; after a second
     ``fit`` nothing is converted twice. A ``fit`` that ends before its first batch was trained leaves neither.
 
     Args:
         config: a `PACTConfig`, for callers who have one; excludes ``options``.
+        evaluate_on: a ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to
+            ``model.prepare`` in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
+        allowed_drop: of the int8 (else fake-quantised) metric, as a share of the fp32 one; beyond it the diagnosis
+            names the layers that cost most and suggests ``skip``.
         options: the fields of `PACTConfig`, for instance ``skip=["fc"]`` or ``weight_bits=4``.
+
+    Attributes:
+        diagnosis: the `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``evaluate_on``.
 
     Raises:
         TypeError: an unknown option, or both ``config`` and options.
-        ValueError: an option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on.
+        ValueError: an option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on, a
+            network quantised otherwise, a ``start_epoch`` that ``fit`` does not reach.
 
     Example:
         >>> model.fit(train_data, epochs=5, callbacks=[PACTQuantCallback()])  # doctest: +SKIP
     """
 
-    def __init__(self, config: PACTConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: PACTConfig | None = None,
+        *,
+        evaluate_on: Any = None,
+        allowed_drop: float = 0.03,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if config is not None and options:
             raise TypeError(f"Give either config or options, got both: config and {sorted(options)}.")
@@ -52,16 +74,20 @@ class PACTQuantCallback(ScopedCallback):
                 f"config must be a PACTConfig, got {type(config).__name__}; for the guide's dictionary use "
                 "PACTQuantCallback.from_config({...})."
             )
+        if not 0 <= allowed_drop < 1:
+            raise ValueError(f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop}.")
         self.config = config or PACTConfig(**options)
-        self._trained = False
+        self.evaluate_on, self.allowed_drop = evaluate_on, allowed_drop
+        self.diagnosis: Diagnosis | None = None
+        self._trained, self._named_idle, self._epoch = False, False, 0
 
     @classmethod
-    def from_config(cls, mapping: Mapping[str, Any]) -> PACTQuantCallback:
-        """Take the guide's dictionary as it stands, see `PACTConfig.from_guide`."""
-        return cls(PACTConfig.from_guide(mapping))
+    def from_config(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTQuantCallback:
+        """Take the guide's dictionary as it stands, see `fields_of_guide`; ``changes`` are fields that override it."""
+        return cls(PACTConfig.from_guide(mapping, **changes))
 
     def check(self) -> None:
-        """Refuse mixed precision and networks without a layer to convert."""
+        """Refuse mixed precision, networks without a layer to convert, and a start that is never reached."""
         super().check()
         if amp_level(self.model) != "O0":
             raise ValueError(
@@ -69,36 +95,113 @@ class PACTQuantCallback(ScopedCallback):
                 "Call model.prepare without amp_configs for the quantisation-aware fit."
             )
         convertible_layers(self.model.network, self.config)
+        epochs = (self.params or {}).get("epochs")
+        if epochs is not None and self.config.start_epoch >= epochs:
+            raise ValueError(
+                f"start_epoch={self.config.start_epoch} is never reached in {epochs} epochs (they count from 0)."
+            )
+        if epochs is not None and self.config.fp32_epochs and epochs > self.config.fp32_epochs / 2:
+            _log.warning(
+                "%d epochs of quantisation-aware training after %d in fp32: a quarter to a half of them is enough.",
+                epochs,
+                self.config.fp32_epochs,
+            )
 
     def convert(self, scope: ExitStack) -> None:
         """Convert the layers and let the optimizer train their alphas."""
-        network, self._trained = self.model.network, False
+        network, optimizer = self.model.network, prepared_optimizer(self.model)
+        self._trained, self._named_idle, self._epoch, self.diagnosis = False, False, 0, None
         undo = prepare_pact_(network, self.config)
         scope.callback(lambda: None if self._trained else undo.close())
         alphas = trained_scales(network)
-        scope.enter_context(trained_also(prepared_optimizer(self.model), alphas, keep=lambda: self._trained))
+        scope.enter_context(trained_also(optimizer, alphas, keep=lambda: self._trained))
+        scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))
         if paddle.distributed.get_world_size() > 1:
             for alpha in alphas:  # made after hapi's DataParallel, which therefore does not reduce their gradients
                 scope.callback(alpha.register_hook(_mean_over_ranks).remove)
-        for quanter in self._quanters().values():
+        for quanter in activation_quanters(network).values():
             quanter.refresh()
+        if self.config.start_epoch > 0:
+            switch_quantisers_(network, False)
+            scope.callback(switch_quantisers_, network, True)
+
+    def attach(self, scope: ExitStack) -> None:
+        """Follow the schedule of batch-norm statistics and scales."""
+        network = self.model.network
+        if self.config.freeze_bn_after is not None:
+            scope.callback(_follow_mode, network)
+            scope.callback(network.register_forward_pre_hook(self._hold_statistics).remove)
+        if self.config.freeze_scales_after is not None:
+            for alpha in trained_scales(network):
+                scope.callback(setattr, alpha, "stop_gradient", alpha.stop_gradient)
+            self._freeze_scales()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Move along the schedule (called by hapi)."""
+        self._epoch = epoch
+        if self.config.start_epoch and epoch == self.config.start_epoch:
+            switch_quantisers_(self.model.network, True)
+        self._freeze_scales()
 
     def after_batch(self, updated: bool) -> None:
-        """Behind the first batch: name the layers that were converted but did not run."""
-        if self._trained:
+        """Behind the first quantised batch: name the layers that were converted but did not run."""
+        first, self._trained = not self._trained, True
+        if self.config.start_epoch > self._epoch or not (first or self._epoch == self.config.start_epoch > 0):
             return
-        self._trained = True
-        idle = [name for name, quanter in self._quanters().items() if not quanter.calibrated]
+        if not first and self._named_idle:
+            return
+        self._named_idle = True
+        idle = [name for name, quanter in activation_quanters(self.model.network).items() if not quanter.calibrated]
         if idle:
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
 
-    def _quanters(self) -> dict[str, PACTActivationQuanter]:
-        layers = quantized_layers(self.model.network)
-        return {
-            name: layer.activation_quanter
-            for name, layer in layers.items()
-            if isinstance(layer.activation_quanter, PACTActivationQuanter)
-        }
+    def finish(self) -> None:
+        """Diagnose, where data were given for it."""
+        self.notes()
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a report of this ``fit`` should say: the diagnosis, made when first asked for."""
+        if self.evaluate_on is None or not self._trained:
+            return ()
+        if self.diagnosis is None:
+            self.diagnosis = diagnose(self.model, self.evaluate_on, allowed_drop=self.allowed_drop)
+            if self.diagnosis.too_much:
+                _log.warning("%s", " ".join(self.diagnosis.lines()))
+        return self.diagnosis.lines()
+
+    def find_skips(self, budget: float, *, most: int = 5) -> list[str]:
+        """Return the layers to leave in fp32 (``skip``) so that the drop of the metric is at most ``budget``.
+
+        Args:
+            budget: share of the fp32 metric, for instance 0.01.
+            most: layers to name at most.
+
+        Raises:
+            RuntimeError: there is no ``evaluate_on``, or no ``fit`` has run.
+        """
+        if self.evaluate_on is None or not self._trained:
+            raise RuntimeError("find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run.")
+        return find_skips(
+            self.model.network, lambda: metric_of(self.model, self.evaluate_on)[1], budget=budget, most=most
+        )
+
+    def _hold_statistics(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
+        if network.training and self._epoch >= (self.config.freeze_bn_after or 0):
+            for layer in network.sublayers():
+                if isinstance(layer, _NORMS):
+                    layer.training = False
+
+    def _freeze_scales(self) -> None:
+        limit = self.config.freeze_scales_after
+        if limit is not None and self._epoch >= limit:
+            for alpha in trained_scales(self.model.network):
+                alpha.stop_gradient = True
+
+
+def _follow_mode(network: Layer) -> None:
+    for layer in network.sublayers():
+        if isinstance(layer, _NORMS):
+            layer.training = network.training
 
 
 def _mean_over_ranks(grad: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from paddlelite_callbacks.deploy.check import Check, compare_outputs
 from paddlelite_callbacks.deploy.engines import ENGINES, Engine, Predict, missing_reason, reason
 from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
 from paddlelite_callbacks.errors import near_names
 
@@ -63,11 +64,10 @@ class BenchOptions:
 def bench(
     artefacts: Sequence[Artefact],
     inputs: Sequence[np.ndarray],
-    expected: Sequence[np.ndarray],
+    references: Mapping[str, Reference],
     options: BenchOptions,
     *,
-    noise: Sequence[float] = (),
-    errors: dict[str, str] | None = None,
+    errors: Mapping[tuple[str, str], str] | None = None,
     progress: bool = True,
 ) -> tuple[tuple[Check, ...], tuple[Latency, ...]]:
     """Load every file with every engine of its kind, compare its outputs, then time all of them in turn.
@@ -75,10 +75,9 @@ def bench(
     Args:
         artefacts: the exported files.
         inputs: real inputs, ``[N, ...]`` each; for the timing rows are repeated up to ``options.batch_size``.
-        expected: the live network's outputs for ``inputs``.
+        references: by precision of the file, what the live network computes for ``inputs``.
         options: see `BenchOptions`.
-        noise: per output of a quantised network, how far it moves by rounding alone, see `rounding_noise`.
-        errors: by kind of artefact, why there is no file of that kind.
+        errors: by kind and precision of an artefact, why there is no such file.
         progress: whether to show a bar.
 
     Returns:
@@ -89,28 +88,34 @@ def bench(
     ready: dict[tuple[str, str], Predict] = {}
     for engine in options.chosen():
         files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
-        error = missing_reason(engine) or (None if files else (errors or {}).get(engine.kind, "no such file exported"))
-        if error:
-            failed.append(latency_row(engine.name, "fp32", options, error=error))
-            continue
+        absent = {precision: why for (kind, precision), why in (errors or {}).items() if kind == engine.kind}
+        if missing := missing_reason(engine):
+            files, absent = [], {"fp32": missing}
+        elif not files and not absent:
+            absent = {"fp32": "no such file exported"}
+        failed += [latency_row(engine.name, precision, options, error=why) for precision, why in absent.items()]
         for artefact in files:
             try:
                 predict = engine.load(artefact, threads=options.threads)
-                checks.append(
-                    compare_outputs(
-                        expected,
-                        predict(inputs),
-                        engine=engine.name,
-                        precision=artefact.precision,
-                        atol=options.atol,
-                        rtol=options.rtol,
-                        noise=noise,
-                    )
-                )
+                checks.append(_checked(engine, artefact, predict(inputs), references[artefact.precision], options))
                 ready[engine.name, artefact.precision] = predict
             except Exception as exception:
                 failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
     return tuple(checks), (*_timed(ready, repeated_rows(inputs, options.batch_size), options, progress), *failed)
+
+
+def _checked(
+    engine: Engine, artefact: Artefact, got: list[np.ndarray], reference: Reference, options: BenchOptions
+) -> Check:
+    return compare_outputs(
+        reference.outputs,
+        got,
+        engine=engine.name,
+        precision=artefact.precision,
+        atol=options.atol,
+        rtol=options.rtol,
+        noise=reference.noise,
+    )
 
 
 def _timed(

@@ -8,14 +8,16 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.nn.quant.qat import QuantedConv2D
+from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.base_quanter import BaseQuanter
 
-from paddlelite_callbacks.quant.fake_quant import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.surgery import replace_sublayer
 
-__all__ = ["FixedActivation", "Int8Conv2D", "Int8Linear", "convert_for_export_"]
+__all__ = ["FixedActivation", "Int8Conv2D", "Int8Conv2DTranspose", "Int8Linear", "convert_for_export_"]
 
 
 class FixedActivation(Layer):
@@ -63,11 +65,10 @@ class _Int8Layer(Layer):
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         quanter: ChannelWeightQuanter = layer.weight_quanter
-        steps = quanter.steps(layer.weight)
         self.activation = FixedActivation.of(layer.activation_quanter)
         self.bias = layer.bias
-        self.register_buffer("weight_int8", paddle.round(layer.weight.detach() / steps).astype("int8"))
-        self.register_buffer("weight_step", steps)
+        self.register_buffer("weight_int8", quanter.integers(layer.weight))
+        self.register_buffer("weight_step", quanter.steps(layer.weight))
 
     def weight(self) -> Tensor:
         """Return the fp32 weight, equal to the one simulated in training."""
@@ -115,16 +116,59 @@ class Int8Linear(_Int8Layer):
         return F.linear(self.activation(x), self.weight(), self.bias)
 
 
+class Int8Conv2DTranspose(_Int8Layer):
+    """A trained `QuantedConv2DTranspose` with its weight as int8.
+
+    Args:
+        layer: whose figures are read; not changed.
+    """
+
+    def __init__(self, layer: QuantedConv2DTranspose) -> None:
+        super().__init__(layer)
+        self._options = layer._options
+
+    def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, out, H', W']``."""
+        options = self._options if output_size is None else {**self._options, "output_padding": 0}
+        return F.conv2d_transpose(self.activation(x), self.weight(), bias=self.bias, output_size=output_size, **options)
+
+
+_FORMS = {QuantedConv2D: Int8Conv2D, QuantedConv2DTranspose: Int8Conv2DTranspose, QuantedLinear: Int8Linear}
+
+
 def convert_for_export_(network: Layer) -> list[str]:
     """Replace every fake-quantised layer of ``network`` by its int8 form, in place: give it a copy.
+
+    A layer that was converted but never ran (its quanter has seen no batch) stays in float.
 
     Returns:
         The names of the converted layers; empty for a network that is not quantised.
 
     Raises:
-        ValueError: a quanter that has seen no batch.
+        ValueError: no quanter has seen a batch.
     """
-    layers = quantized_layers(network)
-    for name, layer in layers.items():
-        replace_sublayer(network, name, (Int8Conv2D if isinstance(layer, QuantedConv2D) else Int8Linear)(layer))
-    return list(layers)
+    outputs = {name: (layer, detach_output_quanter_(layer)) for name, layer in quantized_outputs(network).items()}
+    converted, idle = [], []
+    for name, layer in quantized_layers(network).items():
+        if not _ran(layer.activation_quanter):
+            layer.activation_quanter = layer.weight_quanter = None
+            idle.append(name)
+            continue
+        make = next(form for kind, form in _FORMS.items() if isinstance(layer, kind))
+        replace_sublayer(network, name, make(layer))
+        converted.append(name)
+    if idle and not converted:
+        raise ValueError(
+            f"No quantised layer of {type(network).__name__} has seen a training batch, so their scales are unknown: "
+            "run model.fit, past start_epoch, before the export."
+        )
+    sublayers = dict(network.named_sublayers())
+    for name, (_, quanter) in outputs.items():
+        if _ran(quanter):
+            now = sublayers[name]
+            replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quanter)))
+    return converted
+
+
+def _ran(quanter: BaseQuanter) -> bool:
+    return not isinstance(quanter, PACTActivationQuanter) or quanter.calibrated

@@ -1,4 +1,4 @@
-"""Put fake quantisers into a network: ``Conv2D`` and ``Linear`` become Paddle's quantised layers, under their names."""
+"""Put fake quantisers into a network: layers become Paddle's quantised ones, under their names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import paddle
+import paddle.quantization.quanters
 from paddle import Tensor
 from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
@@ -15,12 +16,18 @@ from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.fake_quant import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.outputs import attach_output_quanter_, detach_output_quanter_, output_places
+from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.surgery import match_sublayers, replace_sublayer
 
-__all__ = ["convertible_layers", "prepare_pact_", "quantized_layers", "trained_scales"]
+__all__ = ["activation_quanters", "convertible_layers", "prepare_pact_", "quantized_layers", "trained_scales"]
 
-_QUANTED = {paddle.nn.Conv2D: QuantedConv2D, paddle.nn.Linear: QuantedLinear}
+_QUANTED = {
+    paddle.nn.Conv2D: QuantedConv2D,
+    paddle.nn.Conv2DTranspose: QuantedConv2DTranspose,
+    paddle.nn.Linear: QuantedLinear,
+}
 
 
 class _Factory:
@@ -38,8 +45,10 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
 
     A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuanter`) and its
     weight fake-quantised per output channel (`ChannelWeightQuanter`). New keys of ``state_dict``:
-    ``<layer>.activation_quanter.alpha`` and ``.grid``. Hooks on a converted layer go on firing. A second call
-    converts only what the first has left. A checkpoint of a quantised network loads after this call.
+    ``<layer>.activation_quanter.alpha`` and ``.grid``; with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
+    the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
+    layer go on firing. A second call converts only what the first has left. A checkpoint of a quantised network loads
+    after this call.
 
     Args:
         network: in which layers are replaced.
@@ -49,14 +58,21 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
         An undo: closing it puts the original layers back.
 
     Raises:
-        ValueError: nothing to convert, or a pattern that matches nothing.
+        ValueError: nothing to convert, a pattern that matches nothing, or a network quantised otherwise.
     """
     config = config or PACTConfig()
     undo = ExitStack()
     try:
-        for name, layer in convertible_layers(network, config).items():
+        layers = convertible_layers(network, config)
+        convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
+        places = output_places(network, convolutions) if config.quantize_outputs else []
+        for name, layer in layers.items():
             replace_sublayer(network, name, _quantized(layer, config))
             undo.callback(replace_sublayer, network, name, layer)
+        sublayers = dict(network.named_sublayers())
+        for name in places:
+            attach_output_quanter_(sublayers[name], _activation_quanter(config))
+            undo.callback(detach_output_quanter_, sublayers[name])
     except BaseException:
         undo.close()
         raise
@@ -67,11 +83,12 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     """Return the layers that ``config`` would convert, by name, each shared layer once.
 
     Raises:
-        ValueError: a ``skip`` or ``include`` pattern matches no layer, or nothing is left to convert and nothing has
-            been converted before.
+        ValueError: a ``skip`` or ``include`` pattern matches no layer, nothing is left to convert and nothing has
+            been converted before, or the network holds quantised layers of another tool or of other bits.
     """
     for pattern in (*config.skip, *(p for p in config.include if p != "*")):
         match_sublayers(network, pattern)
+    _refuse_other_quantisers(network, config)
     types = tuple(getattr(paddle.nn, name) for name in config.layer_types)
     wanted = {
         name: layer
@@ -92,15 +109,30 @@ def quantized_layers(network: Layer) -> dict[str, Layer]:
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, kinds)}
 
 
+def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:
+    """Return our quanters of inputs and outputs by the names of the layers that hold them."""
+    return {
+        name.rpartition(".")[0]: layer
+        for name, layer in network.named_sublayers()
+        if isinstance(layer, PACTActivationQuanter)
+    }
+
+
 def trained_scales(network: Layer) -> list[Tensor]:
     """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of."""
-    quanters = [layer.activation_quanter for layer in quantized_layers(network).values()]
-    return [quanter.alpha for quanter in quanters if hasattr(quanter, "alpha")]
+    names = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")
+    return [parameter for name, parameter in network.named_parameters() if f".{name}".endswith(names)]
 
 
 def _quantized(layer: Layer, config: PACTConfig) -> Layer:
     axis = 0 if type(layer) is paddle.nn.Conv2D else 1
-    weight = _Factory(lambda _: ChannelWeightQuanter(bits=config.weight_bits, axis=axis))
+    bits = config.weight_bits
+    if config.method == "lsq":
+        weight = _Factory(
+            lambda one: LSQWeightQuanter(one.weight, bits=bits, axis=axis, lr_scale=config.alpha_lr_scale)
+        )
+    else:
+        weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis))
     new = _QUANTED[type(layer)](layer, SingleLayerConfig(_activation_factory(config), weight))
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
@@ -113,11 +145,48 @@ def _activation_factory(config: PACTConfig) -> Any:
         quanters = require("paddleslim.quant.quanters", needed_for="PACTConfig(activation='paddleslim')")
         inner = paddle.quantization.quanters.FakeQuanterWithAbsMaxObserver(moving_rate=0.9)
         return quanters.PACTQuanter(quanter=inner, learning_rate=config.alpha_lr_scale)
-    return _Factory(
-        lambda _: PACTActivationQuanter(
-            bits=config.activation_bits, percentile=config.alpha_percentile, lr_scale=config.alpha_lr_scale
-        )
+    return _Factory(lambda _: _activation_quanter(config))
+
+
+def _activation_quanter(config: PACTConfig) -> PACTActivationQuanter:
+    return PACTActivationQuanter(
+        bits=config.activation_bits,
+        percentile=config.alpha_percentile,
+        lr_scale=config.alpha_lr_scale,
+        method=config.method,
+        decay=config.alpha_decay,
+        batches=config.calibration_batches,
+        momentum=config.observer_momentum,
     )
+
+
+def _refuse_other_quantisers(network: Layer, config: PACTConfig) -> None:
+    ours = quantized_layers(network)
+    for name, layer in network.named_sublayers():
+        home = type(layer).__module__
+        foreign = home.startswith(("paddleslim.", "paddle.nn.quant.", "paddle.quantization."))
+        if foreign and not any(name == one or name.startswith(f"{one}.") for one in ours):
+            raise ValueError(
+                f"{type(network).__name__} is already quantised by another tool ({name} is a {home}."
+                f"{type(layer).__name__}): start from the fp32 network."
+            )
+    for name, layer in ours.items():
+        quanter = layer.weight_quanter
+        if quanter is None:
+            continue
+        if not isinstance(quanter, ChannelWeightQuanter):
+            raise ValueError(
+                f"{type(network).__name__} is already quantised by another tool ({name} holds a "
+                f"{type(quanter).__name__}): start from the fp32 network."
+            )
+        method = "lsq" if isinstance(quanter, LSQWeightQuanter) else "pact"
+        has = (quanter.bit_length(), layer.activation_quanter.bit_length(), method)
+        if has != (config.weight_bits, config.activation_bits, config.method):
+            raise ValueError(
+                f"{name} is already quantised with weight_bits={has[0]}, activation_bits={has[1]}, method={method!r}; "
+                f"asked are {config.weight_bits}, {config.activation_bits}, {config.method!r}. Start from the fp32 "
+                "network, or give the same options."
+            )
 
 
 def _matches(name: str, patterns: Any) -> bool:

@@ -1,0 +1,174 @@
+"""What quantisation cost: the metric in fp32, fake-quantised and of the real int8 file, and the layers that cost it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
+from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["Diagnosis", "diagnose", "metric_of"]
+
+_log = logging.getLogger(__name__)
+_BATCH, _FEW, _TRIED = 32, 2, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The cost of quantisation.
+
+    Args:
+        metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given (then negated: higher is better).
+        fp32: with the quantisers off.
+        fake_quant: with them on.
+        int8: of the real int8 file.
+        engine: that ran it, or why none did.
+        allowed_drop: share of ``fp32``.
+        sqnr_db: the noisiest layers, dB.
+        gains: of the metric, by the layer that is left in fp32.
+        skips: suggested for ``skip``.
+    """
+
+    metric: str
+    fp32: float
+    fake_quant: float
+    int8: float | None
+    engine: str
+    allowed_drop: float
+    sqnr_db: dict[str, float]
+    gains: dict[str, float]
+    skips: tuple[str, ...]
+
+    @property
+    def drop(self) -> float:
+        """Loss of the real file (of the fake-quantised network where there is none), as a share of ``fp32``."""
+        shipped = self.fake_quant if self.int8 is None else self.int8
+        return (self.fp32 - shipped) / max(abs(self.fp32), 1e-12)
+
+    @property
+    def too_much(self) -> bool:
+        """Whether the drop is beyond the allowed one."""
+        return self.drop > self.allowed_drop
+
+    def lines(self) -> tuple[str, ...]:
+        """Return it in words, for a report."""
+        real = f"{self.int8:.4f} ({self.engine})" if self.int8 is not None else f"not measured ({self.engine})"
+        lines = [
+            f"{self.metric}: fp32 {self.fp32:.4f}, fake-quantised {self.fake_quant:.4f}, int8 file {real}; drop "
+            f"{100 * self.drop:.2f} %, allowed {100 * self.allowed_drop:.2f} %."
+        ]
+        if self.too_much:
+            lines.append("Noisiest layers: " + ", ".join(f"{n} {v:.1f} dB" for n, v in self.sqnr_db.items()) + ".")
+            lines.append("Gain when left in fp32: " + ", ".join(f"{n} {v:+.4f}" for n, v in self.gains.items()) + ".")
+            lines.append(f"Suggested: skip={list(self.skips)}, and train again.")
+        return tuple(lines)
+
+
+def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> Diagnosis:
+    """Evaluate ``model`` in fp32, fake-quantised and as an int8 file; look for culprits where the drop is too large.
+
+    Args:
+        model: prepared, with a quantised network; not changed.
+        data: a ``Dataset`` or ``DataLoader`` with labels.
+        allowed_drop: share of the fp32 metric.
+    """
+    network = model.network
+    with same_modes(network):
+        metric, quantised = metric_of(model, data)
+        with quantisers_off(network):
+            plain = metric_of(model, data)[1]
+        batches = _first_inputs(model, data)
+        real, engine = _of_the_file(model, data, batches)
+        found = Diagnosis(
+            metric=metric,
+            fp32=plain,
+            fake_quant=quantised,
+            int8=real,
+            engine=engine,
+            allowed_drop=allowed_drop,
+            sqnr_db={},
+            gains={},
+            skips=(),
+        )
+        if not found.too_much:
+            return found
+        noisy = dict(list(layer_sqnr(network, batches).items())[:_TRIED])
+
+        def score() -> float:
+            return metric_of(model, data)[1]
+
+        gains = leave_one_out(network, score, list(noisy))
+        skips = find_skips(network, score, budget=allowed_drop, candidates=list(noisy))
+        return Diagnosis(**{**vars(found), "sqnr_db": noisy, "gains": gains, "skips": tuple(skips)})
+
+
+def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
+    """Return the first metric of ``model.evaluate`` and its value; the negated loss where there is none."""
+    results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+    for name, value in results.items():
+        if name != "loss":
+            return name, float(np.ravel(value)[0])
+    return "loss", -float(np.ravel(results["loss"])[0])
+
+
+def _first_inputs(model: paddle.Model, data: Any) -> list[list[paddle.Tensor]]:
+    """Return the network's inputs of the first few batches, as the network is given them."""
+    seen: list[list[paddle.Tensor]] = []
+
+    class Enough(Exception):
+        pass
+
+    def keep(_: Any, inputs: Sequence[paddle.Tensor]) -> None:
+        seen.append([item.detach() for item in inputs])
+        if len(seen) == _FEW:
+            raise Enough
+
+    hook = model.network.register_forward_pre_hook(keep)
+    try:
+        model.evaluate(data, batch_size=_BATCH, verbose=0)
+    except Enough:
+        pass
+    finally:
+        hook.remove()
+    return seen
+
+
+def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
+    """Return the metric of the exported int8 file and the engine that ran it, or ``None`` and why not."""
+    from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
+    from paddlelite_callbacks.deploy.forms import export_forms
+
+    engines = [engine for engine in ENGINES.values() if engine.kind == "onnx" and not missing_reason(engine)]
+    if not engines:
+        return None, "no ONNX engine installed: pip install 'paddlelite_callbacks[deploy]'"
+    network = model.network
+    specs = [
+        InputSpec([None, *item.shape[1:]], dtype=str(item.dtype).rpartition(".")[2], name=f"x{i}")
+        for i, item in enumerate(batches[0])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        forms = export_forms(network, Path(folder), input_spec=specs)
+        files = [item for item in forms.artefacts if item.kind == "onnx" and item.precision == "int8"]
+        if not files:
+            return None, str(forms.errors.get(("onnx", "int8")))
+        predict = engines[-1].load(files[0], threads=1)
+
+        def forward(*inputs: paddle.Tensor) -> Any:
+            results = [paddle.to_tensor(item) for item in predict([x.numpy() for x in inputs])]
+            return results if len(results) > 1 else results[0]
+
+        network.forward = forward
+        try:
+            return metric_of(model, data)[1], engines[-1].name
+        finally:
+            del network.forward

@@ -1,0 +1,61 @@
+"""The guide's (PaddleSlim's) quantisation dictionary, read as it stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["fields_of_guide"]
+
+_log = logging.getLogger(__name__)
+
+_FOLLOWED = {
+    "weight_bits": "weight_bits",
+    "activation_bits": "activation_bits",
+    "quantizable_layer_type": "layer_types",
+    "moving_rate": "observer_momentum",
+}
+_SCHEMES = {
+    "activation_preprocess_type": ("PACT", None),
+    "weight_preprocess_type": (None,),
+    "weight_quantize_type": ("channel_wise_abs_max",),
+}
+_NO_EFFECT = ("activation_quantize_type", "window_size", "dtype", "fuse_conv_bn", "name")
+
+
+def fields_of_guide(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `PACTConfig` that the guide's dictionary sets, with its ``quantizer`` level or without.
+
+    ``weight_bits``, ``activation_bits``, ``quantizable_layer_type``, ``moving_rate`` (while calibrating),
+    ``weight_quantize_type: channel_wise_abs_max`` and ``activation_preprocess_type: PACT`` are followed. Keys of
+    which our scheme has no need (the type of observer: the learned alpha is the scale; folding, which the export does
+    in any case) are logged as having no effect.
+
+    Args:
+        mapping: for instance ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
+
+    Raises:
+        ValueError: an unknown key, or a scheme that we do not have.
+    """
+    given = dict(mapping)
+    for level in ("slim", "quantizer", "quantizer_config"):
+        if isinstance(given.get(level), Mapping):
+            given = dict(given[level])
+    _refuse_other_schemes(given)
+    idle = sorted(key for key in given if key in _NO_EFFECT)
+    if idle:
+        _log.info("No effect in PACTConfig, since the learned alpha is the scale: %s.", idle)
+    return {_FOLLOWED[key]: given[key] for key in given if key in _FOLLOWED}
+
+
+def _refuse_other_schemes(given: Mapping[str, Any]) -> None:
+    known = {*_FOLLOWED, *_SCHEMES, *_NO_EFFECT}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(f"Unknown quantisation keys {unknown}; known are {sorted(known)}.")
+    for key, allowed in _SCHEMES.items():
+        if key in given and given[key] not in allowed:
+            raise ValueError(
+                f"{key} must be one of {list(allowed)}, got {given[key]!r}: no other scheme is built here."
+            )

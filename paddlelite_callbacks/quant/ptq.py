@@ -1,0 +1,70 @@
+"""Post-training quantisation: the plain baseline that quantisation-aware training has to beat."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
+from paddlelite_callbacks.quant.switch import quantisers_off
+
+__all__ = ["ptq_int8"]
+
+
+def ptq_int8(
+    network: Layer, batches: Iterable[Tensor | Sequence[Tensor]], *, percentile: float = 99.9, **options: Any
+) -> Layer:
+    """Return a quantised copy of ``network`` whose scales come from ``batches`` alone; nothing is trained.
+
+    Weights are scaled by each channel's largest magnitude, activations by the mean over batches of a percentile of
+    ``|x|``, both as in quantisation-aware training before its first step; the float network is what is observed. The
+    copy is exported like a trained one, with `export_forms`.
+
+    Args:
+        network: in fp32; not changed.
+        batches: inputs to calibrate on, a tensor or one per input of the network, some hundred images in all.
+        percentile: of ``|x|``; 100 for the maximum.
+        options: fields of `PACTConfig`: ``weight_bits``, ``activation_bits``, ``skip``, ``quantize_outputs``, ...
+
+    Returns:
+        The copy, in eval mode.
+
+    Raises:
+        ValueError: no batch was given, an option is out of range, or nothing can be quantised.
+    """
+    duplicate = copy.deepcopy(network)
+    config = PACTConfig(alpha_percentile=percentile, **options)
+    prepare_pact_(duplicate, config)
+    duplicate.eval()
+    quanters = list(activation_quanters(duplicate).values())
+    seen: dict[int, list[float]] = {id(quanter): [] for quanter in quanters}
+    count = 0
+    with paddle.no_grad(), quantisers_off(duplicate):
+        hooks = [quanter.register_forward_pre_hook(_observer(seen)) for quanter in quanters]
+        for batch in batches:
+            duplicate(*([batch] if isinstance(batch, Tensor) else batch))
+            count += 1
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise ValueError("ptq_int8 needs at least one batch to calibrate on.")
+    for quanter in quanters:
+        if seen[id(quanter)]:
+            values = seen[id(quanter)]
+            quanter.alpha.set_value(paddle.to_tensor([sum(values) / len(values)]))
+    return duplicate
+
+
+def _observer(seen: dict[int, list[float]]) -> Any:
+    def observe(quanter: Layer, inputs: tuple[Tensor, ...]) -> None:
+        quanter._seen = 0  # each batch by itself: the mean is taken at the end
+        quanter.observe(inputs[0])
+        seen[id(quanter)].append(float(quanter.alpha))
+
+    return observe

@@ -1,0 +1,105 @@
+"""Which layers cost accuracy when quantised: noise per layer, and what leaving one in float gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from tqdm import tqdm
+
+from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
+
+
+def layer_sqnr(network: Layer, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
+    """Return each quantised layer's signal-to-quantisation-noise ratio in dB, the worst first.
+
+    ``10 log10(sum y^2 / sum (y - y_q)^2)`` over all batches, with ``y`` what the layer gives in float and ``y_q`` with
+    its input and weight quantised, on the same inputs: those of the float network. Noise of earlier layers is left out.
+
+    Args:
+        network: quantised; not changed.
+        batches: of inputs, one tensor per input of the network.
+    """
+    layers = quantized_layers(network)
+    power = {name: [0.0, 0.0] for name in layers}
+    quanters = {name: (layer.activation_quanter, layer.weight_quanter) for name, layer in layers.items()}
+
+    def compare(name: str, layer: Layer, inputs: tuple[Any, ...], output: Tensor) -> None:
+        held = [(quanter, quanter.enabled) for quanter in quanters[name] if hasattr(quanter, "enabled")]
+        for quanter, _ in held:
+            quanter.enabled = True
+        quantized = type(layer).forward(layer, *inputs)
+        for quanter, enabled in held:
+            quanter.enabled = enabled
+        power[name][0] += float(output.square().sum())
+        power[name][1] += float((output - quantized).square().sum())
+
+    with paddle.no_grad(), same_modes(network), ExitStack() as scope:
+        network.eval()
+        scope.enter_context(quantisers_off(network))
+        for name, layer in layers.items():
+            hook = layer.register_forward_post_hook(lambda one, ins, out, name=name: compare(name, one, ins, out))
+            scope.callback(hook.remove)
+        for batch in batches:
+            network(*batch)
+    ratios = {
+        name: math.inf if noise == 0 else -math.inf if signal == 0 else 10 * math.log10(signal / noise)
+        for name, (signal, noise) in power.items()
+    }
+    return dict(sorted(ratios.items(), key=lambda item: item[1]))
+
+
+def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[str] | None = None) -> dict[str, float]:
+    """Return what ``score`` gains when one layer is left in float, the largest gain first.
+
+    Args:
+        network: quantised; not changed.
+        score: evaluates it as it is at the moment; higher is better.
+        layers: to try; ``None`` for all quantised ones.
+    """
+    base = score()
+    gains = {}
+    for name in tqdm(list(layers or quantized_layers(network)), desc="Sensitivity", unit="layer", leave=False):
+        with quantisers_off(network, [name]):
+            gains[name] = score() - base
+    return dict(sorted(gains.items(), key=lambda item: -item[1]))
+
+
+def find_skips(
+    network: Layer, score: Callable[[], float], *, budget: float, most: int = 5, candidates: Sequence[str] | None = None
+) -> list[str]:
+    """Return layers to leave in float so that ``score`` falls by at most ``budget``: greedily, the best one each time.
+
+    Args:
+        network: quantised; not changed.
+        score: evaluates it as it is at the moment; higher is better.
+        budget: allowed drop, as a share of the float network's score.
+        most: layers to return at most.
+        candidates: layers to choose from; ``None`` for all quantised ones.
+
+    Returns:
+        Names for ``skip``; empty where the budget is kept already. Training again with them is still needed: these
+        figures are of the network as it was trained.
+    """
+    with quantisers_off(network):
+        wanted = score()
+    wanted -= budget * abs(wanted)
+    left = list(candidates or quantized_layers(network))
+    chosen: list[str] = []
+    while left and len(chosen) < most:
+        with quantisers_off(network, chosen):
+            if score() >= wanted:
+                break
+            best = next(iter(leave_one_out(network, score, left)))
+        chosen.append(best)
+        left.remove(best)
+    return chosen
