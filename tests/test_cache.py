@@ -135,9 +135,7 @@ def test_a_second_call_uses_what_is_there_and_other_weights_or_data_are_refused(
     again = cache_teacher(teacher, data, tmp_path / "t", progress=False)
     assert not calls
     assert len(again) == 20
-    with pytest.raises(
-        ValueError, match=r"outputs .*\(dtype float32 instead of float16\)"
-    ):
+    with pytest.raises(ValueError, match=r"outputs .*\(dtype float32 instead of float16\)"):
         cache_teacher(teacher, data, tmp_path / "t", dtype="float16", progress=False)
     data.images[3] += 1
     with pytest.raises(ValueError, match="1 changed samples, the first is 3"):

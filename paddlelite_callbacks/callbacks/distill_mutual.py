@@ -13,6 +13,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.distill_sources import InputSpecs, Source
+from paddlelite_callbacks.callbacks.distill_state import mean_over_ranks
 from paddlelite_callbacks.distill.dry_run import seen_on_zeros
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.outputs import Seen, tensors_of
@@ -84,6 +85,9 @@ class MutualSource(Source):
         if paddle.distributed.get_world_size() > 1:
             for tensor in peer.network.state_dict().values():
                 paddle.distributed.broadcast(tensor, src=0)
+            for parameter in peer.network.parameters():  # the peer is outside hapi's DataParallel
+                if parameter.trainable:
+                    scope.callback(parameter.register_hook(mean_over_ranks).remove)
 
     def run(self, inputs: Sequence[Tensor]) -> None:
         """Run the peer, with gradients."""
@@ -106,8 +110,6 @@ class MutualSource(Source):
         """Step the peer's optimizer where the student's stepped."""
         peer = self.peer
         if updated and self._learnt:
-            if paddle.distributed.get_world_size() > 1:
-                _average_gradients(peer.network)
             if self._scaler is None:
                 peer.optimizer.step()
             else:
@@ -199,14 +201,6 @@ class MutualSource(Source):
     def _forget(self) -> None:
         self._outputs, self._watched, self._learnt = None, None, False
         self._losses.clear()
-
-
-def _average_gradients(network: Layer) -> None:
-    """Average over ranks; the peer is outside hapi's ``DataParallel``."""
-    for parameter in network.parameters():
-        if parameter.grad is not None:
-            paddle.distributed.all_reduce(parameter.grad)
-            parameter.grad.scale_(1.0 / paddle.distributed.get_world_size())
 
 
 def _scalar(loss: Any) -> float:

@@ -16,7 +16,7 @@ from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
 from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "save_state"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
 
 _ENDING = ".pddistill"
 
