@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +10,12 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.io import Dataset, IterableDataset
-from tqdm import tqdm
 
-from paddlelite_callbacks.distill.outputs import tensors_of
+from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, write_cache
 from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
-from paddlelite_callbacks.surgery import frozen
 
 __all__ = ["CachedTeacher", "cache_teacher"]
 
-_FORMAT = 1
 _PROBES = 16
 
 
@@ -47,7 +39,7 @@ class CachedTeacher(Dataset):
     def __init__(self, dataset: Dataset, path: str | Path, *, verify: bool = True) -> None:
         super().__init__()
         self.dataset, self.path, self.verify = dataset, Path(path), verify
-        self.meta = _meta(self.path)
+        self.meta = meta_of(self.path)
         if len(dataset) != self.meta["count"]:
             raise ValueError(
                 f"{path} holds the teacher's outputs for {self.meta['count']} samples, the data set has "
@@ -60,7 +52,7 @@ class CachedTeacher(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        fields = _fields(self.dataset[index])
+        fields = fields_of(self.dataset[index])
         check = index
         if self.verify and checksum(fields) != self._checksums[index]:
             check = -1 - index  # an exception here would hang Paddle's loader: the training loop raises it
@@ -146,27 +138,18 @@ def cache_teacher(
         raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
     if not allow_random:
         _refuse_random(dataset)
-    wanted = {"format": _FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
+    wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
     if paddle.distributed.get_rank() == 0 and not _usable(folder, wanted, dataset, overwrite, allow_random):
-        _write(folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        write_cache(folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress)
     if paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized():
         paddle.distributed.barrier()
     return CachedTeacher(dataset, folder, verify=not allow_random)
 
 
-def checksum(fields: Sequence[Any]) -> int:
-    """Return a CRC-32 of a sample's inputs and labels."""
-    crc = 0
-    for value in fields:
-        array = np.ascontiguousarray(value.numpy() if isinstance(value, Tensor) else np.asarray(value))
-        crc = zlib.crc32(memoryview(array).cast("B") if array.size else b"", crc)
-    return crc
-
-
 def _refuse_random(dataset: Dataset) -> None:
     count = len(dataset)
     for index in sorted({int(i) for i in np.linspace(0, count - 1, min(_PROBES, count))}):
-        if checksum(_fields(dataset[index])) != checksum(_fields(dataset[index])):
+        if checksum(fields_of(dataset[index])) != checksum(fields_of(dataset[index])):
             raise ValueError(
                 f"Sample {index} differs from call to call: the data set augments at random, so stored outputs would "
                 "be those for other images than the student sees. Augment inside the network, cache the data without "
@@ -183,11 +166,11 @@ def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: b
     if not folder.exists():
         return False
     try:
-        meta = _meta(folder)
+        meta = meta_of(folder)
         other = [f"{key} {meta.get(key)} instead of {value}" for key, value in wanted.items() if meta.get(key) != value]
         if not other and not allow_random:
             known = np.load(folder / "checksums.npy")
-            changed = [i for i in range(len(dataset)) if checksum(_fields(dataset[i])) != known[i]]
+            changed = [i for i in range(len(dataset)) if checksum(fields_of(dataset[i])) != known[i]]
             other += [f"{len(changed)} changed samples, the first is {changed[0]}"] if changed else []
     except (OSError, ValueError, KeyError) as error:
         other = [str(error)]
@@ -199,98 +182,3 @@ def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: b
         f"{folder} does not hold this teacher's outputs for this data set ({'; '.join(other)}): give another path, or "
         "overwrite=True to replace it."
     )
-
-
-def _write(
-    folder: Path,
-    network: paddle.nn.Layer,
-    dataset: Dataset,
-    meta: dict[str, Any],
-    *,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> None:
-    stage = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        _fill(stage, network, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
-        if folder.exists():
-            shutil.rmtree(folder)
-        stage.rename(folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-class _Checked(Dataset):
-    """Samples with their checksum behind."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        super().__init__()
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        fields = _fields(self.dataset[index])
-        return (*fields, np.int64(checksum(fields)))
-
-
-def _fill(
-    stage: Path,
-    network: paddle.nn.Layer,
-    dataset: Dataset,
-    meta: dict[str, Any],
-    *,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> None:
-    loader = paddle.io.DataLoader(_Checked(dataset), batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    checksums, arrays, done = np.zeros(len(dataset), dtype="int64"), list[Any](), 0
-    with ExitStack() as scope:
-        scope.enter_context(frozen(network))
-        scope.enter_context(paddle.no_grad())
-        bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
-        for batch in loader:
-            fields, crc = batch[:-1], batch[-1]
-            outputs = network(*fields[: meta["inputs"]])
-            found = tensors_of(outputs)
-            if not arrays:
-                meta.update(outputs=list(found), kind=_kind(outputs), fields=len(fields))
-                arrays = [
-                    np.lib.format.open_memmap(
-                        stage / f"output_{i}.npy", mode="w+", dtype=meta["dtype"], shape=(len(dataset), *x.shape[1:])
-                    )
-                    for i, x in enumerate(found.values())
-                ]
-            end = done + int(crc.shape[0])
-            checksums[done:end] = crc.numpy().reshape(-1)
-            for array, tensor in zip(arrays, found.values(), strict=True):
-                array[done:end] = tensor.astype("float32").numpy()
-            bar.update(end - done)
-            done = end
-    for array in arrays:
-        array.flush()
-    np.save(stage / "checksums.npy", checksums)
-    (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    file = folder / "meta.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no folder that cache_teacher wrote: it has no meta.json.")
-    meta = json.loads(file.read_text(encoding="utf-8"))
-    if meta.get("format") != _FORMAT:
-        raise ValueError(f"{folder} is of format {meta.get('format')}, this version reads {_FORMAT}.")
-    return dict(meta)
-
-
-def _kind(outputs: Any) -> str:
-    return "tensor" if isinstance(outputs, Tensor) else "dict" if isinstance(outputs, dict) else "list"
-
-
-def _fields(sample: Any) -> tuple[Any, ...]:
-    return tuple(sample) if isinstance(sample, (list, tuple)) else (sample,)
