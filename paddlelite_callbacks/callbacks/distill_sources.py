@@ -175,6 +175,6 @@ def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[
     """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's."""
     features = objective.feature_terms()
     return (
-        [term.student for term in features],
-        [[term.teacher for term in features if term.of == index] for index in range(teachers)],
+        [name for term in features for name in term.layers()[0]],
+        [[name for term in features if term.of == index for name in term.layers()[1]] for index in range(teachers)],
     )

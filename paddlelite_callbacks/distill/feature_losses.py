@@ -8,7 +8,7 @@ from paddle import Tensor
 
 from paddlelite_callbacks.distill.losses import check_temperature, same_shape
 
-__all__ = ["attention", "cwd", "fitnet", "heatmap_mse", "rkd"]
+__all__ = ["attention", "attention_map", "cwd", "fitnet", "heatmap_mse", "rkd"]
 
 _TINY = 1e-12
 
@@ -74,10 +74,11 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
             f"attention takes maps [N, channels, positions...] of the same positions, got {list(student.shape)} and "
             f"{list(teacher.shape)}."
         )
-    return F.mse_loss(_attention_map(student), _attention_map(teacher.detach()))
+    return F.mse_loss(attention_map(student), attention_map(teacher.detach()))
 
 
-def _attention_map(x: Tensor) -> Tensor:
+def attention_map(x: Tensor) -> Tensor:
+    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1."""
     energy = (x * x).mean(axis=1).flatten(1)
     return energy / ((energy * energy).sum(axis=1, keepdim=True) + _TINY**2).sqrt()
 

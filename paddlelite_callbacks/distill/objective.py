@@ -70,7 +70,11 @@ class Objective:
         with same_random_streams():  # dropout goes on as it would without
             for name, term in self.terms.items():
                 if isinstance(term, FeatureTerm):
-                    self._build_bridge(name, term, *self._features(term, student, teachers))
+                    ours, theirs = self._features(term, student, teachers)
+                    if not term.grouped:
+                        self._build_bridge(name, term, ours[0], theirs[0])
+                    if hasattr(term.loss, "prepare_for"):
+                        term.loss.prepare_for([list(x.shape) for x in ours], [list(x.shape) for x in theirs])
                 if isinstance(term.loss, Layer) and _key(name, "loss") not in self.bridges:
                     self.bridges[_key(name, "loss")] = term.loss
         return list(self.bridges.parameters())
@@ -85,8 +89,8 @@ class Objective:
             if isinstance(term, OutputTerm):
                 for path, a, b in self._outputs(term, student, teachers):
                     _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape))
-            else:
-                a, b = self._features(term, student, teachers)
+            elif not term.grouped:
+                (a,), (b,) = self._features(term, student, teachers)
                 if self._needs_bridge(term, self.specs[name], a, b) and not isinstance(term.project, Layer):
                     refuse_unbridgeable(list(a.shape), list(b.shape), _pair(term))
 
@@ -122,10 +126,14 @@ class Objective:
     ) -> Tensor:
         spec = self.specs[name]
         extra = [] if spec.label is None else [_label(labels, spec)]
+        if isinstance(term, FeatureTerm) and term.grouped:
+            ours, theirs = ([full_precision(x) for x in side] for side in self._features(term, student, teachers))
+            return spec.function(ours, [x.detach() for x in theirs], *extra)
         if isinstance(term, OutputTerm):
             pairs = [(a, b) for _, a, b in self._outputs(term, student, teachers)]
         else:
-            pairs = [self._bridged(name, spec, *self._features(term, student, teachers))]
+            (one,), (other,) = self._features(term, student, teachers)
+            pairs = [self._bridged(name, spec, one, other)]
         values = [spec.function(full_precision(a), full_precision(b).detach(), *extra) for a, b in pairs]
         return values[0] if len(values) == 1 else paddle.add_n(values)
 
@@ -140,11 +148,14 @@ class Objective:
         a = picked(student.outputs, ours, "The student's output")
         return [(str(ours), a, picked(outputs, theirs, "The teacher's output"))]
 
-    def _features(self, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]) -> tuple[Tensor, Tensor]:
-        ours, theirs = term.keys()
+    def _features(
+        self, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        (mine, theirs), (ours, others) = term.layers(), term.keys()
+        given = teachers[term.of].features
         return (
-            picked(student.features[term.student], ours, f"The student's feature {term.student!r}"),
-            picked(teachers[term.of].features[term.teacher], theirs, f"The teacher's feature {term.teacher!r}"),
+            [picked(student.features[name], ours, f"The student's feature {name!r}") for name in mine],
+            [picked(given[name], others, f"The teacher's feature {name!r}") for name in theirs],
         )
 
     def _build_bridge(self, name: str, term: FeatureTerm, student: Tensor, teacher: Tensor) -> None:
@@ -200,7 +211,9 @@ def _names(terms: Sequence[Term]) -> list[str]:
     """Name the terms: their own names, else the loss's with the layer's, numbered where that is not unique."""
     names: list[str] = []
     for term in terms:
-        base = term.name or term.spec().name + (f":{term.student}" if isinstance(term, FeatureTerm) else "")
+        base = term.name or term.spec().name
+        if isinstance(term, FeatureTerm) and term.name is None:
+            base += f":{'+'.join(term.layers()[0])}"
         name, number = base, 2
         while name in names:
             name, number = f"{base}#{number}", number + 1

@@ -74,6 +74,11 @@ def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[Feat
     Raises:
         ValueError: a name matches nothing (near ones are listed), or the two sides match different numbers.
     """
+    if isinstance(term.student, tuple) or isinstance(term.teacher, tuple):
+        for network, names in zip((student, teacher), term.layers(), strict=True):
+            for name in names:
+                find_sublayer(network, name)
+        return [term]
     ours, theirs = _on_one_level(student, term.student), _on_one_level(teacher, term.teacher)
     if len(ours) != len(theirs):
         raise ValueError(

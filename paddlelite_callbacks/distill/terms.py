@@ -54,8 +54,10 @@ class FeatureTerm:
     """Compare the output of a layer inside the student with that of a layer inside the teacher.
 
     Args:
-        student: name of the layer in ``network.named_sublayers()``, or a glob.
-        teacher: the same in the teacher; a glob must match as many layers, and they are paired in order.
+        student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
+            takes lists of features, such as `distill.afd.AttentionFeatureLoss`.
+        teacher: the same in the teacher; a glob must match as many layers, and they are paired in order. A tuple may
+            be of another length than the student's.
         loss: as in `OutputTerm`.
         weight: of this term (of each pair, with globs) inside ``distill_loss``.
         project: ``None`` puts a trainable `distill.projection.Projection` where the loss needs one shape and the
@@ -67,8 +69,8 @@ class FeatureTerm:
         name: of the figure in ``logs``; ``None`` makes one of the loss's and the layer's name.
     """
 
-    student: str
-    teacher: str
+    student: str | tuple[str, ...]
+    teacher: str | tuple[str, ...]
     loss: str | AnyLoss = "fitnet"
     weight: Weight = 1.0
     project: bool | Layer | None = None
@@ -83,6 +85,22 @@ class FeatureTerm:
         self.spec()
         if not (self.project is None or isinstance(self.project, (bool, Layer))):
             raise TypeError(f"project must be True, False, None or a Layer, got {type(self.project).__name__}.")
+        if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
+            raise TypeError(f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}.")
+        if self.grouped and (self.project or self.pick is not None or isinstance(self.loss, str)):
+            raise ValueError("Tuples of layers go to a loss of your own as lists: no project, pick or named loss.")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the loss takes lists of features."""
+        return isinstance(self.student, tuple)
+
+    def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names on both sides."""
+        return (
+            self.student if isinstance(self.student, tuple) else (self.student,),
+            self.teacher if isinstance(self.teacher, tuple) else (self.teacher,),
+        )
 
     def spec(self) -> LossSpec:
         """Return the loss with its needs."""
