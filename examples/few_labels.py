@@ -30,6 +30,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, MutualPeer
+from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
 
 TEST_IMAGES, PER_CLASS, BATCH = 500, 10, 20
 Callbacks = list[paddle.callbacks.Callback]
@@ -116,7 +117,9 @@ def peer_of(student: nn.Layer, steps: int, seed: int) -> MutualPeer:
     return MutualPeer(network, adam(network, steps), keep="student")
 
 
-FEATURES = {f"stage{i}": f"stage{i}" for i in (2, 3)}
+STAGES = ("stage1", "stage2", "stage3")
+FEATURES = {name: name for name in STAGES[1:]}
+DML = "dml (two students, no teacher)"
 WAYS: dict[str, Callable[[nn.Layer, nn.Layer, int, int], Callbacks]] = {
     "alone": lambda teacher, student, steps, seed: [],
     "kl": lambda teacher, student, steps, seed: [DistillCallback(teacher)],
@@ -131,9 +134,13 @@ WAYS: dict[str, Callable[[nn.Layer, nn.Layer, int, int], Callbacks]] = {
     "rkd": lambda teacher, student, steps, seed: [
         DistillCallback(teacher, features=FeatureTerm("stage3", "stage3", loss="rkd"), weight=0.1)
     ],
+    "afd": lambda teacher, student, steps, seed: [
+        DistillCallback(teacher, features=FeatureTerm(STAGES, STAGES, loss=AttentionFeatureLoss(32)), weight=100.0)
+    ],
     "kl + fitnet": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="kl", features=FEATURES)],
-    "dml (two students, no teacher)": lambda teacher, student, steps, seed: [
-        DistillCallback(peer_of(student, steps, seed), loss="dml")
+    DML: lambda teacher, student, steps, seed: [DistillCallback(peer_of(student, steps, seed), loss="dml")],
+    "dml at temperature 4": lambda teacher, student, steps, seed: [
+        DistillCallback(peer_of(student, steps, seed), loss="kl", temperature=4.0)
     ],
     "own average (no teacher)": lambda teacher, student, steps, seed: [
         DistillCallback(EMATeacher(0.99), temperature=1.0)
@@ -220,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, UNLABELLED], help="only these, and 'alone' (default all)")
     parser.add_argument("--json", type=Path, help="also write all accuracies into this file")
     options = parser.parse_args(arguments)
-    ways = options.ways or (["kl", "fitnet", list(WAYS)[-2]] if options.quick else [*WAYS, UNLABELLED][1:])
+    ways = options.ways or (["kl", "fitnet", DML] if options.quick else [*WAYS, UNLABELLED][1:])
     seeds = range(options.first_seed, options.first_seed + (2 if options.quick else options.seeds))
     if len(seeds) < 2:
         parser.error("an interval needs at least 2 seeds")
