@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.callbacks.distill import DistillCallback
     from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
     from paddlelite_callbacks.callbacks.pact_quant import PACTQuantCallback
+    from paddlelite_callbacks.distill.cache import cache_teacher
+    from paddlelite_callbacks.distill.ema import EMATeacher
+    from paddlelite_callbacks.distill.mutual import MutualPeer
+    from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
     from paddlelite_callbacks.errors import MissingDependencyError
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
@@ -25,11 +29,16 @@ __all__ = [
     "BackboneSwap",
     "Budget",
     "DistillCallback",
+    "EMATeacher",
     "ExportBenchCallback",
+    "FeatureTerm",
     "MissingDependencyError",
+    "MutualPeer",
+    "OutputTerm",
     "PACTConfig",
     "PACTQuantCallback",
     "__version__",
+    "cache_teacher",
     "prepare_pact_",
     "ptq_int8",
 ]
@@ -38,10 +47,15 @@ _HOMES = {
     "BackboneSwap": "backbone.swap",
     "Budget": "report.gate",
     "DistillCallback": "callbacks.distill",
+    "EMATeacher": "distill.ema",
     "ExportBenchCallback": "callbacks.export_bench",
+    "FeatureTerm": "distill.terms",
     "MissingDependencyError": "errors",
+    "MutualPeer": "distill.mutual",
+    "OutputTerm": "distill.terms",
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact_quant",
+    "cache_teacher": "distill.cache",
     "prepare_pact_": "quant.prepare",
     "ptq_int8": "quant.ptq",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -17,13 +17,21 @@ from paddle.hapi.callbacks import CallbackList
 
 __all__ = [
     "FitGuard",
+    "alongside_checkpoints",
     "amp_level",
+    "amp_options",
     "around_train_batch",
     "calling_list",
     "guard_fit",
+    "input_specs",
+    "labels_through",
+    "metrics_of",
+    "optimizer_state_of",
     "prepared_optimizer",
+    "rate_scheduler_of",
     "replaced_loss",
     "scaled_learning_rate",
+    "set_optimizer_state_of",
     "shown_metrics",
     "task_loss_of",
     "trained_also",
@@ -125,6 +133,148 @@ def amp_level(model: paddle.Model) -> str:
     return str(getattr(model._adapter, "_amp_level", "O0"))
 
 
+def amp_options(model: paddle.Model) -> dict[str, Any]:
+    """Return the options of the ``GradScaler`` given to ``model.prepare``."""
+    return dict(getattr(model._adapter, "_amp_configs", {}))
+
+
+def input_specs(model: paddle.Model) -> list[tuple[list[int | None], str]] | None:
+    """Return the shapes and types of the network's inputs, where they are known before a batch is seen.
+
+    Known are those given to ``paddle.Model`` as ``InputSpec``, and those of an earlier batch. Free sizes are ``None``.
+
+    Returns:
+        ``(shape, dtype)`` per input, or ``None`` if hapi knows only their number.
+    """
+    specs = list(model._inputs or [])
+    if not specs or any(len(spec.shape) < 2 for spec in specs):
+        return None
+    return [([None if size in (None, -1) else int(size) for size in spec.shape], str(spec.dtype)) for spec in specs]
+
+
+def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
+    """Return the metrics given to ``model.prepare``."""
+    return list(model._metrics or [])
+
+
+def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:
+    """Return the learning rate scheduler of ``optimizer``, if it has one."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
+
+
+def optimizer_state_of(
+    optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the accumulators (moments, velocities) of single parameters, by names of the caller's own.
+
+    ``optimizer.state_dict()`` is keyed by automatic parameter names, which another process may give to others.
+
+    Args:
+        optimizer: that trains them.
+        parameters: by a name that is stable across processes.
+    """
+    by_name = {parameter.name: key for key, parameter in parameters.items()}
+    state: dict[str, dict[str, Tensor]] = {}
+    for accumulator, held in optimizer._accumulators.items():
+        for name, value in held.items():
+            if name in by_name:
+                state.setdefault(by_name[name], {})[accumulator] = value.detach().clone()
+    for name, value in optimizer._master_weights.items():
+        if name in by_name:
+            state.setdefault(by_name[name], {})["master_weight"] = value.detach().clone()
+    return state
+
+
+def set_optimizer_state_of(
+    optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give single parameters the accumulators that `optimizer_state_of` returned; those without any are left.
+
+    Args:
+        optimizer: of the same class as then.
+        parameters: as then.
+        state: as returned.
+    """
+    chosen = {key: parameter for key, parameter in parameters.items() if key in state}
+    _create_accumulators(optimizer, list(chosen.values()))
+    for key, parameter in chosen.items():
+        for accumulator, value in state[key].items():
+            is_master = accumulator == "master_weight"
+            held = optimizer._master_weights if is_master else optimizer._accumulators.get(accumulator, {})
+            if parameter.name in held:
+                held[parameter.name].set_value(value)
+
+
+def _create_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Make the accumulators of ``parameters``, of those too that a loaded optimizer state does not know.
+
+    A loaded state waits in the optimizer, which then refuses every parameter that is missing in it.
+    """
+    waiting, optimizer._accumulators_holder = optimizer._accumulators_holder, {}
+    try:
+        block = paddle.static.default_main_program().global_block()
+        optimizer._create_accumulators(block, list(parameters))
+    finally:
+        optimizer._accumulators_holder = waiting
+    names = {parameter.name for parameter in parameters}
+    for held in optimizer._accumulators.values():
+        for name in names & set(held):
+            value = waiting.get(held[name].name)
+            if value is not None and list(value.shape) == list(held[name].shape):
+                held[name].set_value(waiting.pop(held[name].name))
+
+
+def _drop_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        for held in optimizer._accumulators.values():
+            held.pop(parameter.name, None)
+        optimizer._master_weights.pop(parameter.name, None)
+        optimizer._already_create_accumulator.discard(parameter.name)
+
+
+@contextmanager
+def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> Iterator[None]:
+    """Call ``write(path)`` behind every ``model.save(path)`` for training inside the block, on rank 0.
+
+    Args:
+        model: the hapi model.
+        write: receives the prefix, to which hapi itself appends ``.pdparams`` and ``.pdopt``.
+    """
+    original = model.save
+
+    def save(path: str, training: bool = True) -> None:
+        original(path, training)
+        if training and paddle.distributed.get_rank() == 0:
+            write(path)
+
+    with _instance_attribute(model, "save", save):
+        yield
+
+
+@contextmanager
+def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]], list[Any]]) -> Iterator[None]:
+    """Let ``model.train_batch`` see ``through(inputs, labels)`` for its labels inside the block.
+
+    Args:
+        model: the hapi model.
+        through: receives the batch's inputs and labels; what it returns reaches the loss and the metrics.
+    """
+    original = model.train_batch
+
+    def train_batch(inputs: Any, labels: Any = None, update: bool = True) -> Any:
+        return original(inputs, through(_listed(inputs), _listed(labels)), update)
+
+    with _instance_attribute(model, "train_batch", train_batch):
+        yield
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 @contextmanager
 def replaced_loss(model: paddle.Model, wrap: Callable[[LossFunction], LossFunction]) -> Iterator[None]:
     """Let ``model`` use ``wrap(its loss)`` inside the block.
@@ -164,6 +314,8 @@ def trained_also(
 ) -> Iterator[None]:
     """Add ``parameters`` to those that ``optimizer`` updates; the accumulators of the others are kept.
 
+    Taken out again, they leave no accumulators behind, so that later checkpoints do not hold any.
+
     Args:
         optimizer: not one with parameter groups, see `prepared_optimizer`.
         parameters: those not yet known to the optimizer are added.
@@ -185,12 +337,15 @@ def trained_also(
             "parameters: make a new optimizer, or leave use_multi_tensor off."
         )
     known.extend(added)
+    if added and optimizer._accumulators_holder:  # a loaded state, which would refuse what it does not know
+        _create_accumulators(optimizer, added)
     try:
         yield
     finally:
         if not keep():
             gone = {id(parameter) for parameter in added}
             known[:] = [parameter for parameter in known if id(parameter) not in gone]
+            _drop_accumulators(optimizer, added)
 
 
 @contextmanager

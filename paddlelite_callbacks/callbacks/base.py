@@ -88,7 +88,7 @@ class ScopedCallback(paddle.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Undo the edits (called by hapi); inside ``fit`` the finish follows hapi's own last checkpoint."""
         session = self.session
-        session.close()
+        session.close(late=False)
         if session.own_loop:
             self._session = None
             session.finish()

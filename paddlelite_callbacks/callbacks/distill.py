@@ -1,45 +1,70 @@
-"""`DistillCallback`: the shell around the distillation losses."""
+"""`DistillCallback`: the shell around the distillation objective."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import paddle
-from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
-from paddlelite_callbacks.distill.losses import DistillLoss, loss_for_task, named_loss, sum_over_outputs
-from paddlelite_callbacks.hapi import LossFunction, replaced_loss, task_loss_of
-from paddlelite_callbacks.surgery import frozen
+from paddlelite_callbacks.callbacks.distill_sources import layers_to_tap
+from paddlelite_callbacks.callbacks.distill_state import BridgeTrainer, Position, load_state, save_state
+from paddlelite_callbacks.callbacks.distill_step import DistillStep
+from paddlelite_callbacks.callbacks.distill_who import source_of
+from paddlelite_callbacks.distill.catalogue import AnyLoss
+from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.plan import Features, Loss, feature_terms, normalised, objective_for, output_terms
+from paddlelite_callbacks.distill.schedules import Weight, checked_weight
+from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
 
 __all__ = ["DistillCallback"]
 
 
 class DistillCallback(ScopedCallback):
-    """Let a frozen big network teach the one in training (knowledge distillation, Hinton 2015, arXiv:1503.02531).
+    """Let a teacher guide the network in training (knowledge distillation, Hinton 2015, arXiv:1503.02531).
 
-    Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. The teacher runs once a batch,
-    on the student's very inputs, under ``no_grad`` and the student's ``auto_cast``; it is held in eval mode with
-    ``stop_gradient`` everywhere for the time of ``fit`` and gets its flags back afterwards. It enters nobody's
-    ``state_dict``, optimizer or checkpoint. ``evaluate`` and ``predict`` are untouched. ``loss``, ``task_loss`` and
-    ``distill_loss`` stand in ``logs`` and on the progress bar. Nothing outlives ``fit``.
+    Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. A frozen teacher runs once a
+    batch, on the student's very inputs, under ``no_grad`` and the student's ``auto_cast``; it is held in eval mode
+    with ``stop_gradient`` everywhere for the time of ``fit`` and gets its flags back afterwards. It enters nobody's
+    ``state_dict``, optimizer or checkpoint. ``evaluate`` and ``predict`` are untouched. ``task_loss``,
+    ``distill_loss``, the single terms if there are several (``distill_kl``, ...), and the weights that are scheduled
+    (``distill_weight``, ``task_weight``) stand in ``logs`` and on the progress bar. Nothing outlives ``fit``.
 
     Args:
-        teacher: a network, or a ``paddle.Model`` holding one; same inputs and same shapes of outputs as the student.
-        loss: ``"kl"`` or ``"jsdiv"`` for class scores, ``"mse"`` (``"l2"``), ``"l1"`` or ``"smooth_l1"`` for
-            regressions, or a callable ``(student, teacher) -> scalar``. ``None`` chooses by the task loss:
-            ``kl`` with ``CrossEntropyLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``.
-            With several outputs the losses of the pairs are summed.
-        temperature: of ``kl`` (4 where not given) and ``jsdiv`` (1 where not given).
-        weight: of the distillation loss, at least 0; with 0 the weights become bit for bit those of plain training.
-        task_weight: of the loss given to ``model.prepare``, at least 0.
+        teacher: who teaches. A network; a ``paddle.Model`` holding one; ``("file.pdparams", network)`` with the layer
+            or a function that builds it; the prefix of a program of ``paddle.jit.save``; a ``.pdparams`` file alone for
+            a network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or what `cache_teacher` made.
+        loss: how outputs are compared. A name of ``distill.catalogue.LOSSES``; a callable
+            ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
+            of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``mse`` with
+            ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are ``features``.
+        features: which layers are compared: ``{"student's layer": "teacher's layer"}``, names as in
+            ``named_sublayers()`` or globs, or a list of `FeatureTerm`. Other channels and sizes are bridged by
+            projections that the user's optimizer trains during ``fit``.
+        feature_loss: of the features that are given by names alone.
+        output: which output ``loss`` compares: index, key, path or a pair ``(student's, teacher's)``; ``None`` all.
+        temperature: of the tempered losses; ``None`` for each one's own (``kl`` 4, ``jsdiv`` 1).
+        weight: of the distillation loss, at least 0; a number, a schedule of ``distill.schedules`` or a function
+            ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
+        task_weight: of the loss given to ``model.prepare``, likewise.
+        teacher_weights: of several teachers; ``None`` for equal ones.
+        combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
+            the weighted losses to each.
+        resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
+            peer and the position in the schedules from ``.pddistill`` beside it. See `load`.
 
     Raises:
-        TypeError: ``teacher`` or ``loss`` is of another type.
-        ValueError: a weight or temperature out of range, an unknown loss; at train begin: a teacher that is, or
-            shares parameters with, the student, or a task loss from which ``loss=None`` cannot choose.
+        TypeError: an argument of another type.
+        ValueError: a weight or temperature out of range, an unknown loss. At train begin: layer names that are not
+            there, a teacher that shares parameters with the student, a task loss from which ``loss=None`` cannot
+            choose, and outputs that do not fit, if the inputs' sizes are known (``paddle.Model(network, InputSpec)``);
+            else in the first batch, before any weight is changed.
+        FileNotFoundError: no such checkpoint.
 
     Example:
         >>> model.fit(train_data, epochs=10, callbacks=[DistillCallback(teacher)])  # doctest: +SKIP
@@ -47,96 +72,175 @@ class DistillCallback(ScopedCallback):
 
     def __init__(
         self,
-        teacher: Layer | paddle.Model,
+        teacher: Any,
         *,
-        loss: str | DistillLoss | None = None,
+        loss: Loss = None,
         temperature: float | None = None,
-        weight: float = 1.0,
-        task_weight: float = 1.0,
+        weight: Weight = 1.0,
+        task_weight: Weight = 1.0,
+        features: Features = None,
+        feature_loss: str | AnyLoss = "fitnet",
+        output: Key | tuple[Key | None, Key | None] | None = None,
+        teacher_weights: Sequence[float] | None = None,
+        combine: str = "mean",
+        resume: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.teacher = _network_of(teacher)
-        self.loss, self.temperature = loss, temperature
-        self.weight, self.task_weight = _weight("weight", weight), _weight("task_weight", task_weight)
-        self._loss = None if loss is None else _resolved(loss, temperature)
-        self._teacher_outputs: list[Tensor] | None = None
+        self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
+        self.loss, self.temperature, self.output = loss, temperature, output
+        self._outputs = output_terms(loss, temperature=temperature, output=output)
+        self._features = feature_terms(features, loss=feature_loss)
+        if combine not in ("mean", "each"):
+            raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}.")
+        self.combine = combine
+        self._source, count = source_of(teacher)
+        self._shares = normalised(teacher_weights, count)
+        self._objective: Objective | None = None
+        self._bridges = BridgeTrainer()
+        self._position = Position()
+        self._loaded: dict[str, Any] | None = None
+        if resume is not None:
+            self.load(resume)
+
+    @property
+    def teacher(self) -> Layer | None:
+        """The (first) network that teaches; ``None`` while there is none yet."""
+        networks = getattr(self._source, "networks", [None])
+        return networks[0] if networks else None
+
+    @property
+    def bridges(self) -> Layer:
+        """The trainable projections and losses; empty before the first batch."""
+        return self.objective.bridges
+
+    @property
+    def objective(self) -> Objective:
+        """The terms, resolved against the networks.
+
+        Raises:
+            RuntimeError: no training has begun.
+        """
+        if self._objective is None:
+            raise RuntimeError("The distillation objective is settled at train begin, which has not happened.")
+        return self._objective
 
     def check(self) -> None:
-        """Refuse a teacher that is the student, and settle the loss."""
+        """Settle teacher and terms; refuse what does not fit."""
         super().check()
         task_loss = task_loss_of(self.model)
-        if self.loss is None:
-            self._loss = _resolved(loss_for_task(task_loss), self.temperature)
-        student = {id(parameter) for parameter in self.model.network.parameters()}
-        shared = [name for name, parameter in self.teacher.named_parameters() if id(parameter) in student]
-        if shared:
+        networks = self._source.settle(self.model)
+        if self._features and not self._source.taps_features:
             raise ValueError(
-                f"The teacher shares {len(shared)} parameters with the student ({shared[:3]} ...): it would be frozen "
-                "with it. Pass a network of its own, for instance copy.deepcopy(network)."
+                f"features need a teacher that is frozen; {type(self._source).__name__.removesuffix('Source')} gives "
+                "outputs only. Leave features out, or pass the network itself as teacher."
             )
+        objective = objective_for(
+            self._outputs,
+            self._features,
+            temperature=self.temperature,
+            output=self.output,
+            task_loss=task_loss,
+            student=self.model.network,
+            teachers=networks,
+            weights=self._shares,
+            each=self.combine == "each",
+        )
+        if self._objective is not None:  # an earlier fit trained these
+            objective.bridges = self._objective.bridges
+        self._objective = objective
+        self._check_shapes(networks)
+        self._take_up_state()
 
     def attach(self, scope: ExitStack) -> None:
-        """Freeze the teacher, let it run before the student, and add its loss."""
-        scope.callback(self._forget)
-        scope.enter_context(frozen(self.teacher))
-        hook = self.model.network.register_forward_pre_hook(self._run_teacher)
-        scope.callback(hook.remove)
-        scope.enter_context(replaced_loss(self.model, self._with_distillation))
-        self.session.declare_figure("task_loss")
-        self.session.declare_figure("distill_loss")
+        """Set the hooks, wrap the loss, announce the figures."""
+        mine, theirs = layers_to_tap(self.objective, len(self._shares))
+        self._position.begin(self.params)
+        self._source.attach(self.model, theirs, scope)
+        self._bridges.attach(self.model, self.objective, scope)
+        step = DistillStep(
+            source=self._source,
+            objective=self.objective,
+            bridges=self._bridges,
+            position=self._position,
+            weight=self.weight,
+            task_weight=self.task_weight,
+            session=self.session,
+        )
+        step.attach(self.model, mine, scope)
+        if self._has_state():
+            self.session.late.enter_context(alongside_checkpoints(self.model, self.save))
 
-    def _run_teacher(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
-        if not network.training:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the schedules stand (called by hapi)."""
+        self._position.at_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the schedules stand (called by hapi)."""
+        self._position.at_epoch(epoch + 1)
+
+    def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the peer's figures beside the student's (called by hapi)."""
+        if logs is None or self._session is None:
             return
-        with paddle.no_grad():
-            self._teacher_outputs = _as_list(self.teacher(*inputs))
+        for name, value in self._source.after_evaluation(logs).items():
+            logs[name] = value
+            self.session.late.callback(logs.pop, name, None)  # hapi shares this dictionary among all models
 
-    def _with_distillation(self, task_loss: LossFunction) -> LossFunction:
-        def loss(*outputs_and_labels: Tensor) -> Any:
-            teacher, self._teacher_outputs = self._teacher_outputs, None
-            if teacher is None:  # evaluation
-                return task_loss(*outputs_and_labels)
-            return self._total(task_loss(*outputs_and_labels), outputs_and_labels, teacher)
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let the source finish, then undo the edits (called by hapi)."""
+        self._source.end(self.model)
+        super().on_train_end(logs)
 
-        return loss
+    def after_batch(self, updated: bool) -> None:
+        """Step what is trained or averaged beside the student."""
+        self._bridges.after_batch(updated)
+        self._source.after_batch(updated)
+        self._position.after_batch()
 
-    def _total(self, task: Any, outputs_and_labels: tuple[Tensor, ...], teacher: list[Tensor]) -> Tensor:
-        if self._loss is None:
-            raise RuntimeError("The distillation loss is chosen at train begin, which has not happened.")
-        task_terms = _as_list(task)
-        task_total = task_terms[0] if len(task_terms) == 1 else paddle.add_n(task_terms)
-        distilled = sum_over_outputs(self._loss, outputs_and_labels[: len(teacher)], teacher)
-        self.session.put_figure("task_loss", task_total)
-        self.session.put_figure("distill_loss", distilled)
-        total = task_total if self.task_weight == 1 else self.task_weight * task_total
-        return total if self.weight == 0 else total + self.weight * distilled
+    def save(self, path: str | Path) -> None:
+        """Write ``path.pddistill``, whole or not at all; ``fit`` does so beside each of hapi's checkpoints.
 
-    def _forget(self) -> None:
-        self._teacher_outputs = None
+        It holds the projections with their optimizer state, the average or the peer, and the schedules' position.
+        """
+        save_state(self.state_dict(), path)
 
+    def load(self, path: str | Path) -> None:
+        """Take up what `save` wrote, at the next train begin; ``model.load(path)`` takes up the network.
 
-def _network_of(teacher: Layer | paddle.Model) -> Layer:
-    network = teacher.network if isinstance(teacher, paddle.Model) else teacher
-    if not isinstance(network, Layer):
-        raise TypeError(f"teacher must be a paddle.nn.Layer or a paddle.Model, got {type(teacher).__name__}.")
-    return network
+        Raises:
+            FileNotFoundError: there is no ``path.pddistill``.
+        """
+        self.set_state_dict(load_state(path))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed training needs beside hapi's checkpoint."""
+        return {
+            "position": self._position.epoch,
+            "bridges": {} if self._objective is None else self._bridges.state_dict(self._objective),
+            "source": self._source.state_dict(),
+        }
 
-def _resolved(loss: str | DistillLoss, temperature: float | None) -> DistillLoss:
-    if isinstance(loss, str):
-        return named_loss(loss, temperature=temperature)
-    if not callable(loss):
-        raise TypeError(f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}.")
-    if temperature is not None:
-        raise ValueError("temperature goes with a named loss; give it to your own loss function yourself.")
-    return loss
+    def set_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, at the next train begin."""
+        self._loaded = dict(state)
 
+    def _take_up_state(self) -> None:
+        state, self._loaded = self._loaded, None
+        self._position.offset = 0.0 if state is None else float(state["position"])
+        if state is not None:
+            self._source.set_state_dict(state["source"], self.model)
+            self._bridges.take_up(state["bridges"])
 
-def _weight(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
-    return float(value)
+    def _has_state(self) -> bool:
+        weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
+        return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
 
-
-def _as_list(outputs: Any) -> list[Tensor]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    def _check_shapes(self, networks: Sequence[Layer | None]) -> None:
+        specs = input_specs(self.model)
+        if specs is None:
+            return
+        mine, theirs = layers_to_tap(self.objective, len(networks))
+        student = seen_on_zeros(self.model.network, specs, mine, training=True)
+        teachers = self._source.seen_on_zeros(specs, theirs)
+        if student is not None and teachers is not None:
+            self.objective.refuse_misfits(student, teachers)

@@ -39,6 +39,9 @@ class FitSession:
 
     The result is the same for every order of the callbacks in hapi's list, because each step is run for all
     members before the next one: check, convert, attach, train, undo, finish.
+
+    Attributes:
+        late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
     def __init__(self, model: paddle.Model, *, own_loop: bool = False) -> None:
@@ -47,7 +50,8 @@ class FitSession:
         self.members: list[Member] = []
         self.started = False
         self.logs: dict[str, Any] | None = None
-        self._figures: dict[str, Tensor | None] = {}
+        self._figures: dict[str, Tensor | float | None] = {}
+        self.late = ExitStack()
         self._scope = ExitStack()
         self._failed = False
 
@@ -83,13 +87,27 @@ class FitSession:
         """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
         self._figures[name] = None
 
-    def put_figure(self, name: str, value: Tensor) -> None:
+    def put_figure(self, name: str, value: Tensor | float) -> None:
         """Keep the scalar ``value``; it is read (and the device waited for) behind the batch, as hapi's own are."""
-        self._figures[name] = value.detach()
+        self._figures[name] = value.detach() if isinstance(value, Tensor) else value
 
-    def close(self) -> None:
-        """Undo every edit, the last one first; safe to call twice."""
-        self._scope.close()
+    def drop_figure(self, name: str) -> None:
+        """Take the figure ``name``, which has no value now, out of ``logs``; `put_figure` brings it back."""
+        self._figures[name] = None
+        if self.logs is not None:
+            self.logs.pop(name, None)
+
+    def close(self, *, late: bool = True) -> None:
+        """Undo every edit, the last one first; safe to call twice.
+
+        Args:
+            late: those on `late` too.
+        """
+        try:
+            self._scope.close()
+        finally:
+            if late:
+                self.late.close()
         for name in self._figures:
             if self.logs is not None:  # hapi shares this dictionary among all models of the process
                 self.logs.pop(name, None)

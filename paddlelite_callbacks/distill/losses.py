@@ -11,7 +11,20 @@ from paddle import Tensor
 
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["LOSSES", "DistillLoss", "jsdiv", "kl", "l1", "loss_for_task", "mse", "named_loss", "smooth_l1"]
+__all__ = [
+    "LOSSES",
+    "DistillLoss",
+    "check_temperature",
+    "jsdiv",
+    "kl",
+    "l1",
+    "loss_for_task",
+    "mse",
+    "named_loss",
+    "same_shape",
+    "smooth_l1",
+    "sum_over_outputs",
+]
 
 DistillLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,7 +74,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return F.mse_loss(student, teacher.detach())
 
 
@@ -71,7 +84,7 @@ def l1(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return F.l1_loss(student, teacher.detach())
 
 
@@ -86,7 +99,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
     Raises:
         ValueError: the shapes differ, or ``delta`` is not positive.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     if delta <= 0:
         raise ValueError(f"delta must be positive, got {delta}.")
     return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
@@ -121,7 +134,7 @@ def named_loss(name: str, *, temperature: float | None = None) -> DistillLoss:
         return LOSSES[key]
     if key not in _TEMPERED:
         raise ValueError(f"The loss {key!r} has no temperature; only {list(_TEMPERED)} have. Leave it out.")
-    _check_temperature(temperature)
+    check_temperature(temperature)
     return lambda student, teacher: LOSSES[key](student, teacher, temperature=temperature)
 
 
@@ -160,8 +173,8 @@ def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequ
 
 
 def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    _same_shape(student, teacher)
-    _check_temperature(temperature)
+    same_shape(student, teacher)
+    check_temperature(temperature)
     log_p = F.log_softmax(student / temperature, axis=-1)
     log_q = F.log_softmax(teacher.detach() / temperature, axis=-1)
     return log_p, log_q
@@ -172,7 +185,12 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * (log_a - log_b)).sum(axis=-1).mean()
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuse a pair of different shapes.
+
+    Raises:
+        ValueError: names both shapes.
+    """
     if list(student.shape) != list(teacher.shape):
         raise ValueError(
             f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
@@ -180,7 +198,12 @@ def _same_shape(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive.
+
+    Raises:
+        ValueError: names it.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
 

@@ -1,0 +1,211 @@
+"""Deep mutual learning inside one ``fit``: the peer's forward pass, step and evaluation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.callbacks.distill_sources import InputSpecs, Source
+from paddlelite_callbacks.callbacks.distill_state import mean_over_ranks
+from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.mutual import MutualPeer
+from paddlelite_callbacks.distill.outputs import Seen, tensors_of
+from paddlelite_callbacks.distill.teachers import load_weights_
+from paddlelite_callbacks.hapi import (
+    LossFunction,
+    amp_level,
+    amp_options,
+    metrics_of,
+    optimizer_state_of,
+    prepared_optimizer,
+    rate_scheduler_of,
+    set_optimizer_state_of,
+)
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["MutualSource"]
+
+_log = logging.getLogger(__name__)
+
+
+class MutualSource(Source):
+    """Runs, teaches and evaluates a `MutualPeer` beside the student."""
+
+    taps_features = False
+    has_state = True
+    figures = ("peer_loss",)
+
+    def __init__(self, peer: MutualPeer) -> None:
+        self.peer = peer
+        self._outputs: Any = None
+        self._watched: Any = None
+        self._scaler: paddle.amp.GradScaler | None = None
+        self._metrics: list[paddle.metric.Metric] = []
+        self._losses: list[tuple[float, float, int]] = []
+        self._own_rate: Any = None
+        self._learnt = False
+
+    def settle(self, model: paddle.Model) -> list[Layer | None]:
+        """Refuse a peer, or an optimizer, that is the student's own."""
+        peer, student = self.peer, {id(parameter) for parameter in model.network.parameters()}
+        shared = [name for name, parameter in peer.network.named_parameters() if id(parameter) in student]
+        if shared:
+            raise ValueError(f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...).")
+        if peer.optimizer is prepared_optimizer(model):
+            raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
+        names = [metric.name() for metric in metrics_of(model)]
+        known = ["loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))]
+        if peer.monitor is not None and peer.monitor not in known:
+            raise ValueError(f"monitor must be one of {known}, got {peer.monitor!r}.")
+        return [peer.network]
+
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
+        """Run the peer on zeros, in train mode."""
+        seen = seen_on_zeros(self.peer.network, specs, (), training=True)
+        return None if seen is None else [seen]
+
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+        """Put the peer into training; equal on all ranks."""
+        peer = self.peer
+        scope.enter_context(same_modes(peer.network))
+        scope.callback(self._forget)
+        scope.callback(peer.optimizer.clear_grad)
+        self._scaler = paddle.amp.GradScaler(**amp_options(model)) if amp_level(model) != "O0" else None
+        self._metrics = copy.deepcopy(metrics_of(model))
+        rate = rate_scheduler_of(peer.optimizer)
+        self._own_rate = None if rate is rate_scheduler_of(prepared_optimizer(model)) else rate
+        peer.better, peer.figures = None, {}
+        if paddle.distributed.get_world_size() > 1:
+            for tensor in peer.network.state_dict().values():
+                paddle.distributed.broadcast(tensor, src=0)
+            for parameter in peer.network.parameters():  # the peer is outside hapi's DataParallel
+                if parameter.trainable:
+                    scope.callback(parameter.register_hook(mean_over_ranks).remove)
+
+    def run(self, inputs: Sequence[Tensor]) -> None:
+        """Run the peer, with gradients."""
+        self.peer.network.train()
+        self._outputs = self.peer.network(*inputs)
+
+    def take(self) -> list[Seen] | None:
+        """Return the peer's outputs; `learn` still needs them."""
+        return None if self._outputs is None else [Seen(self._outputs)]
+
+    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], student: Seen, distil: Any) -> Tensor | None:
+        """Backpropagate the peer's own loss; the step follows the student's."""
+        outputs, self._outputs = self._outputs, None
+        loss = distil(task_loss(*_listed(outputs), *labels), Seen(outputs), [student.detached()], labels)
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        self._learnt = True
+        return loss
+
+    def after_batch(self, updated: bool) -> None:
+        """Step the peer's optimizer where the student's stepped."""
+        peer = self.peer
+        if updated and self._learnt:
+            if self._scaler is None:
+                peer.optimizer.step()
+            else:
+                self._scaler.step(peer.optimizer)
+                self._scaler.update()
+            peer.optimizer.clear_grad()
+            self._learnt = False
+        if self._own_rate is not None:
+            self._own_rate.step()
+
+    def watch(self, inputs: Sequence[Tensor]) -> None:
+        """Run the peer on a batch of the evaluation."""
+        self.peer.network.eval()
+        with paddle.no_grad():
+            self._watched = self.peer.network(*inputs)
+
+    def evaluated(self, task_loss: LossFunction, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+        """Add a batch to the figures of both."""
+        watched, self._watched = self._watched, None
+        if watched is None:
+            return
+        with paddle.no_grad():
+            mine, peers = (_scalar(task_loss(*given, *labels)) for given in (outputs, _listed(watched)))
+        self._losses.append((mine, peers, int(next(iter(tensors_of(list(outputs)).values())).shape[0])))
+        for metric in self._metrics:
+            result = metric.compute(*_listed(watched), *labels)
+            metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in _listed(result)])
+
+    def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
+        """Settle which of the two is better."""
+        if not self._losses:
+            return {}
+        count = sum(size for *_, size in self._losses)
+        mine, peers = (sum(row[i] * row[2] for row in self._losses) / count for i in (0, 1))
+        figures: dict[str, dict[str, float]] = {"student": {"loss": mine}, "peer": {"loss": peers}}
+        for metric in self._metrics:
+            for name, value in zip(_listed(metric.name()), _listed(metric.accumulate()), strict=True):
+                figures["peer"][name] = float(value)
+                figures["student"][name] = float(logs.get(name, float("nan")))
+            metric.reset()
+        self._losses.clear()
+        self._judge(figures)
+        return {f"peer_{name}": value for name, value in figures["peer"].items()}
+
+    def _judge(self, figures: dict[str, dict[str, float]]) -> None:
+        metric_names = [name for name in figures["peer"] if name != "loss"]
+        monitor = self.peer.monitor or (metric_names or ["loss"])[0]
+        mine, peers = figures["student"][monitor], figures["peer"][monitor]
+        ahead = peers < mine if monitor == "loss" else peers > mine
+        self.peer.better, self.peer.figures = ("peer" if ahead else "student"), figures
+
+    def end(self, model: paddle.Model) -> None:
+        """Put the better one into the model, where the two are of one architecture."""
+        if self.peer.better != "peer" or self.peer.keep != "better":
+            return
+        student, peer = model.network.state_dict(), self.peer.network.state_dict()
+        if [(k, v.shape) for k, v in student.items()] != [(k, v.shape) for k, v in peer.items()]:
+            _log.warning(
+                "The peer is the better network (%s against %s) but of another architecture: it stays in its own "
+                "network, which is not the one that the model saves.",
+                self.peer.figures["peer"],
+                self.peer.figures["student"],
+            )
+            return
+        for key, tensor in student.items():
+            held = tensor.clone()
+            tensor.set_value(peer[key])
+            peer[key].set_value(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the peer, its optimizer's accumulators and its learning rate scheduler."""
+        network, optimizer = self.peer.network, self.peer.optimizer
+        rate = rate_scheduler_of(optimizer)
+        return {
+            "network": network.state_dict(),
+            "optimizer": optimizer_state_of(optimizer, dict(network.named_parameters())),
+            "rate": {} if rate is None else rate.state_dict(),
+        }
+
+    def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
+        """Take up a saved peer."""
+        network, optimizer = self.peer.network, self.peer.optimizer
+        load_weights_(network, state["network"], "The saved peer")
+        set_optimizer_state_of(optimizer, dict(network.named_parameters()), state["optimizer"])
+        rate = rate_scheduler_of(optimizer)
+        if rate is not None and state["rate"]:
+            rate.set_state_dict(state["rate"])
+
+    def _forget(self) -> None:
+        self._outputs, self._watched, self._learnt = None, None, False
+        self._losses.clear()
+
+
+def _scalar(loss: Any) -> float:
+    return float(sum(float(part) for part in _listed(loss)))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,167 @@
+"""What distillation trains and remembers beside the network: bridges, their optimizer state, the schedules' clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.distill.outputs import Seen
+from paddlelite_callbacks.distill.teachers import load_weights_
+from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+
+__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
+
+_ENDING = ".pddistill"
+
+
+class Position:
+    """Epochs trained, with fractions between the batches where hapi knows the number of batches.
+
+    Attributes:
+        offset: epochs before this ``fit``, of the run that it resumes.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self._epochs: float = 1
+        self._steps: int | None = None
+        self._epoch, self._batch = 0, 0
+
+    def begin(self, params: dict[str, Any]) -> None:
+        """Start a ``fit`` with hapi's ``Callback.params``."""
+        self._epochs = params.get("epochs") or 1
+        self._steps = params.get("steps")
+        self._epoch, self._batch = 0, 0
+
+    def at_epoch(self, epoch: int) -> None:
+        """``epoch`` epochs of this ``fit`` are done."""
+        self._epoch, self._batch = epoch, 0
+
+    def after_batch(self) -> None:
+        """One more batch is done."""
+        self._batch += 1
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained so far."""
+        return self.offset + self._epoch + (self._batch / self._steps if self._steps else 0.0)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs in all."""
+        return self.offset + self._epochs
+
+
+class BridgeTrainer:
+    """Lets the user's optimizer train the bridges of an `Objective` for one ``fit``."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._scope: ExitStack | None = None
+        self._accumulators: dict[str, Any] = {}
+        self._weights: dict[str, Any] = {}
+        self._parameters: list[Tensor] | None = None
+        self._objective: Objective | None = None
+
+    def attach(self, model: paddle.Model, objective: Objective, scope: ExitStack) -> None:
+        """Begin a ``fit``; the bridges are made, and join the optimizer, in its first batch."""
+        self._model, self._scope, self._objective, self._parameters = model, scope, objective, None
+        scope.callback(self._end)
+
+    def build(self, student: Seen, teachers: Sequence[Seen]) -> None:
+        """In the first batch: refuse misfits, make the bridges, tell the optimizer.
+
+        Raises:
+            ValueError: see `Objective.refuse_misfits`.
+        """
+        if self._parameters is not None:
+            return
+        objective, scope = self._ready()
+        objective.refuse_misfits(student, teachers)
+        parameters = self._parameters = objective.build(student, teachers)
+        if not parameters:
+            return
+        if self._weights:
+            load_weights_(objective.bridges, self._weights, "The saved projections")
+            self._weights = {}
+        optimizer = prepared_optimizer(self._model)
+        scope.callback(objective.bridges.clear_gradients)
+        scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
+        set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
+        scope.callback(self._keep_accumulators)  # before the optimizer drops them
+        if paddle.distributed.get_world_size() > 1:
+            for parameter in parameters:  # made behind hapi's DataParallel, which does not know them
+                paddle.distributed.broadcast(parameter, src=0)
+                scope.callback(parameter.register_hook(mean_over_ranks).remove)
+
+    def after_batch(self, updated: bool) -> None:
+        """Clear the gradients after an update: hapi clears those of the network alone."""
+        if updated and self._parameters:
+            for parameter in self._parameters:
+                parameter.clear_gradient()
+
+    def state_dict(self, objective: Objective) -> dict[str, Any]:
+        """Return weights and accumulators, by names that hold across processes."""
+        if self._parameters:
+            self._keep_accumulators()
+        return {"weights": dict(objective.bridges.state_dict()), "accumulators": self._accumulators}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, when the bridges are made."""
+        self._weights, self._accumulators = state.get("weights", {}), state.get("accumulators", {})
+
+    def _keep_accumulators(self) -> None:
+        objective, _ = self._ready()
+        self._accumulators = optimizer_state_of(prepared_optimizer(self._model), self._named(objective))
+
+    def _ready(self) -> tuple[Objective, ExitStack]:
+        if self._objective is None or self._scope is None:
+            raise RuntimeError("The bridges are made in training, which is not under way.")
+        return self._objective, self._scope
+
+    @staticmethod
+    def _named(objective: Objective) -> dict[str, Tensor]:
+        return dict(objective.bridges.named_parameters())
+
+    def _end(self) -> None:
+        self._scope, self._parameters = None, None
+
+
+def mean_over_ranks(grad: Tensor) -> Tensor:
+    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
+    paddle.distributed.all_reduce(grad)
+    return grad / paddle.distributed.get_world_size()
+
+
+def save_state(state: dict[str, Any], path: str | Path) -> None:
+    """Write ``state`` to ``path.pddistill``: to a temporary name first, then renamed."""
+    file = Path(f"{path}{_ENDING}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        paddle.save(state, str(temporary))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Return what `save_state` wrote.
+
+    Raises:
+        FileNotFoundError: there is none beside the checkpoint.
+    """
+    file = Path(f"{path}{_ENDING}")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
+            "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
+        )
+    return paddle.load(str(file))

@@ -1,0 +1,184 @@
+"""The outputs of a teacher, worked out once and stored, so that later epochs cost no teacher at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.io import Dataset, IterableDataset
+
+from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, write_cache
+from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
+
+__all__ = ["CachedTeacher", "cache_teacher"]
+
+_PROBES = 16
+
+
+class CachedTeacher(Dataset):
+    """A data set that brings the teacher's stored outputs along with each sample; made by `cache_teacher`.
+
+    It is both the data and the teacher: ``model.fit(cached, callbacks=[DistillCallback(cached)])``. Each sample is that
+    of ``dataset`` followed by the teacher's outputs and a check number. They travel with it through any shuffling,
+    sampler, worker process and loader, and `DistillCallback` takes them off again: the task loss and the metrics see
+    the labels alone.
+
+    Args:
+        dataset: map-style, as it was stored.
+        path: the folder that `cache_teacher` wrote.
+        verify: compare each sample's checksum with that of the one the teacher saw.
+
+    Raises:
+        ValueError: ``path`` is of another data set or format.
+    """
+
+    def __init__(self, dataset: Dataset, path: str | Path, *, verify: bool = True) -> None:
+        super().__init__()
+        self.dataset, self.path, self.verify = dataset, Path(path), verify
+        self.meta = meta_of(self.path)
+        if len(dataset) != self.meta["count"]:
+            raise ValueError(
+                f"{path} holds the teacher's outputs for {self.meta['count']} samples, the data set has "
+                f"{len(dataset)}: store them anew with cache_teacher(..., overwrite=True)."
+            )
+        self._arrays: list[np.ndarray] | None = None
+        self._checksums = np.load(self.path / "checksums.npy")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        fields = fields_of(self.dataset[index])
+        check = index
+        if self.verify and checksum(fields) != self._checksums[index]:
+            check = -1 - index  # an exception here would hang Paddle's loader: the training loop raises it
+        stored = (np.asarray(array[index], dtype="float32") for array in self.arrays())
+        return (*fields, *stored, np.int64(check))
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the stored outputs, memory-mapped: one array ``[samples, ...]`` per output tensor."""
+        if self._arrays is None:
+            files = [self.path / f"output_{i}.npy" for i in range(len(self.meta["outputs"]))]
+            self._arrays = [np.load(file, mmap_mode="r") for file in files]
+        return self._arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}  # a worker process maps the files itself
+
+    @property
+    def fields(self) -> int:
+        """Inputs and labels of a sample, without what is added here."""
+        return int(self.meta["fields"])
+
+    @property
+    def added(self) -> int:
+        """Number of fields that are added to each sample."""
+        return len(self.meta["outputs"]) + 1
+
+    def outputs_from(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the teacher's outputs as it would: a tensor, a list, or a dictionary by path."""
+        paths = self.meta["outputs"]
+        if self.meta["kind"] == "tensor":
+            return tensors[0]
+        return dict(zip(paths, tensors, strict=True)) if self.meta["kind"] == "dict" else list(tensors)
+
+
+def cache_teacher(
+    teacher: TeacherLike,
+    dataset: Dataset,
+    path: str | Path,
+    *,
+    inputs: int = 1,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    dtype: str = "float32",
+    allow_random: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> CachedTeacher:
+    """Run ``teacher`` once over ``dataset`` and store what it says, for training without it.
+
+    The folder ``path`` gets one memory-mapped array per output, a checksum of each sample and of the teacher's
+    weights. A folder that is there already is used as it is if teacher and options are the same; it is written under
+    a temporary name first, so that an interrupted run leaves none behind. Under ``paddle.distributed.launch`` rank 0
+    writes and the others wait.
+
+    Args:
+        teacher: as `DistillCallback` takes it, a single one.
+        dataset: map-style, samples ``(inputs..., labels...)``, without random augmentation.
+        path: a folder; made if missing.
+        inputs: how many fields of a sample are the network's inputs.
+        batch_size: of the teacher's pass.
+        num_workers: of its loader.
+        dtype: ``"float32"``, or ``"float16"`` for half the space and a rounding of 5e-4 of each figure.
+        allow_random: take a data set whose samples differ from call to call: the teacher's outputs are then those
+            for other versions of the image than the student sees, and samples are not verified.
+        overwrite: replace what another teacher or data set left in ``path``.
+        progress: show a bar.
+
+    Returns:
+        The data set to train on, which is the teacher too.
+
+    Raises:
+        TypeError: an ``IterableDataset``, which has no numbered samples.
+        ValueError: random augmentation; a folder of another teacher or other options; data that changed.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"cache_teacher needs numbered samples, got {type(dataset).__name__}: an iterable data set has none."
+        )
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
+    network, folder = loaded_teacher(teacher), Path(path)
+    if network is None:
+        raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
+    if not allow_random:
+        _refuse_random(dataset)
+    wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
+    if paddle.distributed.get_rank() == 0 and not _usable(folder, wanted, dataset, overwrite, allow_random):
+        write_cache(folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    if paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized():
+        paddle.distributed.barrier()
+    return CachedTeacher(dataset, folder, verify=not allow_random)
+
+
+def _refuse_random(dataset: Dataset) -> None:
+    count = len(dataset)
+    for index in sorted({int(i) for i in np.linspace(0, count - 1, min(_PROBES, count))}):
+        if checksum(fields_of(dataset[index])) != checksum(fields_of(dataset[index])):
+            raise ValueError(
+                f"Sample {index} differs from call to call: the data set augments at random, so stored outputs would "
+                "be those for other images than the student sees. Augment inside the network, cache the data without "
+                "augmentation, or, if you accept that, pass allow_random=True."
+            )
+
+
+def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: bool, allow_random: bool) -> bool:
+    """Whether ``folder`` holds just what is wanted.
+
+    Raises:
+        ValueError: it holds something else, and ``overwrite`` is not given.
+    """
+    if not folder.exists():
+        return False
+    try:
+        meta = meta_of(folder)
+        other = [f"{key} {meta.get(key)} instead of {value}" for key, value in wanted.items() if meta.get(key) != value]
+        if not other and not allow_random:
+            known = np.load(folder / "checksums.npy")
+            changed = [i for i in range(len(dataset)) if checksum(fields_of(dataset[i])) != known[i]]
+            other += [f"{len(changed)} changed samples, the first is {changed[0]}"] if changed else []
+    except (OSError, ValueError, KeyError) as error:
+        other = [str(error)]
+    if not other:
+        return True
+    if overwrite:
+        return False
+    raise ValueError(
+        f"{folder} does not hold this teacher's outputs for this data set ({'; '.join(other)}): give another path, or "
+        "overwrite=True to replace it."
+    )

@@ -1,0 +1,146 @@
+"""The files of stored teacher outputs: written whole or not at all, checked by sums."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.io import Dataset
+from tqdm import tqdm
+
+from paddlelite_callbacks.distill.outputs import tensors_of
+from paddlelite_callbacks.surgery import frozen
+
+__all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "write_cache"]
+
+FORMAT = 1
+
+
+def checksum(fields: Sequence[Any]) -> int:
+    """Return a CRC-32 of a sample's inputs and labels."""
+    crc = 0
+    for value in fields:
+        array = np.ascontiguousarray(value.numpy() if isinstance(value, Tensor) else np.asarray(value))
+        crc = zlib.crc32(memoryview(array).cast("B") if array.size else b"", crc)
+    return crc
+
+
+def write_cache(
+    folder: Path,
+    network: paddle.nn.Layer,
+    dataset: Dataset,
+    meta: dict[str, Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    """Run ``network`` over ``dataset`` and put the files in place of ``folder``.
+
+    Args:
+        folder: replaced once all is written.
+        network: run frozen.
+        dataset: samples of inputs and labels.
+        meta: to be written with them; completed here.
+        batch_size: of the pass.
+        num_workers: of its loader.
+        progress: show a bar.
+    """
+    stage = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        _fill(stage, network, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        if folder.exists():
+            shutil.rmtree(folder)
+        stage.rename(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+class _Checked(Dataset):
+    """Samples with their checksum behind."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        fields = fields_of(self.dataset[index])
+        return (*fields, np.int64(checksum(fields)))
+
+
+def _fill(
+    stage: Path,
+    network: paddle.nn.Layer,
+    dataset: Dataset,
+    meta: dict[str, Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    loader = paddle.io.DataLoader(_Checked(dataset), batch_size=batch_size, shuffle=False, num_workers=num_workers)
+    checksums, arrays, done = np.zeros(len(dataset), dtype="int64"), list[Any](), 0
+    with ExitStack() as scope:
+        scope.enter_context(frozen(network))
+        scope.enter_context(paddle.no_grad())
+        bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
+        for batch in loader:
+            fields, crc = batch[:-1], batch[-1]
+            outputs = network(*fields[: meta["inputs"]])
+            found = tensors_of(outputs)
+            if not arrays:
+                meta.update(outputs=list(found), kind=_kind(outputs), fields=len(fields))
+                arrays = [
+                    np.lib.format.open_memmap(
+                        stage / f"output_{i}.npy", mode="w+", dtype=meta["dtype"], shape=(len(dataset), *x.shape[1:])
+                    )
+                    for i, x in enumerate(found.values())
+                ]
+            end = done + int(crc.shape[0])
+            checksums[done:end] = crc.numpy().reshape(-1)
+            for array, tensor in zip(arrays, found.values(), strict=True):
+                array[done:end] = tensor.astype("float32").numpy()
+            bar.update(end - done)
+            done = end
+    for array in arrays:
+        array.flush()
+    np.save(stage / "checksums.npy", checksums)
+    (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def meta_of(folder: Path) -> dict[str, Any]:
+    """Return what ``folder`` says of itself.
+
+    Raises:
+        ValueError: it is no such folder, or of another format.
+    """
+    file = folder / "meta.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no folder that cache_teacher wrote: it has no meta.json.")
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{folder} is of format {meta.get('format')}, this version reads {FORMAT}.")
+    return dict(meta)
+
+
+def _kind(outputs: Any) -> str:
+    return "tensor" if isinstance(outputs, Tensor) else "dict" if isinstance(outputs, dict) else "list"
+
+
+def fields_of(sample: Any) -> tuple[Any, ...]:
+    """Return a sample as a tuple of its inputs and labels."""
+    return tuple(sample) if isinstance(sample, (list, tuple)) else (sample,)

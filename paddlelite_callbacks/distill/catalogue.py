@@ -1,0 +1,111 @@
+"""All distillation losses by name, and what each needs beside the two tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paddle import Tensor
+
+from paddlelite_callbacks.distill import class_losses, feature_losses, losses
+from paddlelite_callbacks.distill.losses import check_temperature
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["LOSSES", "AnyLoss", "LossSpec", "spec_of"]
+
+AnyLoss = Callable[..., Tensor]  # (student, teacher) or (student, teacher, label) -> scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """One loss and its needs.
+
+    Args:
+        function: ``(student, teacher) -> scalar``, or with a third argument where ``label`` is given.
+        name: shown in errors and figures.
+        tempered: takes ``temperature=``.
+        label: which of the batch's labels it takes as third argument; ``None`` for none.
+        same: ``"shape"`` if both tensors must be of one shape, ``"positions"`` if their channels may differ,
+            ``"batch"`` if all but the batch may: a projection bridges no more than that.
+    """
+
+    function: AnyLoss
+    name: str
+    tempered: bool = False
+    label: int | None = None
+    same: str = "shape"
+
+
+LOSSES: dict[str, LossSpec] = {
+    spec.name: spec
+    for spec in (
+        LossSpec(function=losses.kl, name="kl", tempered=True),
+        LossSpec(function=losses.jsdiv, name="jsdiv", tempered=True),
+        LossSpec(function=class_losses.dml, name="dml"),
+        LossSpec(function=class_losses.dkd, name="dkd", tempered=True, label=0),
+        LossSpec(function=class_losses.dist, name="dist", tempered=True),
+        LossSpec(function=feature_losses.cwd, name="cwd", tempered=True),
+        LossSpec(function=losses.mse, name="mse"),
+        LossSpec(function=losses.mse, name="l2"),
+        LossSpec(function=losses.l1, name="l1"),
+        LossSpec(function=losses.smooth_l1, name="smooth_l1"),
+        LossSpec(function=feature_losses.heatmap_mse, name="heatmap_mse", label=-1),
+        LossSpec(function=feature_losses.attention, name="attention", same="positions"),
+        LossSpec(function=feature_losses.rkd, name="rkd", same="batch"),
+        LossSpec(function=feature_losses.fitnet, name="fitnet"),
+    )
+}
+
+
+def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int | None = None) -> LossSpec:
+    """Return what `LOSSES` says of the name ``loss`` (case does not matter), or a spec for a callable.
+
+    Args:
+        loss: a key of `LOSSES`, or a callable (also a ``paddle.nn.Layer``) ``(student, teacher[, label]) -> scalar``.
+        temperature: for those that are tempered; ``None`` takes the loss's own default.
+        label: which of the batch's labels goes in as third argument; ``None`` takes the loss's own choice, which is
+            none for a callable.
+
+    Raises:
+        TypeError: neither a name nor callable.
+        ValueError: no such loss, a temperature that is not positive or for a loss that has none, a label for a loss
+            that takes none.
+    """
+    if not isinstance(loss, str):
+        return _spec_of_callable(loss, temperature, label)
+    key = loss.lower()
+    if key not in LOSSES:
+        raise ValueError(f"No distillation loss {loss!r}; near names: {near_names(key, LOSSES)}, or pass a callable.")
+    spec = LOSSES[key]
+    if label is not None and spec.label is None:
+        takers = [name for name, other in LOSSES.items() if other.label is not None]
+        raise ValueError(f"The loss {key!r} takes no label; only {takers} do. Leave it out.")
+    return LossSpec(
+        function=_tempered(spec, temperature),
+        name=spec.name,
+        tempered=spec.tempered,
+        label=spec.label if label is None else label,
+        same=spec.same,
+    )
+
+
+def _spec_of_callable(loss: AnyLoss, temperature: float | None, label: int | None) -> LossSpec:
+    if not callable(loss):
+        raise TypeError(f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}.")
+    if temperature is not None:
+        raise ValueError("temperature goes with a named loss; give it to your own loss function yourself.")
+    return LossSpec(function=loss, name=getattr(loss, "__name__", type(loss).__name__), label=label, same="any")
+
+
+def _tempered(spec: LossSpec, temperature: float | None) -> AnyLoss:
+    if temperature is None:
+        return spec.function
+    if not spec.tempered:
+        tempered = [name for name, other in LOSSES.items() if other.tempered]
+        raise ValueError(f"The loss {spec.name!r} has no temperature; only {tempered} have. Leave it out.")
+    check_temperature(temperature)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return spec.function(*tensors, temperature=temperature)
+
+    return loss

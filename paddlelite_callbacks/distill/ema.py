@@ -1,0 +1,82 @@
+"""The moving average of a student as its own teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.teachers import copied, load_weights_
+
+__all__ = ["EMATeacher"]
+
+
+class EMATeacher:
+    """A teacher that is the exponential moving average of the student (mean teacher, Tarvainen 2017, arXiv:1703.01780).
+
+    After each step of the optimizer: ``teacher = d teacher + (1 - d) student`` for every trainable parameter; all
+    else (batch-norm statistics) is copied. It runs in eval mode and starts as a copy of the student. Its layers are
+    those of the network before PACT's conversion.
+
+    Args:
+        decay: ``d``, in ``[0, 1)``.
+        ramp: the average starts fast: ``d`` is ``min(decay, (1 + steps) / (10 + steps))``.
+
+    Attributes:
+        network: the averaged network; ``None`` before the first ``fit``. Kept for a next ``fit`` of the same student.
+        steps: updates so far.
+
+    Raises:
+        ValueError: ``decay`` is out of range.
+    """
+
+    def __init__(self, decay: float = 0.999, *, ramp: bool = True) -> None:
+        if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
+            raise ValueError(f"decay must be at least 0 and less than 1, got {decay!r}.")
+        self.decay, self.ramp = float(decay), ramp
+        self.network: Layer | None = None
+        self.steps = 0
+        self._pairs: list[tuple[Tensor, Tensor, bool]] = []
+
+    def follow(self, student: Layer) -> Layer:
+        """Start as a copy of ``student``, unless it is followed already; return the averaged network."""
+        sources = student.state_dict()
+        if self.network is None or not self._follows(list(sources.values())):
+            fresh = copied(student)
+            self.network, self.steps = fresh, 0
+            trained = {id(parameter) for parameter in student.parameters() if parameter.trainable}
+            own = fresh.state_dict()
+            self._pairs = [(tensor, own[name], id(tensor) in trained) for name, tensor in sources.items()]
+        return self.network
+
+    def _follows(self, tensors: list[Tensor]) -> bool:
+        known = {id(tensor) for tensor, _, _ in self._pairs}
+        return bool(known) and known <= {id(tensor) for tensor in tensors}
+
+    @paddle.no_grad()
+    def update(self) -> None:
+        """Take one step towards the student."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.ramp else self.decay
+        self.steps += 1
+        for source, target, trained in self._pairs:
+            value = source.detach().astype(target.dtype)
+            if trained:
+                target.lerp_(value, 1 - decay)
+            else:
+                paddle.assign(value, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and its count, for a checkpoint."""
+        return {} if self.network is None else {"network": self.network.state_dict(), "steps": self.steps}
+
+    def set_state_dict(self, state: dict[str, Any], student: Layer) -> None:
+        """Take up a saved average of ``student``.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        if state:
+            load_weights_(self.follow(student), state["network"], "The saved average")
+            self.steps = int(state["steps"])

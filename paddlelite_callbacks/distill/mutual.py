@@ -1,0 +1,53 @@
+"""The second network of deep mutual learning."""
+
+from __future__ import annotations
+
+import paddle
+from paddle.nn import Layer
+
+__all__ = ["MutualPeer"]
+
+
+class MutualPeer:
+    """A peer that learns along with the student, each from the other (DML, Zhang 2018, arXiv:1706.00384).
+
+    Each batch, from the same forward passes: the student minimises
+    ``task_weight * task(student) + weight * loss(student, peer)``, the peer
+    ``task_weight * task(peer) + weight * loss(peer, student)``, the other's side detached. The peer has an optimizer of
+    its own, is trained by contract, and is in no checkpoint of the model's (but in the ``.pddistill`` file next to it).
+
+    Args:
+        network: inputs and outputs like the student's; of another architecture if you like.
+        optimizer: over ``network.parameters()``; its learning rate scheduler, if it has one of its own, is stepped
+            after every batch, as hapi does with the student's.
+        keep: ``"better"``: of two networks of one architecture the one that did better in the last evaluation of
+            ``fit`` is in the model at its end (the weights are exchanged). ``"student"``: nothing is exchanged.
+        monitor: the figure of the evaluation that decides: ``"loss"`` (lower is better), or the name of a metric of
+            ``model.prepare`` (higher is better); ``None`` takes the first metric, or the loss where there is none.
+
+    Attributes:
+        better: ``"student"`` or ``"peer"`` by the last evaluation, before any exchange; ``None`` before it.
+        figures: of that evaluation: ``{"student": {...}, "peer": {...}}``.
+
+    Raises:
+        TypeError: ``network`` is no layer, or ``optimizer`` no optimizer.
+        ValueError: an unknown ``keep``.
+    """
+
+    def __init__(
+        self,
+        network: Layer,
+        optimizer: paddle.optimizer.Optimizer,
+        *,
+        keep: str = "better",
+        monitor: str | None = None,
+    ) -> None:
+        if not isinstance(network, Layer):
+            raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}.")
+        if not isinstance(optimizer, paddle.optimizer.Optimizer):
+            raise TypeError(f"optimizer must be a paddle.optimizer.Optimizer, got {type(optimizer).__name__}.")
+        if keep not in ("better", "student"):
+            raise ValueError(f"keep must be 'better' or 'student', got {keep!r}.")
+        self.network, self.optimizer, self.keep, self.monitor = network, optimizer, keep, monitor
+        self.better: str | None = None
+        self.figures: dict[str, dict[str, float]] = {}

@@ -1,0 +1,229 @@
+"""The distillation objective: the weighted sum of its terms, with the bridges that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer, LayerDict
+
+from paddlelite_callbacks.distill.catalogue import LossSpec
+from paddlelite_callbacks.distill.outputs import Seen, full_precision, mean_of, paired, picked
+from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
+from paddlelite_callbacks.distill.random_streams import same_random_streams
+from paddlelite_callbacks.distill.schedules import value_at
+from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
+
+__all__ = ["Objective", "Result"]
+
+
+@dataclass
+class Result:
+    """One batch's terms.
+
+    Args:
+        total: their weighted sum; ``None`` if all weights are 0 at this time and nothing was computed.
+        terms: each term's own value before its weight, by figure name.
+    """
+
+    total: Tensor | None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective:
+    """``Σ weight_i(epoch) loss_i``.
+
+    Args:
+        terms: `OutputTerm` and `FeatureTerm` without globs.
+        teacher_weights: of the mean over several teachers; they sum to 1.
+
+    Attributes:
+        bridges: trainable projections and trainable losses by the term's name; made when the first batch is seen.
+    """
+
+    def __init__(self, terms: Sequence[Term], teacher_weights: Sequence[float]) -> None:
+        self.terms = dict(zip(_names(terms), terms, strict=True))
+        self.specs = {name: term.spec() for name, term in self.terms.items()}
+        self.teacher_weights = list(teacher_weights)
+        self.bridges = LayerDict()
+
+    def feature_terms(self) -> list[FeatureTerm]:
+        """Return the terms that look inside the networks."""
+        return [term for term in self.terms.values() if isinstance(term, FeatureTerm)]
+
+    def silent(self, epoch: float) -> bool:
+        """Whether no term will have a weight from ``epoch`` on."""
+        return all(epoch >= getattr(term.weight, "silent_from", float("inf")) for term in self.terms.values())
+
+    def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
+        """Make the bridges that these features need and that are not there yet.
+
+        Returns:
+            Their parameters, and those of losses that are layers.
+
+        Raises:
+            ValueError: a pair that cannot be compared; both shapes are named.
+        """
+        with same_random_streams():  # dropout goes on as it would without
+            for name, term in self.terms.items():
+                if isinstance(term, FeatureTerm):
+                    ours, theirs = self._features(term, student, teachers)
+                    if not term.grouped:
+                        self._build_bridge(name, term, ours[0], theirs[0])
+                    if hasattr(term.loss, "prepare_for"):
+                        term.loss.prepare_for([list(x.shape) for x in ours], [list(x.shape) for x in theirs])
+                if isinstance(term.loss, Layer) and _key(name, "loss") not in self.bridges:
+                    self.bridges[_key(name, "loss")] = term.loss
+        return list(self.bridges.parameters())
+
+    def refuse_misfits(self, student: Seen, teachers: Sequence[Seen]) -> None:
+        """Refuse outputs and features that no term can compare; computes nothing.
+
+        Raises:
+            ValueError: names both shapes.
+        """
+        for name, term in self.terms.items():
+            if isinstance(term, OutputTerm):
+                for path, a, b in self._outputs(term, student, teachers):
+                    _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape))
+            elif not term.grouped:
+                (a,), (b,) = self._features(term, student, teachers)
+                if self._needs_bridge(term, self.specs[name], a, b) and not isinstance(term.project, Layer):
+                    refuse_unbridgeable(list(a.shape), list(b.shape), _pair(term))
+
+    def __call__(
+        self, student: Seen, teachers: Sequence[Seen], labels: Sequence[Tensor], *, epoch: float, epochs: float
+    ) -> Result:
+        """Compute the terms of one batch.
+
+        Args:
+            student: its outputs and tapped features, with gradients.
+            teachers: those of each teacher; detached here.
+            labels: the batch's labels.
+            epoch: where the training stands, for schedules.
+            epochs: its length.
+
+        Raises:
+            ValueError: shapes that do not fit, a label that is not there.
+        """
+        values: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for name, term in self.terms.items():
+            weight = value_at(term.weight, epoch, epochs)
+            if weight == 0 and callable(term.weight):
+                continue
+            value = values[name] = self._value(name, term, student, teachers, labels)
+            weighted.append(value if weight == 1 else weight * value)
+        if not weighted:
+            return Result(None)
+        return Result(weighted[0] if len(weighted) == 1 else paddle.add_n(weighted), values)
+
+    def _value(
+        self, name: str, term: Term, student: Seen, teachers: Sequence[Seen], labels: Sequence[Tensor]
+    ) -> Tensor:
+        spec = self.specs[name]
+        extra = [] if spec.label is None else [_label(labels, spec)]
+        if isinstance(term, FeatureTerm) and term.grouped:
+            ours, theirs = ([full_precision(x) for x in side] for side in self._features(term, student, teachers))
+            return spec.function(ours, [x.detach() for x in theirs], *extra)
+        if isinstance(term, OutputTerm):
+            pairs = [(a, b) for _, a, b in self._outputs(term, student, teachers)]
+        else:
+            (one,), (other,) = self._features(term, student, teachers)
+            pairs = [self._bridged(name, spec, one, other)]
+        values = [spec.function(full_precision(a), full_precision(b).detach(), *extra) for a, b in pairs]
+        return values[0] if len(values) == 1 else paddle.add_n(values)
+
+    def _outputs(self, term: OutputTerm, student: Seen, teachers: Sequence[Seen]) -> list[tuple[str, Tensor, Tensor]]:
+        if term.teacher is None and len(teachers) > 1:
+            outputs = mean_of([teacher.outputs for teacher in teachers], self.teacher_weights)
+        else:
+            outputs = teachers[term.teacher or 0].outputs
+        ours, theirs = term.keys()
+        if ours is None and theirs is None:
+            return paired(student.outputs, outputs)
+        a = picked(student.outputs, ours, "The student's output")
+        return [(str(ours), a, picked(outputs, theirs, "The teacher's output"))]
+
+    def _features(
+        self, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        (mine, theirs), (ours, others) = term.layers(), term.keys()
+        given = teachers[term.of].features
+        return (
+            [picked(student.features[name], ours, f"The student's feature {name!r}") for name in mine],
+            [picked(given[name], others, f"The teacher's feature {name!r}") for name in theirs],
+        )
+
+    def _build_bridge(self, name: str, term: FeatureTerm, student: Tensor, teacher: Tensor) -> None:
+        key, shapes = _key(name, "project"), (list(student.shape), list(teacher.shape))
+        if isinstance(term.project, Layer):
+            self.bridges[key] = term.project
+        elif self._needs_bridge(term, self.specs[name], student, teacher):
+            fresh = projection_for(*shapes, _pair(term))
+            had: Any = self.bridges[key] if key in self.bridges else None  # noqa: SIM401  LayerDict has no get
+            if had is not None and had.channels == fresh.channels and type(had.layer) is type(fresh.layer):
+                had.size = fresh.size
+            else:
+                self.bridges[key] = fresh
+
+    @staticmethod
+    def _needs_bridge(term: FeatureTerm, spec: LossSpec, student: Tensor, teacher: Tensor) -> bool:
+        if isinstance(term.project, bool):
+            return term.project
+        if isinstance(term.project, Layer):
+            return True
+        return spec.same in ("shape", "any") and student.shape[1:] != teacher.shape[1:]
+
+    def _bridged(self, name: str, spec: LossSpec, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        student, key = full_precision(student), _key(name, "project")
+        if key in self.bridges:
+            student = self.bridges[key](student)
+        elif spec.same == "positions" and student.ndim == 4:
+            student = resized(student, list(teacher.shape[2:]))
+        return student, teacher
+
+
+def _refuse_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[int]) -> None:
+    differ = {"shape": student != teacher, "positions": student[2:] != teacher[2:]}.get(spec.same, False)
+    if differ:
+        which = f" {path!r}" if path else ""
+        raise ValueError(
+            f"The student's output{which} {student} and the teacher's {teacher} must have the same shape for the loss "
+            f"{spec.name!r}: give both the same number of classes or outputs, name the outputs to distil with "
+            "output=, or distil with a callable that bridges them."
+        )
+
+
+def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
+    index = spec.label or 0
+    if not -len(labels) <= index < len(labels):
+        raise ValueError(
+            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: see label=."
+        )
+    return labels[index]
+
+
+def _names(terms: Sequence[Term]) -> list[str]:
+    """Name the terms: their own names, else the loss's with the layer's, numbered where that is not unique."""
+    names: list[str] = []
+    for term in terms:
+        base = term.name or term.spec().name
+        if isinstance(term, FeatureTerm) and term.name is None:
+            base += f":{'+'.join(term.layers()[0])}"
+        name, number = base, 2
+        while name in names:
+            name, number = f"{base}#{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _key(name: str, part: str) -> str:
+    return f"{name}/{part}".replace(".", "_")
+
+
+def _pair(term: FeatureTerm) -> str:
+    return f"features {term.student!r} -> {term.teacher!r}"

@@ -1,0 +1,140 @@
+"""Outputs of networks that return a tensor, a list, a tuple, a dictionary, or a nest of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["Key", "Seen", "full_precision", "mean_of", "paired", "picked", "shapes_of", "tensors_of"]
+
+Key = int | str
+
+
+@dataclass
+class Seen:
+    """What one network gave for one batch: its outputs as returned, and the tapped features by layer name."""
+
+    outputs: Any
+    features: dict[str, Any] = field(default_factory=dict)
+
+    def detached(self) -> Seen:
+        """Return the same without gradients."""
+        return Seen(mapped(self.outputs, lambda x: x.detach()), mapped(self.features, lambda x: x.detach()))
+
+
+def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
+    """Return the tensors in ``outputs`` by their path: ``""`` for a lone one, else as ``"0"``, ``"logits"``, ``"a.1"``.
+
+    What is no tensor (``None``, a number) is left out.
+    """
+    if isinstance(outputs, Tensor):
+        return {path: outputs}
+    if isinstance(outputs, Mapping):
+        items: Sequence[tuple[Any, Any]] = list(outputs.items())
+    elif isinstance(outputs, (list, tuple)):
+        items = list(enumerate(outputs))
+    else:
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in items:
+        found.update(tensors_of(value, f"{path}.{key}" if path else str(key)))
+    return found
+
+
+def mapped(outputs: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return ``outputs`` with ``change`` applied to each tensor; lists, tuples and dictionaries keep their kind."""
+    if isinstance(outputs, Tensor):
+        return change(outputs)
+    if isinstance(outputs, Mapping):
+        return {key: mapped(value, change) for key, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return [mapped(value, change) for value in outputs]
+    return outputs
+
+
+def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
+    """Return the one tensor ``key`` of ``outputs``.
+
+    Args:
+        outputs: of a network or layer.
+        key: an index, a dictionary key, or a path such as ``"aux.0"``; ``None`` for a lone tensor.
+        whose: for the error message, for instance ``"The teacher's output"``.
+
+    Raises:
+        ValueError: there is no such tensor, or ``key`` is ``None`` and there are several.
+    """
+    found = tensors_of(outputs)
+    if key is None and len(found) == 1:
+        return next(iter(found.values()))
+    name = "" if key is None else str(key)
+    if isinstance(key, int) and isinstance(outputs, (list, tuple)) and -len(outputs) <= key < 0:
+        name = str(len(outputs) + key)
+    if name not in found:
+        wanted = "is not a single tensor" if key is None else f"has no tensor {key!r}"
+        raise ValueError(
+            f"{whose} {wanted}; near names of its tensors: {near_names(name, found)} "
+            f"of {len(found)} ({type(outputs).__name__})."
+        )
+    return found[name]
+
+
+def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
+    """Pair the tensors of two outputs: by key where both are dictionaries, by position otherwise.
+
+    Returns:
+        ``(path in the student's output, student's tensor, teacher's tensor)`` each.
+
+    Raises:
+        ValueError: the numbers or the keys differ; both networks' shapes are named.
+    """
+    ours, theirs = tensors_of(student), tensors_of(teacher)
+    by_key = isinstance(student, Mapping) and isinstance(teacher, Mapping)
+    if len(ours) != len(theirs) or (by_key and ours.keys() != theirs.keys()):
+        raise ValueError(
+            f"The student gives {len(ours)} outputs {shapes_of(student)}, the teacher {len(theirs)} "
+            f"{shapes_of(teacher)}: distillation pairs them {'by key' if by_key else 'in order'}, so they must be the "
+            "same in number" + (" and keys" if by_key else "") + "; or name the ones to distil with output=."
+        )
+    if by_key:
+        return [(path, tensor, theirs[path]) for path, tensor in ours.items()]
+    return [(path, a, b) for (path, a), b in zip(ours.items(), theirs.values(), strict=True)]
+
+
+def shapes_of(outputs: Any) -> Any:
+    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise."""
+    found = {path: list(tensor.shape) for path, tensor in tensors_of(outputs).items()}
+    if isinstance(outputs, Mapping):
+        return found
+    return found[""] if list(found) == [""] else list(found.values())
+
+
+def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Return the weighted mean of several networks' outputs, tensor by tensor; the weights sum to 1.
+
+    Raises:
+        ValueError: the outputs differ in number or shape; all shapes are named.
+    """
+    columns = [list(tensors_of(output).values()) for output in outputs]
+    if len({str([list(tensor.shape) for tensor in column]) for column in columns}) != 1:
+        raise ValueError(
+            f"The teachers' outputs {[shapes_of(output) for output in outputs]} cannot be averaged: their shapes "
+            "differ. Give each teacher terms of its own, or combine='each'."
+        )
+    means = iter(
+        [
+            paddle.add_n([w * full_precision(x) for w, x in zip(weights, row, strict=True)])
+            for row in zip(*columns, strict=True)
+        ]
+    )
+    return mapped(outputs[0], lambda _: next(means))
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 where it is in half precision: losses are reckoned in full."""
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x

@@ -1,0 +1,161 @@
+"""From the options of `DistillCallback` to the terms of its objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.catalogue import AnyLoss, spec_of
+from paddlelite_callbacks.distill.losses import loss_for_task
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
+from paddlelite_callbacks.distill.taps import expanded
+from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
+
+__all__ = ["Features", "Loss", "feature_terms", "normalised", "objective_for", "output_terms"]
+
+Loss = str | AnyLoss | OutputTerm | Mapping[str, Weight] | Sequence[Any] | None
+Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
+
+
+def output_terms(
+    loss: Loss, *, temperature: float | None, output: Key | tuple[Key | None, Key | None] | None
+) -> list[OutputTerm] | None:
+    """Return the terms on outputs, or ``None`` where they are to be chosen by the task loss.
+
+    Args:
+        loss: of `DistillCallback`.
+        temperature: of its tempered losses.
+        output: of its losses that are no `OutputTerm`.
+
+    Raises:
+        TypeError: ``loss`` is of another type.
+        ValueError: an unknown loss, or a temperature for losses that have none.
+    """
+    if loss is None:
+        return None
+    if isinstance(loss, Mapping):
+        tempered = [name for name in loss if spec_of(name).tempered]
+        if temperature is not None and not tempered:
+            raise ValueError(f"None of the losses {list(loss)} has a temperature. Leave it out.")
+        return [
+            OutputTerm(name, weight, output=output, temperature=temperature if name in tempered else None)
+            for name, weight in loss.items()
+        ]
+    entries: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
+    return [
+        entry if isinstance(entry, OutputTerm) else OutputTerm(entry, output=output, temperature=temperature)
+        for entry in entries
+    ]
+
+
+def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTerm]:
+    """Return the terms on features.
+
+    Args:
+        features: of `DistillCallback`.
+        loss: of those that are given by names alone.
+
+    Raises:
+        TypeError: ``features`` is of another type.
+        ValueError: an unknown loss.
+    """
+    if features is None:
+        return []
+    if isinstance(features, FeatureTerm):
+        return [features]
+    if isinstance(features, Mapping):
+        return [FeatureTerm(student, teacher, loss=loss) for student, teacher in features.items()]
+    terms = list(features)
+    if not all(isinstance(term, FeatureTerm) for term in terms):
+        raise TypeError(
+            f"features must be a mapping of the student's layer names to the teacher's, or a list of FeatureTerm, got "
+            f"{features!r}."
+        )
+    return terms
+
+
+def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return ``weights`` divided by their sum; equal ones for ``None``.
+
+    Raises:
+        ValueError: not one positive weight a teacher.
+    """
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(given) != count or not all(0 <= weight < float("inf") for weight in given) or not sum(given):
+        raise ValueError(f"teacher_weights must be {count} numbers of at least 0, not all 0, got {weights!r}.")
+    return [weight / sum(given) for weight in given]
+
+
+def objective_for(
+    outputs: list[OutputTerm] | None,
+    features: Sequence[FeatureTerm],
+    *,
+    temperature: float | None,
+    output: Key | tuple[Key | None, Key | None] | None,
+    task_loss: Any,
+    student: Layer,
+    teachers: Sequence[Layer | None],
+    weights: Sequence[float],
+    each: bool,
+) -> Objective:
+    """Resolve names and choices against the networks.
+
+    Args:
+        outputs: `output_terms`.
+        features: `feature_terms`.
+        temperature: as given to `output_terms`.
+        output: as given to `output_terms`.
+        task_loss: chooses where ``outputs`` is ``None`` and there are no features.
+        student: whose layers are meant.
+        teachers: the same; ``None`` for one that cannot be looked into.
+        weights: of the teachers, sum 1.
+        each: give every teacher terms of its own instead of their mean.
+
+    Raises:
+        ValueError: a layer that is not there (near names are listed), a teacher that is not there.
+    """
+    if outputs is None:
+        outputs = [] if features else [OutputTerm(loss_for_task(task_loss), output=output, temperature=temperature)]
+    if each and len(teachers) > 1:
+        outputs = [part for term in outputs for part in _for_each(term, weights)]
+    found: list[FeatureTerm] = []
+    for term in features:
+        found += expanded(term, student, _teacher(teachers, term.of))
+    for index in (term.teacher for term in outputs):
+        if index is not None and not 0 <= index < len(teachers):
+            raise ValueError(f"OutputTerm(teacher={index}): there are {len(teachers)} teachers, counted from 0.")
+    if not outputs and not found:
+        raise ValueError("There is nothing to distil: give a loss, or features.")
+    return Objective([*outputs, *found], weights)
+
+
+def _for_each(term: OutputTerm, weights: Sequence[float]) -> list[OutputTerm]:
+    if term.teacher is not None:
+        return [term]
+    return [
+        replace(
+            term, teacher=index, weight=_scaled(term.weight, share), name=f"{term.name or term.spec().name}@{index}"
+        )
+        for index, share in enumerate(weights)
+    ]
+
+
+def _scaled(weight: Weight, share: float) -> Weight:
+    if not callable(weight):
+        return weight * share
+    silent_from = getattr(weight, "silent_from", float("inf"))
+    return Schedule(lambda now, total: share * value_at(weight, now, total), f"{share} * {weight!r}", silent_from)
+
+
+def _teacher(teachers: Sequence[Layer | None], index: int) -> Layer:
+    if not 0 <= index < len(teachers):
+        raise ValueError(f"FeatureTerm(of={index}): there are {len(teachers)} teachers, counted from 0.")
+    teacher = teachers[index]
+    if teacher is None:
+        raise ValueError("features need a teacher that runs: stored outputs hold none of its inner layers.")
+    return teacher

@@ -1,0 +1,124 @@
+"""Weights that change while training goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Schedule", "Weight", "checked_weight", "constant", "cosine", "linear", "stop_at", "value_at", "warm_up"]
+
+Weight = float | Callable[[float, float], float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight over time: ``schedule(epoch, epochs)``.
+
+    Args:
+        function: receives the epochs trained so far, with fractions between batches (0.5 in the middle of the first
+            epoch; whole ones where the loader has no length), and the number of epochs that ``fit`` was asked for.
+        text: for ``repr``.
+        silent_from: the epoch from which on the weight is 0 for good, so that the teacher need not run.
+    """
+
+    function: Callable[[float, float], float]
+    text: str
+    silent_from: float = math.inf
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the weight at ``epoch`` of ``epochs``."""
+        return 0.0 if epoch >= self.silent_from else float(self.function(epoch, epochs))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def constant(value: float) -> Schedule:
+    """The same ``value`` throughout."""
+    _check(value=value)
+    return Schedule(lambda epoch, epochs: value, f"constant({value})")
+
+
+def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule:
+    """From ``start`` in a straight line to ``end``, which is reached after ``epochs`` and kept.
+
+    Args:
+        start: at least 0.
+        end: at least 0.
+        epochs: length of the change; ``None`` for all that ``fit`` was asked for.
+    """
+    _check(start=start, end=end, epochs=epochs)
+    return Schedule(
+        lambda epoch, total: start + (end - start) * _share(epoch, epochs, total),
+        f"linear({start}, {end}, epochs={epochs})",
+    )
+
+
+def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule:
+    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017)."""
+    _check(start=start, end=end, epochs=epochs)
+    return Schedule(
+        lambda epoch, total: end + (start - end) * (1 + math.cos(math.pi * _share(epoch, epochs, total))) / 2,
+        f"cosine({start}, {end}, epochs={epochs})",
+    )
+
+
+def warm_up(epochs: float, weight: Weight = 1.0) -> Schedule:
+    """``weight``, multiplied by a factor that rises from 0 to 1 over the first ``epochs``."""
+    _check(epochs=epochs)
+    inner = checked_weight("weight", weight)
+    return Schedule(
+        lambda epoch, total: min(epoch / epochs, 1.0) * value_at(inner, epoch, total),
+        f"warm_up({epochs}, {weight!r})",
+        getattr(inner, "silent_from", math.inf),
+    )
+
+
+def stop_at(epoch: float, weight: Weight = 1.0) -> Schedule:
+    """``weight`` until ``epoch`` epochs are trained, then 0: from there on the teacher does not run any more."""
+    _check(epoch=epoch)
+    inner = checked_weight("weight", weight)
+    return Schedule(lambda now, total: value_at(inner, now, total), f"stop_at({epoch}, {weight!r})", epoch)
+
+
+def value_at(weight: Weight, epoch: float, epochs: float) -> float:
+    """Return the number that ``weight`` (a number or a schedule) is at ``epoch`` of ``epochs``.
+
+    Raises:
+        ValueError: a schedule of the user's own gave no finite number of at least 0.
+    """
+    if not callable(weight):
+        return weight
+    value = weight(epoch, epochs)
+    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+        raise ValueError(f"The schedule {weight!r} gave {value!r} at epoch {epoch:g}: weights are at least 0.")
+    return float(value)
+
+
+def checked_weight(name: str, weight: Weight) -> Weight:
+    """Return ``weight`` if it is a finite number of at least 0 or a schedule.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if callable(weight):
+        return weight
+    if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}; or a schedule.")
+    return float(weight)
+
+
+def _share(epoch: float, epochs: float | None, total: float) -> float:
+    length = total if epochs is None else epochs
+    return min(epoch / length, 1.0) if length > 0 else 1.0
+
+
+def _check(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is None:
+            continue
+        if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {number!r}.")
+        if number == 0 and name == "epochs":
+            raise ValueError("epochs must be positive, got 0.")

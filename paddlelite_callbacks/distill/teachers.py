@@ -1,0 +1,143 @@
+"""Networks to learn from: given as a layer, a ``paddle.Model``, a checkpoint, or a program that was saved."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+
+__all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
+
+TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer | Callable[[], Layer]]
+
+
+def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer | None:
+    """Return the network that ``teacher`` means.
+
+    Args:
+        teacher: a ``Layer``; a ``paddle.Model``; ``(checkpoint, network)`` with a ``.pdparams`` file and the layer,
+            or a function without arguments that builds it, to load it into; a prefix that ``paddle.jit.save`` was
+            given (``prefix.json`` or ``prefix.pdmodel`` exists); or a ``.pdparams`` file alone, which is loaded into
+            a copy of the student (a network of the same architecture trained before).
+        student: for the last form; without it that form gives ``None``, to be asked again.
+
+    Raises:
+        TypeError: ``teacher`` is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint does not fit the network.
+    """
+    if isinstance(teacher, paddle.Model):
+        teacher = teacher.network
+    if isinstance(teacher, Layer):
+        return teacher
+    if isinstance(teacher, tuple) and len(teacher) == 2 and isinstance(teacher[0], (str, Path)):
+        return _from_checkpoint(_checkpoint(teacher[0]), teacher[1])
+    if not isinstance(teacher, (str, Path)):
+        raise TypeError(
+            "teacher must be a paddle.nn.Layer or a paddle.Model, got "
+            f"{type(teacher).__name__}; or a pair (checkpoint.pdparams, network), or the path of a checkpoint or of "
+            "a program saved with paddle.jit.save."
+        )
+    if _program(teacher) is not None:
+        return paddle.jit.load(str(_program(teacher)))
+    path = _checkpoint(teacher)
+    return None if student is None else _from_checkpoint(path, lambda: copied(student))
+
+
+def refuse_missing_files(teacher: TeacherLike) -> None:
+    """Refuse a path to nothing.
+
+    Raises:
+        FileNotFoundError: names what was looked for.
+    """
+    if isinstance(teacher, (str, Path)) and _program(teacher) is None:
+        _checkpoint(teacher)
+
+
+def copied(network: Layer) -> Layer:
+    """Return a deep copy without the hooks of ``network``."""
+    duplicate = copy.deepcopy(network)
+    for layer in duplicate.sublayers(include_self=True):
+        layer._forward_pre_hooks.clear()
+        layer._forward_post_hooks.clear()
+    return duplicate
+
+
+def load_weights_(network: Layer, state: dict[str, Any], source: str) -> None:
+    """Load ``state`` into ``network``, all of it or nothing.
+
+    Args:
+        network: changed in place.
+        state: tensors or arrays by name.
+        source: where it comes from, for the error message.
+
+    Raises:
+        ValueError: names or shapes differ; the first few are named.
+    """
+    own = network.state_dict()
+    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    wrong = {
+        key: (list(state[key].shape), list(own[key].shape))
+        for key in own
+        if key in state and list(state[key].shape) != list(own[key].shape)
+    }
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{source} does not fit {type(network).__name__}: missing {missing[:4]} ({len(missing)}), unknown "
+            f"{extra[:4]} ({len(extra)}), other shapes (file, network) {dict(list(wrong.items())[:4])} ({len(wrong)}). "
+            "Give the architecture that it was saved from: teacher=(path, network)."
+        )
+    network.set_state_dict(state)
+
+
+def digest_of(network: Layer) -> str:
+    """Return a SHA-256 checksum of the network's class and of all its parameters and buffers."""
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        value = np.ascontiguousarray(tensor.astype("float32").numpy() if _is_half(tensor) else tensor.numpy())
+        digest.update(f"{name}{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _is_half(tensor: Any) -> bool:
+    return tensor.dtype == paddle.bfloat16
+
+
+def _program(teacher: str | Path) -> Path | None:
+    """Return the prefix of a saved program that ``teacher`` names, if there is one."""
+    path = Path(teacher)
+    prefix = path.with_suffix("") if path.suffix in (".json", ".pdmodel") else path
+    exists = any(Path(f"{prefix}{ending}").is_file() for ending in (".json", ".pdmodel"))
+    return prefix if exists and Path(f"{prefix}.pdiparams").is_file() else None
+
+
+def _checkpoint(teacher: str | Path) -> Path:
+    for path in (Path(teacher), Path(f"{teacher}.pdparams")):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"teacher={str(teacher)!r}: there is neither a checkpoint {teacher}[.pdparams] nor a program "
+        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams."
+    )
+
+
+def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
+    if not isinstance(network, Layer):
+        if not callable(network):
+            raise TypeError(
+                f"teacher=(checkpoint, network): network must be a Layer or a function that builds one, got "
+                f"{type(network).__name__}."
+            )
+        with paddle.utils.unique_name.guard():  # some of paddleclas's networks have fixed parameter names
+            network = network()
+        if not isinstance(network, Layer):
+            raise TypeError(f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}.")
+    load_weights_(network, paddle.load(str(path)), str(path))
+    return network

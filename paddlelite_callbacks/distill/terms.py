@@ -1,0 +1,114 @@
+"""The terms of a distillation objective: what of the student is compared with what of which teacher, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.catalogue import AnyLoss, LossSpec, spec_of
+from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.schedules import Weight, checked_weight
+
+__all__ = ["FeatureTerm", "OutputTerm", "Term"]
+
+
+@dataclass(frozen=True)
+class OutputTerm:
+    """Compare the student's output with the teacher's.
+
+    Args:
+        loss: a name of `distill.catalogue.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``.
+        weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
+        output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a pair
+            ``(student's, teacher's)``; ``None`` pairs all of them and sums.
+        teacher: index among several teachers; ``None`` for the (weighted mean of the) teachers.
+        temperature: of tempered losses; ``None`` for the loss's own default.
+        label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
+        name: of the figure in ``logs``; ``None`` makes one of the loss's name.
+    """
+
+    loss: str | AnyLoss
+    weight: Weight = 1.0
+    output: Key | tuple[Key | None, Key | None] | None = None
+    teacher: int | None = None
+    temperature: float | None = None
+    label: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_weight("weight", self.weight)
+        self.spec()
+
+    def spec(self) -> LossSpec:
+        """Return the loss with its needs."""
+        return spec_of(self.loss, temperature=self.temperature, label=self.label)
+
+    def keys(self) -> tuple[Key | None, Key | None]:
+        """Return the student's and the teacher's key."""
+        return self.output if isinstance(self.output, tuple) else (self.output, self.output)
+
+
+@dataclass(frozen=True)
+class FeatureTerm:
+    """Compare the output of a layer inside the student with that of a layer inside the teacher.
+
+    Args:
+        student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
+            takes lists of features, such as `distill.afd.AttentionFeatureLoss`.
+        teacher: the same in the teacher; a glob must match as many layers, and they are paired in order. A tuple may
+            be of another length than the student's.
+        loss: as in `OutputTerm`.
+        weight: of this term (of each pair, with globs) inside ``distill_loss``.
+        project: ``None`` puts a trainable `distill.projection.Projection` where the loss needs one shape and the
+            shapes differ; ``True`` always; ``False`` never; or a layer of your own ``student's feature -> teacher's``.
+        of: index among several teachers.
+        pick: where the layers return several tensors: an index or key, or a pair ``(student's, teacher's)``.
+        temperature: of tempered losses.
+        label: as in `OutputTerm`.
+        name: of the figure in ``logs``; ``None`` makes one of the loss's and the layer's name.
+    """
+
+    student: str | tuple[str, ...]
+    teacher: str | tuple[str, ...]
+    loss: str | AnyLoss = "fitnet"
+    weight: Weight = 1.0
+    project: bool | Layer | None = None
+    of: int = 0
+    pick: Key | tuple[Key | None, Key | None] | None = None
+    temperature: float | None = None
+    label: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_weight("weight", self.weight)
+        self.spec()
+        if not (self.project is None or isinstance(self.project, (bool, Layer))):
+            raise TypeError(f"project must be True, False, None or a Layer, got {type(self.project).__name__}.")
+        if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
+            raise TypeError(f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}.")
+        if self.grouped and (self.project or self.pick is not None or isinstance(self.loss, str)):
+            raise ValueError("Tuples of layers go to a loss of your own as lists: no project, pick or named loss.")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the loss takes lists of features."""
+        return isinstance(self.student, tuple)
+
+    def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names on both sides."""
+        return (
+            self.student if isinstance(self.student, tuple) else (self.student,),
+            self.teacher if isinstance(self.teacher, tuple) else (self.teacher,),
+        )
+
+    def spec(self) -> LossSpec:
+        """Return the loss with its needs."""
+        return spec_of(self.loss, temperature=self.temperature, label=self.label)
+
+    def keys(self) -> tuple[Key | None, Key | None]:
+        """Return the student's and the teacher's key."""
+        return self.pick if isinstance(self.pick, tuple) else (self.pick, self.pick)
+
+
+Term = OutputTerm | FeatureTerm
