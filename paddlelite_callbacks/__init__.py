@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paddlelite_callbacks._version import __version__
 
 if TYPE_CHECKING:
+    from paddlelite_callbacks.backbone.catalogue import list_backbones
     from paddlelite_callbacks.backbone.swap import BackboneSwap
     from paddlelite_callbacks.callbacks.distill import DistillCallback
     from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
@@ -29,6 +30,7 @@ __all__ = [
     "PACTConfig",
     "PACTQuantCallback",
     "__version__",
+    "list_backbones",
     "prepare_pact_",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact_quant",
+    "list_backbones": "backbone.catalogue",
     "prepare_pact_": "quant.prepare",
 }
 
