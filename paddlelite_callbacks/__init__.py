@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paddlelite_callbacks._version import __version__
 
 if TYPE_CHECKING:
+    from paddlelite_callbacks.backbone.catalogue import list_backbones
     from paddlelite_callbacks.backbone.swap import BackboneSwap
     from paddlelite_callbacks.callbacks.distill import DistillCallback
     from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
@@ -39,6 +40,7 @@ __all__ = [
     "PACTQuantCallback",
     "__version__",
     "cache_teacher",
+    "list_backbones",
     "prepare_pact_",
     "ptq_int8",
 ]
@@ -56,6 +58,7 @@ _HOMES = {
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact_quant",
     "cache_teacher": "distill.cache",
+    "list_backbones": "backbone.catalogue",
     "prepare_pact_": "quant.prepare",
     "ptq_int8": "quant.ptq",
 }

@@ -5,6 +5,7 @@ Every edit is a context manager that undoes itself, or (`guard_fit`) ends with t
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "around_train_batch",
     "calling_list",
     "guard_fit",
+    "in_use_by",
     "input_specs",
     "labels_through",
     "metrics_of",
@@ -93,6 +95,28 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
 
     callbacks._call = call
     weakref.finalize(callbacks, guard.close)
+
+
+def in_use_by(parameters: Sequence[Tensor]) -> str | None:
+    """Say which living optimizer or ``DataParallel`` holds one of ``parameters``; ``None`` if none does.
+
+    Such a holder would go on with the old parameters when layers are swapped. It is looked for among all objects of
+    the process, since a network does not know who trains it.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    gc.collect()  # an optimizer that nobody has any more may wait in a cycle
+    for holder in gc.get_objects():
+        kind = type(holder)  # isinstance would wake lazily imported modules
+        if issubclass(kind, paddle.optimizer.Optimizer):
+            groups = getattr(holder, "_parameter_list", None) or []
+            held = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        elif issubclass(kind, paddle.DataParallel):
+            held = holder.parameters()
+        else:
+            continue
+        if any(id(parameter) in wanted for parameter in held):
+            return kind.__name__
+    return None
 
 
 def task_loss_of(model: paddle.Model) -> LossFunction:

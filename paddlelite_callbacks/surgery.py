@@ -6,11 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-from paddle.nn import Layer
+import paddle
+from paddle.nn import BatchNorm, GroupNorm, Layer, LayerNorm
+from paddle.nn.layer.norm import _BatchNormBase, _InstanceNormBase
 
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["find_sublayer", "frozen", "match_sublayers", "replace_sublayer", "same_modes"]
+__all__ = [
+    "find_sublayer",
+    "freeze_norm_",
+    "freeze_parameters_",
+    "frozen",
+    "match_sublayers",
+    "replace_sublayer",
+    "same_modes",
+]
+
+_NORMS = (BatchNorm, _BatchNormBase, _InstanceNormBase, GroupNorm, LayerNorm)
 
 
 def find_sublayer(network: Layer, name: str) -> Layer:
@@ -95,3 +107,37 @@ def frozen(network: Layer) -> Iterator[None]:
         finally:
             for parameter, flag in flags:
                 parameter.stop_gradient = flag
+
+
+def freeze_norm_(network: Layer, *, stop_grad: bool = True) -> list[str]:
+    """Hold the norm layers of ``network`` still for good: scale and shift, and the statistics of batch norms.
+
+    A frozen batch norm computes with its stored statistics in training mode too (``use_global_stats``), so that
+    neither ``network.train()``, a copy, saving and loading, nor a quantised convolution in front of it wakes it.
+
+    Args:
+        network: may itself be a norm layer.
+        stop_grad: ``False`` holds the statistics alone; scale and shift go on learning.
+
+    Returns:
+        The names of the frozen layers.
+
+    Raises:
+        ValueError: a ``SyncBatchNorm``, which cannot compute with stored statistics in training.
+    """
+    norms = {name: layer for name, layer in network.named_sublayers(include_self=True) if isinstance(layer, _NORMS)}
+    synced = [name for name, layer in norms.items() if isinstance(layer, paddle.nn.SyncBatchNorm)]
+    if synced:
+        raise ValueError(f"SyncBatchNorm cannot be frozen ({synced[:3]}): freeze first, convert the others behind it.")
+    for layer in norms.values():
+        if hasattr(layer, "_use_global_stats"):
+            layer._use_global_stats = True
+        if stop_grad:
+            freeze_parameters_(layer)
+    return list(norms)
+
+
+def freeze_parameters_(network: Layer) -> None:
+    """Set ``stop_gradient`` on every parameter of ``network``, for good; optimizers leave such parameters alone."""
+    for parameter in network.parameters():
+        parameter.stop_gradient = True

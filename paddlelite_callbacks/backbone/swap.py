@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,62 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.backbone.catalogue import build_classifier, trunk_sections
-from paddlelite_callbacks.backbone.trunk import Trunk, structure_of, unpack
-from paddlelite_callbacks.surgery import find_sublayer, replace_sublayer, same_modes
+from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
+from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
+from paddlelite_callbacks.backbone.cut import cut_
+from paddlelite_callbacks.backbone.freeze import freeze_stages_
+from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
+from paddlelite_callbacks.backbone.sources import build, source_of, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.structure import structure_of, unpack
+from paddlelite_callbacks.backbone.summary import SwapSummary, compare
+from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.backbone.weights import LoadReport, is_url, load_weights, local_weights
+from paddlelite_callbacks.surgery import freeze_norm_, replace_sublayer, same_modes
 
 __all__ = ["BackboneSwap"]
 
 _log = logging.getLogger(__name__)
 
+Rebuild = Callable[[Layer, list[int]], "Layer | None"]
+
 
 class BackboneSwap:
-    """Swap a heavy backbone for a light one of paddleclas, before ``paddle.Model`` is made.
+    """Swap a heavy backbone for a light one, before ``paddle.Model`` is made.
 
     With ``at=None`` a whole classifier is swapped: the call returns a new light classifier with a head for the same
     number of classes; the given network is left alone. With ``at="backbone"`` the sublayer of that name is replaced
-    in place: the old one is run once to learn the sizes, channels and structure of its maps; taps of the new one with
-    the same sizes are chosen, channels fitted by 1x1 convolutions with batch norm only where they differ, and what
-    lies behind the last tap is dropped. The rest of the network keeps its weights.
+    in place: the old one is run once to learn the sizes, channels and structure (tensor, list, tuple, dict) of its
+    maps; maps of the new one with the same strides are chosen, channels fitted by 1x1 convolutions with batch norm
+    only where they differ, and what lies behind the last used map is removed. The rest of the network keeps its
+    weights. Keys of ``state_dict`` below ``at`` are the new network's own; projections are ``project.<i>``.
 
     The guide's choices: ``PPLCNet_x2_5`` (~30 MB), ``MobileNetV3_large_x1_0`` (~20 MB),
-    ``MobileNetV3_small_x1_0`` (~10 MB).
+    ``MobileNetV3_small_x1_0`` (~10 MB). `list_backbones` shows all.
 
     Args:
-        name: a network of ``paddleclas.ppcls.arch.backbone``; with ``at``, one of the PPLCNet or MobileNetV3 family.
+        backbone: a name of `list_backbones`, or a network of your own, which is taken over (not copied).
         at: name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
-        taps: names of the maps to use, for instance ``["blocks3", "blocks4"]``; ``None`` chooses by size.
-        pretrained: ``True`` downloads paddleclas's ImageNet weights, a path loads a ``.pdparams`` file.
-        options: further arguments of the paddleclas factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``.
+        taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``); ``None`` takes the last map
+            of each stride that the old backbone gave.
+        pretrained: ``True`` takes the ImageNet weights of the network's makers (their file, kept where their own
+            loader keeps it); or a path or address of a ``.pdparams`` file.
+        sha256: checksum that the weights file must have.
+        strict: ``False`` takes a weights file that fits only in part.
+        adapt: ``"project"`` fits channels as above; ``"rebuild"`` calls ``rebuild`` instead.
+        rebuild: ``rebuild(network, channels)`` gets the network with the new backbone in place and its channels per
+            map, and makes the rest fit.
+        freeze_norm: hold all norm layers of the new backbone still, also after ``network.train()``.
+        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (stride
+            2), 0 freezes nothing.
+        stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
+        options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``.
+
+    Attributes:
+        report: what a weights file gave, a `LoadReport`; ``None`` without one.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a name or value out of range.
 
     Example:
         >>> light = BackboneSwap("MobileNetV3_small_x1_0")(paddle.vision.models.resnet50())  # doctest: +SKIP
@@ -46,21 +75,42 @@ class BackboneSwap:
 
     def __init__(
         self,
-        name: str,
+        backbone: str | Layer,
         *,
         at: str | None = None,
-        taps: Sequence[str] | None = None,
+        taps: Sequence[str | int] | None = None,
         pretrained: bool | str | Path = False,
+        sha256: str | None = None,
+        strict: bool = True,
+        adapt: str = "project",
+        rebuild: Rebuild | None = None,
+        freeze_norm: bool = False,
+        freeze_stages: int = 0,
+        stop_grad: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if at is None and taps is not None:
-            raise ValueError("taps go with at='...': a whole classifier has no maps to hand on.")
-        self.name, self.at, self.taps = name, at, None if taps is None else list(taps)
-        self.pretrained, self.options = pretrained, dict(options or {})
-        self._sections = None if at is None else trunk_sections(name)
+        if isinstance(taps, (str, int)):
+            raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
+        if at is None and (taps is not None or adapt != "project"):
+            raise ValueError("taps and adapt go with at='...': a whole classifier has no maps to hand on.")
+        if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
+            raise ValueError(
+                f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
+                f"adapt={adapt!r}, rebuild={rebuild!r}."
+            )
+        if not isinstance(freeze_stages, int) or freeze_stages < 0:
+            raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}.")
+        self.name = backbone if isinstance(backbone, str) else type(backbone).__name__
+        self.at, self.taps = at, None if taps is None else list(taps)
+        self.pretrained, self.sha256, self.strict = pretrained, sha256, strict
+        self.rebuild, self.options = rebuild, dict(options or {})
+        self.freeze_norm, self.freeze_stages, self.stop_grad = freeze_norm, freeze_stages, stop_grad
+        self.report: LoadReport | None = None
+        self._layer = _own_layer(backbone, pretrained, self.options)
+        self._done: tuple[Layer, Layer, Layer | None, list[Tensor]] | None = None
 
-    def __call__(self, network: Layer, *, input_spec: Sequence[InputSpec] | None = None) -> Layer:
-        """Swap.
+    def __call__(self, network: Layer, input_spec: Sequence[InputSpec] | None = None) -> Layer:
+        """Swap; a failing swap leaves ``network`` as it was.
 
         Args:
             network: a classifier (``at=None``), or a network with the sublayer ``at``.
@@ -71,107 +121,129 @@ class BackboneSwap:
             A new network with ``at=None``, otherwise ``network``, changed.
 
         Raises:
-            TypeError: ``network`` is no ``paddle.nn.Layer``.
-            ValueError: names, taps, sizes or weights that do not fit; the message says which would.
+            TypeError: ``network`` is no ``paddle.nn.Layer``, or already in a ``paddle.Model`` or ``DataParallel``.
+            ValueError: names, taps, sizes or weights that do not fit; the message says which would. Or an optimizer
+                already trains what would be replaced.
+            RuntimeError: weights that cannot be downloaded.
+            MissingDependencyError: the package that makes the network is not installed.
         """
-        if isinstance(network, paddle.Model):
-            raise TypeError("Swap before paddle.Model is made: BackboneSwap takes the network, got a paddle.Model.")
-        if not isinstance(network, Layer):
-            raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}.")
+        refuse_unswappable(network)
+        weights = self._weights_file()
         if self.at is None:
-            return self._build(_number_of_classes(network, input_spec))
-        return self._swap_inside(network, self.at, input_spec)
-
-    def _build(self, num_classes: int) -> Layer:
-        return build_classifier(self.name, num_classes=num_classes, pretrained=self.pretrained, options=self.options)
-
-    def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[InputSpec] | None) -> Layer:
+            return self._swap_whole(network, input_spec, weights)
         if input_spec is None:
-            raise ValueError(f"Swapping inside a network (at={at!r}) runs it once: give input_spec=[InputSpec(...)].")
-        x, old_output = _seen_at(network, at, input_spec)
-        trunk = Trunk(self._build(1000), self._sections or ())
+            raise ValueError(
+                f"Swapping inside a network (at={self.at!r}) runs it once: give input_spec=[InputSpec(...)]."
+            )
+        return self._swap_inside(network, self.at, input_spec, weights)
+
+    def summary(self, *, engine: str = "paddle", threads: int = 1, warmup: int = 5, repeats: int = 30) -> SwapSummary:
+        """Export both networks to a temporary folder, time them in turn, and return what the swap won.
+
+        Args:
+            engine: one of those of `ExportBenchCallback`.
+            threads: CPU threads of the engine.
+            warmup: timed rounds that are not counted.
+            repeats: timed rounds that are.
+
+        Raises:
+            RuntimeError: nothing has been swapped yet.
+        """
+        if self._done is None:
+            raise RuntimeError("There is nothing to compare yet: call the swap on a network first.")
+        old, new, place, inputs = self._done
+        return compare(
+            old, new, at=self.at, old_layer=place, inputs=inputs, engine=engine, threads=threads, warmup=warmup,
+            repeats=repeats,
+        )  # fmt: skip
+
+    def _swap_whole(self, network: Layer, input_spec: Sequence[InputSpec] | None, weights: Path | None) -> Layer:
+        classes = number_of_classes(network, input_spec)
+        shape = [1, 3, 224, 224] if input_spec is None else [1, *list(input_spec[0].shape)[1:]]
+        x = paddle.zeros(shape)
+        new = self._layer or build(self.name, num_classes=classes, options=self.options)
+        fit_head_(new, classes, x)
+        if weights is not None:
+            self.report = load_weights(new, weights, strict=self.strict, num_classes=classes)
+            _log.info("%s", self.report)
+        self._freeze(new, x)
+        self._done = (network, new, None, [x])
+        return new
+
+    def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[InputSpec], weights: Path | None) -> Layer:
+        x, old_output = seen_at(network, at, input_spec)
+        wanted = unpack(old_output)
+        new = self._layer or build(self.name, options=self.options)
+        taps = taps_of(new, x, end=self._end())
+        trunk = Trunk(new, chosen_taps(self.name, new, taps, wanted, x, self.taps), structure=structure_of(old_output))
+        known, still = list(new.state_dict()), self._freeze(new, x)
+        cut_(trunk, x)
+        if weights is not None:
+            self.report = load_weights(trunk, weights, strict=self.strict, behind_the_cut=known)
+            _log.info("%s", self.report)
+        trunk.hold_still([name for name, _ in trunk.named_sublayers() if name in still])
+        channels = self._fit_channels(trunk, wanted, x)
+        old = replace_sublayer(network, at, trunk)
+        try:
+            result = self._rebuilt(network, channels)
+            run_on_zeros(result, input_spec)
+        except BaseException:
+            replace_sublayer(network, at, old)
+            raise
+        inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
+        self._done = (network, result, old, inputs)
+        _log.info("%s now stands at %r; taps %s, channels (have, want) %s.", self.name, at, trunk.taps, channels)
+        return result
+
+    def _fit_channels(self, trunk: Trunk, wanted: Sequence[Tensor], x: Tensor) -> list[tuple[int, int]]:
         with same_modes(trunk), paddle.no_grad():
             trunk.eval()
             maps = trunk.maps(x)
-        wanted = unpack(old_output)
-        taps = self._chosen_taps(maps, wanted, list(x.shape))
-        channels = [(maps[tap].shape[1], old.shape[1]) for tap, old in zip(taps, wanted, strict=True)]
-        trunk.use(taps, structure=structure_of(old_output), channels=channels)
-        replace_sublayer(network, at, trunk)
-        _log.info("%s now stands at %r; taps %s, channels (have, want) %s.", self.name, at, taps, channels)
-        return network
+        channels = [(int(maps[tap].shape[1]), int(old.shape[1])) for tap, old in zip(trunk.taps, wanted, strict=True)]
+        if self.rebuild is None:
+            trunk.fit_channels(channels)
+        return channels
 
-    def _chosen_taps(self, maps: dict[str, Tensor], wanted: list[Tensor], x_shape: list[int]) -> list[str]:
-        if self.taps is None:
-            return [_tap_of_size(self.name, maps, list(old.shape[2:]), x_shape) for old in wanted]
-        unknown = [tap for tap in self.taps if tap not in maps]
-        if unknown or len(self.taps) != len(wanted):
+    def _rebuilt(self, network: Layer, channels: Sequence[tuple[int, int]]) -> Layer:
+        result = None if self.rebuild is None else self.rebuild(network, [have for have, _ in channels])
+        return network if result is None else result
+
+    def _freeze(self, new: Layer, x: Tensor) -> set[str]:
+        """Freeze what is asked for; return the names of layers that must also be held in eval mode."""
+        if self.freeze_norm:
+            freeze_norm_(new, stop_grad=self.stop_grad)
+        if not self.freeze_stages:
+            return set()
+        if not self.pretrained and self._layer is None:
+            _log.warning("freeze_stages=%d freezes random weights: give pretrained=...", self.freeze_stages)
+        taps = taps_of(new, x, end=self._end())
+        return set(freeze_stages_(new, taps, x, stages=self.freeze_stages, stop_grad=self.stop_grad))
+
+    def _end(self) -> str | None:
+        return trunk_end(self.name) if self._layer is None else None
+
+    def _weights_file(self) -> Path | None:
+        """Fetch the weights before anything is changed."""
+        if not self.pretrained:
+            return None
+        if self.pretrained is not True:
+            return local_weights(self.pretrained, sha256=self.sha256)
+        url = weights_url(self.name)
+        if url is None:
             raise ValueError(
-                f"The old backbone gives {len(wanted)} maps; taps {self.taps} must be as many of {list(maps)}."
+                f"The makers of {self.name} offer no weights: give a path, an address, or pretrained=False."
             )
-        for tap, old in zip(self.taps, wanted, strict=True):
-            if list(maps[tap].shape[2:]) != list(old.shape[2:]):
-                raise ValueError(
-                    f"Tap {tap!r} of {self.name} gives {list(maps[tap].shape[2:])} for an input {x_shape}, the old "
-                    f"map is {list(old.shape[2:])}. Sizes there are: {_sizes(maps)}."
-                )
-        return list(self.taps)
+        return local_weights(url, sha256=self.sha256, cached=weights_file(self.name, url))
 
 
-def _tap_of_size(name: str, maps: dict[str, Tensor], size: list[int], x_shape: list[int]) -> str:
-    fitting = [tap for tap, value in maps.items() if list(value.shape[2:]) == size]
-    if not fitting:
-        strides = sorted({x_shape[2] // value.shape[2] for value in maps.values()})
-        raise ValueError(
-            f"{name} has no map of size {size} (stride {x_shape[2] // max(size[0], 1)}) for an input {x_shape}; its "
-            f"strides are {strides}, its taps {_sizes(maps)}. Change strides with options=..., or the network."
-        )
-    return fitting[-1]  # the deepest of that size has seen most
-
-
-def _sizes(maps: dict[str, Tensor]) -> dict[str, list[int]]:
-    return {tap: list(value.shape[2:]) for tap, value in maps.items()}
-
-
-def _seen_at(network: Layer, at: str, input_spec: Sequence[InputSpec]) -> tuple[Tensor, Any]:
-    """Run ``network`` once on zeros; return what its sublayer ``at`` was given and what it gave."""
-    seen: list[tuple[Any, Any]] = []
-    hook = find_sublayer(network, at).register_forward_post_hook(lambda _, x, y: seen.append((x, y)))
-    try:
-        _run_on_zeros(network, input_spec)
-    finally:
-        hook.remove()
-    if not seen:
-        raise ValueError(f"The sublayer {at!r} did not run when the network did: name the one that does.")
-    inputs, output = seen[0]
-    if len(inputs) != 1 or inputs[0].ndim != 4:
-        raise ValueError(f"The sublayer {at!r} must take one image [N, C, H, W]; it took {len(inputs)} inputs.")
-    return inputs[0], output
-
-
-def _number_of_classes(network: Layer, input_spec: Sequence[InputSpec] | None) -> int:
-    if input_spec is not None:
-        output = _run_on_zeros(network, input_spec)
-        if isinstance(output, Tensor) and output.ndim == 2:
-            return int(output.shape[1])
-        raise ValueError(
-            f"A classifier gives [N, classes]; {type(network).__name__} gives "
-            f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. For a network of another "
-            "kind name its backbone: BackboneSwap(name, at='backbone')."
-        )
-    linears = [layer for layer in network.sublayers(include_self=True) if isinstance(layer, paddle.nn.Linear)]
-    if not linears:
-        raise ValueError(
-            f"{type(network).__name__} has no Linear to tell its number of classes: give input_spec=[...]."
-        )
-    return int(linears[-1].weight.shape[1])
-
-
-def _run_on_zeros(network: Layer, input_spec: Sequence[InputSpec]) -> Any:
-    for spec in input_spec:
-        if any(size in (None, -1) for size in list(spec.shape)[1:]):
-            raise ValueError(f"input_spec {list(spec.shape)}: only the batch may be None here, sizes are measured.")
-    inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
-    with same_modes(network), paddle.no_grad():
-        network.eval()
-        return network(*inputs)
+def _own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
+    if isinstance(backbone, str):
+        source_of(backbone)
+        if isinstance(pretrained, (str, Path)) and not is_url(pretrained):
+            local_weights(pretrained)
+        return None
+    if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
+        raise TypeError(f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}.")
+    if options or pretrained is True:
+        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
+    return backbone

@@ -1,128 +1,145 @@
-"""A backbone cut behind its last used map, giving the maps that the network around it expects."""
+"""A network cut behind its last used map, giving the maps that the network around it expects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import paddle
 from paddle import Tensor
-from paddle.nn import BatchNorm2D, Conv2D, Identity, Layer, LayerList, Sequential
+from paddle.nn import BatchNorm2D, Conv2D, Layer, LayerDict, Sequential
 
-__all__ = ["Trunk", "pack", "structure_of", "unpack"]
+from paddlelite_callbacks.backbone.structure import maps_of, pack
+from paddlelite_callbacks.backbone.taps import OUTPUT
+
+__all__ = ["Trunk"]
+
+
+class _EnoughError(Exception):
+    """The last map is there: what lies behind it need not run."""
 
 
 class Trunk(Layer):
-    """Runs the sections of a light network one after another and returns tapped maps in a given structure.
+    """Runs a network as far as its last tapped map and returns the tapped maps in a given structure.
 
-    Keys in ``state_dict`` are the light network's own (``conv1.conv.weight``, ``blocks.3.…``), so that its weights
-    load; projections, where channels had to be fitted, are added as ``project.<i>``.
+    The trunk *is* the network: it has its sublayers, parameters and buffers, so names in ``named_sublayers()`` and keys
+    in ``state_dict`` are the network's own (``conv1.conv.weight``), and a layer replaced here is replaced there. Only
+    projections, where channels had to be fitted, are added, as ``project.<i>``.
+
+    Maps are collected by hooks that live as long as one ``forward``: a copy, a quantised layer under an old name and
+    an export see nothing of them. Any ``forward`` will do, since it is left, not rewritten, at the last map.
 
     Args:
-        network: whose sections are taken over (not copied).
-        sections: names in the order of running; a trailing star makes each item of a Sequential a tap.
+        network: taken over, not copied; do not run it by itself any more.
+        taps: what to return, see `find_taps`; ``name``, ``name:i`` for one of several, or ``output`` for the
+            network's own.
+        structure: of the output, see `structure_of`.
     """
 
-    def __init__(self, network: Layer, sections: Sequence[str]) -> None:
+    def __init__(self, network: Layer, taps: Sequence[str], *, structure: Any = list) -> None:
         super().__init__()
-        self._sections = [(section.rstrip("*"), section.endswith("*")) for section in sections]
-        for name, _ in self._sections:
-            setattr(self, name, getattr(network, name))
-        self._taps: list[str] = self.tap_names()
-        self._structure: Any = None
-        self.project = LayerList()
+        self._sub_layers = dict(network._sub_layers)
+        self._parameters, self._buffers = network._parameters, network._buffers
+        self._non_persistable_buffer_names_set = network._non_persistable_buffer_names_set
+        self.training = network.training
+        self._network: Layer
+        self.__dict__["_network"] = network  # past Layer's registration: it is no sublayer of itself
+        self._taps, self._structure = list(taps), structure
+        self._key = ""  # of the projections
+        self._still: list[str] = []  # names of layers held in eval mode
 
-    def tap_names(self) -> list[str]:
-        """Return the names of all points that can be tapped, in the order of running."""
-        names: list[str] = []
-        for name, each in self._sections:
-            section = getattr(self, name)
-            names += [f"{name}[{i}]" for i in range(len(section))] if each else [name]
-        return names
+    @property
+    def taps(self) -> list[str]:
+        """Names of the maps that are returned, in their order."""
+        return list(self._taps)
 
-    def use(self, taps: Sequence[str], *, structure: Any, channels: Sequence[tuple[int, int]]) -> None:
-        """Keep only what leads to ``taps`` and fit channels with a 1x1 convolution and batch norm where they differ.
+    def fit_channels(self, channels: Sequence[tuple[int, int]]) -> None:
+        """Fit channels with a 1x1 convolution and batch norm where they differ.
 
         Args:
-            taps: names of `tap_names`, one per map to return, in the order of ``structure``.
-            structure: of the output, see `structure_of`.
             channels: per map, those of the tap and those that are wanted.
         """
-        order = self.tap_names()
-        last = max(order.index(tap) for tap in taps)
-        for name, each in self._sections:
-            if each:
-                kept = [i for i in range(len(getattr(self, name))) if order.index(f"{name}[{i}]") <= last]
-                setattr(self, name, Sequential(*[getattr(self, name)[i] for i in kept]))
-            elif order.index(name) > last:
-                delattr(self, name)
-        self._sections = [
-            (name, each)
-            for name, each in self._sections
-            if name in dict(self.named_children()) and (not each or len(getattr(self, name)))
-        ]
-        self._taps, self._structure = list(taps), structure
-        self.project = LayerList([_projection(have, want) for have, want in channels])
+        fitted = {str(i): _projection(*pair) for i, pair in enumerate(channels) if pair[0] != pair[1]}
+        if fitted:
+            self._key = "project"
+            while self._key in self._sub_layers:  # of a trunk that this one stands on
+                self._key += "_"
+            self.add_sublayer(self._key, LayerDict(fitted))
+
+    def hold_still(self, names: Sequence[str]) -> None:
+        """Keep the layers ``names`` in eval mode whatever mode the network is in."""
+        self._still = [*self._still, *(name for name in names if name not in self._still)]
 
     def forward(self, x: Tensor) -> Any:
         """``[N, 3, H, W]`` to the tapped maps."""
         maps = self.maps(x)
-        tapped = [self.project[i](maps[tap]) for i, tap in enumerate(self._taps)]
+        projections = self._sub_layers[self._key] if self._key else {}
+        tapped = []
+        for i, tap in enumerate(self._taps):
+            tapped.append(projections[str(i)](maps[tap]) if str(i) in projections else maps[tap])
         return pack(tapped, self._structure)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """Return every map by the name of its tap."""
+        """Run as far as needed and return the tapped maps by name, without projections."""
         maps: dict[str, Tensor] = {}
-        for name, each in self._sections:
-            if not each:
-                x = maps[name] = getattr(self, name)(x)
-                continue
-            for i, block in enumerate(getattr(self, name)):
-                x = maps[f"{name}[{i}]"] = block(x)
+        self._hand_down()
+        with _collected(self, self._taps, maps):
+            output = self._network(x)
+            maps.update(_own_output(output))
         return maps
 
-
-def structure_of(output: Any) -> Any:
-    """Return how maps are handed on: ``None`` for a tensor, the type for a list or tuple, the keys for a dict.
-
-    Raises:
-        ValueError: another structure.
-    """
-    if isinstance(output, Tensor):
-        return None
-    if isinstance(output, dict):
-        return list(output)
-    if type(output) in (list, tuple):
-        return type(output)
-    raise ValueError(
-        f"The backbone gives a {type(output).__name__}; a tensor, or a list, tuple or dict of tensors is needed."
-    )
+    @paddle.jit.not_to_static
+    def _hand_down(self) -> None:
+        """Let the network have the mode and the layers that the trunk has now."""
+        self._network.training = self.training
+        self._network._sub_layers = {key: layer for key, layer in self._sub_layers.items() if key != self._key}
+        for name in self._still:
+            _below(self, name).training = False
 
 
-def unpack(output: Any) -> list[Tensor]:
-    """Return the maps of ``output`` as a list.
-
-    Raises:
-        ValueError: something else than tensors is among them.
-    """
-    structure = structure_of(output)
-    maps = [output] if structure is None else list(output.values() if isinstance(output, dict) else output)
-    if not maps or not all(isinstance(item, Tensor) and item.ndim == 4 for item in maps):
-        raise ValueError(
-            f"The backbone must give maps [N, C, H, W]; it gives {[getattr(m, 'shape', m) for m in maps]}."
-        )
-    return maps
-
-
-def pack(maps: list[Tensor], structure: Any) -> Any:
-    """Put ``maps`` into ``structure``, the inverse of `unpack`."""
-    if structure is None:
-        return maps[0]
-    if isinstance(structure, list):
-        return {key: maps[i] for i, key in enumerate(structure)}
-    return structure(maps)
+@paddle.jit.not_to_static
+def _own_output(output: Any) -> dict[str, Tensor]:
+    return {f"{OUTPUT}{suffix}": value for suffix, value in maps_of(output).items()}
 
 
 def _projection(have: int, want: int) -> Layer:
-    if have == want:
-        return Identity()
     return Sequential(Conv2D(have, want, 1, bias_attr=False), BatchNorm2D(want))
+
+
+@paddle.jit.not_to_static  # plain Python while a program is traced, too
+@contextmanager
+def _collected(network: Layer, taps: Sequence[str], maps: dict[str, Tensor]) -> Iterator[None]:
+    """Put the maps of ``taps`` into ``maps`` as they come, and leave the block when all are there."""
+    awaited = set(taps)
+
+    def keep(name: str) -> Any:
+        def hook(layer: Layer, inputs: Any, output: Any) -> None:
+            for suffix, value in maps_of(output).items():
+                if f"{name}{suffix}" in awaited:
+                    maps[f"{name}{suffix}"] = value
+            if awaited <= maps.keys():
+                raise _EnoughError
+
+        return hook
+
+    names = {tap.partition(":")[0] for tap in taps} - {OUTPUT}
+    hooks = [_below(network, name).register_forward_post_hook(keep(name)) for name in names]
+    try:
+        yield
+    except _EnoughError:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _below(network: Layer, name: str) -> Layer:
+    """The sublayer ``name``, which is known to be there, found without listing them all; keys may hold dots."""
+    if name in network._sub_layers:
+        return network._sub_layers[name]
+    for key, child in network._sub_layers.items():
+        if child is not None and name.startswith(f"{key}."):
+            with suppress(KeyError):
+                return _below(child, name[len(key) + 1 :])
+    raise KeyError(name)

@@ -1,0 +1,77 @@
+"""``python -m paddlelite_callbacks <command>``: what the package does without a training script.
+
+A command is a module with ``add_arguments(parser)`` and ``run(options) -> int``, named in `COMMANDS`; it is imported
+only when it is asked for, so that ``--help`` needs neither Paddle nor anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from paddlelite_callbacks._version import __version__
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command.
+
+    Args:
+        module: dotted name inside this package.
+        summary: one line for ``--help``.
+    """
+
+    module: str
+    summary: str
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(f"paddlelite_callbacks.{self.module}")
+
+
+COMMANDS = {
+    "backbones": Command("backbone.command", "list the backbones that BackboneSwap can put in, with measured figures"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; ``None`` for those of the process.
+
+    Returns:
+        0; 1 if what was asked for cannot be done, with one line on the error stream saying why. ``argparse`` itself
+        ends the process with 2 for arguments that it does not know.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m paddlelite_callbacks", description="Make a vision model small and fast, and prove it."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    wanted = next((item for item in given if not item.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.summary, description=command.summary)
+        if name == wanted:
+            command.load().add_arguments(sub)
+    options = parser.parse_args(given)
+    try:
+        return int(COMMANDS[options.command].load().run(options))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):  # "... | head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        sys.stderr.write(f"{parser.prog} {options.command}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""``python -m paddlelite_callbacks backbones``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from paddlelite_callbacks.backbone.catalogue import list_backbones, render_table, why_left_out
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("pattern", nargs="?", default="*", help="of names, for instance 'PPLCNet_*' (default: all)")
+    parser.add_argument("--source", choices=["paddleclas", "paddle.vision", "models"], help="who makes them")
+    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="only trunks of at most as many")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument("--left-out", action="store_true", help="the networks that are not offered, and why")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the list to the standard output."""
+    if options.left_out:
+        lines = [f"{name}: {reason}" for name, reason in why_left_out().items()]
+    else:
+        found = list_backbones(options.pattern, source=options.source)
+        if options.max_parameters is not None:
+            found = [b for b in found if b.trunk_parameters <= options.max_parameters * 1e6]
+        lines = [json.dumps(dataclasses.asdict(b)) for b in found] if options.json else [render_table(found)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    return 0

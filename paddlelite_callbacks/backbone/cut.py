@@ -1,0 +1,96 @@
+"""Remove what lies behind the last tapped map: it never runs, and must not be trained, saved or shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["cut_", "layers_that_ran"]
+
+
+def cut_(trunk: Trunk, x: Tensor) -> list[str]:
+    """Remove the sublayers of ``trunk`` that run neither in eval nor in training mode.
+
+    Args:
+        trunk: without projections yet; comes back in its mode, with its statistics.
+        x: ``[N, 3, H, W]``.
+
+    Returns:
+        The names of the removed layers; none if the network cannot do without them (it uses their weights itself).
+    """
+    ran: set[int] = set()
+    with _kept_state(trunk), paddle.no_grad():
+        trunk.train()
+        ran |= {id(layer) for layer in layers_that_ran(trunk, x).values()}
+    with _kept_state(trunk), paddle.no_grad():
+        trunk.eval()
+        ran |= {id(layer) for layer in layers_that_ran(trunk, x).values()}
+        before = trunk.maps(x)
+        removed = list(_idle(trunk, ran))
+        for parent, key, _ in removed:
+            del parent._sub_layers[key]
+        try:
+            same = all(bool((value == before[tap]).all()) for tap, value in trunk.maps(x).items())
+        except Exception:  # its forward reaches for a layer that is gone
+            same = False
+        if not same:
+            for parent, key, child in reversed(removed):
+                parent._sub_layers[key] = child
+            return []
+    return [key for _, key, _ in removed]
+
+
+def layers_that_ran(trunk: Trunk, x: Tensor, *, finished: bool = False) -> dict[str, Layer]:
+    """Run ``trunk`` in the mode it is in and return the sublayers that started (or also finished), by name."""
+    ran: dict[str, Layer] = {}
+
+    def mark(name: str) -> object:
+        def hook(layer: Layer, *_: object) -> None:
+            ran.setdefault(name, layer)
+
+        return hook
+
+    named = list(trunk.named_sublayers())
+    hooks = [
+        layer.register_forward_post_hook(mark(name)) if finished else layer.register_forward_pre_hook(mark(name))
+        for name, layer in named
+    ]
+    try:
+        trunk.maps(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
+
+
+def _idle(parent: Layer, ran: set[int]) -> Iterator[tuple[Layer, str, Layer]]:
+    for key, child in list(parent._sub_layers.items()):
+        if child is None:
+            continue
+        if not any(id(layer) in ran for layer in child.sublayers(include_self=True)):
+            yield parent, key, child
+        else:
+            yield from _idle(child, ran)
+
+
+@contextmanager
+def _kept_state(network: Layer) -> Iterator[None]:
+    """Give modes, batch-norm statistics and the random stream back at the end."""
+    state = {key: value.clone() for key, value in network.state_dict().items() if value.stop_gradient}
+    random = paddle.get_rng_state()
+    with same_modes(network):
+        try:
+            yield
+        finally:
+            now = network.state_dict()
+            for key, value in state.items():
+                if key in now:
+                    now[key].set_value(value)
+            paddle.set_rng_state(random)

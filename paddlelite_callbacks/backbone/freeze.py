@@ -1,0 +1,49 @@
+"""Freeze the first stages of a network, found by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.backbone.cut import layers_that_ran
+from paddlelite_callbacks.backbone.taps import Tap
+from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.surgery import freeze_norm_, same_modes
+
+__all__ = ["freeze_stages_"]
+
+
+def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: int, stop_grad: bool = True) -> list[str]:
+    """Hold still all that runs up to the map of stage ``stages``: weights and batch-norm statistics.
+
+    Args:
+        network: whole, not yet in a `Trunk`.
+        taps: its taps, see `find_taps`; stage ``i`` ends with the ``i``-th default map, so stage 1 is the stem.
+        x: ``[N, 3, H, W]``.
+        stages: how many, from the input on.
+        stop_grad: ``False`` holds the statistics alone; weights go on learning.
+
+    Returns:
+        The names of the frozen layers.
+
+    Raises:
+        ValueError: the network has fewer stages; the message names them.
+    """
+    ends = sorted((tap for tap in taps if tap.default), key=lambda tap: tap.stride)
+    if not 1 <= stages <= len(ends):
+        raise ValueError(
+            f"freeze_stages must be from 0 to {len(ends)} for {type(network).__name__}, got {stages}: its stages end "
+            f"with {[tap.name for tap in ends]}."
+        )
+    trunk = Trunk(network, [tap.name for tap in ends[:stages]])
+    with same_modes(network), paddle.no_grad():
+        trunk.eval()
+        done = layers_that_ran(trunk, x, finished=True)
+    for layer in done.values():
+        freeze_norm_(layer, stop_grad=stop_grad)
+        for parameter in layer.parameters() if stop_grad else ():
+            parameter.stop_gradient = True
+    return list(done)
