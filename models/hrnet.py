@@ -103,7 +103,7 @@ class _Module(nn.Layer):
         self.fuse = _Fuse(channels, outputs)
 
     def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
-        return self.fuse([branch(x) for branch, x in zip(self.branches, maps, strict=True)], resizer)
+        return self.fuse([branch(maps[i]) for i, branch in enumerate(self.branches)], resizer)
 
 
 class HRNet(nn.Layer):
@@ -145,9 +145,8 @@ class HRNet(nn.Layer):
         check_image(x)
         resizer = Resizer()
         maps = [self.layer1(self.stem(x))]
-        for transition, stage in zip(self.transitions, self.stages, strict=True):
-            grown = [maps[i] if i < len(maps) else maps[-1] for i in range(len(transition))]
-            maps = [change(source) for change, source in zip(transition, grown, strict=True)]
+        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
+            maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
                 maps = module(maps, resizer)
         return maps

@@ -29,8 +29,8 @@ class _CrossResolutionWeighting(nn.Layer):
         last = len(maps) - 1
         low = paddle.concat([downsample_mean(x, 2 ** (last - i)) for i, x in enumerate(maps)], axis=1)
         weights = paddle.split(self.conv2(self.conv1(low)), self.channels, axis=1)
-        finer = [resizer.nearest(paddle.multiply, x, a) for x, a in zip(maps[:-1], weights[:-1], strict=True)]
-        return [*finer, maps[-1] * weights[-1]]
+        finer = [resizer.nearest(paddle.multiply, maps[i], weights[i]) for i in range(last)]
+        return [*finer, maps[last] * weights[last]]
 
 
 class _SpatialWeighting(nn.Layer):
@@ -62,8 +62,8 @@ class ChannelWeighting(nn.Layer):
     def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
         """Maps of one image at falling resolutions, ``[N, C_i, H_i, W_i]``, to maps of the same shapes."""
         weighted = self.cross_resolution_weighting(maps, resizer)
-        convolved = [conv(x) for conv, x in zip(self.depthwise_convs, weighted, strict=True)]
-        return [weigh(x) for weigh, x in zip(self.spatial_weighting, convolved, strict=True)]
+        convolved = [conv(weighted[i]) for i, conv in enumerate(self.depthwise_convs)]
+        return [weigh(convolved[i]) for i, weigh in enumerate(self.spatial_weighting)]
 
 
 class ShuffleUnit(nn.Layer):
@@ -84,7 +84,7 @@ class ShuffleUnit(nn.Layer):
 
     def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
         """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
-        return [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [branch(maps[i]) for i, branch in enumerate(self.branches)]
 
 
 class PairedBlocks(nn.Layer):
@@ -111,18 +111,18 @@ class PairedBlocks(nn.Layer):
 
     def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
         """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
-        parts = [paddle.split(x, _thirds(half), axis=1) for x, half in zip(maps, self._halves, strict=True)]
+        parts = [paddle.split(x, _thirds(self._halves[i]), axis=1) for i, x in enumerate(maps)]
         worked = self.first([part[2] for part in parts], resizer)
         kept, again = [], []
-        for part, x, half in zip(parts, worked, self._halves, strict=True):
-            keep, more = paddle.split(x, [half // 2, half - half // 2], axis=1)
+        for i, part in enumerate(parts):
+            keep, more = paddle.split(worked[i], _thirds(self._halves[i])[1::-1], axis=1)
             kept.append(paddle.concat([part[0], keep], axis=1))
             again.append(paddle.concat([part[1], more], axis=1))
         again = self.second(again, resizer)
-        return [
-            paddle.gather(paddle.concat([a, b], axis=1), getattr(self, f"order{i}"), axis=1)
-            for i, (a, b) in enumerate(zip(kept, again, strict=True))
-        ]
+        return [self._regrouped(i, kept[i], again[i]) for i in range(len(maps))]
+
+    def _regrouped(self, branch: int, kept: Tensor, worked: Tensor) -> Tensor:
+        return paddle.gather(paddle.concat([kept, worked], axis=1), getattr(self, f"order{branch}"), axis=1)
 
 
 def _thirds(half: int) -> list[int]:

@@ -132,7 +132,8 @@ class _IterativeHead(nn.Layer):
 
     def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
         results: list[Tensor] = []
-        for x, project in zip(reversed(maps), self.projects, strict=True):
+        for i, project in enumerate(self.projects):
+            x = maps[-1 - i]
             if results:
                 x = x + resizer.bilinear(results[0], (x.shape[2], x.shape[3]))
             results.insert(0, project(x))
@@ -172,9 +173,8 @@ class LiteHRNet(nn.Layer):
         check_image(x)
         resizer = Resizer()
         maps = [self.stem(x)]
-        for transition, stage in zip(self.transitions, self.stages, strict=True):
-            grown = [maps[i] if i < len(maps) else maps[-1] for i in range(len(transition))]
-            maps = [change(source) for change, source in zip(transition, grown, strict=True)]
+        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
+            maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
                 maps = module(maps, resizer)
         return self.head(maps, resizer)
