@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from .layers import ConvBN, Resizer
+from .layers import ConvBN, raised
 from .shapes import check_image
 
 __all__ = ["HRNet", "hrnet_w18", "hrnet_w32", "hrnet_w48"]
@@ -61,7 +60,9 @@ def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
     last = steps - 1
     return nn.Sequential(
         *(
-            ConvBN(in_channels, out_channels if k == last else in_channels, 3, stride=2, act=None if k == last else F.relu)
+            ConvBN(
+                in_channels, out_channels if k == last else in_channels, 3, stride=2, act=None if k == last else F.relu
+            )
             for k in range(steps)
         )
     )
@@ -81,16 +82,14 @@ class _Fuse(nn.Layer):
                     self.paths[f"{j}_to_{i}"] = _down(channels[j], channels[i], i - j)
         self.outputs = outputs
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         fused = []
         for i in range(self.outputs):
             total = maps[i]
-            for j, source in enumerate(maps):
-                if j < i:
-                    total = total + self.paths[f"{j}_to_{i}"](source)
-                elif j > i:
-                    total = resizer.nearest(paddle.add, total, self.paths[f"{j}_to_{i}"](source))
-            fused.append(F.relu(total))
+            for j in range(i):
+                total = total + self.paths[f"{j}_to_{i}"](maps[j])
+            finer = raised(i, maps, self.paths)
+            fused.append(F.relu(total if finer is None else total + finer))
         return fused
 
 
@@ -102,8 +101,8 @@ class _Module(nn.Layer):
         self.branches = nn.LayerList([nn.Sequential(*(_BasicBlock(c) for _ in range(blocks))) for c in channels])
         self.fuse = _Fuse(channels, outputs)
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
-        return self.fuse([branch(maps[i]) for i, branch in enumerate(self.branches)], resizer)
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return self.fuse([branch(maps[i]) for i, branch in enumerate(self.branches)])
 
 
 class HRNet(nn.Layer):
@@ -143,12 +142,11 @@ class HRNet(nn.Layer):
             ValueError: sizes that do not divide, or are not known.
         """
         check_image(x)
-        resizer = Resizer()
         maps = [self.layer1(self.stem(x))]
         for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
             maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
-                maps = module(maps, resizer)
+                maps = module(maps)
         return maps
 
 

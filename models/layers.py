@@ -1,7 +1,7 @@
 """Building blocks of the high-resolution networks, in operations that export, fuse and quantise everywhere.
 
-Resizing is written as a matrix product along the width and a broadcast along the height: Paddle Inference with oneDNN
-(its default) fails on every interpolation operator, and converters refuse float scale factors.
+Resizing is written as a depthwise transposed convolution or as matrix products: Paddle Inference with oneDNN (its
+default) fails on every interpolation operator, and converters refuse float scale factors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-__all__ = ["Act", "ConvBN", "Resizer", "SeparableConv", "downsample_mean"]
+__all__ = ["Act", "ConvBN", "SeparableConv", "downsample_mean", "raised", "upsample_bilinear", "upsample_nearest"]
 
 Act = Callable[[Tensor], Tensor] | None
 
@@ -27,7 +27,6 @@ class ConvBN(nn.Layer):
         stride: of the window.
         groups: of the convolution.
         act: behind the normalisation; ``None`` for none.
-        norm: ``False`` puts a bias in the place of the normalisation.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class ConvBN(nn.Layer):
         stride: int = 1,
         groups: int = 1,
         act: Act = None,
-        norm: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2D(
@@ -50,16 +48,14 @@ class ConvBN(nn.Layer):
             padding=kernel // 2,
             groups=groups,
             weight_attr=paddle.ParamAttr(initializer=nn.initializer.KaimingNormal()),
-            bias_attr=None if not norm else False,
+            bias_attr=False,
         )
-        self.norm = nn.BatchNorm2D(out_channels) if norm else None
+        self.norm = nn.BatchNorm2D(out_channels)
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = self.norm(self.conv(x))
         return x if self.act is None else self.act(x)
 
 
@@ -83,48 +79,43 @@ class SeparableConv(nn.Layer):
         return self.pointwise(self.depthwise(x))
 
 
-class Resizer:
-    """Upsampling by whole factors, with the matrices it needs kept for one forward pass.
+def upsample_nearest(x: Tensor, factor: int) -> Tensor:
+    """Repeat every pixel of ``[N, C, H, W]`` ``factor`` x ``factor`` times, as a depthwise transposed convolution."""
+    channels = x.shape[1]
+    ones = paddle.ones([channels, 1, factor, factor], dtype=x.dtype)
+    return F.conv2d_transpose(x, ones, stride=factor, groups=channels)
 
-    ``nearest`` combines a fine map with an upsampled coarse one without ever writing the upsampled one down.
-    """
 
-    def __init__(self) -> None:
-        self._matrices: dict[tuple[int, int, bool], Tensor] = {}
+def upsample_bilinear(x: Tensor, height: int, width: int) -> Tensor:
+    """Bring ``[N, C, h, w]`` to ``height`` x ``width``, bilinear with aligned corners, as two matrix products."""
+    rows = _hat_weights(x.shape[2], height).astype(x.dtype)
+    columns = _hat_weights(x.shape[3], width).astype(x.dtype)
+    return paddle.matmul(paddle.matmul(rows, x, transpose_x=True), columns)
 
-    def nearest(self, combine: Callable[[Tensor, Tensor], Tensor], fine: Tensor, coarse: Tensor) -> Tensor:
-        """Return ``combine(fine, upsampled coarse)``, nearest neighbour.
 
-        Args:
-            combine: ``paddle.add`` or another elementwise operator.
-            fine: ``[N, C, k h, k w]`` with a whole ``k``.
-            coarse: ``[N, C, h, w]``.
-        """
-        (channels, height, width), (low, narrow) = fine.shape[1:], coarse.shape[2:]
-        wide = paddle.matmul(coarse, self._matrix(narrow, width, align_corners=False))
-        split = paddle.reshape(fine, [-1, channels, low, height // low, width])
-        return paddle.reshape(combine(split, paddle.unsqueeze(wide, 3)), [-1, channels, height, width])
-
-    def bilinear(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``x`` ``[N, C, h, w]`` at ``size`` ``(H, W)``, bilinear with aligned corners."""
-        rows = self._matrix(x.shape[2], size[0], align_corners=True)
-        columns = self._matrix(x.shape[3], size[1], align_corners=True)
-        return paddle.matmul(paddle.matmul(rows, x, transpose_x=True), columns)
-
-    def _matrix(self, size: int, target: int, *, align_corners: bool) -> Tensor:
-        """Weights ``[size, target]`` of every source position for every target position, one axis."""
-        key = (size, target, align_corners)
-        if key not in self._matrices:
-            place = paddle.arange(target, dtype="float32")
-            if align_corners:
-                place = place * ((size - 1) / (target - 1))
-            else:
-                place = paddle.floor((place + 0.5) * (size / target))
-            distance = paddle.abs(place - paddle.arange(size, dtype="float32").unsqueeze(1))
-            self._matrices[key] = F.relu(1.0 - distance)
-        return self._matrices[key]
+def _hat_weights(size: int, target: int) -> Tensor:
+    """Share ``[size, target]`` of every source position in every target position along one axis."""
+    place = paddle.arange(target, dtype="float64") * ((size - 1) / max(target - 1, 1))
+    return F.relu(1.0 - paddle.abs(place - paddle.arange(size, dtype="float64").unsqueeze(1)))
 
 
 def downsample_mean(x: Tensor, factor: int) -> Tensor:
     """Average ``[N, C, H, W]`` over windows of ``factor`` x ``factor``: adaptive pooling where sizes divide."""
     return x if factor == 1 else F.avg_pool2d(x, factor, stride=factor)
+
+
+def raised(target: int, maps: list[Tensor], paths: nn.LayerDict) -> Tensor | None:
+    """Sum the maps coarser than ``target``, each through its path and upsampled to it; ``None`` for the coarsest.
+
+    Goes from the coarsest map up, doubling the sum so far: fewer and smaller upsampled maps than one a source.
+
+    Args:
+        target: index of the map whose size is wanted.
+        maps: each half the size of the one before.
+        paths: 1x1 layers, ``"<source>_to_<target>"``.
+    """
+    total: Tensor | None = None
+    for source in range(len(maps) - 1, target, -1):
+        here = paths[f"{source}_to_{target}"](maps[source])
+        total = upsample_nearest(here if total is None else here + total, 2)
+    return total

@@ -6,11 +6,12 @@ Reference code: github.com/HRNet/Lite-HRNet (Apache-2.0). Written anew from the 
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from .layers import ConvBN, Resizer, downsample_mean
+from .layers import ConvBN, downsample_mean, upsample_nearest
 
 __all__ = ["ChannelWeighting", "PairedBlocks", "ShuffleUnit", "paired_order"]
 
@@ -25,11 +26,11 @@ class _CrossResolutionWeighting(nn.Layer):
         self.conv1 = ConvBN(total, total // ratio, act=F.relu)
         self.conv2 = ConvBN(total // ratio, total, act=F.sigmoid)
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         last = len(maps) - 1
         low = paddle.concat([downsample_mean(x, 2 ** (last - i)) for i, x in enumerate(maps)], axis=1)
         weights = paddle.split(self.conv2(self.conv1(low)), self.channels, axis=1)
-        finer = [resizer.nearest(paddle.multiply, maps[i], weights[i]) for i in range(last)]
+        finer = [maps[i] * upsample_nearest(weights[i], 2 ** (last - i)) for i in range(last)]
         return [*finer, maps[last] * weights[last]]
 
 
@@ -38,11 +39,12 @@ class _SpatialWeighting(nn.Layer):
 
     def __init__(self, channels: int, ratio: int = 4) -> None:
         super().__init__()
-        self.conv1 = ConvBN(channels, channels // ratio, act=F.relu, norm=False)
-        self.conv2 = ConvBN(channels // ratio, channels, act=F.sigmoid, norm=False)
+        self.fc1 = nn.Linear(channels, channels // ratio)
+        self.fc2 = nn.Linear(channels // ratio, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv2(self.conv1(F.adaptive_avg_pool2d(x, 1)))
+        weights = F.sigmoid(self.fc2(F.relu(self.fc1(paddle.mean(x, axis=[2, 3])))))
+        return x * paddle.unsqueeze(weights, [2, 3])
 
 
 class ChannelWeighting(nn.Layer):
@@ -59,9 +61,9 @@ class ChannelWeighting(nn.Layer):
         self.depthwise_convs = nn.LayerList([ConvBN(c, c, 3, groups=c) for c in channels])
         self.spatial_weighting = nn.LayerList([_SpatialWeighting(c) for c in channels])
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps of one image at falling resolutions, ``[N, C_i, H_i, W_i]``, to maps of the same shapes."""
-        weighted = self.cross_resolution_weighting(maps, resizer)
+        weighted = self.cross_resolution_weighting(maps)
         convolved = [conv(weighted[i]) for i, conv in enumerate(self.depthwise_convs)]
         return [weigh(convolved[i]) for i, weigh in enumerate(self.spatial_weighting)]
 
@@ -82,7 +84,7 @@ class ShuffleUnit(nn.Layer):
             ]
         )
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
         return [branch(maps[i]) for i, branch in enumerate(self.branches)]
 
@@ -106,23 +108,41 @@ class PairedBlocks(nn.Layer):
         self.first, self.second = first, second
         self._halves = [c // 2 for c in channels]
         for i, c in enumerate(channels):
-            order = paddle.to_tensor(paired_order(c)[1], dtype="int64")
-            self.register_buffer(f"order{i}", order, persistable=False)
+            self.register_buffer(f"order{i}", _regrouping(c), persistable=False)
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
         parts = [paddle.split(x, _thirds(self._halves[i]), axis=1) for i, x in enumerate(maps)]
-        worked = self.first([part[2] for part in parts], resizer)
+        worked = self.first([part[2] for part in parts])
         kept, again = [], []
         for i, part in enumerate(parts):
             keep, more = paddle.split(worked[i], _thirds(self._halves[i])[1::-1], axis=1)
             kept.append(paddle.concat([part[0], keep], axis=1))
             again.append(paddle.concat([part[1], more], axis=1))
-        again = self.second(again, resizer)
+        again = self.second(again)
         return [self._regrouped(i, kept[i], again[i]) for i in range(len(maps))]
 
     def _regrouped(self, branch: int, kept: Tensor, worked: Tensor) -> Tensor:
-        return paddle.gather(paddle.concat([kept, worked], axis=1), getattr(self, f"order{branch}"), axis=1)
+        x, order = paddle.concat([kept, worked], axis=1), getattr(self, f"order{branch}")
+        if order.ndim == 4:
+            return F.conv2d(x, order.astype(x.dtype))
+        if order.dtype != paddle.int64:  # `Layer.to(dtype=...)` casts indices too
+            order = _regrouping(x.shape[1])
+        return paddle.gather(x, order, axis=1)
+
+
+def _regrouping(channels: int) -> Tensor:
+    """The final order of `paired_order` as `PairedBlocks` needs it.
+
+    Returns:
+        ``[C]`` int64 indices; for a width that is no multiple of 16 the same as a 1x1 kernel ``[C, C, 1, 1]`` of zeros
+        and ones, since engines that compute in blocks of channels pay dearly to leave and enter these for a gather.
+    """
+    order = paired_order(channels)[1]
+    if channels % 16 == 0:
+        return paddle.to_tensor(order, dtype="int64")
+    kernel = np.eye(channels, dtype="float32")[order]
+    return paddle.to_tensor(kernel[:, :, None, None])
 
 
 def _thirds(half: int) -> list[int]:

@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from .layers import ConvBN, Resizer, SeparableConv
+from .layers import ConvBN, SeparableConv, raised, upsample_bilinear
 from .lite_blocks import ChannelWeighting, PairedBlocks, ShuffleUnit
 from .shapes import check_image
 
@@ -74,21 +74,20 @@ class _Fuse(nn.Layer):
                 elif j < i:
                     self.paths[f"{j}_to_{i}"] = _down(channels[j], channels[i], i - j)
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
-        finest = self._raised(maps[0] + maps[0], maps, 0, resizer)
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        finest = self._with_coarser(maps[0] + maps[0], 0, maps)
         fused = [finest]
         for i in range(1, len(maps)):
             down = self.paths[f"0_to_{i}"](finest)
             total = down + down + maps[i]
             for j in range(1, i):
                 total = total + self.paths[f"{j}_to_{i}"](maps[j])
-            fused.append(self._raised(total, maps, i, resizer))
+            fused.append(self._with_coarser(total, i, maps))
         return [F.relu(x) for x in fused]
 
-    def _raised(self, total: Tensor, maps: list[Tensor], i: int, resizer: Resizer) -> Tensor:
-        for j in range(i + 1, len(maps)):
-            total = resizer.nearest(paddle.add, total, self.paths[f"{j}_to_{i}"](maps[j]))
-        return total
+    def _with_coarser(self, total: Tensor, i: int, maps: list[Tensor]) -> Tensor:
+        coarser = raised(i, maps, self.paths)
+        return total if coarser is None else total + coarser
 
 
 def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
@@ -117,8 +116,8 @@ class _Module(nn.Layer):
         self.blocks = PairedBlocks(block(halves), block(halves), channels)
         self.fuse = _Fuse(channels)
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
-        return self.fuse(self.blocks(maps, resizer), resizer)
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return self.fuse(self.blocks(maps))
 
 
 class _IterativeHead(nn.Layer):
@@ -130,12 +129,12 @@ class _IterativeHead(nn.Layer):
         pairs = zip(channels, self.out_channels, strict=True)
         self.projects = nn.LayerList([SeparableConv(a, b, act=F.relu) for a, b in reversed(list(pairs))])
 
-    def forward(self, maps: list[Tensor], resizer: Resizer) -> list[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         results: list[Tensor] = []
         for i, project in enumerate(self.projects):
             x = maps[-1 - i]
             if results:
-                x = x + resizer.bilinear(results[0], (x.shape[2], x.shape[3]))
+                x = x + upsample_bilinear(results[0], x.shape[2], x.shape[3])
             results.insert(0, project(x))
         return results
 
@@ -155,9 +154,10 @@ class LiteHRNet(nn.Layer):
         super().__init__()
         self.stem = _Stem(in_channels, _STEM)
         self.transitions, self.stages = nn.LayerList(), nn.LayerList()
+        widths = [table.width * 2**i for i in range(len(table.modules) + 1)]
         before = [_STEM]
         for branches, modules in enumerate(table.modules, 2):
-            channels = [table.width * 2**i for i in range(branches)]
+            channels = widths[:branches]
             self.transitions.append(_transition(before, channels))
             self.stages.append(nn.LayerList([_Module(channels, weighting=table.weighting) for _ in range(modules)]))
             before = channels
@@ -171,13 +171,12 @@ class LiteHRNet(nn.Layer):
             ValueError: sizes that do not divide, or are not known.
         """
         check_image(x)
-        resizer = Resizer()
         maps = [self.stem(x)]
         for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
             maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
-                maps = module(maps, resizer)
-        return self.head(maps, resizer)
+                maps = module(maps)
+        return self.head(maps)
 
 
 def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
