@@ -1,1 +1,27 @@
-"""Networks of the guide's worked example; installed as ``paddlelite_callbacks.models``."""
+"""Networks of the guide's worked example, keypoints from heatmaps; installed as ``paddlelite_callbacks.models``."""
+
+from .hrnet import HRNet, hrnet_w18, hrnet_w32, hrnet_w48
+from .keypoints import KeypointNet, keypoint_net
+from .lite_hrnet import (
+    LiteHRNet,
+    lite_hrnet_18,
+    lite_hrnet_30,
+    naive_lite_hrnet_18,
+    naive_lite_hrnet_30,
+    wider_naive_lite_hrnet_18,
+)
+
+__all__ = [
+    "HRNet",
+    "KeypointNet",
+    "LiteHRNet",
+    "hrnet_w18",
+    "hrnet_w32",
+    "hrnet_w48",
+    "keypoint_net",
+    "lite_hrnet_18",
+    "lite_hrnet_30",
+    "naive_lite_hrnet_18",
+    "naive_lite_hrnet_30",
+    "wider_naive_lite_hrnet_18",
+]

@@ -1,0 +1,24 @@
+"""What the networks ask of an image."""
+
+from __future__ import annotations
+
+from paddle import Tensor
+
+__all__ = ["check_image"]
+
+
+def check_image(x: Tensor, *, multiple: int = 32) -> None:
+    """Refuse an image whose height or width does not divide, or is left open at export.
+
+    Raises:
+        ValueError: says the shape and what is allowed.
+    """
+    shape = list(x.shape)
+    if len(shape) != 4:
+        raise ValueError(f"The network takes [N, C, H, W], got a tensor of shape {shape}.")
+    if min(shape[2:]) < 1:
+        raise ValueError(
+            f"Height and width must be known at export, got {shape}: give InputSpec([None, 3, 256, 192]), for instance."
+        )
+    if shape[2] % multiple or shape[3] % multiple:
+        raise ValueError(f"Height and width must be multiples of {multiple}, got {shape[2]}x{shape[3]}.")
