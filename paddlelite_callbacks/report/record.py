@@ -105,16 +105,22 @@ class Record:
         sizes = [a.size_mb for a in self.artefacts if a.kind == "paddle" and a.size_mb is not None]
         return min(sizes, default=None)
 
+    @property
+    def precision(self) -> str:
+        """Of the network that the metrics belong to: ``"int8"`` for a quantised one, whose fp32 files stand beside."""
+        return "int8" if any(a.precision == "int8" for a in self.artefacts) else "fp32"
+
     def best_latency(self) -> Latency | None:
-        """Return the fastest engine whose file computes what the network does."""
-        good = {(check.engine, check.precision) for check in self.checks if check.passed}
+        """Return the fastest engine whose file, of the record's precision, computes what the network does."""
+        good = {(check.engine, self.precision) for check in self.checks if check.passed}
         timed = [item for item in self.latencies if item.p50_ms is not None and (item.engine, item.precision) in good]
         return min(timed, key=lambda item: item.p50_ms or 0.0, default=None)
 
     def latency_of(self, engine: str) -> Latency | None:
-        """Return the row of ``engine``, failed or not; the fastest where it ran in several precisions."""
+        """Return the row of ``engine`` for a file of the record's precision, failed or not."""
         rows = [item for item in self.latencies if item.engine == engine]
-        return min(rows, key=lambda item: math.inf if item.p50_ms is None else item.p50_ms, default=None)
+        own = [item for item in rows if item.precision == self.precision]
+        return (own or rows or [None])[0]
 
     def to_json_line(self) -> str:
         """Return the record as one line of JSON; numbers that are not finite become null."""
