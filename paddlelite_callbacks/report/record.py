@@ -120,7 +120,7 @@ class Record:
         """Return the row of ``engine`` for a file of the record's precision, failed or not."""
         rows = [item for item in self.latencies if item.engine == engine]
         own = [item for item in rows if item.precision == self.precision]
-        return (own or rows or [None])[0]
+        return next(iter(own or rows), None)
 
     def to_json_line(self) -> str:
         """Return the record as one line of JSON; numbers that are not finite become null."""
