@@ -88,7 +88,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
             out = super().forward(x)
             return out if paddle.in_dynamic_mode() else out + 1
 
-    with pytest.raises(ExportError, match=r"computes something else than the network: paddle: [\d.]+ > [\d.]+"):
+    with pytest.raises(ExportError, match=r"computes something else than the network: paddle/fp32: [\d.]+ > [\d.]+"):
         fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **FAST)])
     assert not list(tmp_path.iterdir())
 
@@ -103,7 +103,13 @@ def test_a_pact_trained_network_is_exported_small_and_stays_trainable(tmp_path):
     fit(quantised, [callback, PACTQuantCallback()])
     sizes = [(tmp_path / name / "model.pdiparams").stat().st_size for name in ("fp32", "int8")]
     assert sizes[1] < 0.3 * sizes[0]
-    assert {check.precision for check in callback.record.checks} == {"int8"}
+    assert callback.record.precision == "int8"
+    assert [(check.engine, check.precision) for check in callback.record.checks] == [
+        ("paddle", "int8"),
+        ("paddle-onednn", "int8"),
+        *((engine, precision) for engine in ("onnxruntime", "openvino") for precision in ("fp32", "int8")),
+    ]
+    assert callback.record.best_latency().precision == "int8"
     assert all(check.passed for check in callback.record.checks)
     before = weights_of(quantised.network)
     fit(quantised, [PACTQuantCallback()])
