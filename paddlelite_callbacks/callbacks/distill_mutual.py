@@ -12,9 +12,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.distill_sources import InputSpecs, Source
+from paddlelite_callbacks.callbacks.distill_sources import Source
 from paddlelite_callbacks.callbacks.distill_state import mean_over_ranks
-from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.outputs import Seen, tensors_of
 from paddlelite_callbacks.distill.teachers import load_weights_
@@ -66,9 +66,9 @@ class MutualSource(Source):
             raise ValueError(f"monitor must be one of {known}, got {peer.monitor!r}.")
         return [peer.network]
 
-    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Run the peer on zeros, in train mode."""
-        seen = seen_on_zeros(self.peer.network, specs, (), training=True)
+        seen = seen_on_zeros(self.peer.network, specs, (), training=True, hooks=hooks)
         return None if seen is None else [seen]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
