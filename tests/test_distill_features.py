@@ -13,7 +13,14 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import CLASSES, Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, ExportBenchCallback, FeatureTerm, PACTQuantCallback
+from paddlelite_callbacks import (
+    DistillCallback,
+    ExportBenchCallback,
+    FeatureTerm,
+    PACTConfig,
+    PACTQuantCallback,
+    prepare_pact_,
+)
 from paddlelite_callbacks.distill.projection import Projection
 from paddlelite_callbacks.distill.taps import expanded
 
@@ -320,6 +327,20 @@ def test_the_first_sample_is_looked_at_without_touching_the_random_streams():
     random.seed(2), np.random.seed(2), paddle.seed(2)
     fit(model, [Draws(), callback], data=Counted(), evaluate=False)
     assert streams[2] == streams[3]
+
+
+def test_a_quantiser_that_waits_for_its_first_batch_does_not_take_the_look_for_it():
+    results = []
+    for look in (True, False):
+        paddle.seed(3)
+        network, teacher = TinyNet(), TinyNet()
+        model = (hapi_model_with_spec if look else hapi_model)(network)
+        prepare_pact_(network, PACTConfig())
+        model._optimizer._parameter_list[:] = network.parameters()
+        loader = [[paddle.to_tensor(Images(8).images), paddle.to_tensor(Images(8).labels)]]
+        model.fit(loader, verbose=0, callbacks=[DistillCallback(teacher)])
+        results.append(weights_of(network))
+    assert equal_weights(*results)
 
 
 def test_hooks_of_the_users_own_do_not_notice_the_look_but_count_where_it_matters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,8 @@ def seen_on_zeros(
 ) -> Seen | None:
     """Return what ``network`` gives for zero inputs, a batch of two where its size is not known.
 
-    Buffers (batch-norm statistics), modes and random streams are as before afterwards.
+    In train mode a copy is run, so that batch-norm statistics, quantisers that wait for a first batch and the like do
+    not notice; modes and random streams are as before in any case.
 
     Args:
         network: run once, without gradients.
@@ -50,8 +52,13 @@ def seen_on_zeros(
     ]
     taps = Taps(features)
     with ExitStack() as scope, paddle.no_grad():
+        scope.enter_context(same_random_streams())
+        try:
+            network = copy.deepcopy(network) if training else network
+        except Exception as error:
+            _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
+            return None
         scope.enter_context(same_modes(network))
-        scope.enter_context(_same_state(network))
         if not hooks:
             scope.enter_context(_without_hooks(network))
         taps.attach(network, scope)
@@ -63,18 +70,6 @@ def seen_on_zeros(
             _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
             return None
         return Seen(outputs, taps.take())
-
-
-@contextmanager
-def _same_state(network: Layer) -> Iterator[None]:
-    still = [parameter for parameter in network.parameters() if not parameter.trainable]  # batch-norm statistics
-    buffers = [(buffer, buffer.clone()) for buffer in [*network.buffers(), *still]]
-    with same_random_streams():
-        try:
-            yield
-        finally:
-            for buffer, value in buffers:
-                paddle.assign(value, buffer)
 
 
 @contextmanager
