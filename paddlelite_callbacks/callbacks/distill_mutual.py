@@ -40,6 +40,7 @@ class MutualSource(Source):
 
     taps_features = False
     has_state = True
+    learns = True
     figures = ("peer_loss",)
 
     def __init__(self, peer: MutualPeer) -> None:

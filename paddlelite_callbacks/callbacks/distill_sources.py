@@ -27,6 +27,7 @@ class Source:
 
     taps_features = True
     has_state = False
+    learns = False  # runs on where distillation has stopped, for its own sake
     figures: tuple[str, ...] = ()
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
