@@ -5,7 +5,7 @@ network is trained on them from the same start in several ways, for the same num
 same 500 throughout and nobody trains on or chooses by them. The table gives the mean test accuracy, and the gain over
 training alone in pairs of the same seed, with a 95 % interval (Student's t over the seeds).
 
-    python examples/few_labels.py            about 8 minutes on one core
+    python examples/few_labels.py            about 10 minutes on one core
     python examples/few_labels.py --quick    two seeds and short trainings, to see that it runs
 """
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
+from paddle.io.dataloader.collate import default_collate_fn
 
 __all__ = [
     "FitGuard",
@@ -37,6 +39,7 @@ __all__ = [
     "shown_metrics",
     "task_loss_of",
     "trained_also",
+    "training_data",
 ]
 
 LossFunction = Callable[..., Any]
@@ -60,6 +63,19 @@ def calling_list() -> CallbackList | None:
     frame = sys._getframe(2)
     owner = frame.f_locals.get("self")
     return owner if isinstance(owner, CallbackList) and frame.f_code.co_name == "set_model" else None
+
+
+def training_data() -> Any:
+    """Return the loader that the ``fit`` calling the caller's ``set_model`` reads; ``None`` elsewhere.
+
+    hapi tells callbacks nothing of the data before the first batch, so this looks up the frames like `calling_list`.
+    """
+    frame = sys._getframe(2)
+    for name in ("set_model", "config_callbacks", "fit"):
+        if frame is None or frame.f_code.co_name != name:
+            return None
+        found, frame = frame.f_locals.get("train_loader"), frame.f_back  # type: ignore[assignment]
+    return found
 
 
 def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
@@ -162,18 +178,38 @@ def amp_options(model: paddle.Model) -> dict[str, Any]:
     return dict(getattr(model._adapter, "_amp_configs", {}))
 
 
-def input_specs(model: paddle.Model) -> list[tuple[list[int | None], str]] | None:
+def input_specs(model: paddle.Model, loader: Any = None) -> list[tuple[list[int | None], str]] | None:
     """Return the shapes and types of the network's inputs, where they are known before a batch is seen.
 
-    Known are those given to ``paddle.Model`` as ``InputSpec``, and those of an earlier batch. Free sizes are ``None``.
+    Known are those given to ``paddle.Model`` as ``InputSpec``, those of an earlier batch, and, with a loader that
+    stacks the samples of a map-style data set, those of its first sample. Free sizes are ``None``.
+
+    Args:
+        model: the hapi model.
+        loader: of the training data. Its data set is asked for sample 0: guard the random streams.
 
     Returns:
-        ``(shape, dtype)`` per input, or ``None`` if hapi knows only their number.
+        ``(shape, dtype)`` per input, batch included, or ``None`` if nothing but their number is known.
     """
     specs = list(model._inputs or [])
     if not specs or any(len(spec.shape) < 2 for spec in specs):
-        return None
+        return _specs_of_sample(loader, len(specs))
     return [([None if size in (None, -1) else int(size) for size in spec.shape], str(spec.dtype)) for spec in specs]
+
+
+def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], str]] | None:
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate_fn)
+    if dataset is None or not stacks or isinstance(dataset, paddle.io.IterableDataset):
+        return None
+    try:
+        sample = dataset[0]
+    except Exception:  # the loader will meet it, and say so
+        return None
+    fields = list(sample)[:inputs] if isinstance(sample, (list, tuple)) else [sample]
+    if len(fields) != inputs or not all(isinstance(field, (np.ndarray, Tensor)) for field in fields):
+        return None
+    return [([getattr(sampler, "batch_size", None), *field.shape], str(field.dtype)) for field in fields]
 
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:

@@ -260,3 +260,28 @@ def test_the_checksum_holds_across_processes():
     )
     assert int(out.stdout.split()[-1]) == checksum(fields)
     assert checksum(fields) != checksum((fields[0] + 1e-6, fields[1]))
+
+
+class Sum(nn.Layer):
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = TinyNet(width=width)
+
+    def forward(self, x, y):
+        return self.body(x + y)
+
+
+class Both(Images):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, image[:, ::-1].copy(), label
+
+
+def test_several_inputs(tmp_path):
+    teacher, start, results = Sum(8), Sum(), []
+    cached = cache_teacher(teacher, Both(), tmp_path / "t", inputs=2, progress=False)
+    for who, data in ((teacher, Both()), (cached, cached)):
+        student = twin(start, Sum)
+        fit(hapi_model(student), [DistillCallback(who)], data=data, evaluate=False)
+        results.append(student)
+    assert_same(*results, atol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -11,7 +13,14 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import CLASSES, Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, ExportBenchCallback, FeatureTerm, PACTQuantCallback
+from paddlelite_callbacks import (
+    DistillCallback,
+    ExportBenchCallback,
+    FeatureTerm,
+    PACTConfig,
+    PACTQuantCallback,
+    prepare_pact_,
+)
 from paddlelite_callbacks.distill.projection import Projection
 from paddlelite_callbacks.distill.taps import expanded
 
@@ -280,11 +289,77 @@ def test_the_look_at_train_begin_changes_nothing_in_the_training():
     assert equal_weights(*results)
 
 
+class Counted(Images):
+    """Counts its samples, and draws from every random stream there is."""
+
+    drawn = 0
+
+    def __getitem__(self, index):
+        self.drawn += 1
+        image, label = super().__getitem__(index)
+        return image + 0 * (random.random() + np.random.rand() + float(paddle.rand([1]))), label
+
+
+def test_a_data_sets_first_sample_tells_the_shapes_at_train_begin():
+    model, data = hapi_model(), Counted()
+    before, found = weights_of(model.network), fingerprint(model)
+    with pytest.raises(ValueError, match=r"student's output \[8, 4\] and the teacher's \[8, 5\]"):
+        fit(model, [Raises(), DistillCallback(TinyNet(outputs=5))], data=data)
+    assert data.drawn == 1
+    assert equal_weights(before, weights_of(model.network))
+    assert fingerprint(model) == found
+
+
+def test_the_first_sample_is_looked_at_without_touching_the_random_streams():
+    callback, streams = DistillCallback(TinyNet()), []
+
+    class Draws(paddle.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            streams.append((random.random(), np.random.rand(), float(paddle.rand([1]))))
+
+    for callbacks in ([Draws()], [Draws(), callback]):
+        random.seed(1), np.random.seed(1), paddle.seed(1)
+        fit(hapi_model(TinyNet()) if streams else hapi_model(), callbacks, data=Counted(), evaluate=False)
+    random.seed(1), np.random.seed(1), paddle.seed(1)
+    model = hapi_model()
+    random.seed(2), np.random.seed(2), paddle.seed(2)
+    fit(model, [Draws()], data=Counted(), evaluate=False)
+    random.seed(2), np.random.seed(2), paddle.seed(2)
+    fit(model, [Draws(), callback], data=Counted(), evaluate=False)
+    assert streams[2] == streams[3]
+
+
+def test_a_quantiser_that_waits_for_its_first_batch_does_not_take_the_look_for_it():
+    results = []
+    for look in (True, False):
+        paddle.seed(3)
+        network, teacher = TinyNet(), TinyNet()
+        model = (hapi_model_with_spec if look else hapi_model)(network)
+        prepare_pact_(network, PACTConfig())
+        model._optimizer._parameter_list[:] = network.parameters()
+        loader = [[paddle.to_tensor(Images(8).images), paddle.to_tensor(Images(8).labels)]]
+        model.fit(loader, verbose=0, callbacks=[DistillCallback(teacher)])
+        results.append(weights_of(network))
+    assert equal_weights(*results)
+
+
+def test_hooks_of_the_users_own_do_not_notice_the_look_but_count_where_it_matters():
+    model, teacher, calls = hapi_model(), TinyNet(outputs=5), []
+    model.network.register_forward_pre_hook(lambda layer, x: calls.append("student"))
+    hook = teacher.register_forward_post_hook(lambda layer, x, y: y[:, :4])  # makes it fit
+    fit(model, [DistillCallback(teacher)], evaluate=False)
+    assert calls == ["student"] * 3  # the look is repeated with hooks before anything would be refused
+    hook.remove()
+    with pytest.raises(ValueError, match=r"and the teacher's \[\d, 5\]"):
+        fit(model, [DistillCallback(teacher)], evaluate=False)
+
+
 def test_with_unknown_inputs_the_first_batch_changes_no_weight():
     model = hapi_model()
+    loader = [[paddle.to_tensor(Images(8).images), paddle.to_tensor(Images(8).labels)]]
     before = {name: value.numpy().copy() for name, value in model.network.named_parameters() if value.trainable}
     with pytest.raises(ValueError, match=r"student's output \[8, 4\] and the teacher's \[8, 5\]"):
-        fit(model, [DistillCallback(TinyNet(outputs=CLASSES + 1))])
+        model.fit(loader, verbose=0, callbacks=[DistillCallback(TinyNet(outputs=CLASSES + 1))])
     for name, value in model.network.named_parameters():
         if name in before:
             np.testing.assert_array_equal(value.numpy(), before[name])

@@ -121,6 +121,21 @@ def test_when_distillation_stops_the_teacher_runs_no_more():
     assert all("task_loss" in logs for logs in log.seen)
 
 
+def test_early_stopping_and_visualdl_see_the_terms(tmp_path):
+    visualdl = pytest.importorskip("visualdl")
+    callback = DistillCallback(TinyNet(), loss={"kl": 1.0, "dist": 0.5}, weight=linear(1.0, 0.5))
+    stop = paddle.callbacks.EarlyStopping(
+        monitor="distill_loss", patience=1, min_delta=1e9, mode="min", save_best_model=False, verbose=0
+    )
+    log = Log()
+    fit(hapi_model(), [log, callback, stop, paddle.callbacks.VisualDL(str(tmp_path))], epochs=4)
+    assert len(log.seen) == 2 * 2  # the second evaluation does not better the first by 1e9
+    (file,) = tmp_path.rglob("vdlrecords*")
+    tags = visualdl.LogReader(file_path=str(file)).get_tags()["scalar"]
+    wanted = {"task_loss", "distill_loss", "distill_kl", "distill_dist", "distill_weight"}
+    assert wanted <= {tag.rpartition("/")[2] for tag in tags if tag.startswith("train/")}
+
+
 def test_term_weights_may_be_schedules():
     log = Log()
     callback = DistillCallback(TinyNet(), loss={"kl": linear(1.0, 0.0, epochs=2), "mse": stop_at(1)})

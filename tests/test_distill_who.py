@@ -291,3 +291,42 @@ def test_a_frozen_teacher_list_stays_bit_identical():
     fit(hapi_model(), [DistillCallback(teachers, features={"conv1": "conv1"}, loss="kl")], epochs=2)
     assert all(equal_weights(a, weights_of(t)) for a, t in zip(before, teachers, strict=True))
     assert all(t.training for t in teachers)
+
+
+class Maps(nn.Layer):
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = nn.Conv2D(3, width, 3, padding=1)
+        self.head = nn.Conv2D(width, 2, 1)
+
+    def forward(self, x):
+        return self.head(F.relu(self.body(x)))
+
+
+class Keypoints(Images):
+    """Heat maps of two joints and which of them are labelled."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, image[:2] * 0.1, np.array([label % 2, 1], "float32")
+
+
+def test_heat_maps_masked_by_the_labels_target_weights():
+    student, teacher, data = Maps(), Maps(8), Keypoints(16)
+    by_hand = twin(student, Maps)
+    updater = paddle.optimizer.Momentum(0.05, parameters=by_hand.parameters())
+
+    def task(maps, target, weight):
+        w = weight.unsqueeze(-1).unsqueeze(-1)
+        return 0.5 * ((w * (maps - target)) ** 2).mean()
+
+    for start in (0, 8):
+        rows = [data[i] for i in range(start, start + 8)]
+        images, target, weight = (paddle.to_tensor(np.stack(column)) for column in zip(*rows, strict=True))
+        maps = by_hand(images)
+        (task(maps, target, weight) + 2.0 * task(maps, taught(teacher, images), weight)).backward()
+        updater.step()
+        updater.clear_grad()
+    model = hapi_model(student, loss=task, metrics=False)
+    fit(model, [DistillCallback(teacher, loss="heatmap_mse", weight=2.0)], data=data, evaluate=False)
+    assert_same(student, by_hand)

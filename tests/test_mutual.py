@@ -11,6 +11,7 @@ from toy import Images, TinyNet, copied_weights, equal_weights, fingerprint, fit
 
 from paddlelite_callbacks import DistillCallback, MutualPeer
 from paddlelite_callbacks.distill.class_losses import dml
+from paddlelite_callbacks.distill.schedules import stop_at
 
 
 def adam(network, rate=0.01):
@@ -188,3 +189,23 @@ def test_a_student_with_several_outputs_and_a_peer():
     mutual = MutualPeer(peer, paddle.optimizer.Momentum(0.05, parameters=peer.parameters()))
     fit(model, [DistillCallback(mutual, loss="mse")], epochs=2)
     assert_same(student, peer)  # twins on the same data stay twins
+
+
+def test_where_mimicry_stops_both_go_on_alone():
+    student, peer = TinyNet(), TinyNet(width=6)
+    one, two = twin(student, TinyNet), twin(peer, lambda: TinyNet(width=6))
+    updaters = [paddle.optimizer.Momentum(0.05, parameters=one.parameters()), adam(two)]
+    stream = batches(Images(16))
+    for step in range(4):
+        images, labels = next(stream)
+        a, b = one(images), two(images)
+        mimicry = 1.0 if step < 2 else 0.0
+        (CE(a, labels) + mimicry * dml(a, b)).backward()
+        (CE(b, labels) + mimicry * dml(b, a)).backward()
+        for updater in updaters:
+            updater.step()
+            updater.clear_grad()
+    callback = DistillCallback(MutualPeer(peer, adam(peer)), loss="dml", weight=stop_at(1))
+    fit(hapi_model(student), [callback], epochs=2, evaluate=False)
+    assert_same(student, one)
+    assert_same(peer, two, atol=5e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 
 from paddlelite_callbacks.callbacks.session import FitSession, joined_session
-from paddlelite_callbacks.hapi import calling_list, prepared_optimizer
+from paddlelite_callbacks.hapi import calling_list, prepared_optimizer, training_data
 
 __all__ = ["ScopedCallback"]
 
@@ -74,6 +74,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         super().set_model(model)
         self.close()  # heals a training that was left without a word
         self._session = joined_session(self, model, calling_list())
+        self._session.data = training_data()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Make the edits, those of all callbacks of this package together (called by hapi)."""

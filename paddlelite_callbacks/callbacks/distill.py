@@ -15,10 +15,11 @@ from paddlelite_callbacks.callbacks.distill_state import BridgeTrainer, Position
 from paddlelite_callbacks.callbacks.distill_step import DistillStep
 from paddlelite_callbacks.callbacks.distill_who import source_of
 from paddlelite_callbacks.distill.catalogue import AnyLoss
-from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Key
 from paddlelite_callbacks.distill.plan import Features, Loss, feature_terms, normalised, objective_for, output_terms
+from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
 from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
 
@@ -62,8 +63,8 @@ class DistillCallback(ScopedCallback):
         TypeError: an argument of another type.
         ValueError: a weight or temperature out of range, an unknown loss. At train begin: layer names that are not
             there, a teacher that shares parameters with the student, a task loss from which ``loss=None`` cannot
-            choose, and outputs that do not fit, if the inputs' sizes are known (``paddle.Model(network, InputSpec)``);
-            else in the first batch, before any weight is changed.
+            choose, and outputs that do not fit, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
+            data set's first sample); else in the first batch, before any weight is changed.
         FileNotFoundError: no such checkpoint.
 
     Example:
@@ -148,7 +149,7 @@ class DistillCallback(ScopedCallback):
         if self._objective is not None:  # an earlier fit trained these
             objective.bridges = self._objective.bridges
         self._objective = objective
-        self._check_shapes(networks)
+        self._check_shapes()
         self._take_up_state()
 
     def attach(self, scope: ExitStack) -> None:
@@ -235,12 +236,19 @@ class DistillCallback(ScopedCallback):
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
         return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
 
-    def _check_shapes(self, networks: Sequence[Layer | None]) -> None:
-        specs = input_specs(self.model)
+    def _check_shapes(self) -> None:
+        with same_random_streams():
+            specs = input_specs(self.model, self.session.data if self._session else None)
         if specs is None:
             return
-        mine, theirs = layers_to_tap(self.objective, len(networks))
-        student = seen_on_zeros(self.model.network, specs, mine, training=True)
-        teachers = self._source.seen_on_zeros(specs, theirs)
+        try:
+            self._refuse_misfits(specs, hooks=False)
+        except ValueError:
+            self._refuse_misfits(specs, hooks=True)  # a hook of the user's may be what makes it fit
+
+    def _refuse_misfits(self, specs: InputSpecs, *, hooks: bool) -> None:
+        mine, theirs = layers_to_tap(self.objective, len(self._shares))
+        student = seen_on_zeros(self.model.network, specs, mine, training=True, hooks=hooks)
+        teachers = self._source.seen_on_zeros(specs, theirs, hooks)
         if student is not None and teachers is not None:
             self.objective.refuse_misfits(student, teachers)

@@ -10,8 +10,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.distill_sources import InputSpecs, Source
+from paddlelite_callbacks.callbacks.distill_sources import Source
 from paddlelite_callbacks.distill.cache import CachedTeacher
+from paddlelite_callbacks.distill.dry_run import UNKNOWN_BATCH, InputSpecs
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.hapi import labels_through
 
@@ -32,9 +33,9 @@ class CacheSource(Source):
         """There is no network to look into."""
         return [None]
 
-    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
-        """Return zeros in the stored outputs' shapes, for a batch of two."""
-        shapes = [[2, *array.shape[1:]] for array in self._cached.arrays()]
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
+        """Return zeros in the stored outputs' shapes."""
+        shapes = [[specs[0][0][0] or UNKNOWN_BATCH, *array.shape[1:]] for array in self._cached.arrays()]
         return [Seen(self._cached.outputs_from([paddle.zeros(shape) for shape in shapes]))]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
@@ -50,7 +51,7 @@ class CacheSource(Source):
                 f"{cached.fields} + {cached.added}. Train on what cache_teacher returned: "
                 "model.fit(cached, callbacks=[DistillCallback(cached)])."
             )
-        kept, added = labels[: -cached.added], [paddle.to_tensor(label) for label in labels[-cached.added :]]
+        kept, added = labels[: -cached.added], [_tensor(label) for label in labels[-cached.added :]]
         check = int(added[-1].min())
         if check < 0:
             raise ValueError(
@@ -71,3 +72,7 @@ class CacheSource(Source):
 
     def _forget(self) -> None:
         self._given, self._ran = None, False
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else paddle.to_tensor(value)

@@ -12,9 +12,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.distill_sources import InputSpecs, Source
+from paddlelite_callbacks.callbacks.distill_sources import Source
 from paddlelite_callbacks.callbacks.distill_state import mean_over_ranks
-from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.outputs import Seen, tensors_of
 from paddlelite_callbacks.distill.teachers import load_weights_
@@ -40,6 +40,7 @@ class MutualSource(Source):
 
     taps_features = False
     has_state = True
+    learns = True
     figures = ("peer_loss",)
 
     def __init__(self, peer: MutualPeer) -> None:
@@ -47,8 +48,8 @@ class MutualSource(Source):
         self._outputs: Any = None
         self._watched: Any = None
         self._scaler: paddle.amp.GradScaler | None = None
-        self._metrics: list[paddle.metric.Metric] = []
-        self._losses: list[tuple[float, float, int]] = []
+        self._metrics: dict[str, list[paddle.metric.Metric]] = {}
+        self._losses: dict[str, list[tuple[float, int]]] = {"student": [], "peer": []}
         self._own_rate: Any = None
         self._learnt = False
 
@@ -66,9 +67,9 @@ class MutualSource(Source):
             raise ValueError(f"monitor must be one of {known}, got {peer.monitor!r}.")
         return [peer.network]
 
-    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Run the peer on zeros, in train mode."""
-        seen = seen_on_zeros(self.peer.network, specs, (), training=True)
+        seen = seen_on_zeros(self.peer.network, specs, (), training=True, hooks=hooks)
         return None if seen is None else [seen]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
@@ -78,7 +79,7 @@ class MutualSource(Source):
         scope.callback(self._forget)
         scope.callback(peer.optimizer.clear_grad)
         self._scaler = paddle.amp.GradScaler(**amp_options(model)) if amp_level(model) != "O0" else None
-        self._metrics = copy.deepcopy(metrics_of(model))
+        self._metrics = {who: copy.deepcopy(metrics_of(model)) for who in self._losses}
         rate = rate_scheduler_of(peer.optimizer)
         self._own_rate = None if rate is rate_scheduler_of(prepared_optimizer(model)) else rate
         peer.better, peer.figures = None, {}
@@ -131,35 +132,39 @@ class MutualSource(Source):
         watched, self._watched = self._watched, None
         if watched is None:
             return
-        with paddle.no_grad():
-            mine, peers = (_scalar(task_loss(*given, *labels)) for given in (outputs, _listed(watched)))
-        self._losses.append((mine, peers, int(next(iter(tensors_of(list(outputs)).values())).shape[0])))
-        for metric in self._metrics:
-            result = metric.compute(*_listed(watched), *labels)
-            metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in _listed(result)])
+        count = int(next(iter(tensors_of(list(outputs)).values())).shape[0])
+        for who, given in (("student", list(outputs)), ("peer", _listed(watched))):
+            with paddle.no_grad():
+                self._losses[who].append((_scalar(task_loss(*given, *labels)), count))
+            for metric in self._metrics[who]:
+                result = metric.compute(*given, *labels)
+                metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in _listed(result)])
 
     def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
-        """Settle which of the two is better."""
-        if not self._losses:
+        """Settle which of the two is better; the same on all ranks."""
+        if not self._losses["peer"]:
             return {}
-        count = sum(size for *_, size in self._losses)
-        mine, peers = (sum(row[i] * row[2] for row in self._losses) / count for i in (0, 1))
-        figures: dict[str, dict[str, float]] = {"student": {"loss": mine}, "peer": {"loss": peers}}
-        for metric in self._metrics:
-            for name, value in zip(_listed(metric.name()), _listed(metric.accumulate()), strict=True):
-                figures["peer"][name] = float(value)
-                figures["student"][name] = float(logs.get(name, float("nan")))
-            metric.reset()
-        self._losses.clear()
-        self._judge(figures)
-        return {f"peer_{name}": value for name, value in figures["peer"].items()}
-
-    def _judge(self, figures: dict[str, dict[str, float]]) -> None:
-        metric_names = [name for name in figures["peer"] if name != "loss"]
-        monitor = self.peer.monitor or (metric_names or ["loss"])[0]
+        figures = {who: self._figures_of(who) for who in ("student", "peer")}
+        monitor = self.peer.monitor or next((name for name in figures["peer"] if name != "loss"), "loss")
         mine, peers = figures["student"][monitor], figures["peer"][monitor]
         ahead = peers < mine if monitor == "loss" else peers > mine
         self.peer.better, self.peer.figures = ("peer" if ahead else "student"), figures
+        return {f"peer_{name}": value for name, value in figures["peer"].items()}
+
+    def _figures_of(self, who: str) -> dict[str, float]:
+        """Return the means over all samples, of all ranks, and begin anew."""
+        losses, self._losses[who] = self._losses[who], []
+        count = sum(size for _, size in losses)
+        figures = {"loss": sum(loss * size for loss, size in losses) / count}
+        for metric in self._metrics[who]:
+            for name, value in zip(_listed(metric.name()), _listed(metric.accumulate()), strict=True):
+                figures[name] = float(value)
+            metric.reset()
+        if paddle.distributed.get_world_size() > 1:
+            sums = paddle.to_tensor([1.0, *figures.values()], dtype="float64") * count
+            paddle.distributed.all_reduce(sums)
+            figures = dict(zip(figures, (sums[1:] / sums[0]).tolist(), strict=True))
+        return figures
 
     def end(self, model: paddle.Model) -> None:
         """Put the better one into the model, where the two are of one architecture."""
@@ -200,7 +205,7 @@ class MutualSource(Source):
 
     def _forget(self) -> None:
         self._outputs, self._watched, self._learnt = None, None, False
-        self._losses.clear()
+        self._losses = {"student": [], "peer": []}
 
 
 def _scalar(loss: Any) -> float:

@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.distill.dry_run import seen_on_zeros
+from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
@@ -19,10 +19,7 @@ from paddlelite_callbacks.distill.teachers import TeacherLike, loaded_teacher, r
 from paddlelite_callbacks.hapi import LossFunction
 from paddlelite_callbacks.surgery import frozen
 
-__all__ = ["EMASource", "FrozenSource", "InputSpecs", "Source", "layers_to_tap"]
-
-
-InputSpecs = Sequence[tuple[list[int | None], str]]
+__all__ = ["EMASource", "FrozenSource", "Source", "layers_to_tap"]
 
 
 class Source:
@@ -30,6 +27,7 @@ class Source:
 
     taps_features = True
     has_state = False
+    learns = False  # runs on where distillation has stopped, for its own sake
     figures: tuple[str, ...] = ()
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
@@ -40,7 +38,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Return what it gives for zeros, per teacher, to compare shapes; ``None`` where that is not known."""
         return None
 
@@ -109,10 +107,10 @@ class FrozenSource(Source):
                 )
         return self.networks
 
-    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]]) -> list[Seen] | None:
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Run every network on zeros."""
         seen = [
-            seen_on_zeros(network, specs, names, training=False)
+            seen_on_zeros(network, specs, names, training=False, hooks=hooks)
             for network, names in zip(self._ready(), features, strict=True)
         ]
         return None if any(one is None for one in seen) else [one for one in seen if one is not None]

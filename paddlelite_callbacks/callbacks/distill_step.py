@@ -81,7 +81,7 @@ class DistillStep:
         if not network.training:
             if self._session.model.mode == "eval":
                 self._source.watch(inputs)
-        elif not self._silent():
+        elif self._source.learns or not self._silent():
             self._source.run(inputs)
             self._taps.start()
 

@@ -41,6 +41,7 @@ class FitSession:
     members before the next one: check, convert, attach, train, undo, finish.
 
     Attributes:
+        data: the loader of the training data, until the members have checked; ``None`` in a loop of the user's own.
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
@@ -50,6 +51,7 @@ class FitSession:
         self.members: list[Member] = []
         self.started = False
         self.logs: dict[str, Any] | None = None
+        self.data: Any = None
         self._figures: dict[str, Tensor | float | None] = {}
         self.late = ExitStack()
         self._scope = ExitStack()
@@ -72,6 +74,7 @@ class FitSession:
         try:
             for member in self.members:
                 member.check()
+            self.data = None
             for member in self.members:
                 member.convert(self._scope)
             for member in self.members:

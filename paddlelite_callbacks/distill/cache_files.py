@@ -104,12 +104,7 @@ def _fill(
             found = tensors_of(outputs)
             if not arrays:
                 meta.update(outputs=list(found), kind=_kind(outputs), fields=len(fields))
-                arrays = [
-                    np.lib.format.open_memmap(
-                        stage / f"output_{i}.npy", mode="w+", dtype=meta["dtype"], shape=(len(dataset), *x.shape[1:])
-                    )
-                    for i, x in enumerate(found.values())
-                ]
+                arrays = [_empty(stage / f"output_{i}.npy", meta, list(x.shape)) for i, x in enumerate(found.values())]
             end = done + int(crc.shape[0])
             checksums[done:end] = crc.numpy().reshape(-1)
             for array, tensor in zip(arrays, found.values(), strict=True):
@@ -120,6 +115,11 @@ def _fill(
         array.flush()
     np.save(stage / "checksums.npy", checksums)
     (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _empty(file: Path, meta: dict[str, Any], shape: list[int]) -> Any:
+    whole = (meta["count"], *shape[1:])
+    return np.lib.format.open_memmap(file, mode="w+", dtype=meta["dtype"], shape=whole)
 
 
 def meta_of(folder: Path) -> dict[str, Any]:

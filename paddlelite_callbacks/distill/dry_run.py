@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -13,48 +15,73 @@ from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.distill.taps import Taps
 from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["seen_on_zeros"]
+__all__ = ["UNKNOWN_BATCH", "InputSpecs", "seen_on_zeros"]
 
-_BATCH = 2
+InputSpecs = Sequence[tuple[list[int | None], str]]
+
+UNKNOWN_BATCH = 2
+_log = logging.getLogger(__name__)
 
 
 def seen_on_zeros(
-    network: Layer, specs: Sequence[tuple[list[int | None], str]], features: Sequence[str], *, training: bool
+    network: Layer, specs: InputSpecs, features: Sequence[str], *, training: bool, hooks: bool
 ) -> Seen | None:
-    """Return what ``network`` gives for a batch of two zero inputs.
+    """Return what ``network`` gives for zero inputs, a batch of two where its size is not known.
 
-    Buffers (batch-norm statistics), modes and random streams are as before afterwards.
+    In train mode a copy is run, so that batch-norm statistics, quantisers that wait for a first batch and the like do
+    not notice; modes and random streams are as before in any case.
 
     Args:
         network: run once, without gradients.
         specs: shape and type of each input; the first size is the batch.
         features: layers to tap.
         training: in train mode, where some networks give other outputs.
+        hooks: let the hooks run that the network has; else they do not notice.
 
     Returns:
-        ``None`` where an input's size is free (but the batch), so that nothing can be said.
+        ``None`` where an input's size is free (but the batch), or the network fails on zeros: nothing can be said.
+
+    Raises:
+        ValueError: a layer of ``features`` did not run exactly once.
     """
     if any(size is None for shape, _ in specs for size in shape[1:]):
         return None
-    inputs = [paddle.zeros([_BATCH, *shape[1:]], dtype=dtype.removeprefix("paddle.")) for shape, dtype in specs]
+    inputs = [
+        paddle.zeros([shape[0] or UNKNOWN_BATCH, *shape[1:]], dtype=dtype.removeprefix("paddle."))
+        for shape, dtype in specs
+    ]
     taps = Taps(features)
     with ExitStack() as scope, paddle.no_grad():
+        scope.enter_context(same_random_streams())
+        try:
+            network = copy.deepcopy(network) if training else network
+        except Exception as error:
+            _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
+            return None
         scope.enter_context(same_modes(network))
-        scope.enter_context(_same_state(network))
+        if not hooks:
+            scope.enter_context(_without_hooks(network))
         taps.attach(network, scope)
         network.train() if training else network.eval()
         taps.start()
-        outputs = network(*inputs)
+        try:
+            outputs = network(*inputs)
+        except Exception as error:  # the network's own business: the first batch will tell
+            _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
+            return None
         return Seen(outputs, taps.take())
 
 
 @contextmanager
-def _same_state(network: Layer) -> Iterator[None]:
-    still = [parameter for parameter in network.parameters() if not parameter.trainable]  # batch-norm statistics
-    buffers = [(buffer, buffer.clone()) for buffer in [*network.buffers(), *still]]
-    with same_random_streams():
-        try:
-            yield
-        finally:
-            for buffer, value in buffers:
-                paddle.assign(value, buffer)
+def _without_hooks(network: Layer) -> Iterator[None]:
+    layers = network.sublayers(include_self=True)
+    tables = [table for layer in layers for table in (layer._forward_pre_hooks, layer._forward_post_hooks)]
+    kept = [(table, list(table.items())) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in kept:
+            table.clear()
+            table.update(hooks)
