@@ -1,6 +1,7 @@
 """Networks of the guide's worked example, keypoints from heatmaps; installed as ``paddlelite_callbacks.models``."""
 
 from .hrnet import HRNet, hrnet_w18, hrnet_w32, hrnet_w48
+from .inference import fuse_for_inference_
 from .keypoints import FlipTest, HeatmapLoss, KeypointNet, decode_heatmaps, draw_heatmaps, keypoint_net
 from .lite_hrnet import (
     LiteHRNet,
@@ -19,6 +20,7 @@ __all__ = [
     "LiteHRNet",
     "decode_heatmaps",
     "draw_heatmaps",
+    "fuse_for_inference_",
     "hrnet_w18",
     "hrnet_w32",
     "hrnet_w48",
