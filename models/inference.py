@@ -58,5 +58,5 @@ def fuse_for_inference_(network: nn.Layer) -> int:
 
 def _parameter(value: Tensor) -> Tensor:
     return paddle.create_parameter(
-        value.shape, str(value.dtype).split(".")[-1], default_initializer=nn.initializer.Assign(value.detach())
+        value.shape, str(value.dtype).split(".")[-1], default_initializer=nn.initializer.Assign(value.numpy())
     )
