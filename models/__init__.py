@@ -1,7 +1,8 @@
 """Networks of the guide's worked example, keypoints from heatmaps; installed as ``paddlelite_callbacks.models``."""
 
 from .hrnet import HRNet, hrnet_w18, hrnet_w32, hrnet_w48
-from .keypoints import KeypointNet, keypoint_net
+from .inference import fuse_for_inference_
+from .keypoints import FlipTest, HeatmapLoss, KeypointNet, decode_heatmaps, draw_heatmaps, keypoint_net
 from .lite_hrnet import (
     LiteHRNet,
     lite_hrnet_18,
@@ -12,9 +13,14 @@ from .lite_hrnet import (
 )
 
 __all__ = [
+    "FlipTest",
     "HRNet",
+    "HeatmapLoss",
     "KeypointNet",
     "LiteHRNet",
+    "decode_heatmaps",
+    "draw_heatmaps",
+    "fuse_for_inference_",
     "hrnet_w18",
     "hrnet_w32",
     "hrnet_w48",

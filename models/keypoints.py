@@ -1,11 +1,17 @@
-"""The heatmap network: a backbone and one 1x1 convolution on its finest map, as in the papers' pose networks."""
+"""The heatmap network and its codec: head, targets, loss, decoding.
+
+Head and targets: Sun et al., 2019, arXiv:1902.09212 (and its code, MIT). Decoding: a quarter pixel towards the second
+highest neighbour, or DARK, Zhang et al., CVPR 2020, arXiv:1910.06278. Written anew from the papers.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import paddle
 from paddle import Tensor, nn
 from paddle.nn.initializer import Normal
 
-__all__ = ["KeypointNet", "keypoint_net"]
+__all__ = ["FlipTest", "HeatmapLoss", "KeypointNet", "decode_heatmaps", "draw_heatmaps", "keypoint_net"]
 
 
 class KeypointNet(nn.Layer):
@@ -46,3 +52,138 @@ def keypoint_net(backbone: nn.Layer, num_joints: int = 17) -> KeypointNet:
     if num_joints < 1:
         raise ValueError(f"num_joints must be at least 1, got {num_joints}.")
     return KeypointNet(backbone, num_joints)
+
+
+class FlipTest(nn.Layer):
+    """Average the heatmaps of an image and of its mirror image, as the papers evaluate.
+
+    Args:
+        network: gives heatmaps.
+        flip_pairs: joints that change places in a mirror, ``[[left, right], ...]``.
+        shift: move the mirrored heatmaps one pixel to the right, which aligns them for data prepared without UDP
+            (Huang et al., CVPR 2020, arXiv:1911.07524, explain why).
+    """
+
+    def __init__(self, network: nn.Layer, flip_pairs: list[tuple[int, int]], *, shift: bool = True) -> None:
+        super().__init__()
+        self.network, self.flip_pairs, self.shift = network, flip_pairs, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` to heatmaps ``[N, J, h, w]``."""
+        straight, mirrored = self.network(x), paddle.flip(self.network(paddle.flip(x, [3])), [3])
+        order = list(range(straight.shape[1]))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        mirrored = mirrored[:, order]
+        if self.shift:
+            mirrored = paddle.concat([mirrored[..., :1], mirrored[..., :-1]], axis=3)
+        return (straight + mirrored) / 2
+
+
+class HeatmapLoss(nn.Layer):
+    """Half the mean squared error of the heatmaps, joints without a label left out: the guide's loss."""
+
+    def forward(self, output: Tensor, target: Tensor, weight: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            output: ``[N, J, h, w]``.
+            target: ``[N, J, h, w]``.
+            weight: ``[N, J]``, 0 for a joint that is not labelled.
+            index: of the samples; not used (hapi hands on every label).
+        """
+        error = (output - target) * weight.unsqueeze([-1, -1])
+        return 0.5 * (error * error).mean()
+
+
+def draw_heatmaps(
+    joints: np.ndarray, visible: np.ndarray, size: tuple[int, int], *, sigma: float, unbiased: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one Gaussian of height 1 a joint.
+
+    Args:
+        joints: ``[J, 2]``, x and y in pixels of the heatmap.
+        visible: ``[J]``, 0 for joints without a label.
+        size: ``(h, w)`` of the heatmap.
+        sigma: of the Gaussian, in pixels of the heatmap.
+        unbiased: whether the centre keeps its fraction (DARK, section 3.2) or is rounded, as the guide does.
+
+    Returns:
+        ``([J, h, w], [J])`` fp32: the maps, and a weight of 0 where there is no label or nothing of the Gaussian
+        (three sigma) lies within the map.
+    """
+    height, width = size
+    centres = joints if unbiased else np.floor(joints + 0.5)
+    x, y = centres[:, 0, None], centres[:, 1, None]
+    across = np.exp(-((np.arange(width) - x) ** 2) / (2 * sigma**2))
+    down = np.exp(-((np.arange(height) - y) ** 2) / (2 * sigma**2))
+    reach = 3 * sigma
+    inside = (x[:, 0] >= -reach) & (y[:, 0] >= -reach) & (x[:, 0] < width + reach) & (y[:, 0] < height + reach)
+    weight = ((visible > 0) & inside).astype("float32")
+    maps = down[:, :, None] * across[:, None, :]
+    maps[maps < np.exp(-(reach**2) / sigma**2)] = 0
+    return (maps * weight[:, None, None]).astype("float32"), weight
+
+
+def decode_heatmaps(heatmaps: np.ndarray, *, dark: bool = False, blur: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Find the joints in heatmaps.
+
+    Args:
+        heatmaps: ``[N, J, h, w]``; not changed.
+        dark: Taylor expansion of the logarithm around the maximum (DARK) in place of the quarter pixel.
+        blur: odd window of the Gaussian that smooths before DARK, in pixels.
+
+    Returns:
+        ``([N, J, 2], [N, J])``: x and y in pixels of the heatmap, and the height of the maximum. A map without a
+        positive value gives (0, 0).
+    """
+    count, joints, height, width = heatmaps.shape
+    maps = heatmaps.reshape(count * joints, height, width).astype("float64")
+    best = maps.reshape(len(maps), -1).argmax(1)
+    y, x = best // width, best % width
+    scores = maps[np.arange(len(maps)), y, x]
+    step = _dark_step(_smoothed(maps, blur), x, y) if dark else _quarter_step(maps, x, y)
+    places = np.stack([x, y], axis=1) + step
+    places[scores <= 0] = 0
+    return places.reshape(count, joints, 2), scores.reshape(count, joints)
+
+
+def _quarter_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    rows, (height, width) = np.arange(len(maps)), maps.shape[1:]
+    inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    x, y = x.clip(1, width - 2), y.clip(1, height - 2)
+    slope_x = maps[rows, y, x + 1] - maps[rows, y, x - 1]
+    slope_y = maps[rows, y + 1, x] - maps[rows, y - 1, x]
+    return np.sign(np.stack([slope_x, slope_y], axis=1)) * 0.25 * inside[:, None]
+
+
+def _dark_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``-H^-1 g`` of the logarithm at the maximum, at most one pixel; 0 at the border and where there is no peak."""
+    rows, (height, width) = np.arange(len(maps)), maps.shape[1:]
+    inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
+    x, y, logs = x.clip(2, width - 3), y.clip(2, height - 3), np.log(np.maximum(maps, 1e-10))
+
+    def at(dx: int, dy: int) -> np.ndarray:
+        return logs[rows, y + dy, x + dx]
+
+    gx, gy = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
+    xx, yy = (at(2, 0) - 2 * at(0, 0) + at(-2, 0)) / 4, (at(0, 2) - 2 * at(0, 0) + at(0, -2)) / 4
+    xy = (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1)) / 4
+    determinant = xx * yy - xy**2
+    peak = inside & (determinant > 1e-12) & (xx < 0)
+    safe = np.where(peak, determinant, 1.0)
+    step = np.stack([-(yy * gx - xy * gy) / safe, -(xx * gy - xy * gx) / safe], axis=1)
+    return step.clip(-1, 1) * peak[:, None]
+
+
+def _smoothed(maps: np.ndarray, window: int) -> np.ndarray:
+    """Gaussian blur with OpenCV's sigma for ``window``, each map brought back to its old maximum."""
+    sigma, reach = 0.3 * ((window - 1) * 0.5 - 1) + 0.8, window // 2
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    height, width = maps.shape[1:]
+    padded = np.pad(maps, ((0, 0), (reach, reach), (reach, reach)))
+    across = sum(k * padded[:, :, i : i + width] for i, k in enumerate(kernel))
+    blurred = sum(k * across[:, i : i + height] for i, k in enumerate(kernel))
+    old, new = maps.max((1, 2), keepdims=True), blurred.max((1, 2), keepdims=True)
+    return blurred * np.where(new > 0, old / np.where(new > 0, new, 1), 1)

@@ -87,16 +87,21 @@ def upsample_nearest(x: Tensor, factor: int) -> Tensor:
 
 
 def upsample_bilinear(x: Tensor, height: int, width: int) -> Tensor:
-    """Bring ``[N, C, h, w]`` to ``height`` x ``width``, bilinear with aligned corners, as two matrix products."""
-    rows = _hat_weights(x.shape[2], height).astype(x.dtype)
-    columns = _hat_weights(x.shape[3], width).astype(x.dtype)
-    return paddle.matmul(paddle.matmul(rows, x, transpose_x=True), columns)
+    """Bring ``[N, C, h, w]`` to ``height`` x ``width``, bilinear with aligned corners, as two matrix products.
+
+    With three axes: Paddle Inference with oneDNN computes a product of four wrongly behind a convolution.
+    """
+    _, channels, low, narrow = x.shape
+    rows, columns = _hat_weights(height, low), paddle.t(_hat_weights(width, narrow))
+    maps = paddle.reshape(x, [-1, low, narrow])
+    maps = paddle.matmul(paddle.matmul(rows.astype(x.dtype), maps), columns.astype(x.dtype))
+    return paddle.reshape(maps, [-1, channels, height, width])
 
 
-def _hat_weights(size: int, target: int) -> Tensor:
-    """Share ``[size, target]`` of every source position in every target position along one axis."""
-    place = paddle.arange(target, dtype="float64") * ((size - 1) / max(target - 1, 1))
-    return F.relu(1.0 - paddle.abs(place - paddle.arange(size, dtype="float64").unsqueeze(1)))
+def _hat_weights(target: int, size: int) -> Tensor:
+    """Share ``[target, size]`` of every source position in every target position along one axis."""
+    place = paddle.arange(target, dtype="float32") * ((size - 1) / max(target - 1, 1))
+    return F.relu(1.0 - paddle.abs(place.unsqueeze(1) - paddle.arange(size, dtype="float32")))
 
 
 def downsample_mean(x: Tensor, factor: int) -> Tensor:

@@ -43,7 +43,7 @@ class _SpatialWeighting(nn.Layer):
         self.fc2 = nn.Linear(channels // ratio, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = F.sigmoid(self.fc2(F.relu(self.fc1(paddle.mean(x, axis=[2, 3])))))
+        weights = F.sigmoid(self.fc2(F.relu(self.fc1(paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)))))
         return x * paddle.unsqueeze(weights, [2, 3])
 
 

@@ -16,9 +16,7 @@ def check_image(x: Tensor, *, multiple: int = 32) -> None:
     shape = list(x.shape)
     if len(shape) != 4:
         raise ValueError(f"The network takes [N, C, H, W], got a tensor of shape {shape}.")
-    if min(shape[2:]) < 1:
-        raise ValueError(
-            f"Height and width must be known at export, got {shape}: give InputSpec([None, 3, 256, 192]), for instance."
-        )
+    if not all(isinstance(size, int) and size > 0 for size in shape[2:]):  # open at export: -1, or a tensor
+        raise ValueError("Height and width must be known at export: give InputSpec([None, 3, 256, 192]), for instance.")
     if shape[2] % multiple or shape[3] % multiple:
         raise ValueError(f"Height and width must be multiples of {multiple}, got {shape[2]}x{shape[3]}.")

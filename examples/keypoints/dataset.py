@@ -1,0 +1,146 @@
+"""Top-down samples for `paddle.Model`: cut out, augment, draw the targets."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+from affine import box_to_region, joints_through, region_matrix, warp
+from coco import FLIP_PAIRS, UPPER_BODY, People, Person
+from paddlelite_callbacks.models import draw_heatmaps
+
+__all__ = ["Augment", "KeypointDataset", "normalised", "read_image"]
+
+_log = logging.getLogger(__name__)
+_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """The guide's random changes.
+
+    Args:
+        scale: the region's size is multiplied by a normal draw about 1, cut at 1 -+ ``scale``.
+        degrees: it is turned by a normal draw, cut at twice this, in six of ten samples.
+        flip: share of samples that are mirrored.
+        half_body: share of samples cut down to the upper or lower body, where enough joints are labelled.
+        half_body_joints: how many are enough.
+    """
+
+    scale: float = 0.25
+    degrees: float = 30.0
+    flip: float = 0.5
+    half_body: float = 0.3
+    half_body_joints: int = 8
+
+
+class KeypointDataset(paddle.io.Dataset):
+    """``(image [3, H, W], heatmaps [J, h, w], weight [J], index)``, all fp32 but the int64 index.
+
+    A damaged image gives a black sample without a target, is counted in ``damaged``, and is reported once. (With
+    workers each worker process counts for itself.)
+
+    Args:
+        source: from `read_people`.
+        size: ``(H, W)`` of the network's input.
+        sigma: of the targets, in pixels of the heatmap.
+        augment: ``None`` for evaluation.
+        udp: unbiased data preparation, see `region_matrix`.
+        unbiased: targets that keep their fraction of a pixel, for DARK.
+    """
+
+    def __init__(
+        self,
+        source: People,
+        size: tuple[int, int],
+        *,
+        sigma: float = 2.0,
+        augment: Augment | None = None,
+        udp: bool = False,
+        unbiased: bool = False,
+    ) -> None:
+        super().__init__()
+        self.source, self.people, self.size = source, source.people, size
+        self.sigma, self.augment, self.udp, self.unbiased = sigma, augment, udp, unbiased or udp
+        self.heatmap_size = (size[0] // 4, size[1] // 4)
+        self.damaged: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def region(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return centre and size of the region of person ``index``, without augmentation."""
+        return box_to_region(self.people[index].box, self.size[1] / self.size[0])
+
+    def to_image(self, index: int, places: np.ndarray) -> np.ndarray:
+        """Take joints ``[J, 2]`` from the heatmap of sample ``index`` to pixels of its image (no augmentation)."""
+        matrix = region_matrix(*self.region(index), self.heatmap_size, udp=self.udp)
+        return joints_through(matrix, places, inverse=True)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        image, joints, visible = self.sample(index)
+        ratio = np.array(self.heatmap_size[::-1]) - self.udp
+        places = joints * ratio / (np.array(self.size[::-1]) - self.udp)
+        maps, weight = draw_heatmaps(places, visible, self.heatmap_size, sigma=self.sigma, unbiased=self.unbiased)
+        return normalised(image), maps, weight, np.array(index, dtype="int64")
+
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the (augmented) cut-out ``[H, W, 3]`` uint8, its joints ``[J, 2]`` in its pixels, and visibility."""
+        person = self.people[index]
+        image = read_image(person.path)
+        if image is None:
+            if person.path not in self.damaged:
+                _log.warning("%s cannot be read as an image; its persons count as unlabelled.", person.path)
+            self.damaged.add(person.path)
+            return np.zeros((*self.size, 3), "uint8"), person.joints, np.zeros_like(person.visible)
+        joints, visible = person.joints.copy(), person.visible.copy()
+        centre, size, degrees = *self.region(index), 0.0
+        if self.augment is not None:
+            image, joints, visible, centre, size, degrees = self._augmented(image, person, centre, size)
+        matrix = region_matrix(centre, size, self.size, degrees=degrees, udp=self.udp)
+        return warp(image, matrix, self.size), joints_through(matrix, joints), visible
+
+    def _augmented(self, image: np.ndarray, person: Person, centre: np.ndarray, size: np.ndarray) -> tuple:
+        change, random = self.augment or Augment(), np.random
+        joints, visible = person.joints.copy(), person.visible.copy()
+        if (visible > 0).sum() >= change.half_body_joints and random.rand() < change.half_body:
+            centre, size = self._half_body(joints, visible) or (centre, size)
+        if random.rand() < change.flip:
+            image, width = image[:, ::-1], image.shape[1]
+            joints[:, 0], centre = width - 1 - joints[:, 0], np.array([width - 1 - centre[0], centre[1]])
+            for left, right in FLIP_PAIRS:
+                joints[[left, right]], visible[[left, right]] = joints[[right, left]], visible[[right, left]]
+        size = size * np.clip(1 + change.scale * random.randn(), 1 - change.scale, 1 + change.scale)
+        turned = random.rand() < 0.6
+        degrees = np.clip(random.randn() * change.degrees, -2 * change.degrees, 2 * change.degrees) if turned else 0.0
+        return np.ascontiguousarray(image), joints, visible, centre, size, degrees
+
+    def _half_body(self, joints: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Region of the labelled upper or lower joints; ``None`` where fewer than three are left."""
+        upper = np.isin(np.arange(len(joints)), UPPER_BODY)
+        chosen = (upper if np.random.rand() < 0.5 else ~upper) & (visible > 0)
+        if chosen.sum() < 3:
+            return None
+        low, high = joints[chosen].min(0), joints[chosen].max(0)
+        middle, (width, height) = joints[chosen].mean(0), np.maximum(high - low, 1.0)
+        region = box_to_region((0, 0, width, height), self.size[1] / self.size[0], padding=1.5)
+        return middle, region[1]
+
+
+def normalised(image: np.ndarray) -> np.ndarray:
+    """``[H, W, 3]`` uint8 RGB to ``[3, H, W]`` fp32 with ImageNet's mean 0 and deviation 1."""
+    return np.ascontiguousarray(((image / 255.0 - _MEAN) / _STD).transpose(2, 0, 1), dtype="float32")
+
+
+def read_image(path: Path) -> np.ndarray | None:
+    """Return ``[H, W, 3]`` uint8 RGB, ``None`` for what is no whole image."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError):
+        return None

@@ -1,0 +1,95 @@
+"""AP and AR of weights, or of exported files on every engine that reads them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dataset import KeypointDataset
+from evaluation import coco_ap, suppressed, to_results
+from settings import NETWORKS, SETTINGS, add_data_flags, datasets, load_weights, network
+from train import evaluate
+
+from paddlelite_callbacks.deploy.engines import ENGINES, EngineError, missing_reason
+from paddlelite_callbacks.deploy.export import Artefact
+
+__all__ = ["ap_of_files", "artefacts_in"]
+
+
+def artefacts_in(folder: Path) -> list[Artefact]:
+    """Find ``model.json`` + ``model.pdiparams`` and ``*.onnx`` in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [Artefact(kind="onnx", path=path, files=(path,)) for path in sorted(folder.glob("*.onnx"))]
+    for program in sorted(folder.glob("*.json")):
+        parameters = program.with_suffix(".pdiparams")
+        if parameters.is_file():
+            found.append(Artefact(kind="paddle", path=program, files=(program, parameters)))
+    if not found:
+        raise FileNotFoundError(f"There is no exported network in {folder}.")
+    return found
+
+
+def ap_of_files(
+    folder: Path, dataset: KeypointDataset, *, dark: bool = False, batch_size: int = 16, threads: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Evaluate every exported file of ``folder`` on every engine of its kind, without the flip test.
+
+    Returns:
+        By ``"<file> on <engine>"`` the figures, or ``{"error": reason}``.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for artefact in artefacts_in(folder):
+        for engine in ENGINES.values():
+            if engine.kind != artefact.kind:
+                continue
+            key, missing = f"{artefact.path.name} on {engine.name}", missing_reason(engine)
+            try:
+                if missing:
+                    raise EngineError(missing)
+                results = _results(engine.load(artefact, threads=threads), dataset, dark, batch_size)
+                table[key] = coco_ap(results, dataset.source.annotations)
+            except (EngineError, RuntimeError, ValueError) as error:
+                table[key] = {"error": str(error).strip().splitlines()[-1]}
+    return table
+
+
+def _results(predict: Callable, dataset: KeypointDataset, dark: bool, batch_size: int) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for begin in range(0, len(dataset), batch_size):
+        indices = np.arange(begin, min(begin + batch_size, len(dataset)))
+        images = np.stack([dataset[int(i)][0] for i in indices])
+        results += to_results(predict([images])[0], indices, dataset, dark=dark)
+    return suppressed(results)
+
+
+def main() -> None:
+    """Read the command line and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_flags(parser)
+    parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
+    parser.add_argument("--weights", type=Path, help=".pdparams, ours or the guide's")
+    parser.add_argument("--exported", type=Path, help="a folder with exported files, in place of --weights")
+    parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
+    flags = parser.parse_args()
+    if (flags.weights is None) == (flags.exported is None):
+        raise SystemExit("Give either --weights or --exported.")
+    held_out = datasets(flags)[1]
+    if flags.exported:
+        for name, figures in ap_of_files(flags.exported, held_out, dark=flags.dark).items():
+            print(name, figures.get("error") or f"AP {figures['AP']:.4f}  AP50 {figures['AP50']:.4f}")
+        return
+    flags.out.mkdir(parents=True, exist_ok=True)
+    layer = network(flags.network)
+    load_weights(layer, flags.weights)
+    for name, value in evaluate(layer, held_out, SETTINGS[flags.settings], flags).items():
+        print(f"{name} {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Object keypoint similarity, its non-maximum suppression, and AP/AR by `pycocotools` as a metric of `paddle.Model`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from coco import SIGMAS
+from dataset import KeypointDataset
+from paddlelite_callbacks.models import decode_heatmaps
+
+__all__ = ["KeypointAP", "coco_ap", "oks", "oks_nms", "to_results", "write_results"]
+
+_NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
+
+
+def oks(joints: np.ndarray, others: np.ndarray, areas: np.ndarray, *, sigmas: np.ndarray = SIGMAS) -> np.ndarray:
+    """Object keypoint similarity of one person to others, COCO's formula without visibility.
+
+    Args:
+        joints: ``[J, 2]`` pixels.
+        others: ``[K, J, 2]``.
+        areas: ``[K]`` square pixels, mean of the areas of both.
+        sigmas: ``[J]``.
+
+    Returns:
+        ``[K]`` in 0 to 1.
+    """
+    distance = ((others - joints) ** 2).sum(-1)
+    return np.exp(-distance / (2 * areas[:, None] * (2 * sigmas) ** 2 + np.spacing(1))).mean(-1)
+
+
+def oks_nms(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
+    """Keep, from the highest score down, the persons of one image that resemble no kept one by ``threshold``.
+
+    Args:
+        results: with ``keypoints``, ``score`` and ``area``.
+        threshold: on `oks`.
+    """
+    kept: list[dict[str, Any]] = []
+    for result in sorted(results, key=lambda item: -item["score"]):
+        joints = _places(result)
+        if kept:
+            areas = np.array([(other["area"] + result["area"]) / 2 for other in kept])
+            if oks(joints, np.stack([_places(other) for other in kept]), areas).max() > threshold:
+                continue
+        kept.append(result)
+    return kept
+
+
+def _places(result: dict[str, Any]) -> np.ndarray:
+    return np.asarray(result["keypoints"]).reshape(-1, 3)[:, :2]
+
+
+def to_results(
+    heatmaps: np.ndarray, indices: np.ndarray, dataset: KeypointDataset, *, dark: bool = False, least: float = 0.2
+) -> list[dict[str, Any]]:
+    """Turn heatmaps ``[N, J, h, w]`` of the samples ``indices`` into COCO results.
+
+    The score is the box's times the mean height of the joints above ``least``.
+    """
+    places, heights = decode_heatmaps(heatmaps, dark=dark)
+    results = []
+    for i, index in enumerate(indices.reshape(-1).tolist()):
+        person, joints = dataset.people[index], dataset.to_image(index, places[i])
+        sure = heights[i][heights[i] > least]
+        size = dataset.region(index)[1]
+        results.append(
+            {
+                "image_id": int(person.image_id),
+                "category_id": 1,
+                "keypoints": np.concatenate([joints, heights[i][:, None]], axis=1).reshape(-1).tolist(),
+                "score": float(person.score * (sure.mean() if len(sure) else 0.0)),
+                "area": float(size.prod()),
+                "index": int(index),
+            }
+        )
+    return results
+
+
+def suppressed(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
+    """Apply `oks_nms` image by image; a sample that came twice (the padding of several processes) counts once."""
+    by_image: dict[int, dict[int, dict[str, Any]]] = {}
+    for result in results:
+        by_image.setdefault(result["image_id"], {})[result["index"]] = result
+    return [kept for items in by_image.values() for kept in oks_nms(list(items.values()), threshold=threshold)]
+
+
+def coco_ap(results: list[dict[str, Any]], annotations: Path) -> dict[str, float]:
+    """AP and AR of COCO, by `pycocotools`, in 0 to 1; zeros where there are no results."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    if not results:
+        return dict.fromkeys(_NAMES, 0.0)
+    plain = [{k: item[k] for k in ("image_id", "category_id", "keypoints", "score")} for item in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(plain), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(_NAMES, map(float, evaluation.stats), strict=True))
+
+
+def write_results(results: list[dict[str, Any]], path: Path) -> None:
+    """Write COCO's results JSON, whole or not at all."""
+    plain = [{k: item[k] for k in ("image_id", "category_id", "keypoints", "score")} for item in results]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(plain), encoding="utf-8")
+    partial.replace(path)
+
+
+class KeypointAP(paddle.metric.Metric):
+    """COCO's AP and AR over the persons of a dataset, for ``model.prepare(metrics=...)``.
+
+    Training batches are not counted (their regions are augmented): there the figures are 0.
+
+    Args:
+        dataset: whose indices come with the labels; without augmentation.
+        dark: how to decode.
+        nms: threshold of `oks_nms`.
+
+    Attributes:
+        results: of the last evaluation, for `write_results`.
+    """
+
+    def __init__(self, dataset: KeypointDataset, *, dark: bool = False, nms: float = 0.9) -> None:
+        super().__init__()
+        self.dataset, self.dark, self.nms = dataset, dark, nms
+        self._raw: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+        self._training = False
+
+    def compute(self, output: paddle.Tensor, *labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Hand on the heatmaps and the indices (the last label); ``evaluate`` runs without gradients."""
+        self._training = not output.stop_gradient
+        return output, labels[-1]
+
+    def update(self, heatmaps: Any, indices: Any) -> list[float]:
+        """Decode one batch."""
+        if not self._training:
+            self._raw += to_results(np.asarray(heatmaps), np.asarray(indices), self.dataset, dark=self.dark)
+        return [0.0] * len(_NAMES)
+
+    def accumulate(self) -> list[float]:
+        """Return the figures in the order of `name`."""
+        if not self._raw:
+            return [0.0] * len(_NAMES)
+        self.results = suppressed(self._raw, threshold=self.nms)
+        return list(coco_ap(self.results, self.dataset.source.annotations).values())
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._raw = []
+
+    def name(self) -> list[str]:
+        """Return the names of the figures."""
+        return list(_NAMES)

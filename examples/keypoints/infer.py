@@ -1,0 +1,92 @@
+"""Find the joints of the people in one picture or a folder of pictures, and draw them.
+
+Without ``--boxes`` each picture is taken as one person that fills it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import paddle
+from coco import People, Person
+from dataset import KeypointDataset, read_image
+from drawing import draw_skeletons
+from evaluation import suppressed, to_results, write_results
+from PIL import Image
+from settings import NETWORKS, SETTINGS, flip_tested, load_weights, network
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+
+
+def main() -> None:
+    """Read the command line, predict, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="a picture or a folder")
+    parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
+    parser.add_argument("--weights", type=Path, required=True, help=".pdparams, ours or the guide's")
+    parser.add_argument("--settings", choices=SETTINGS, default="coco-lite", help="for the size of the input")
+    parser.add_argument("--boxes", type=Path, help='{"picture.png": [[x, y, width, height], ...], ...}')
+    parser.add_argument("--least", type=float, default=0.2, help="joints with a lower heatmap are not drawn")
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("keypoints-out/drawn"))
+    flags = parser.parse_args()
+    layer = network(flags.network)
+    load_weights(layer, flags.weights)
+    people = find_people(flags.source, json.loads(flags.boxes.read_text()) if flags.boxes else None)
+    results = predict(layer, KeypointDataset(people, SETTINGS[flags.settings].size), dark=flags.dark)
+    write_results(results, flags.out / "results.json")
+    draw(people, results, flags.out, flags.least)
+
+
+def find_people(source: Path, boxes: dict[str, list[list[float]]] | None) -> People:
+    """Return one sample a box, or one a picture.
+
+    Raises:
+        FileNotFoundError: no picture there.
+    """
+    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in _SUFFIXES) if source.is_dir() else [source]
+    people, dropped = [], Counter[str]()
+    for number, path in enumerate(paths, 1):
+        image = read_image(path) if path.is_file() else None
+        if image is None:
+            dropped["no picture"] += 1
+            continue
+        whole = [[0, 0, image.shape[1], image.shape[0]]]
+        for box in whole if boxes is None else boxes.get(path.name, []):
+            nobody = {"joints": np.zeros((17, 2)), "visible": np.zeros(17)}
+            people.append(Person(image_id=number, path=path, box=tuple(box), **nobody))  # type: ignore[arg-type]
+    if not people:
+        raise FileNotFoundError(f"No picture with a person in {source} ({dict(dropped)}).")
+    return People(people=people, dropped=dropped, annotations=Path(), image_ids=list(range(1, len(paths) + 1)))
+
+
+def predict(layer: paddle.nn.Layer, dataset: KeypointDataset, *, dark: bool = False) -> list[dict]:
+    """Return COCO results of all samples, alike persons suppressed."""
+    tested = flip_tested(layer, udp=False)
+    tested.eval()
+    results = []
+    with paddle.no_grad():
+        for index in range(len(dataset)):
+            heatmaps = tested(paddle.to_tensor(dataset[index][0][None])).numpy()
+            results += to_results(heatmaps, np.array([index]), dataset, dark=dark)
+    return suppressed(results)
+
+
+def draw(people: People, results: list[dict], out: Path, least: float) -> None:
+    """Write one picture a source picture into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted({person.path for person in people.people}):
+        ids = {person.image_id for person in people.people if person.path == path}
+        found = [np.reshape(item["keypoints"], (17, 3)) for item in results if item["image_id"] in ids]
+        image = read_image(path)
+        if image is not None:
+            Image.fromarray(draw_skeletons(image, found, least=least)).save(out / f"{path.stem}.png")
+            print(f"{out / path.stem}.png: {len(found)} persons")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The guide's settings for COCO, and small ones for the generated figures; the pieces all scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import paddle
+from coco import FLIP_PAIRS, People, read_people
+from dataset import Augment, KeypointDataset
+from evaluation import KeypointAP
+from generator import generate
+
+from paddlelite_callbacks import models
+
+__all__ = ["SETTINGS", "Settings", "add_data_flags", "datasets", "hapi_model", "load_weights", "network", "optimizer"]
+
+NETWORKS = {
+    "hrnet_w18": lambda: models.hrnet_w18(multi_scale=False),
+    "hrnet_w32": lambda: models.hrnet_w32(multi_scale=False),
+    "hrnet_w48": lambda: models.hrnet_w48(multi_scale=False),
+    "lite_hrnet_18": models.lite_hrnet_18,
+    "lite_hrnet_30": models.lite_hrnet_30,
+    "naive_lite_hrnet_18": models.naive_lite_hrnet_18,
+    "wider_naive_lite_hrnet_18": models.wider_naive_lite_hrnet_18,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One training.
+
+    Args:
+        size: ``(H, W)`` of the input in pixels.
+        sigma: of the targets, in pixels of the heatmap.
+        batch_size: of each process.
+        epochs: passes over the data.
+        learning_rate: of Adam behind the warm-up.
+        warmup_steps: steps of linear warm-up.
+        milestones: epochs at whose end the rate is divided by ten.
+        augment: of the training images.
+    """
+
+    size: tuple[int, int] = (256, 192)
+    sigma: float = 2.0
+    batch_size: int = 64
+    epochs: int = 210
+    learning_rate: float = 2e-3
+    warmup_steps: int = 500
+    milestones: tuple[int, ...] = (170, 200)
+    augment: Augment = field(default_factory=Augment)
+
+
+_TOY = {"batch_size": 16, "warmup_steps": 20, "augment": Augment(scale=0.2, degrees=15.0, half_body=0.0)}
+SETTINGS = {
+    # the guide's hrnet_w32_256x192.yml and lite_hrnet_30_256x192_coco.yml
+    "coco-hrnet": Settings(learning_rate=5e-4, warmup_steps=1000, augment=Augment(scale=0.5, degrees=40.0)),
+    "coco-lite": Settings(),
+    # generated figures on a few CPU cores
+    "toy": Settings(size=(128, 96), sigma=1.5, epochs=30, milestones=(20, 26), **_TOY),
+    "toy-quick": Settings(size=(64, 64), sigma=1.0, epochs=6, milestones=(4,), **_TOY),
+}
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which data."""
+    parser.add_argument("--settings", choices=SETTINGS, default="toy", help="what to train with (default: toy)")
+    parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
+    parser.add_argument("--boxes", type=Path, help="a detector's boxes for the evaluation (default: ground truth)")
+    parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="where generated figures are kept")
+    parser.add_argument("--toy-images", type=int, nargs=2, default=(600, 150), metavar=("TRAIN", "VAL"))
+    parser.add_argument("--udp", action="store_true", help="unbiased data preparation (arXiv:1911.07524)")
+    parser.add_argument("--dark", action="store_true", help="DARK targets and decoding (arXiv:1910.06278)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+
+
+def datasets(flags: argparse.Namespace) -> tuple[KeypointDataset, KeypointDataset]:
+    """Return the training and the evaluation data; everything that can be wrong with them is said here."""
+    settings, sources = SETTINGS[flags.settings], _sources(flags)
+    for name, source in zip(("training", "evaluation"), sources, strict=True):
+        print(f"{name}: {len(source.people)} persons, left out: {dict(source.dropped) or 'none'}")
+    shared: dict[str, Any] = {"sigma": settings.sigma, "udp": flags.udp, "unbiased": flags.dark}
+    train = KeypointDataset(sources[0], settings.size, augment=settings.augment, **shared)
+    return train, KeypointDataset(sources[1], settings.size, **shared)
+
+
+def _sources(flags: argparse.Namespace) -> tuple[People, People]:
+    if flags.coco is not None:
+        notes = flags.coco / "annotations"
+        train = read_people(notes / "person_keypoints_train2017.json", flags.coco / "train2017")
+        return train, read_people(notes / "person_keypoints_val2017.json", flags.coco / "val2017", boxes=flags.boxes)
+    counts = flags.toy_images
+    train, held_out = (
+        generate(flags.toy / f"{part}-{count}", count, seed=seed)
+        for part, count, seed in (("train", counts[0], 1), ("val", counts[1], 2))
+    )
+    return read_people(*train), read_people(*held_out, boxes=flags.boxes)
+
+
+def network(name: str) -> paddle.nn.Layer:
+    """Build the keypoint network ``name``."""
+    return models.keypoint_net(NETWORKS[name]())
+
+
+def load_weights(target: paddle.nn.Layer, path: Path) -> None:
+    """Load a ``.pdparams`` of these scripts or of the guide.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it belongs to another network.
+    """
+    from paddlelite_callbacks.models.guide_weights import load_guide_weights_
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    state = paddle.load(str(path))
+    if any(key.startswith("final_conv") for key in state):
+        load_guide_weights_(target, state)
+        return
+    wanted = target.state_dict()
+    wrong = sorted(wanted.keys() ^ state.keys()) or [k for k, v in wanted.items() if v.shape != list(state[k].shape)]
+    if wrong:
+        raise ValueError(f"{path} belongs to another network: {len(wrong)} keys or shapes differ, as {wrong[:3]}.")
+    target.set_state_dict(state)
+
+
+def optimizer(settings: Settings, layer: paddle.nn.Layer, steps_per_epoch: int) -> paddle.optimizer.Optimizer:
+    """Adam with the guide's schedule: linear warm-up, then a tenth behind each milestone."""
+    bounds = [epoch * steps_per_epoch for epoch in settings.milestones]
+    rates = [settings.learning_rate * 0.1**k for k in range(len(bounds) + 1)]
+    piecewise: Any = paddle.optimizer.lr.PiecewiseDecay(bounds, rates) if bounds else settings.learning_rate
+    warm = min(settings.warmup_steps, max(1, steps_per_epoch * settings.epochs // 4))
+    schedule = paddle.optimizer.lr.LinearWarmup(piecewise, warm, settings.learning_rate * 1e-3, settings.learning_rate)
+    return paddle.optimizer.Adam(schedule, parameters=layer.parameters())
+
+
+def hapi_model(
+    layer: paddle.nn.Layer,
+    settings: Settings,
+    metric: KeypointAP | None = None,
+    optim: paddle.optimizer.Optimizer | None = None,
+) -> paddle.Model:
+    """Wrap ``layer`` for ``fit`` and ``evaluate`` over a `KeypointDataset`."""
+    spec, (height, width) = paddle.static.InputSpec, settings.size
+    labels = [
+        spec([None, 17, height // 4, width // 4], "float32", "heatmaps"),
+        spec([None, 17], "float32", "weight"),
+        spec([None], "int64", "index"),
+    ]
+    model = paddle.Model(layer, [spec([None, 3, height, width], "float32", "x")], labels)
+    model.prepare(optim, models.HeatmapLoss(), metric)
+    return model
+
+
+def shortened(settings: Settings, epochs: int | None) -> Settings:
+    """Return ``settings`` with another number of epochs, the milestones moved in proportion."""
+    if epochs is None:
+        return settings
+    moved = tuple(max(1, round(m * epochs / settings.epochs)) for m in settings.milestones)
+    return replace(settings, epochs=epochs, milestones=moved if epochs > 2 else ())
+
+
+def flip_tested(layer: paddle.nn.Layer, *, udp: bool) -> paddle.nn.Layer:
+    """Return ``layer`` averaged with its mirror image."""
+    return models.FlipTest(layer, FLIP_PAIRS, shift=not udp)

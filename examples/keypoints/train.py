@@ -1,0 +1,105 @@
+"""Train a keypoint network, with a teacher and PACT if wanted; COCO as in the guide, or generated figures.
+
+On several processes: ``python -m paddle.distributed.launch --nproc_per_node 2 examples/keypoints/train.py ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import paddle
+from evaluation import KeypointAP, write_results
+from settings import (
+    NETWORKS,
+    SETTINGS,
+    add_data_flags,
+    datasets,
+    flip_tested,
+    hapi_model,
+    load_weights,
+    network,
+    optimizer,
+    shortened,
+)
+
+from paddlelite_callbacks import DistillCallback, PACTQuantCallback
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_flags(parser)
+    parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
+    parser.add_argument("--weights", type=Path, help="start from this .pdparams (ours or the guide's)")
+    parser.add_argument("--teacher", choices=NETWORKS, help="distil from this network")
+    parser.add_argument("--teacher-weights", type=Path, help="its .pdparams (ours or the guide's)")
+    parser.add_argument("--distill-weight", type=float, default=1.0)
+    parser.add_argument("--pact", action="store_true", help="quantisation-aware training")
+    parser.add_argument("--epochs", type=int, help="in place of the settings' number")
+    parser.add_argument("--learning-rate", type=float, help="in place of the settings' rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
+    return parser.parse_args()
+
+
+def main(flags: argparse.Namespace) -> dict[str, float]:
+    """Train, save, evaluate; return the figures."""
+    if (flags.teacher is None) != (flags.teacher_weights is None):
+        raise SystemExit("--teacher and --teacher-weights go together.")
+    paddle.seed(flags.seed)
+    train, held_out = datasets(flags)
+    settings = shortened(SETTINGS[flags.settings], flags.epochs)
+    student = network(flags.network)
+    if flags.weights:
+        load_weights(student, flags.weights)
+    callbacks: list[Any] = []
+    if flags.teacher:
+        teacher = network(flags.teacher)
+        load_weights(teacher, flags.teacher_weights)
+        callbacks.append(DistillCallback(teacher, loss="mse", weight=flags.distill_weight))
+    if flags.pact:
+        callbacks.append(PACTQuantCallback())
+    figures = fit(student, train, held_out, settings, flags, callbacks)
+    print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    return figures
+
+
+def fit(
+    student: Any, train: Any, held_out: Any, settings: Any, flags: argparse.Namespace, callbacks: list[Any]
+) -> dict[str, float]:
+    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test."""
+    flags.out.mkdir(parents=True, exist_ok=True)
+    steps = -(-len(train) // (settings.batch_size * paddle.distributed.get_world_size()))
+    if getattr(flags, "learning_rate", None):
+        settings = type(settings)(**{**vars(settings), "learning_rate": flags.learning_rate})
+    model = hapi_model(student, settings, optim=optimizer(settings, student, steps))
+    model.fit(
+        train,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        num_workers=flags.workers,
+        verbose=getattr(flags, "verbose", 2),
+        log_freq=20,
+        callbacks=callbacks,
+    )
+    if paddle.distributed.get_rank() == 0:
+        paddle.save(student.state_dict(), str(flags.out / "last.pdparams"))
+    return evaluate(student, held_out, settings, flags)
+
+
+def evaluate(student: Any, held_out: Any, settings: Any, flags: argparse.Namespace) -> dict[str, float]:
+    """Evaluate with the flip test and write ``results.json`` into ``flags.out``."""
+    metric = KeypointAP(held_out, dark=flags.dark)
+    tested = hapi_model(flip_tested(student, udp=flags.udp), settings, metric)
+    figures = tested.evaluate(held_out, batch_size=settings.batch_size, num_workers=flags.workers, verbose=0)
+    if paddle.distributed.get_rank() == 0:
+        write_results(metric.results, flags.out / "results.json")
+    return {name: float(figures[name]) for name in metric.name()}
+
+
+__all__ = ["evaluate", "fit", "main"]
+
+if __name__ == "__main__":
+    main(parse())
