@@ -20,7 +20,7 @@ from toy import Images, TinyNet, fit, hapi_model
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
 from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino, PaddleInference
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.forms import export_forms
+from paddlelite_callbacks.deploy.forms import export_forms, references
 from paddlelite_callbacks.deploy.int8 import int8_weights, write_int8_onnx
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.verdict import int8_notes
@@ -104,6 +104,20 @@ def test_engines_give_what_was_simulated(options, tmp_path):
         assert np.mean(off < 1e-5) >= (0.75 if "quantize_outputs" in options else 0.9), (engine.name, off)
         assert off.max() < 0.02
     np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_top1_of_a_thousand_inputs(outputs, tmp_path):
+    """All agree, save where the two best scores are nearer than rounding alone moves them."""
+    network = trained(Zoo(), quantize_outputs=outputs)
+    artefact, x = int8_file(network, tmp_path), Images(1000).images
+    reference = references(network, [x])["int8"]
+    expected, noise = reference.outputs[0], reference.noise[0]
+    best = np.sort(expected, axis=1)
+    for engine in (OpenVino(), OnnxRuntime()):
+        other = run(engine, artefact, x).argmax(1) != expected.argmax(1)
+        assert other.mean() <= 0.002, engine.name
+        assert ((best[:, -1] - best[:, -2])[other] < 4 * noise).all()
 
 
 def test_integers_and_scales_are_those_of_training(tmp_path):
