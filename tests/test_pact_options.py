@@ -213,12 +213,13 @@ def test_sqnr_is_that_of_the_formula():
 def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     model = hapi_model()
     fit(model, epochs=10, evaluate=False)
-    mild = PACTQuantCallback(evaluate_on=Images())
+    mild = PACTQuantCallback(evaluate_on=Images(80))  # more batches than the diagnosis keeps
     fit(model, [mild], epochs=2)
     found = mild.diagnosis
     assert found.metric == "acc"
     assert found.engine == "openvino"
     assert found.int8 == found.fake_quant
+    assert model.evaluate(Images(80), batch_size=32, verbose=0)["acc"] == pytest.approx(found.fake_quant)
     assert found.fp32 >= 0.5
     assert mild.find_skips(0.5) == []
     model.network.fc.activation_quanter.alpha.set_value(paddle.to_tensor([1e-4]))
