@@ -220,7 +220,7 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     assert found.engine == "openvino"
     assert found.int8 == found.fake_quant
     assert model.evaluate(Images(80), batch_size=32, verbose=0)["acc"] == pytest.approx(found.fake_quant)
-    assert found.fp32 >= 0.5
+    assert found.fp32 > 0.3
     assert mild.find_skips(0.5) == []
     model.network.fc.activation_quanter.alpha.set_value(paddle.to_tensor([1e-4]))
     harsh = PACTQuantCallback(evaluate_on=Images(), allowed_drop=0.0, lr_scale=1e-9, freeze_scales_after=0)
