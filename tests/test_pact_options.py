@@ -12,7 +12,9 @@ import pytest
 from paddle import nn
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_
+from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
+from paddlelite_callbacks.deploy.export import copy_network
+from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.fake_quant import lsq_fake_quantize
 from paddlelite_callbacks.quant.prepare import activation_quanters, quantized_layers, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
@@ -141,6 +143,16 @@ def test_quantised_outputs_stand_behind_norm_and_relu_and_can_be_undone():
     undo.close()
     assert list(network.state_dict()) == keys
     assert type(network.relu) is nn.ReLU
+
+
+def test_a_convolution_that_nothing_normalises_holds_quanters_of_input_and_output():
+    network = nn.Sequential(nn.Conv2D(3, 4, 1), nn.Hardswish(), nn.Conv2D(4, 4, 1))
+    x = paddle.to_tensor(Images(8).images)
+    quantised = ptq_int8(network, [x], quantize_outputs=True)
+    found = activation_quanters(quantised)
+    assert sorted(found) == ["0.activation_quanter", "0.output_quanter", "2.activation_quanter"]
+    assert all(quanter.calibrated for quanter in found.values())
+    assert convert_for_export_(copy_network(quantised)) == ["0", "2"]
 
 
 def test_a_transposed_convolution_is_simulated():
