@@ -195,8 +195,12 @@ class ExportBenchCallback(ScopedCallback):
             metrics=dict(self._metrics),
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
-            notes=int8_notes(latencies),
+            notes=(*int8_notes(latencies), *self._notes_of_others()),
         )
+
+    def _notes_of_others(self) -> list[str]:
+        members = [] if self._session is None else self._session.members
+        return [note for member in members if hasattr(member, "notes") for note in member.notes()]
 
     def _specs(self) -> Sequence[InputSpec]:
         if self.input_spec is not None:

@@ -151,7 +151,8 @@ class PACTQuantCallback(ScopedCallback):
         if not first and self._named_idle:
             return
         self._named_idle = True
-        idle = [name for name, quanter in activation_quanters(self.model.network).items() if not quanter.calibrated]
+        quanters = activation_quanters(self.model.network)
+        idle = [name.rpartition(".")[0] for name, quanter in quanters.items() if not quanter.calibrated]
         if idle:
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
 

@@ -137,9 +137,8 @@ def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
         return
     bias = graph.constants[conv.input[2]].astype("float64") if len(conv.input) > 2 else 0.0
     folded = graph.constant(f"{norm.output[0]}.bias", (beta + (bias - mean) * factor).astype("float32"))
-    del conv.input[2:]
-    conv.input.append(folded)
-    _skip_over(graph, conv, norm)
+    graph.set_inputs(conv, [*conv.input[:2], folded])
+    graph.absorb(conv, norm)
 
 
 def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) -> bool:
@@ -150,7 +149,8 @@ def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) ->
     if name in graph.constants:
         shape = [-1 if dim == axis else 1 for dim in range(graph.constants[name].ndim)]
         weight = (graph.constants[name] * factor.reshape(shape)).astype("float32")
-        conv.input[1] = graph.constant(f"{name}.folded", weight)
+        folded = graph.constant(f"{name}.folded", weight)
+        graph.set_inputs(conv, [conv.input[0], folded, *conv.input[2:]])
         return True
     dequantize = graph.producer(name)
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or (factor == 0).any():
@@ -170,13 +170,8 @@ def _fold_bias(graph: OnnxGraph, conv: Any) -> None:
     channels = 0 if value is None else value.size
     if add is None or value is None or value.ndim < 3 or value.shape[-3] != channels or len(conv.input) > 2:
         return
-    conv.input.append(graph.constant(f"{add.output[0]}.bias", value.reshape(-1)))
-    _skip_over(graph, conv, add)
-
-
-def _skip_over(graph: OnnxGraph, node: Any, follower: Any) -> None:
-    graph.remove(follower)
-    node.output[0] = follower.output[0]
+    graph.set_inputs(conv, [*conv.input, graph.constant(f"{add.output[0]}.bias", value.reshape(-1))])
+    graph.absorb(conv, add)
 
 
 def _is_int8_cast(graph: OnnxGraph, node: Any) -> bool:

@@ -40,15 +40,19 @@ class OnnxGraph:
         renamed: dict[str, str] = {}
         for node in model.graph.node:
             self._take(node, renamed, to_array)
+        self._producers: dict[str, Any] = {}
+        self._consumers: dict[str, dict[int, Any]] = {}
+        for node in self.nodes:
+            self._index(node)
         self._keep_output_names(renamed)
 
     def producer(self, name: str) -> Any | None:
         """Return the node that computes the tensor ``name``; ``None`` for inputs and constants."""
-        return next((node for node in self.nodes if name in node.output), None)
+        return self._producers.get(name)
 
     def consumers(self, name: str) -> list[Any]:
         """Return the nodes that read the tensor ``name``."""
-        return [node for node in self.nodes if name in node.input]
+        return list(self._consumers.get(name, {}).values())
 
     def only_consumer(self, name: str, kind: str) -> Any | None:
         """Return the one node that reads ``name``, if it is of ``kind`` and nothing else needs the tensor."""
@@ -72,28 +76,44 @@ class OnnxGraph:
 
     def insert_before(self, node: Any, kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
         """Add a node in front of ``node``."""
-        new = self._onnx.helper.make_node(kind, inputs, [output], name=f"{kind}_{output}", **attributes)
-        self.nodes.insert(self.position(node), new)
+        new = self._onnx.helper.make_node(kind, inputs, [output], **attributes)
+        self.nodes.insert(next(i for i, item in enumerate(self.nodes) if item is node), new)
+        self._index(new)
         return new
 
-    def position(self, node: Any) -> int:
-        """Return the index of ``node`` in `nodes`; by identity, since equal protos are equal."""
-        return next(i for i, item in enumerate(self.nodes) if item is node)
-
-    def remove(self, *nodes: Any) -> None:
-        """Take nodes out; what read their outputs must have been redirected."""
-        gone = {id(node) for node in nodes}
-        self.nodes = [node for node in self.nodes if id(node) not in gone]
+    def set_inputs(self, node: Any, inputs: list[str]) -> None:
+        """Let ``node`` read ``inputs``."""
+        for name in node.input:
+            self._consumers.get(name, {}).pop(id(node), None)
+        del node.input[:]
+        node.input.extend(inputs)
+        self._index(node)
 
     def redirect(self, old: str, new: str) -> None:
         """Let whatever reads the tensor ``old`` read ``new``."""
-        for node in self.nodes:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
+        for node in self.consumers(old):
+            self.set_inputs(node, [new if name == old else name for name in node.input])
+
+    def absorb(self, node: Any, follower: Any) -> None:
+        """Take ``follower`` out, which alone reads ``node``; ``node`` gives its output from now on."""
+        self.nodes = [item for item in self.nodes if item is not follower]
+        for name in follower.input:
+            self._consumers.get(name, {}).pop(id(follower), None)
+        self._producers.pop(node.output[0])
+        node.output[0] = follower.output[0]
+        self._index(node)
+
+    def _index(self, node: Any) -> None:
+        for name in node.output:
+            self._producers[name] = node
+        for name in node.input:
+            self._consumers.setdefault(name, {})[id(node)] = node
 
     def to_model(self) -> Any:
-        """Return the model: nodes that nothing reads and unused constants are left out."""
+        """Return the model, small: what nothing reads is left out, equal constants are one, inner names are short.
+
+        Weights (constants of two and more dimensions) keep their names.
+        """
         needed, kept = set(self.outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
@@ -103,11 +123,19 @@ class OnnxGraph:
         model.CopyFrom(self._model)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
         model.graph.node.extend(reversed(kept))
-        model.graph.initializer.extend(
-            self._onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-            for name, value in self.constants.items()
-            if name in needed
-        )
+        names = {name: name for name in (*self.inputs, *self.outputs, "")}
+        known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        for name in (name for name in self.constants if name in needed):
+            value = self.constants[name]
+            short = name if value.ndim > 1 else f"c{len(known)}"
+            names[name] = known.setdefault((str(value.dtype), value.shape, value.tobytes()), short)
+            if names[name] == short:
+                array = np.ascontiguousarray(value).reshape(value.shape)
+                model.graph.initializer.append(self._onnx.numpy_helper.from_array(array, short))
+        for node in model.graph.node:
+            node.name = ""
+            for tensors in (node.input, node.output):
+                tensors[:] = [names.setdefault(name, f"t{len(names)}") for name in tensors]
         return model
 
     def _take(self, node: Any, renamed: dict[str, str], to_array: Any) -> None:
@@ -129,8 +157,9 @@ class OnnxGraph:
                 continue
             node = self.producer(source)
             if node is None or source in self.outputs:  # an input or constant handed through, or a second name
-                make_node = self._onnx.helper.make_node
-                self.nodes.append(make_node("Identity", [source], [output], name=f"Identity_{output}"))
+                self.nodes.append(self._onnx.helper.make_node("Identity", [source], [output]))
+                self._index(self.nodes[-1])
                 continue
             node.output[list(node.output).index(source)] = output
+            self._index(node)
             self.redirect(source, output)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
@@ -19,7 +20,6 @@ from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["Diagnosis", "diagnose", "metric_of"]
 
-_log = logging.getLogger(__name__)
 _BATCH, _FEW, _TRIED = 32, 2, 8
 
 
@@ -84,10 +84,10 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
     """
     network = model.network
     with same_modes(network):
-        metric, quantised = metric_of(model, data)
+        with _kept_inputs(network) as batches:
+            metric, quantised = metric_of(model, data)
         with quantisers_off(network):
             plain = metric_of(model, data)[1]
-        batches = _first_inputs(model, data)
         real, engine = _of_the_file(model, data, batches)
         found = Diagnosis(
             metric=metric,
@@ -121,26 +121,20 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
     return "loss", -float(np.ravel(results["loss"])[0])
 
 
-def _first_inputs(model: paddle.Model, data: Any) -> list[list[paddle.Tensor]]:
-    """Return the network's inputs of the first few batches, as the network is given them."""
+@contextmanager
+def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
+    """Give a list that fills with the inputs of the first few batches that ``network`` runs inside the block."""
     seen: list[list[paddle.Tensor]] = []
 
-    class Enough(Exception):
-        pass
+    def keep(_: Layer, inputs: Sequence[paddle.Tensor]) -> None:
+        if len(seen) < _FEW:
+            seen.append([item.detach() for item in inputs])
 
-    def keep(_: Any, inputs: Sequence[paddle.Tensor]) -> None:
-        seen.append([item.detach() for item in inputs])
-        if len(seen) == _FEW:
-            raise Enough
-
-    hook = model.network.register_forward_pre_hook(keep)
+    hook = network.register_forward_pre_hook(keep)
     try:
-        model.evaluate(data, batch_size=_BATCH, verbose=0)
-    except Enough:
-        pass
+        yield seen
     finally:
         hook.remove()
-    return seen
 
 
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:

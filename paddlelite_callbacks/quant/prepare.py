@@ -110,12 +110,8 @@ def quantized_layers(network: Layer) -> dict[str, Layer]:
 
 
 def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:
-    """Return our quanters of inputs and outputs by the names of the layers that hold them."""
-    return {
-        name.rpartition(".")[0]: layer
-        for name, layer in network.named_sublayers()
-        if isinstance(layer, PACTActivationQuanter)
-    }
+    """Return our quanters of inputs and outputs by their own names; a layer can hold both."""
+    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuanter)}
 
 
 def trained_scales(network: Layer) -> list[Tensor]:
