@@ -121,6 +121,13 @@ def test_taps_by_name_by_the_makers_spelling_and_by_stride():
     assert taps(8, 16) == ["blocks.2", "blocks.7"]
 
 
+def test_strides_changed_by_options_are_seen():
+    """The usual way to semantic maps of stride 8: the last stages keep their resolution."""
+    network = nn.Sequential(Stages([8], pack=None))
+    BackboneSwap("PPLCNet_x0_25", at="0", options={"stride_list": [2, 2, 2, 1, 1]})(network, SPEC)
+    assert network[0].taps == ["blocks6"]
+
+
 def test_rebuild_gets_the_new_channels():
     network, seen = Segmenter(), []
 

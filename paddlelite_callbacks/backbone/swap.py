@@ -164,7 +164,7 @@ class BackboneSwap:
         new = self._layer or build(self.name, num_classes=classes, options=self.options)
         fit_head_(new, classes, x)
         if weights is not None:
-            self.report = load_weights(new, weights, strict=self.strict, num_classes=classes)
+            self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
             _log.info("%s", self.report)
         self._freeze(new, x)
         self._done = (network, new, None, [x])
@@ -179,7 +179,7 @@ class BackboneSwap:
         known, still = list(new.state_dict()), self._freeze(new, x)
         cut_(trunk, x)
         if weights is not None:
-            self.report = load_weights(trunk, weights, strict=self.strict, behind_the_cut=known)
+            self.report = load_weights(trunk, weights, strict=self.strict, behind_the_cut=known, name=self.name)
             _log.info("%s", self.report)
         trunk.hold_still([name for name, _ in trunk.named_sublayers() if name in still])
         channels = self._fit_channels(trunk, wanted, x)
