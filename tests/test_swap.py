@@ -135,20 +135,44 @@ def test_rebuild_gets_the_new_channels():
         seen.extend(channels)
         net.scores = nn.Conv2D(channels[0], 2, 1)
 
-    BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)(network, SPEC)
+    swap = BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)
+    swap(network, SPEC)
     assert seen == [32]
     assert network.scores.weight.shape == [2, 32, 1, 1]
     assert not [key for key in network.state_dict() if "project" in key]
     assert network(paddle.rand([1, 3, SIZE, SIZE])).shape == [1, 2, SIZE, SIZE]
+    summary = swap.summary(warmup=0, repeats=1)
+    assert summary.before.error is None
+    assert summary.before.parameters > summary.after.parameters
 
 
 def test_a_rebuild_that_fails_leaves_the_network_as_it_was():
+    def half(net, channels):
+        net.upscale = nn.Conv2DTranspose(2, 2, 8, stride=8)
+        del net.scores
+
     network = Segmenter()
-    before, old = weights_of(network), network.backbone
-    with pytest.raises(ValueError, match="channel"):
-        BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=lambda net, channels: None)(network, SPEC)
-    assert network.backbone is old
-    assert equal_weights(weights_of(network), before)
+    before, old, x = weights_of(network), network.backbone, paddle.rand([1, 3, SIZE, SIZE])
+    network.eval()
+    expected = network(x).numpy()
+    for rebuild, error in ((lambda net, channels: None, ValueError), (half, AttributeError)):
+        with pytest.raises(error):
+            BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)(network, SPEC)
+        assert network.backbone is old
+        assert equal_weights(weights_of(network), before)
+        assert np.array_equal(network(x).numpy(), expected)
+
+
+def test_a_network_of_ones_own_is_copied_and_serves_twice():
+    own = nn.Sequential(nn.Conv2D(3, 5, 3, stride=8, padding=1), nn.Conv2D(5, 2, 3, stride=2, padding=1))
+    before = weights_of(own)
+    swap = BackboneSwap(own, at="0", freeze_stages=1)
+    networks = [swap(nn.Sequential(Stages([8])), SPEC) for _ in range(2)]
+    assert equal_weights(weights_of(own), before)
+    assert not any(parameter.stop_gradient for parameter in own.parameters())
+    first, second = ({id(p) for p in network.parameters()} for network in networks)
+    assert not first & second
+    assert "0.1.weight" not in networks[0].state_dict()  # cut off in the copy
 
 
 def test_modes_come_back_and_the_new_backbone_takes_the_old_ones():

@@ -6,7 +6,6 @@ Runs take turns in one process, so the ratios hold on a busy machine too; absolu
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from paddlelite_callbacks.backbone.sources import build
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.deploy.latency import measure_latency, summarise
 
-OUT = Path(os.environ.get("BENCH_OUT", "runs"))
+OUT = Path(__file__).parents[2] / "build" / "benchmarks"
 
 
 def write(name: str, figures: dict) -> None:
