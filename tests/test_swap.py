@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 
 import numpy as np
 import paddle
@@ -13,6 +15,7 @@ from swap_nets import CHANNELS, SIZE, SPEC, Detector, Pose, Scenes, Segmenter, S
 from toy import TinyNet, equal_weights, weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks.backbone import sources
 
 KINDS = [
     pytest.param(Detector, [4, 8, 16, 32], 1, "PPLCNet_x0_25", ["blocks3", "blocks4", "blocks5", "blocks6"], id="fpn"),
@@ -296,3 +299,17 @@ def test_what_is_already_trained_or_wrapped_is_refused():
     BackboneSwap("PPLCNet_x0_25", at="backbone")(network, SPEC)  # not prepared yet: nothing can go wrong
     model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), mask_loss)
     refused("already in use by SGD", "PPLCNet_x0_25", network=network)
+
+
+def test_networks_of_this_package_are_found_by_name_or_named_as_lacking(monkeypatch):
+    module = types.ModuleType("paddlelite_callbacks.models.some")
+    module.some_net = lambda width=4: Stages([4, 8, 16, 32])
+    monkeypatch.setitem(sys.modules, "paddlelite_callbacks.models.some", module)
+    monkeypatch.setitem(sources._OURS, "some_net", "some")
+    monkeypatch.setitem(sources._OURS, "absent_net", "absent")
+    network = Detector()
+    BackboneSwap("some_net", at="backbone")(network, SPEC)
+    assert network.backbone.taps == [f"output:{i}" for i in range(4)]
+    refused(r"made by paddlelite_callbacks\.models\.absent, which this installation lacks", "absent_net")
+    with pytest.raises(ValueError, match="offer no weights"):
+        BackboneSwap("some_net", at="backbone", pretrained=True)(Detector(), SPEC)

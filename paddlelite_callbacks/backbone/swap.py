@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,22 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
 from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
 from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
-from paddlelite_callbacks.backbone.sources import build, source_of, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.sources import build, trunk_end, weights_file, weights_url
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
 from paddlelite_callbacks.backbone.summary import SwapSummary, compare
 from paddlelite_callbacks.backbone.trunk import Trunk
-from paddlelite_callbacks.backbone.weights import LoadReport, is_url, load_weights, local_weights
+from paddlelite_callbacks.backbone.weights import LoadReport, load_weights, local_weights
 from paddlelite_callbacks.surgery import freeze_norm_, replace_sublayer, same_modes, whole_again_after_an_error
 
 __all__ = ["BackboneSwap"]
 
 _log = logging.getLogger(__name__)
-
-Rebuild = Callable[[Layer, list[int]], "Layer | None"]
 
 
 class BackboneSwap:
@@ -90,14 +89,14 @@ class BackboneSwap:
         stop_grad: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_options(at, taps, adapt, rebuild, freeze_stages)
+        check_options(at, taps, adapt, rebuild, freeze_stages)
         self.name = backbone if isinstance(backbone, str) else type(backbone).__name__
         self.at, self.taps = at, None if taps is None else list(taps)
         self.pretrained, self.sha256, self.strict = pretrained, sha256, strict
         self.rebuild, self.options = rebuild, dict(options or {})
         self.freeze_norm, self.freeze_stages, self.stop_grad = freeze_norm, freeze_stages, stop_grad
         self.report: LoadReport | None = None
-        self._layer = _own_layer(backbone, pretrained, self.options)
+        self._layer = own_layer(backbone, pretrained, self.options)
         self._done: tuple[Layer, Layer, Layer | None] | None = None
         self._inputs: list[Tensor] = []
 
@@ -227,32 +226,3 @@ class BackboneSwap:
                 f"The makers of {self.name} offer no weights: give a path, an address, or pretrained=False."
             )
         return local_weights(url, sha256=self.sha256, cached=weights_file(self.name, url))
-
-
-def _check_options(
-    at: str | None, taps: Sequence[str | int] | None, adapt: str, rebuild: Rebuild | None, freeze_stages: int
-) -> None:
-    if isinstance(taps, (str, int)):
-        raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
-    if at is None and (taps is not None or adapt != "project"):
-        raise ValueError("taps and adapt go with at='...': a whole classifier has no maps to hand on.")
-    if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
-        raise ValueError(
-            f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
-            f"adapt={adapt!r}, rebuild={rebuild!r}."
-        )
-    if not isinstance(freeze_stages, int) or freeze_stages < 0:
-        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}.")
-
-
-def _own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
-    if isinstance(backbone, str):
-        source_of(backbone)
-        if isinstance(pretrained, (str, Path)) and not is_url(pretrained):
-            local_weights(pretrained)
-        return None
-    if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
-        raise TypeError(f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}.")
-    if options or pretrained is True:
-        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
-    return backbone
