@@ -57,8 +57,8 @@ class BackboneSwap:
         rebuild: ``rebuild(network, channels)`` gets the network with the new backbone in place and its channels per
             map, and makes the rest fit.
         freeze_norm: hold all norm layers of the new backbone still, also after ``network.train()``.
-        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (stride
-            2), 0 freezes nothing.
+        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (mostly
+            stride 2), 0 freezes nothing.
         stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
         options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``.
 
