@@ -13,12 +13,12 @@ from paddle import nn
 from toy import TinyNet
 
 from paddlelite_callbacks import list_backbones
-from paddlelite_callbacks.backbone.catalogue import DATA, render_table
+from paddlelite_callbacks.backbone.catalogue import DATA, render_table, why_left_out
 from paddlelite_callbacks.backbone.checks import CHECKS
 from paddlelite_callbacks.backbone.cost import count_macs, count_parameters
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.measure import LeftOutError, main, measure
-from paddlelite_callbacks.backbone.sources import build
+from paddlelite_callbacks.backbone.sources import build, known_names, source_of
 from paddlelite_callbacks.backbone.trunk import Trunk
 
 QUICK = ["PPLCNet_x0_25", "MobileNetV3_small_x0_35", "mobilenet_v1", "ShuffleNetV2_x0_25"]
@@ -121,6 +121,14 @@ def test_every_entry_is_complete():
         assert b.licence == "Apache-2.0"
         assert set(b.checks) <= set(CHECKS)
         assert all(result is True or isinstance(result, str) for result in b.checks.values())
+
+
+def test_every_network_is_offered_or_left_out_with_a_reason():
+    offered, left_out = {b.name for b in list_backbones()}, why_left_out()
+    assert not offered & set(left_out)
+    others = {name for name in known_names() if source_of(name).name != "models"}
+    assert offered | set(left_out) >= others
+    assert all(left_out.values())
 
 
 def test_lists_are_filtered_and_shown():
