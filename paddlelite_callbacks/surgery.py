@@ -20,6 +20,7 @@ __all__ = [
     "match_sublayers",
     "replace_sublayer",
     "same_modes",
+    "whole_again_after_an_error",
 ]
 
 _NORMS = (BatchNorm, _BatchNormBase, _InstanceNormBase, GroupNorm, LayerNorm)
@@ -89,6 +90,22 @@ def same_modes(network: Layer) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextmanager
+def whole_again_after_an_error(network: Layer) -> Iterator[None]:
+    """Put every sublayer and parameter of ``network`` back under its name if the block is left by an exception."""
+    before = [
+        (layer, dict(layer._sub_layers), dict(layer._parameters)) for layer in network.sublayers(include_self=True)
+    ]
+    try:
+        yield
+    except BaseException:
+        for layer, sub_layers, parameters in before:
+            for now, then in ((layer._sub_layers, sub_layers), (layer._parameters, parameters)):
+                now.clear()
+                now.update(then)
+        raise
 
 
 @contextmanager

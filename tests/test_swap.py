@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 
 import numpy as np
 import paddle
@@ -13,6 +15,7 @@ from swap_nets import CHANNELS, SIZE, SPEC, Detector, Pose, Scenes, Segmenter, S
 from toy import TinyNet, equal_weights, weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks.backbone import sources
 
 KINDS = [
     pytest.param(Detector, [4, 8, 16, 32], 1, "PPLCNet_x0_25", ["blocks3", "blocks4", "blocks5", "blocks6"], id="fpn"),
@@ -121,6 +124,13 @@ def test_taps_by_name_by_the_makers_spelling_and_by_stride():
     assert taps(8, 16) == ["blocks.2", "blocks.7"]
 
 
+def test_strides_changed_by_options_are_seen():
+    """The usual way to semantic maps of stride 8: the last stages keep their resolution."""
+    network = nn.Sequential(Stages([8], pack=None))
+    BackboneSwap("PPLCNet_x0_25", at="0", options={"stride_list": [2, 2, 2, 1, 1]})(network, SPEC)
+    assert network[0].taps == ["blocks6"]
+
+
 def test_rebuild_gets_the_new_channels():
     network, seen = Segmenter(), []
 
@@ -128,20 +138,44 @@ def test_rebuild_gets_the_new_channels():
         seen.extend(channels)
         net.scores = nn.Conv2D(channels[0], 2, 1)
 
-    BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)(network, SPEC)
+    swap = BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)
+    swap(network, SPEC)
     assert seen == [32]
     assert network.scores.weight.shape == [2, 32, 1, 1]
     assert not [key for key in network.state_dict() if "project" in key]
     assert network(paddle.rand([1, 3, SIZE, SIZE])).shape == [1, 2, SIZE, SIZE]
+    summary = swap.summary(warmup=0, repeats=1)
+    assert summary.before.error is None
+    assert summary.before.parameters > summary.after.parameters
 
 
 def test_a_rebuild_that_fails_leaves_the_network_as_it_was():
+    def half(net, channels):
+        net.upscale = nn.Conv2DTranspose(2, 2, 8, stride=8)
+        del net.scores
+
     network = Segmenter()
-    before, old = weights_of(network), network.backbone
-    with pytest.raises(ValueError, match="channel"):
-        BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=lambda net, channels: None)(network, SPEC)
-    assert network.backbone is old
-    assert equal_weights(weights_of(network), before)
+    before, old, x = weights_of(network), network.backbone, paddle.rand([1, 3, SIZE, SIZE])
+    network.eval()
+    expected = network(x).numpy()
+    for rebuild, error in ((lambda net, channels: None, ValueError), (half, AttributeError)):
+        with pytest.raises(error):
+            BackboneSwap("PPLCNet_x0_25", at="backbone", adapt="rebuild", rebuild=rebuild)(network, SPEC)
+        assert network.backbone is old
+        assert equal_weights(weights_of(network), before)
+        assert np.array_equal(network(x).numpy(), expected)
+
+
+def test_a_network_of_ones_own_is_copied_and_serves_twice():
+    own = nn.Sequential(nn.Conv2D(3, 5, 3, stride=8, padding=1), nn.Conv2D(5, 2, 3, stride=2, padding=1))
+    before = weights_of(own)
+    swap = BackboneSwap(own, at="0", freeze_stages=1)
+    networks = [swap(nn.Sequential(Stages([8])), SPEC) for _ in range(2)]
+    assert equal_weights(weights_of(own), before)
+    assert not any(parameter.stop_gradient for parameter in own.parameters())
+    first, second = ({id(p) for p in network.parameters()} for network in networks)
+    assert not first & second
+    assert "0.1.weight" not in networks[0].state_dict()  # cut off in the copy
 
 
 def test_modes_come_back_and_the_new_backbone_takes_the_old_ones():
@@ -265,3 +299,17 @@ def test_what_is_already_trained_or_wrapped_is_refused():
     BackboneSwap("PPLCNet_x0_25", at="backbone")(network, SPEC)  # not prepared yet: nothing can go wrong
     model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), mask_loss)
     refused("already in use by SGD", "PPLCNet_x0_25", network=network)
+
+
+def test_networks_of_this_package_are_found_by_name_or_named_as_lacking(monkeypatch):
+    module = types.ModuleType("paddlelite_callbacks.models.some")
+    module.some_net = lambda width=4: Stages([4, 8, 16, 32])
+    monkeypatch.setitem(sys.modules, "paddlelite_callbacks.models.some", module)
+    monkeypatch.setitem(sources._OURS, "some_net", "some")
+    monkeypatch.setitem(sources._OURS, "absent_net", "absent")
+    network = Detector()
+    BackboneSwap("some_net", at="backbone")(network, SPEC)
+    assert network.backbone.taps == [f"output:{i}" for i in range(4)]
+    refused(r"made by paddlelite_callbacks\.models\.absent, which this installation lacks", "absent_net")
+    with pytest.raises(ValueError, match="offer no weights"):
+        BackboneSwap("some_net", at="backbone", pretrained=True)(Detector(), SPEC)

@@ -19,10 +19,28 @@ from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
 from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.prepare import prepare_pact_
+from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "settle_"]
 
 Check = Callable[[Layer, Tensor], "bool | str"]
+
+
+def settle_(network: Layer, x: Tensor) -> None:
+    """Give the batch norms of a randomly initialised ``network`` the statistics of ``x``, as if it had been trained.
+
+    With the statistics that they start from (0 and 1) deep networks run to values of 1e5, where rounding alone differs
+    by more than any tolerance.
+    """
+    norms = [layer for layer in network.sublayers() if hasattr(layer, "_momentum") and hasattr(layer, "_variance")]
+    momenta = [layer._momentum for layer in norms]
+    with same_modes(network), paddle.no_grad():
+        network.train()
+        for layer in norms:
+            layer._momentum = 0.0
+        network(paddle.concat([x, x.flip(3)]))
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer._momentum = momentum
 
 
 def _train(network: Layer, x: Tensor) -> bool | str:

@@ -9,7 +9,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.backbone.cut import layers_that_ran
-from paddlelite_callbacks.backbone.taps import Tap
+from paddlelite_callbacks.backbone.taps import OUTPUT, Tap
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.surgery import freeze_norm_, same_modes
 
@@ -32,13 +32,13 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
     Raises:
         ValueError: the network has fewer stages; the message names them.
     """
-    ends = sorted((tap for tap in taps if tap.default), key=lambda tap: tap.stride)
+    ends = _ends(taps)
     if not 1 <= stages <= len(ends):
         raise ValueError(
             f"freeze_stages must be from 0 to {len(ends)} for {type(network).__name__}, got {stages}: its stages end "
-            f"with {[tap.name for tap in ends]}."
+            f"with {ends}."
         )
-    trunk = Trunk(network, [tap.name for tap in ends[:stages]])
+    trunk = Trunk(network, ends[:stages])
     with same_modes(network), paddle.no_grad():
         trunk.eval()
         done = layers_that_ran(trunk, x, finished=True)
@@ -47,3 +47,12 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
         for parameter in layer.parameters() if stop_grad else ():
             parameter.stop_gradient = True
     return list(done)
+
+
+def _ends(taps: Sequence[Tap]) -> list[str]:
+    """The tap that ends each stage; a layer rather than the network's own output, which is there only at the end."""
+    by_stride: dict[int, str] = {}
+    for tap in sorted(taps, key=lambda tap: (tap.default, not tap.name.startswith(OUTPUT))):
+        if not tap.name.startswith(OUTPUT) or tap.stride not in by_stride:
+            by_stride[tap.stride] = tap.name
+    return [by_stride[stride] for stride in sorted(by_stride) if any(t.stride == stride and t.default for t in taps)]

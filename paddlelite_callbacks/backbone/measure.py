@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import paddle
+from paddle.nn import Conv2D
 from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.catalogue import DATA
-from paddlelite_callbacks.backbone.checks import CHECKS
+from paddlelite_callbacks.backbone.checks import CHECKS, settle_
 from paddlelite_callbacks.backbone.cost import count_macs, count_parameters
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.sources import build, known_names, source_of, trunk_end, weights_url
@@ -60,6 +61,9 @@ def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
     strides = sorted({tap.stride for tap in taps})
     if not set(_NEEDED) <= set(strides):
         raise LeftOutError(f"its trunk has maps of strides {strides}, needed are {list(_NEEDED)}")
+    deepest = dict(network.named_sublayers()).get(max(taps, key=lambda tap: tap.stride).name)
+    if isinstance(deepest, Conv2D) and max(deepest._stride) > 1:
+        raise LeftOutError("its maps are patch embeddings; the stages behind them work on tokens")
     entry = {
         "name": name,
         "source": source_of(name).name,
@@ -72,6 +76,8 @@ def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
     trunk = Trunk(network, [tap.name for tap in taps])
     cut_(trunk, x)
     entry |= {"trunk_parameters": count_parameters(trunk), "trunk_macs": count_macs(trunk, [x])}
+    if checks:
+        settle_(trunk, x)
     return entry | {"checks": {check: CHECKS[check](trunk, x) for check in checks}}
 
 

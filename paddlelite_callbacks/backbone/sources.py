@@ -95,6 +95,8 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
     arguments = dict(options or {})
     if source.classes is not None:
         arguments[source.classes] = num_classes
+    if "pretrained" in inspect.signature(factory).parameters:
+        arguments.setdefault("pretrained", False)  # a few of paddleclas's download by default
     try:
         with _own_parameter_names():
             network = factory(**arguments)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,22 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
 from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
 from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
-from paddlelite_callbacks.backbone.sources import build, source_of, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.sources import build, trunk_end, weights_file, weights_url
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
 from paddlelite_callbacks.backbone.summary import SwapSummary, compare
 from paddlelite_callbacks.backbone.trunk import Trunk
-from paddlelite_callbacks.backbone.weights import LoadReport, is_url, load_weights, local_weights
-from paddlelite_callbacks.surgery import freeze_norm_, replace_sublayer, same_modes
+from paddlelite_callbacks.backbone.weights import LoadReport, load_weights, local_weights
+from paddlelite_callbacks.surgery import freeze_norm_, replace_sublayer, same_modes, whole_again_after_an_error
 
 __all__ = ["BackboneSwap"]
 
 _log = logging.getLogger(__name__)
-
-Rebuild = Callable[[Layer, list[int]], "Layer | None"]
 
 
 class BackboneSwap:
@@ -45,7 +45,7 @@ class BackboneSwap:
     ``MobileNetV3_small_x1_0`` (~10 MB). `list_backbones` shows all.
 
     Args:
-        backbone: a name of `list_backbones`, or a network of your own, which is taken over (not copied).
+        backbone: a name of `list_backbones`, or a network of your own, which is copied.
         at: name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
         taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``); ``None`` takes the last map
             of each stride that the old backbone gave.
@@ -57,8 +57,8 @@ class BackboneSwap:
         rebuild: ``rebuild(network, channels)`` gets the network with the new backbone in place and its channels per
             map, and makes the rest fit.
         freeze_norm: hold all norm layers of the new backbone still, also after ``network.train()``.
-        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (stride
-            2), 0 freezes nothing.
+        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (mostly
+            stride 2), 0 freezes nothing.
         stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
         options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``.
 
@@ -89,25 +89,16 @@ class BackboneSwap:
         stop_grad: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(taps, (str, int)):
-            raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
-        if at is None and (taps is not None or adapt != "project"):
-            raise ValueError("taps and adapt go with at='...': a whole classifier has no maps to hand on.")
-        if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
-            raise ValueError(
-                f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
-                f"adapt={adapt!r}, rebuild={rebuild!r}."
-            )
-        if not isinstance(freeze_stages, int) or freeze_stages < 0:
-            raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}.")
+        check_options(at, taps, adapt, rebuild, freeze_stages)
         self.name = backbone if isinstance(backbone, str) else type(backbone).__name__
         self.at, self.taps = at, None if taps is None else list(taps)
         self.pretrained, self.sha256, self.strict = pretrained, sha256, strict
         self.rebuild, self.options = rebuild, dict(options or {})
         self.freeze_norm, self.freeze_stages, self.stop_grad = freeze_norm, freeze_stages, stop_grad
         self.report: LoadReport | None = None
-        self._layer = _own_layer(backbone, pretrained, self.options)
-        self._done: tuple[Layer, Layer, Layer | None, list[Tensor]] | None = None
+        self._layer = own_layer(backbone, pretrained, self.options)
+        self._done: tuple[Layer, Layer, Layer | None] | None = None
+        self._inputs: list[Tensor] = []
 
     def __call__(self, network: Layer, input_spec: Sequence[InputSpec] | None = None) -> Layer:
         """Swap; a failing swap leaves ``network`` as it was.
@@ -151,47 +142,48 @@ class BackboneSwap:
         """
         if self._done is None:
             raise RuntimeError("There is nothing to compare yet: call the swap on a network first.")
-        old, new, place, inputs = self._done
-        return compare(
-            old, new, at=self.at, old_layer=place, inputs=inputs, engine=engine, threads=threads, warmup=warmup,
-            repeats=repeats,
-        )  # fmt: skip
+        old, new, place = self._done
+        timing: dict[str, Any] = {"engine": engine, "threads": threads, "warmup": warmup, "repeats": repeats}
+        return compare(old, new, at=self.at, old_layer=place, inputs=self._inputs, **timing)
+
+    def _made(self, classes: int) -> Layer:
+        if self._layer is not None:
+            return copy.deepcopy(self._layer)
+        return build(self.name, num_classes=classes, options=self.options)
 
     def _swap_whole(self, network: Layer, input_spec: Sequence[InputSpec] | None, weights: Path | None) -> Layer:
         classes = number_of_classes(network, input_spec)
         shape = [1, 3, 224, 224] if input_spec is None else [1, *list(input_spec[0].shape)[1:]]
         x = paddle.zeros(shape)
-        new = self._layer or build(self.name, num_classes=classes, options=self.options)
+        new = self._made(classes)
         fit_head_(new, classes, x)
         if weights is not None:
-            self.report = load_weights(new, weights, strict=self.strict, num_classes=classes)
+            self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
             _log.info("%s", self.report)
         self._freeze(new, x)
-        self._done = (network, new, None, [x])
+        self._done, self._inputs = (network, new, None), [x]
         return new
 
     def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[InputSpec], weights: Path | None) -> Layer:
         x, old_output = seen_at(network, at, input_spec)
         wanted = unpack(old_output)
-        new = self._layer or build(self.name, options=self.options)
+        new = self._made(1000)
         taps = taps_of(new, x, end=self._end())
         trunk = Trunk(new, chosen_taps(self.name, new, taps, wanted, x, self.taps), structure=structure_of(old_output))
         known, still = list(new.state_dict()), self._freeze(new, x)
         cut_(trunk, x)
         if weights is not None:
-            self.report = load_weights(trunk, weights, strict=self.strict, behind_the_cut=known)
+            self.report = load_weights(trunk, weights, strict=self.strict, behind_the_cut=known, name=self.name)
             _log.info("%s", self.report)
         trunk.hold_still([name for name, _ in trunk.named_sublayers() if name in still])
         channels = self._fit_channels(trunk, wanted, x)
-        old = replace_sublayer(network, at, trunk)
-        try:
+        whole = None if self.rebuild is None else copy.deepcopy(network)
+        with whole_again_after_an_error(network):
+            old = replace_sublayer(network, at, trunk)
             result = self._rebuilt(network, channels)
             run_on_zeros(result, input_spec)
-        except BaseException:
-            replace_sublayer(network, at, old)
-            raise
-        inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
-        self._done = (network, result, old, inputs)
+        self._done = (network, result, old) if whole is None else (whole, result, None)
+        self._inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
         _log.info("%s now stands at %r; taps %s, channels (have, want) %s.", self.name, at, trunk.taps, channels)
         return result
 
@@ -234,16 +226,3 @@ class BackboneSwap:
                 f"The makers of {self.name} offer no weights: give a path, an address, or pretrained=False."
             )
         return local_weights(url, sha256=self.sha256, cached=weights_file(self.name, url))
-
-
-def _own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
-    if isinstance(backbone, str):
-        source_of(backbone)
-        if isinstance(pretrained, (str, Path)) and not is_url(pretrained):
-            local_weights(pretrained)
-        return None
-    if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
-        raise TypeError(f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}.")
-    if options or pretrained is True:
-        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
-    return backbone

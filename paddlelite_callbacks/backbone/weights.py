@@ -128,6 +128,7 @@ def load_weights(
     strict: bool = True,
     num_classes: int | None = None,
     behind_the_cut: Collection[str] = (),
+    name: str | None = None,
 ) -> LoadReport:
     """Load a ``.pdparams`` file into ``network``, which is changed only if the file fits.
 
@@ -138,6 +139,7 @@ def load_weights(
         num_classes: of the network; keys that differ from the file's in this dimension alone are its head, which may
             stay as it is.
         behind_the_cut: further keys that the file may have.
+        name: of the network, for messages; its class if ``None``.
 
     Raises:
         ValueError: no ``state_dict``; nothing fits; or ``strict`` and not all fits. The message counts and names the
@@ -146,7 +148,7 @@ def load_weights(
     report, fitting = _matched(network, file, _read(file), num_classes, behind_the_cut)
     if not report.loaded or (strict and not report.complete):
         raise ValueError(
-            f"The weights do not fit {type(network).__name__}. {report}."
+            f"The weights do not fit {name or type(network).__name__}. {report}."
             + (
                 " strict=False loads what fits."
                 if report.loaded

@@ -1,0 +1,58 @@
+"""The arguments of `BackboneSwap`, checked when they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.nn import Layer
+
+from paddlelite_callbacks.backbone.sources import source_of
+from paddlelite_callbacks.backbone.weights import is_url, local_weights
+
+__all__ = ["Rebuild", "check_options", "own_layer"]
+
+Rebuild = Callable[[Layer, list[int]], "Layer | None"]
+
+
+def check_options(
+    at: str | None, taps: Sequence[str | int] | None, adapt: str, rebuild: Rebuild | None, freeze_stages: int
+) -> None:
+    """Refuse options of `BackboneSwap` that do not go together.
+
+    Raises:
+        TypeError: ``taps`` is no list.
+        ValueError: says what is allowed.
+    """
+    if isinstance(taps, (str, int)):
+        raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
+    if at is None and (taps is not None or adapt != "project"):
+        raise ValueError("taps and adapt go with at='...': a whole classifier has no maps to hand on.")
+    if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
+        raise ValueError(
+            f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
+            f"adapt={adapt!r}, rebuild={rebuild!r}."
+        )
+    if not isinstance(freeze_stages, int) or freeze_stages < 0:
+        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}.")
+
+
+def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
+    """Return ``backbone`` if it is a network; check what can be checked of a name before anything is built.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: no such name or file, or options that go with a name alone.
+    """
+    if isinstance(backbone, str):
+        source_of(backbone)
+        if isinstance(pretrained, (str, Path)) and not is_url(pretrained):
+            local_weights(pretrained)
+        return None
+    if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
+        raise TypeError(f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}.")
+    if options or pretrained is True:
+        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
+    return backbone
