@@ -173,12 +173,13 @@ def run(options: argparse.Namespace) -> Path:
 
     begun = BackboneSwap(options.student)(teacher)
     whole = {"epochs": options.epochs, "rate": options.rate}
-    finer = {"epochs": options.pact_epochs, "rate": options.rate * options.pact_lr_scale}
+    finer = {"epochs": options.pact_epochs, "rate": options.rate}
+    pact = PACTQuantCallback(lr_scale=options.pact_lr_scale, fp32_epochs=options.epochs)
     distil = DistillCallback(teacher, loss=options.loss, temperature=options.temperature, weight=options.weight)
     light = ladder.rung("light", copy.deepcopy(begun), **whole)
     distilled = ladder.rung("light+distil", copy.deepcopy(begun), **whole, callbacks=[distil])
-    ladder.rung("light+pact", light, **finer, callbacks=[PACTQuantCallback()])
-    ladder.rung("light+distil+pact", distilled, **finer, callbacks=[distil, PACTQuantCallback()])
+    ladder.rung("light+pact", light, **finer, callbacks=[pact])
+    ladder.rung("light+distil+pact", distilled, **finer, callbacks=[distil, pact])
 
     print("\nTiming all exported files in turn ...", flush=True)
     bench = BenchOptions(engines=options.engines, warmup=options.warmup, repeats=options.repeats)

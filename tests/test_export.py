@@ -51,6 +51,28 @@ def test_every_engine_computes_what_the_network_does(engine, batch, trained, fil
     np.testing.assert_allclose(got, in_evaluation(trained, x), atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_signals_are_handled_as_before(engine, files):
+    """OpenVINO leaves a freed signal stack behind: the next signal would kill the process."""
+    code = (
+        "import os, pathlib, signal, sys, numpy\n"
+        "from paddlelite_callbacks.deploy.engines import ENGINES\n"
+        "from paddlelite_callbacks.deploy.export import Artefact\n"
+        "engine, kind, *paths = sys.argv[1:]\n"
+        "paths = tuple(map(pathlib.Path, paths))\n"
+        "predict = ENGINES[engine].load(Artefact(kind=kind, path=paths[0], files=paths), threads=1)\n"
+        "predict([numpy.zeros([1, 3, 8, 8], 'float32')])\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "predict([numpy.zeros([1, 3, 8, 8], 'float32')])\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    file = files[ENGINES[engine].kind]
+    command = [sys.executable, "-W", "ignore", "-c", code, engine, file.kind, *map(str, file.files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("handled")) == (0, 2), done.stderr
+
+
 def test_paddle_jit_load_computes_it_too(trained, files):
     loaded = paddle.jit.load(str(files["paddle"].path.with_suffix("")))
     loaded.eval()

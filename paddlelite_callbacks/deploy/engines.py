@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.signals import same_signal_stack
 from paddlelite_callbacks.errors import require
 
 __all__ = ["ENGINES", "Engine", "EngineError", "OnnxRuntime", "OpenVino", "PaddleInference", "missing_reason", "reason"]
@@ -109,7 +110,8 @@ class OpenVino:
         openvino = require("openvino", needed_for="the engine openvino")
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         try:
-            compiled = openvino.Core().compile_model(str(artefact.path), "CPU", options)
+            with same_signal_stack():
+                compiled = openvino.Core().compile_model(str(artefact.path), "CPU", options)
         except Exception as error:
             raise EngineError(reason(error)) from error
         request, count = compiled.create_infer_request(), len(compiled.outputs)
