@@ -18,7 +18,8 @@ from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
 from paddlelite_callbacks.quant.convert import convert_for_export_
-from paddlelite_callbacks.quant.prepare import prepare_pact_
+from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
 from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["CHECKS", "settle_"]
@@ -89,9 +90,10 @@ def _pact(network: Layer, x: Tensor) -> bool | str:
         return f"not quantised: {sorted(plain)[:3]}"
     network.eval()
     expected = [value.numpy() for value in unpack(network(x))]
+    noise = rounding_noise(quantized_layers(network).values(), lambda: unpack(network(x)))
     shipped = _copy(network)
     convert_for_export_(shipped)
-    return _close(expected, [value.numpy() for value in unpack(shipped(x))])
+    return _close(expected, [value.numpy() for value in unpack(shipped(x))], noise)
 
 
 CHECKS: dict[str, Check] = {
@@ -128,8 +130,8 @@ def _same(network: Layer, x: Tensor, got: Sequence[np.ndarray]) -> bool | str:
         return _close([value.numpy() for value in unpack(network(x))], got)
 
 
-def _close(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> bool | str:
-    check = compare_outputs(expected, got, engine="")
+def _close(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], noise: Sequence[float] = ()) -> bool | str:
+    check = compare_outputs(expected, got, engine="", noise=noise)
     return check.passed or check.error or f"differs by {check.max_abs_diff:.2g}, allowed {check.tolerance:.2g}"
 
 
