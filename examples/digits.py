@@ -205,12 +205,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], formatter_class=show)
     add = parser.add_argument
-    add(
-        "--out",
-        default="runs/digits",
-        metavar="DIR",
-        help="each run makes a numbered folder in it and keeps the others",
-    )
+    add("--out", default="runs/digits", metavar="DIR", help="gets a numbered folder a run; earlier ones are kept")
     add("--quick", action="store_true", help="128 images and one epoch each: shows that everything runs, learns little")
     add("--seed", type=int, default=0, help="of the weights, the order of the images and dropout")
     add("--teacher", default="resnet18", metavar="NAME", help="the big classifier, from paddle.vision.models")
@@ -222,23 +217,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--loss", default="kl", choices=["kl", "jsdiv"], help="distillation loss on the class scores")
     add("--temperature", type=float, default=4.0, metavar="T", help="of the distillation loss")
     add("--weight", type=float, default=1.0, metavar="W", help="of the distillation loss, beside the task loss's 1")
-    add(
-        "--pact-epochs",
-        type=int,
-        default=3,
-        metavar="N",
-        help="epochs of quantisation-aware training, from the trained",
-    )
+    add("--pact-epochs", type=int, default=2, metavar="N", help="quantisation-aware epochs, from the trained network")
     add("--pact-lr-scale", type=float, default=0.3, metavar="K", help="its learning rate, as a share of --rate")
     add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program together")
     add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median on the CPU, fastest engine")
-    add(
-        "--metric-drop",
-        type=float,
-        default=0.05,
-        metavar="D",
-        help="gate: loss of accuracy, as a share of the teacher's",
-    )
+    add("--metric-drop", type=float, default=0.05, metavar="D", help="gate: lost accuracy, a share of the teacher's")
     add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino; all if not given")
     add("--warmup", type=int, default=10, metavar="N", help="timed calls that are not counted")
     add("--repeats", type=int, default=100, metavar="N", help="timed calls that are")

@@ -103,6 +103,7 @@ def test_arrows_of_the_design(path):
     bridge = [name for name in ours if name == "paddlelite_callbacks.hapi"]
     if room not in ("callbacks", "__init__.py"):
         assert not above
+    if room in PURE:  # the swap is surgery, beside the bridge
         assert not bridge
     assert room == "backbone" or not [name for name in ours if name.startswith("paddlelite_callbacks.models")]
 
