@@ -25,6 +25,7 @@ __all__ = [
     "calling_list",
     "guard_fit",
     "in_use_by",
+    "input_count",
     "input_specs",
     "labels_through",
     "metrics_of",
@@ -50,6 +51,9 @@ class FitGuard(Protocol):
 
     def finish(self) -> None:
         """``on_train_end`` of all callbacks is done, hapi's last checkpoint is written."""
+
+    def evaluates_on(self, data_loader: Any) -> None:
+        """An evaluation inside ``fit`` begins, over the batches of ``data_loader``."""
 
 
 def calling_list() -> CallbackList | None:
@@ -91,6 +95,8 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
 
     def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
         with closing() if callbacks is ours() else nullcontext():
+            if callbacks is ours() and (args[0] if args else kwargs.get("mode")) == "eval":
+                guard.evaluates_on(data_loader)
             return run_epoch(model, data_loader, callbacks, *args, **kwargs)
 
     callbacks._call = call
@@ -174,6 +180,11 @@ def input_specs(model: paddle.Model) -> list[tuple[list[int | None], str]] | Non
     if not specs or any(len(spec.shape) < 2 for spec in specs):
         return None
     return [([None if size in (None, -1) else int(size) for size in spec.shape], str(spec.dtype)) for spec in specs]
+
+
+def input_count(model: paddle.Model) -> int:
+    """Return how many items of a batch go to the network; the others are labels."""
+    return len(model._inputs or [None])
 
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:

@@ -12,6 +12,7 @@ from paddlelite_callbacks.deploy import engines
 from paddlelite_callbacks.deploy.bench import BenchOptions, bench, repeated_rows
 from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.export import copy_network, export_paddle
+from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.latency import measure_latency, summarise
 from paddlelite_callbacks.deploy.machine import this_machine
 
@@ -37,6 +38,8 @@ def test_summary_equals_numpy():
         "p90_ms": np.sort(values)[90],
         "min_ms": values.min(),
         "mean_ms": pytest.approx(values.sum() / 101),
+        "p25_ms": np.sort(values)[25],
+        "p75_ms": np.sort(values)[75],
     }
 
 
@@ -70,7 +73,7 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     program = export_paddle(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8])])
     x = Images(4).images
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
-    expected = [np.zeros([4, 4])]
+    expected = {"fp32": Reference([np.zeros([4, 4])])}
     checks, latencies = bench([program], [x], expected, BenchOptions(warmup=0, repeats=2), progress=False)
     rows = {row.engine: row for row in latencies}
     assert list(rows) == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]

@@ -15,7 +15,7 @@ from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, P
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.report.record import read_records
 
-FAST = {"warmup": 0, "repeats": 2, "verbose": 0}
+FAST = {"warmup": 0, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 
 
 def loaded(prefix):
@@ -30,9 +30,11 @@ def test_all_engines_and_the_record(tmp_path):
     fit(model, [callback])
     record = callback.record
     assert sorted(file.name for file in (tmp_path / "tiny").iterdir()) == [
+        "deploy.json",
         "model.json",
         "model.onnx",
         "model.pdiparams",
+        "train_log.jsonl",
     ]
     assert [row.engine for row in record.latencies] == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]
     assert all(row.p50_ms > 0 and row.error is None for row in record.latencies)
@@ -88,7 +90,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
             out = super().forward(x)
             return out if paddle.in_dynamic_mode() else out + 1
 
-    with pytest.raises(ExportError, match=r"computes something else than the network: paddle: [\d.]+ > [\d.]+"):
+    with pytest.raises(ExportError, match=r"computes something else than the network: paddle/fp32: [\d.]+ > [\d.]+"):
         fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **FAST)])
     assert not list(tmp_path.iterdir())
 
@@ -103,7 +105,13 @@ def test_a_pact_trained_network_is_exported_small_and_stays_trainable(tmp_path):
     fit(quantised, [callback, PACTQuantCallback()])
     sizes = [(tmp_path / name / "model.pdiparams").stat().st_size for name in ("fp32", "int8")]
     assert sizes[1] < 0.3 * sizes[0]
-    assert {check.precision for check in callback.record.checks} == {"int8"}
+    assert callback.record.precision == "int8"
+    assert [(check.engine, check.precision) for check in callback.record.checks] == [
+        ("paddle", "int8"),
+        ("paddle-onednn", "int8"),
+        *((engine, precision) for engine in ("onnxruntime", "openvino") for precision in ("fp32", "int8")),
+    ]
+    assert callback.record.best_latency().precision == "int8"
     assert all(check.passed for check in callback.record.checks)
     before = weights_of(quantised.network)
     fit(quantised, [PACTQuantCallback()])
@@ -190,7 +198,7 @@ def test_wrong_folders_and_names(tmp_path):
 
 
 def test_the_progress_bar_shows_what_is_done(tmp_path, capsys):
-    fit(hapi_model(), [ExportBenchCallback(tmp_path, engines=["paddle"], warmup=1, repeats=2)])
+    fit(hapi_model(), [ExportBenchCallback(tmp_path, engines=["paddle"], warmup=1, repeats=2, peak_memory=False)])
     shown = capsys.readouterr()
     assert "CPU latency" in shown.err
     assert "TinyNet: 0.0" in shown.out + shown.err
