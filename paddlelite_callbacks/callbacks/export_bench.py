@@ -279,7 +279,7 @@ class ExportBenchCallback(ScopedCallback):
     def _draw_report(self) -> None:
         try:
             write_report(self.folder, budget=self.budget)
-        except (OSError, ValueError) as error:  # the files and the record are there; the report can be drawn again
+        except Exception as error:  # the files and the record are there; the report can be drawn again
             _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, self.folder)
 
     def _config(self) -> dict[str, Any]:

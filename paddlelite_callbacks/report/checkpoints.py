@@ -86,6 +86,8 @@ def _command_and_config(record: Record) -> CheckPoint:
 
 
 def _state(artefact: ArtefactFigures, folder: Path) -> str | None:
+    if not artefact.sha256:
+        return "no checksums were recorded"
     for name, checksum in artefact.sha256.items():
         path = file_of(str(Path(artefact.path or "").with_name(name)), folder)
         if path is None:

@@ -95,21 +95,23 @@ def _kind(left: bool, cell: str) -> str:
 
 
 def _list(block: list[str]) -> str:
-    items, deep = [], False
+    items: list[tuple[str, list[str]]] = []
     for line in block:
-        indented, text = line.startswith(" "), line.strip()[2:]
-        if indented != deep:
-            items.append("<ul>" if indented else "</ul></li>")
-            deep = indented
-        tick = re.match(r"\[([ x])\] (.*)", text)
-        if tick:
-            word = (
-                '<span class="yes">&#10003; met:</span>' if tick[1] == "x" else '<span class="no">&#10007; open:</span>'
-            )
-            items.append(f'<li class="tick">{word} {_inline(tick[2])}')
+        text = line.strip()[2:]
+        if line.startswith(" ") and items:
+            items[-1][1].append(f"<li>{_inline(text)}</li>")
         else:
-            items.append(f"<li>{_inline(text)}")
-    return "<ul>" + "".join(items) + ("</ul></li>" if deep else "") + "</ul>"
+            items.append((text, []))
+    return "<ul>" + "".join(_item(text, inner) for text, inner in items) + "</ul>"
+
+
+def _item(text: str, inner: list[str]) -> str:
+    below = f"<ul>{''.join(inner)}</ul>" if inner else ""
+    if tick := re.match(r"\[([ x])\] (.*)", text):
+        met = tick[1] == "x"
+        word = '<span class="yes">&#10003; met:</span>' if met else '<span class="no">&#10007; open:</span>'
+        return f'<li class="tick">{word} {_inline(tick[2])}{below}</li>'
+    return f"<li>{_inline(text)}{below}</li>"
 
 
 def _inline(text: str) -> str:

@@ -116,9 +116,12 @@ class Record:
 
     @property
     def size_mb(self) -> float | None:
-        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more."""
-        sizes = [a.size_mb for a in self.artefacts if a.kind == "paddle" and a.size_mb is not None]
-        return min(sizes, default=None)
+        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more.
+
+        Of a model that has no Paddle program, the smallest ONNX file.
+        """
+        sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
+        return min((mb for kind, mb in sizes if kind == "paddle"), default=min((mb for _, mb in sizes), default=None))
 
     @property
     def precision(self) -> str:

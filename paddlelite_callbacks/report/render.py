@@ -45,7 +45,7 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
     if budget is not None:
         head.append("gate")
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (3 + len(engines)) + ("---|" if budget else "")]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines += ["", *(f"{_DASH}{number}: {text}." for text, number in notes.items())]
     lines += _won(records, metric)
     if budget is not None and budget.metric is not None:
