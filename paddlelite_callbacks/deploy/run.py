@@ -15,8 +15,8 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.accuracy import FileMetrics, measure_metrics
 from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, time_files
-from paddlelite_callbacks.deploy.check import Check
-from paddlelite_callbacks.deploy.engines import reason
+from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
 from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
@@ -105,6 +105,7 @@ def hand_out(
         macs = _macs(network, sample)
         files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
         _refuse_wrong(network, files)
+        _verify_rest(forms, files, sample, expected, options)
         write_sidecar(
             folder,
             forms.artefacts,
@@ -134,6 +135,48 @@ def _refuse_wrong(network: Layer, files: LoadedFiles) -> None:
                 f"{c.engine}/{c.precision}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong
             )
         )
+
+
+def _verify_rest(
+    forms: Forms,
+    files: LoadedFiles,
+    sample: Sequence[np.ndarray],
+    expected: dict[str, Reference],
+    options: BenchOptions,
+) -> None:
+    """Believe no file that no engine ran: Paddle's is loaded by ``paddle.jit.load``, an ONNX file is not handed out."""
+    kinds = {(ENGINES[check.engine].kind, check.precision) for check in files.checks}
+    for artefact in [a for a in forms.artefacts if (a.kind, a.precision) not in kinds]:
+        if artefact.kind == "paddle":
+            reference = expected[artefact.precision]
+            check = compare_outputs(
+                reference.outputs,
+                _loaded_outputs(artefact, sample),
+                engine="paddle.jit.load",
+                precision=artefact.precision,
+                atol=options.atol,
+                rtol=options.rtol,
+                noise=reference.noise,
+            )
+            if not check.passed:
+                raise ExportError(f"{artefact.path.name} computes something else than the network: {check}")
+            continue
+        tried = [r for r in files.failed if ENGINES[r.engine].kind == "onnx" and r.precision == artefact.precision]
+        why = "; ".join(f"{row.engine}: {row.error}" for row in tried) or "no engine for it was chosen"
+        artefact.path.unlink()
+        forms.artefacts.remove(artefact)
+        forms.errors[artefact.kind, artefact.precision] = f"no engine could run the file ({why})"
+
+
+def _loaded_outputs(artefact: Artefact, sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+    try:
+        program = paddle.jit.load(str(artefact.path.with_suffix("")))
+        program.eval()
+        with paddle.no_grad():
+            outputs = program(*[paddle.to_tensor(item) for item in sample])
+    except Exception as error:
+        raise ExportError(f"{artefact.path.name} was written but cannot be loaded: {reason(error)}") from error
+    return [item.numpy() for item in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
 
 def _add_fp16(
