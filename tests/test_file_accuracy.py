@@ -202,6 +202,7 @@ def test_other_evaluation_data_none_and_data_that_fails(tmp_path):
     record, model = record_with(Images(8))
     assert record.file_metrics[0].samples == 8
     assert record.file_metrics[0].metrics["acc"] == model.evaluate(Images(8), batch_size=8, verbose=0)["acc"]
+    assert record.config["fit"]["batch_size"] == 8
     assert record_with(False)[0].file_metrics == ()
     assert record_with(None)[0].file_metrics == ()
     assert record_with(Images(8), metrics=False)[0].file_metrics == ()

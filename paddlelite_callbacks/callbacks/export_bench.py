@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,17 @@ from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.base import ScopedCallback
+from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
 from paddlelite_callbacks.deploy.machine import this_machine
-from paddlelite_callbacks.deploy.run import Evaluation, HandedOut, hand_out
+from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.deploy.verdict import int8_notes
-from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
 from paddlelite_callbacks.report.gate import Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
-from paddlelite_callbacks.report.retrain import plain_options, retraining_config
 from paddlelite_callbacks.report.run_report import write_report
 
 __all__ = ["ExportBenchCallback"]
@@ -151,6 +150,7 @@ class ExportBenchCallback(ScopedCallback):
         self._sample: list[np.ndarray] | None = None
         self._history = self._new_history()
         self._training: FitSession | None = None
+        self._batch = 1  # images of the first training batch
 
     def check(self) -> None:
         """Refuse a folder that cannot be written to, before hours of training."""
@@ -224,6 +224,7 @@ class ExportBenchCallback(ScopedCallback):
 
     def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if self._sample is None and network.training:
+            self._batch = int(inputs[0].shape[0])
             self._sample = [item[:_ROWS].detach().cpu().numpy() for item in inputs]
 
     def _new_history(self) -> History:
@@ -236,10 +237,12 @@ class ExportBenchCallback(ScopedCallback):
             network,
             stage,
             sample=self._sample or [],
-            input_spec=self._specs(),
+            input_spec=batch_specs(
+                self.input_spec, self._sample or [], rows=None if self.dynamic_batch else self.options.settings[0][1]
+            ),
             options=self.options,
             fp16=self.fp16,
-            evaluation=self._evaluation(),
+            evaluation=file_evaluation(self.model, self._eval_data(), batch_size=self._batch),
             sidecar=self.sidecar,
             progress=bool(self.verbose),
         )
@@ -272,51 +275,22 @@ class ExportBenchCallback(ScopedCallback):
             roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
             history=tuple(rows),
             epoch=epoch,
-            config=self._config(),
+            config=fit_config(
+                self.model, {**(self.params or {}), "batch_size": self._batch}, self._training, self.budget
+            ),
             log=str(home / _LOG),
         )
+
+    def _eval_data(self) -> Any:
+        if self.eval_data is None and self._training is not None:
+            return self._training.eval_loader
+        return self.eval_data
 
     def _draw_report(self) -> None:
         try:
             write_report(self.folder, budget=self.budget)
         except Exception as error:  # the files and the record are there; the report can be drawn again
             _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, self.folder)
-
-    def _config(self) -> dict[str, Any]:
-        optimizer = prepared_optimizer(self.model)
-        loss = task_loss_of(self.model)
-        return retraining_config(
-            network=type(self.model.network).__name__,
-            optimizer={"class": type(optimizer).__name__, "learning_rate": float(optimizer.get_lr())},
-            loss=getattr(loss, "__name__", type(loss).__name__),
-            fit={key: self.params[key] for key in ("epochs", "batch_size", "steps") if key in (self.params or {})},
-            callbacks=[plain_options(member) for member in (self._training.members if self._training else ())],
-            budget=None if self.budget is None else asdict(self.budget),
-        )
-
-    def _evaluation(self) -> Evaluation | None:
-        data = self._training.eval_loader if self.eval_data is None and self._training else self.eval_data
-        metrics = metrics_of(self.model)
-        if data is None or data is False or not metrics:
-            return None
-        size = int((self.params or {}).get("batch_size") or 1)
-
-        def batches() -> Any:
-            return paddle.io.DataLoader(data, batch_size=size) if isinstance(data, paddle.io.Dataset) else data
-
-        return Evaluation(metrics=metrics, batches=batches, inputs=input_count(self.model))
-
-    def _specs(self) -> Sequence[InputSpec]:
-        specs = self.input_spec
-        if specs is None:
-            specs = [
-                InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
-                for i, item in enumerate(self._sample or [])
-            ]
-        if self.dynamic_batch:
-            return specs
-        size = self.options.settings[0][1]
-        return [InputSpec([size, *spec.shape[1:]], dtype=spec.dtype, name=spec.name) for spec in specs]
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
