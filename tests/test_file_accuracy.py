@@ -245,3 +245,20 @@ def test_metrics_with_several_names_over_two_engines():
     rows = measure_metrics(files, [metric], batches, progress=False)
     assert [row.metrics for row in rows] == [{"first": 1.0, "second": 2.0}, {"first": 1.0, "second": 3.0}]
     assert metric.seen == []  # copies were used
+
+
+def test_parts_that_only_training_uses_are_in_no_file(tmp_path):
+    class Auxiliary(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.aux = paddle.nn.Linear(4, 100_000)  # 2 MB
+            self.dead = paddle.nn.Linear(4, 100_000)  # in no forward
+
+        def forward(self, x):
+            out = super().forward(x)
+            return out + 0 * self.aux(out).sum() if self.training else out
+
+    callback = ExportBenchCallback(tmp_path, name="n", **FAST)
+    fit(hapi_model(Auxiliary()), [callback])
+    assert all(file.stat().st_size < 50_000 for file in (tmp_path / "n").iterdir())
+    assert all(check.passed for check in callback.record.checks)

@@ -16,7 +16,7 @@ from toy import TinyNet, fit, hapi_model
 from paddlelite_callbacks import Budget, ExportBenchCallback
 from paddlelite_callbacks.deploy.accuracy import FileMetrics
 from paddlelite_callbacks.report.checkpoints import check_points
-from paddlelite_callbacks.report.gate import judge
+from paddlelite_callbacks.report.gate import judge, most_accurate
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.record import Record, append_record, read_records
 from paddlelite_callbacks.report.run_report import first_metric, write_report
@@ -163,6 +163,8 @@ def test_the_gate_believes_the_file_more_than_the_training():
     assert not verdict.passed
     assert verdict.criteria[2].value == pytest.approx(0.44 / 0.94)
     assert judge(run, replace(budget, engine="paddle")).passed
+    other = record("other", acc=0.9)
+    assert most_accurate([run, other], budget).name == "other"
     lines = verdict.table().splitlines()
     assert lines[0] == "| engine | file | size MB (left) | latency ms (left) | drop % (left) | gate |"
     assert lines[2] == "| paddle | fp32 | 10 (+10) | 50 (+50) | 1.064 (+3.936) | pass |"

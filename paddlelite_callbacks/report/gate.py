@@ -159,10 +159,7 @@ def judge(record: Record, budget: Budget) -> Verdict:
     """
     row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
     reason = (row.error if row else None) or "no engine ran the exported file and agreed with the network"
-    value = None
-    if budget.metric is not None:
-        value = record.metric_of(budget.metric, row.engine, row.precision) if row else None
-        value = record.metrics.get(budget.metric) if value is None else value
+    value = _judged_metric(record, budget)
     agreed = {(check.engine, check.precision) for check in record.checks if check.passed}
     rows = []
     for item in record.main_latencies():
@@ -192,7 +189,9 @@ def judge(record: Record, budget: Budget) -> Verdict:
 
 
 def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
-    """Return the most accurate record that passes; ties go to the smaller, then to the faster; ``None`` if none does.
+    """Return the most accurate record that passes, by the metric that `judge` looks at; ``None`` if none does.
+
+    Ties go to the smaller, then to the faster.
 
     Raises:
         ValueError: the budget names no metric.
@@ -204,9 +203,10 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
     def rank(record: Record) -> tuple[float, float, float]:
         best = record.best_latency()
         milliseconds = math.inf if best is None or best.p50_ms is None else best.p50_ms
-        return sign * record.metrics[budget.metric or ""], -(record.size_mb or math.inf), -milliseconds
+        return sign * (_judged_metric(record, budget) or 0.0), -(record.size_mb or math.inf), -milliseconds
 
-    passing = [record for record in records if budget.metric in record.metrics and judge(record, budget).passed]
+    known = [record for record in records if _judged_metric(record, budget) is not None]
+    passing = [record for record in known if judge(record, budget).passed]
     return max(passing, key=rank, default=None)
 
 
@@ -231,6 +231,14 @@ def _criteria(
         drop = None if metric[0] is None else _drop(metric[0], budget.baseline, budget)
         criteria.append(_criterion("metric_drop", drop, budget.metric_drop, metric[1]))
     return tuple(criteria)
+
+
+def _judged_metric(record: Record, budget: Budget) -> float | None:
+    if budget.metric is None:
+        return None
+    row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
+    measured = record.metric_of(budget.metric, row.engine, row.precision) if row else None
+    return record.metrics.get(budget.metric) if measured is None else measured
 
 
 def _metric_on(record: Record, budget: Budget, engine: str, precision: str) -> float | None:

@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from paddlelite_callbacks.errors import MissingDependencyError
@@ -84,7 +84,8 @@ def report_markdown(
 def last_budget(records: Sequence[Record]) -> Budget | None:
     """Return the budget of the last run that had one; ``None`` without."""
     given = [record.config["budget"] for record in records if record.config.get("budget")]
-    return Budget(**given[-1]) if given else None
+    known = {field.name for field in fields(Budget)}
+    return Budget(**{key: value for key, value in given[-1].items() if key in known}) if given else None
 
 
 def first_metric(records: Sequence[Record]) -> str:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +21,7 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.bench import load_files, time_files
 from paddlelite_callbacks.deploy.export import Artefact, copy_network
 from paddlelite_callbacks.deploy.forms import export_forms, references
@@ -56,6 +58,18 @@ NETWORKS = {
 }
 
 
+def settled(network, shape):
+    """Give batch normalisation the statistics of random images: without any, outputs of deep networks explode."""
+    norms = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
+    norms += [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.BatchNorm)]
+    for layer in norms:
+        layer._momentum = 0.0
+    network.train()
+    with paddle.no_grad():
+        network(paddle.randn([4, *shape[1:]]))
+    return copy_network(network)
+
+
 def timed(network, shape, folder, *, repeats=REPEATS):
     sample = [np.random.RandomState(0).randn(*shape).astype("float32")]
     options = BenchOptions(warmup=5, repeats=repeats, peak_memory=True, roofline=True, rtol=1e-2)
@@ -63,14 +77,14 @@ def timed(network, shape, folder, *, repeats=REPEATS):
     forms = export_forms(network, folder, input_spec=[InputSpec([None, *shape[1:]], name="x")])
     files = load_files(forms.artefacts, sample, references(network, sample), options, errors=forms.errors)
     assert all(check.passed for check in files.checks), files.checks
-    macs = paddle.flops(copy_network(network), shape, print_detail=False)
-    return time_files(files, sample, options, macs=int(macs), progress=False), files, sample
+    macs = count_macs(network, [paddle.to_tensor(item) for item in sample])
+    return time_files(files, sample, options, macs=macs, progress=False), files, sample
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_best_file_against_paddle(name, report, tmp_path):
     make, shape = NETWORKS[name]
-    timing, _, _ = timed(copy_network(make()), shape, tmp_path)
+    timing, _, _ = timed(settled(make(), shape), shape, tmp_path)
     rows = {row.engine: row for row in timing.latencies}
     best = min((row for row in rows.values() if row.p50_ms), key=lambda row: row.p50_ms)
     figures = {
@@ -89,12 +103,13 @@ def test_the_best_file_against_paddle(name, report, tmp_path):
 def test_a_plain_loop_and_benchmark_app_agree(report, tmp_path):
     """ONNX Runtime by a loop of its own script, OpenVINO by its own tool, each in a process of its own."""
     make, shape = NETWORKS["PPLCNet_x2_5"]
-    network = copy_network(make())
-    runs = []
-    for turn in range(3):
-        timing, files, _ = timed(network, shape, tmp_path / str(turn), repeats=60)
+    _, files, sample = timed(settled(make(), shape), shape, tmp_path, repeats=5)
+    onnx, runs = files.ready["onnxruntime", "fp32"][1], []
+    options = BenchOptions(engines=["onnxruntime", "openvino"], warmup=10, repeats=60)
+    ready = {key: value for key, value in files.ready.items() if key[0] in options.engines}
+    while len([run for run in runs if run["spread"] < 0.15]) < 3 and len(runs) < 8:  # others may compute here too
+        timing = time_files(replace(files, ready=ready), sample, options, progress=False)
         rows = {row.engine: row for row in timing.latencies}
-        onnx = files.ready["onnxruntime", "fp32"][1]
         runs.append(
             {
                 "onnxruntime": rows["onnxruntime"].p50_ms,
@@ -103,14 +118,17 @@ def test_a_plain_loop_and_benchmark_app_agree(report, tmp_path):
                 "benchmark_app": benchmark_app(onnx, shape),
                 "spread": max(rows["onnxruntime"].spread, rows["openvino"].spread),
                 "ratio": rows["onnxruntime"].p50_ms / rows["openvino"].p50_ms,
+                "notes": timing.notes,
             }
         )
     report("engines-agreement", {"runs": runs})
+    quiet = [run for run in runs if run["spread"] < 0.15]
+    if len(quiet) < 2:
+        pytest.skip("The machine was too busy: fewer than two of eight runs had quartiles within 15 %.")
     for ours, theirs in (("onnxruntime", "loop"), ("openvino", "benchmark_app")):
-        found = median(run[ours] / run[theirs] for run in runs if run[theirs])
-        noise = max(0.15, 2 * max(run["spread"] for run in runs))
-        assert abs(found - 1) <= noise, (ours, theirs, runs)
-    ratios = [run["ratio"] for run in runs]
+        found = median(run[ours] / run[theirs] for run in quiet if run[theirs])
+        assert abs(found - 1) <= 0.15, (ours, theirs, runs)
+    ratios = [run["ratio"] for run in quiet]
     assert max(ratios) / min(ratios) <= 1.1, ratios
 
 
