@@ -17,6 +17,7 @@ from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback
 from paddlelite_callbacks.deploy import engines
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.report.record import append_record, read_records
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
@@ -224,3 +225,37 @@ def test_several_inputs_sizes_that_vary_and_outputs_in_a_dictionary(tmp_path):
     expected = network(paddle.to_tensor(x), paddle.to_tensor(y))
     for got, key in zip(session.run(None, {"first": x, "second": y}), sorted(expected), strict=True):
         np.testing.assert_allclose(got, expected[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [None, ["paddle-onednn"]])
+def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path, monkeypatch):
+    """Paddle's oneDNN kernels do so for Lite-HRNet: the file is right, the engine gets no figure and cannot win."""
+    real = engines.PaddleInference.load
+
+    def wrong(self, artefact, *, threads):
+        predict = real(self, artefact, threads=threads)
+        return (lambda arrays: [out + 1e7 for out in predict(arrays)]) if self._onednn else predict
+
+    monkeypatch.setattr(engines.PaddleInference, "load", wrong)
+    callback = ExportBenchCallback(tmp_path, name="n", engines=chosen, report=False, **QUICK)
+    fit(hapi_model(), [callback])
+    rows = {row.engine: row for row in callback.record.latencies}
+    assert rows["paddle-onednn"].p50_ms is None
+    assert rows["paddle-onednn"].error.startswith("computes something else than the network (off by 1e+07, allowed ")
+    assert [check.engine for check in callback.record.checks if not check.passed] == ["paddle-onednn"]
+    assert all(row.engine != "paddle-onednn" for row in callback.record.file_metrics)
+    assert (tmp_path / "n" / "model.json").is_file()
+    if chosen is None:
+        assert rows["paddle"].p50_ms > 0
+
+
+def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path):
+    class TwoFaced(TinyNet):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if paddle.in_dynamic_mode() else out + 1
+
+    callback = ExportBenchCallback(tmp_path, engines=["paddle-onednn"], **QUICK)
+    with pytest.raises(ExportError, match=r"something else than the network: paddle\.jit\.load: 1 > 0\.\d+"):
+        fit(hapi_model(TwoFaced()), [callback])
+    assert not list(tmp_path.iterdir())
