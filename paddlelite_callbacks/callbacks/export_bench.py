@@ -269,7 +269,7 @@ class ExportBenchCallback(ScopedCallback):
             metrics=dict(self._history.metrics),
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
-            notes=(*int8_notes(main), *made.notes, *([_NO_BEST] if without else [])),
+            notes=(*int8_notes(main), *self._notes_of_others(), *made.notes, *([_NO_BEST] if without else [])),
             file_metrics=made.file_metrics,
             macs=made.macs,
             roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
@@ -280,6 +280,10 @@ class ExportBenchCallback(ScopedCallback):
             ),
             log=str(home / _LOG),
         )
+
+    def _notes_of_others(self) -> list[str]:
+        members = [] if self._training is None else self._training.members
+        return [note for member in members if hasattr(member, "notes") for note in member.notes()]
 
     def _eval_data(self) -> Any:
         if self.eval_data is None and self._training is not None:
