@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
     from paddlelite_callbacks.quant.ptq import ptq_int8
-    from paddlelite_callbacks.report.gate import Budget
+    from paddlelite_callbacks.report.gate import Budget, GateError
 
 __all__ = [
     "BackboneSwap",
@@ -33,6 +33,7 @@ __all__ = [
     "EMATeacher",
     "ExportBenchCallback",
     "FeatureTerm",
+    "GateError",
     "MissingDependencyError",
     "MutualPeer",
     "OutputTerm",
@@ -52,6 +53,7 @@ _HOMES = {
     "EMATeacher": "distill.ema",
     "ExportBenchCallback": "callbacks.export_bench",
     "FeatureTerm": "distill.terms",
+    "GateError": "report.gate",
     "MissingDependencyError": "errors",
     "MutualPeer": "distill.mutual",
     "OutputTerm": "distill.terms",

@@ -37,6 +37,10 @@ class Command:
 
 
 COMMANDS = {
+    "bench": Command("deploy.bench_command", "check and time a Paddle program or ONNX file on every CPU engine"),
+    "export": Command("deploy.export_command", "write a Paddle program as ONNX, checked"),
+    "gate": Command("report.gate_command", "hold recorded runs against a budget; exit code 3 if none keeps it"),
+    "report": Command("report.report_command", "draw the report of a folder of runs"),
     "backbones": Command("backbone.command", "list the backbones that BackboneSwap can put in, with measured figures"),
 }
 
@@ -48,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``None`` for those of the process.
 
     Returns:
-        0; 1 if what was asked for cannot be done, with one line on the error stream saying why. ``argparse`` itself
-        ends the process with 2 for arguments that it does not know.
+        0; 1 if what was asked for cannot be done, with one line on the error stream saying why; 3 if it was done and
+        a budget is not kept. ``argparse`` itself ends the process with 2 for arguments that it does not know.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(

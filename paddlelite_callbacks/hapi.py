@@ -27,6 +27,7 @@ __all__ = [
     "calling_list",
     "guard_fit",
     "in_use_by",
+    "input_count",
     "input_specs",
     "labels_through",
     "metrics_of",
@@ -53,6 +54,9 @@ class FitGuard(Protocol):
 
     def finish(self) -> None:
         """``on_train_end`` of all callbacks is done, hapi's last checkpoint is written."""
+
+    def evaluates_on(self, data_loader: Any) -> None:
+        """An evaluation inside ``fit`` begins, over the batches of ``data_loader``."""
 
 
 def calling_list() -> CallbackList | None:
@@ -107,6 +111,8 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
 
     def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
         with closing() if callbacks is ours() else nullcontext():
+            if callbacks is ours() and (args[0] if args else kwargs.get("mode")) == "eval":
+                guard.evaluates_on(data_loader)
             return run_epoch(model, data_loader, callbacks, *args, **kwargs)
 
     callbacks._call = call
@@ -210,6 +216,11 @@ def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], s
     if len(fields) != inputs or not all(isinstance(field, (np.ndarray, Tensor)) for field in fields):
         return None
     return [([getattr(sampler, "batch_size", None), *field.shape], str(field.dtype)) for field in fields]
+
+
+def input_count(model: paddle.Model) -> int:
+    """Return how many items of a batch go to the network; the others are labels."""
+    return len(model._inputs or [None])
 
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:

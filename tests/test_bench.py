@@ -38,6 +38,8 @@ def test_summary_equals_numpy():
         "p90_ms": np.sort(values)[90],
         "min_ms": values.min(),
         "mean_ms": pytest.approx(values.sum() / 101),
+        "p25_ms": np.sort(values)[25],
+        "p75_ms": np.sort(values)[75],
     }
 
 

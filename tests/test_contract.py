@@ -67,7 +67,8 @@ def pact(folder, teacher):
 
 
 def export(folder, teacher):
-    return [ExportBenchCallback(folder, engines=["paddle"], warmup=1, repeats=2, verbose=0)]
+    quick = {"warmup": 1, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
+    return [ExportBenchCallback(folder, engines=["paddle"], **quick)]
 
 
 def together(folder, teacher):

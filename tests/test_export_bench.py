@@ -15,7 +15,7 @@ from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, P
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.report.record import read_records
 
-FAST = {"warmup": 0, "repeats": 2, "verbose": 0}
+FAST = {"warmup": 0, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 
 
 def loaded(prefix):
@@ -30,9 +30,11 @@ def test_all_engines_and_the_record(tmp_path):
     fit(model, [callback])
     record = callback.record
     assert sorted(file.name for file in (tmp_path / "tiny").iterdir()) == [
+        "deploy.json",
         "model.json",
         "model.onnx",
         "model.pdiparams",
+        "train_log.jsonl",
     ]
     assert [row.engine for row in record.latencies] == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]
     assert all(row.p50_ms > 0 and row.error is None for row in record.latencies)
@@ -196,7 +198,7 @@ def test_wrong_folders_and_names(tmp_path):
 
 
 def test_the_progress_bar_shows_what_is_done(tmp_path, capsys):
-    fit(hapi_model(), [ExportBenchCallback(tmp_path, engines=["paddle"], warmup=1, repeats=2)])
+    fit(hapi_model(), [ExportBenchCallback(tmp_path, engines=["paddle"], warmup=1, repeats=2, peak_memory=False)])
     shown = capsys.readouterr()
     assert "CPU latency" in shown.err
     assert "TinyNet: 0.0" in shown.out + shown.err

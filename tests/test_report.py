@@ -191,7 +191,9 @@ def test_the_ladder_is_written_whole(tmp_path):
 def test_files_of_several_runs_are_timed_in_turn(tmp_path):
     records = []
     for name in ("a", "b"):
-        callback = ExportBenchCallback(tmp_path, name=name, warmup=0, repeats=1, verbose=0)
+        callback = ExportBenchCallback(
+            tmp_path, name=name, warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False
+        )
         fit(hapi_model(), [callback])
         records.append(callback.record)
     options = BenchOptions(engines=["paddle", "onnxruntime"], warmup=1, repeats=4)

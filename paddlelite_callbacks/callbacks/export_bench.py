@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,27 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 from tqdm import tqdm
 
+from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.base import ScopedCallback
-from paddlelite_callbacks.deploy.bench import BenchOptions, bench
+from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
+from paddlelite_callbacks.callbacks.history import History
+from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
-from paddlelite_callbacks.deploy.forms import export_forms, references
 from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.deploy.run import HandedOut, hand_out
+from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.deploy.verdict import int8_notes
-from paddlelite_callbacks.report.gate import Budget, judge
+from paddlelite_callbacks.report.gate import Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
+from paddlelite_callbacks.report.run_report import write_report
 
 __all__ = ["ExportBenchCallback"]
 
 _log = logging.getLogger(__name__)
 _ROWS = 8  # of the first training batch, for the checks
+_LOG = "train_log.jsonl"
+_NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
 
 class ExportBenchCallback(ScopedCallback):
@@ -38,10 +48,13 @@ class ExportBenchCallback(ScopedCallback):
 
     Written into ``folder/name``: ``model.json`` + ``model.pdiparams`` (``paddle.jit.save``; int8 weights for a
     network trained with PACT) and, with the extra ``deploy``, ``model.onnx`` (fp32) and for a network trained with
-    PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`). All of it is made from a copy, loaded
+    PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`); ``deploy.json`` (inputs, checksums, what
+    ``sidecar`` says) and ``train_log.jsonl`` (the figures of every epoch). All of it is made from a copy, loaded
     again by every engine, and compared with the live network on images of the first training batch; a difference
-    beyond the tolerance fails the export. Only a set that passed takes the place of an older one. The figures are
-    appended to ``folder/runs.jsonl``. It all happens behind hapi's last checkpoint; the model is left as found.
+    beyond the tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file
+    answers on the evaluation data. Only a set that passed takes the place of an older one. The figures are appended
+    to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn anew from all its lines. It
+    all happens behind hapi's last checkpoint; the model is left as found.
 
     Args:
         folder: of this and further runs; made if missing.
@@ -50,12 +63,26 @@ class ExportBenchCallback(ScopedCallback):
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
             (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
             gives its reason in the record.
-        threads: CPU threads of each engine.
-        batch_size: of the timed calls.
-        warmup: timed calls that are not counted.
+        threads: CPU threads of each engine; of a list, all, and the first is what the gate looks at.
+        batch_size: of the timed calls; of a list, all, and the first is what the gate looks at.
+        warmup: timed calls that are not counted; up to five times as many while the times still change.
         repeats: timed calls that are.
         budget: a `Budget` to print the verdict of.
-        verbose: 1 shows a progress bar and one line per engine, 0 nothing.
+        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 where the
+            budget is not met, once everything is written.
+        eval_data: a data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this
+            ``fit`` (of several processes, the share of the first), ``False`` measures none.
+        which: ``"last"`` exports the weights that ``fit`` ended with; ``"best"`` those of the epoch whose evaluation
+            was the best (``model.network`` keeps the last ones).
+        monitor: for ``"best"``, the evaluation's figure that decides; ``None`` for the first metric, else the loss.
+        mode: ``"max"``, ``"min"``, or ``"auto"``: the smaller the better for names with ``loss`` or ``err``.
+        fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
+        dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
+        sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
+        peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
+        roofline: whether to measure this machine's fastest matrix product (2 s a process).
+        report: whether to draw the report.
+        verbose: 1 shows progress bars and one line per engine, 0 nothing.
 
     Attributes:
         record: the `Record` of the last ``fit``; ``None`` before it has ended.
@@ -64,10 +91,11 @@ class ExportBenchCallback(ScopedCallback):
     Raises:
         ValueError: an unknown engine, a number out of range, a name that is no plain folder name.
         ExportError: at the end of ``fit``: the network cannot be exported, or a file computes something else.
+        GateError: at the end of ``fit``: see ``gate``.
         OSError: at train begin: ``folder`` cannot be written to.
 
     Example:
-        >>> model.fit(train_data, epochs=10, callbacks=[ExportBenchCallback("out")])  # doctest: +SKIP
+        >>> model.fit(train_data, eval_data, callbacks=[ExportBenchCallback("out")])  # doctest: +SKIP
     """
 
     def __init__(
@@ -77,25 +105,52 @@ class ExportBenchCallback(ScopedCallback):
         name: str | None = None,
         input_spec: Sequence[InputSpec] | None = None,
         engines: Sequence[str] | None = None,
-        threads: int = 1,
-        batch_size: int = 1,
+        threads: int | Sequence[int] = 1,
+        batch_size: int | Sequence[int] = 1,
         warmup: int = 10,
         repeats: int = 50,
         budget: Budget | None = None,
+        gate: str = "report",
+        eval_data: Any = None,
+        which: str = "last",
+        monitor: str | None = None,
+        mode: str = "auto",
+        fp16: bool = False,
+        dynamic_batch: bool = True,
+        sidecar: Mapping[str, Any] | None = None,
+        peak_memory: bool = True,
+        roofline: bool = True,
+        report: bool = True,
         verbose: int = 1,
     ) -> None:
         super().__init__()
         if name is not None and (name in ("", ".", "..") or Path(name).name != name or name.startswith(".")):
             raise ValueError(f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}.")
+        _one_of("gate", gate, ("report", "fail"))
+        _one_of("which", which, ("last", "best"))
+        _one_of("mode", mode, ("auto", "max", "min"))
+        if gate == "fail" and budget is None:
+            raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against.")
         self.folder, self.name, self.input_spec = Path(folder), name, input_spec
         self.options = BenchOptions(
-            engines=engines, threads=threads, batch_size=batch_size, warmup=warmup, repeats=repeats
+            engines=engines,
+            threads=threads,
+            batch_size=batch_size,
+            warmup=warmup,
+            repeats=repeats,
+            peak_memory=peak_memory,
+            roofline=roofline,
         )
-        self.budget, self.verbose = budget, verbose
+        self.sidecar = checked_sidecar_options(sidecar)
+        self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
+        self.which, self.monitor, self.mode = which, monitor, mode
+        self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
         self.record: Record | None = None
-        self.verdict: Any = None
+        self.verdict: Verdict | None = None
         self._sample: list[np.ndarray] | None = None
-        self._metrics: dict[str, float] = {}
+        self._history = self._new_history()
+        self._training: FitSession | None = None
+        self._batch = 1  # images of the first training batch
 
     def check(self) -> None:
         """Refuse a folder that cannot be written to, before hours of training."""
@@ -108,22 +163,25 @@ class ExportBenchCallback(ScopedCallback):
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
-        self._sample, self._metrics, self.record, self.verdict = None, {}, None, None
+        self._sample, self.record, self.verdict, self._training = None, None, None, self.session
+        self._history = self._new_history()
         hook = self.model.network.register_forward_pre_hook(self._keep_sample)
         scope.callback(hook.remove)
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the figures of the training epoch (called by hapi)."""
+        self._history.trained(epoch, logs)
+
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep the figures of the evaluation (called by hapi)."""
-        for key, value in (logs or {}).items():
-            number = value[0] if isinstance(value, (list, tuple)) else value
-            if key not in ("step", "batch_size", "steps") and isinstance(number, (int, float, np.floating)):
-                self._metrics[key] = float(number)
+        """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
+        self._history.evaluated(self.model.network, logs)
 
     def finish(self) -> None:
-        """Export, check, time, record; on rank 0 alone.
+        """Export, check, time, record, report; on rank 0 alone.
 
         Raises:
             ExportError: see the class.
+            GateError: see the class.
         """
         if paddle.distributed.get_rank() != 0:
             return
@@ -134,8 +192,15 @@ class ExportBenchCallback(ScopedCallback):
             record = self._made_in(stage, name)
         append_record(self.folder / "runs.jsonl", record)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
+        self._history.state = self._training = None
+        if self.report:
+            self._draw_report()
         if self.verbose:
             tqdm.write(self.summary())
+        if self.gate == "fail" and self.verdict is not None and not self.verdict.passed:
+            error = GateError(name, self.verdict)
+            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
+            raise error
 
     def summary(self) -> str:
         """Return the figures of the last run, a line per engine.
@@ -151,6 +216,7 @@ class ExportBenchCallback(ScopedCallback):
         lines += [
             f"  {row.engine:<14}{row.precision:<5} "
             + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
+            + (f", {row.threads} threads, batch {row.batch_size}" if len(self.options.settings) > 1 else "")
             for row in record.latencies
         ]
         lines += [f"  {note}" for note in record.notes]
@@ -158,59 +224,79 @@ class ExportBenchCallback(ScopedCallback):
 
     def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if self._sample is None and network.training:
+            self._batch = int(inputs[0].shape[0])
             self._sample = [item[:_ROWS].detach().cpu().numpy() for item in inputs]
+
+    def _new_history(self) -> History:
+        return History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
 
     def _made_in(self, stage: Path, name: str) -> Record:
         network = copy_network(self.model.network)
-        sample = self._sample or []
-        expected = references(network, sample)
-        wants_onnx = any(engine.kind == "onnx" for engine in self.options.chosen())
-        forms = export_forms(network, stage, input_spec=self._specs(), onnx=wants_onnx)
-        artefacts = forms.artefacts
-        checks, latencies = bench(
-            artefacts, sample, expected, self.options, errors=forms.errors, progress=bool(self.verbose)
+        self._history.load_best_(network)
+        made = hand_out(
+            network,
+            stage,
+            sample=self._sample or [],
+            input_spec=batch_specs(
+                self.input_spec, self._sample or [], rows=None if self.dynamic_batch else self.options.settings[0][1]
+            ),
+            options=self.options,
+            fp16=self.fp16,
+            evaluation=file_evaluation(self.model, self._eval_data(), batch_size=self._batch),
+            sidecar=self.sidecar,
+            progress=bool(self.verbose),
         )
-        wrong = [check for check in checks if not check.passed]
-        if wrong:
-            raise ExportError(
-                f"The export of {name} computes something else than the network: "
-                + "; ".join(
-                    f"{c.engine}/{c.precision}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong
-                )
-            )
-        figures = [ArtefactFigures.of(a) for a in artefacts]
+        rows = self._history.rows
+        (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return self._record(made, name)
+
+    def _record(self, made: HandedOut, name: str) -> Record:
+        home = self.folder / name
+        rows, epoch = self._history.rows, self._history.epoch
+        if self.which == "last":
+            epoch = int(rows[-1]["epoch"]) if rows else None
+        figures = [replace(ArtefactFigures.of(a), path=str(home / a.path.name)) for a in made.artefacts]
+        missing = [ArtefactFigures(kind=k, precision=p, error=error) for (k, p), error in made.errors.items()]
+        main = [row for row in made.timing.latencies if (row.threads, row.batch_size) == self.options.settings[0]]
+        without = self.which == "best" and self._history.epoch is None
         return Record(
             name=name,
             created=now(),
-            parameters=_count_parameters(self.model.network),
-            artefacts=(
-                *(
-                    ArtefactFigures(**{**vars(f), "path": str(self.folder / name / a.path.name)})
-                    for f, a in zip(figures, artefacts, strict=True)
-                ),
-                *(ArtefactFigures(kind=k, precision=p, error=error) for (k, p), error in forms.errors.items()),
-            ),
-            latencies=latencies,
-            checks=checks,
-            metrics=dict(self._metrics),
+            parameters=count_parameters(self.model.network),
+            artefacts=(*figures, *missing),
+            latencies=made.timing.latencies,
+            checks=made.checks,
+            metrics=dict(self._history.metrics),
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
-            notes=(*int8_notes(latencies), *self._notes_of_others()),
+            notes=(*int8_notes(main), *self._notes_of_others(), *made.notes, *([_NO_BEST] if without else [])),
+            file_metrics=made.file_metrics,
+            macs=made.macs,
+            roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
+            history=tuple(rows),
+            epoch=epoch,
+            config=fit_config(
+                self.model, {**(self.params or {}), "batch_size": self._batch}, self._training, self.budget
+            ),
+            log=str(home / _LOG),
         )
 
     def _notes_of_others(self) -> list[str]:
-        members = [] if self._session is None else self._session.members
+        members = [] if self._training is None else self._training.members
         return [note for member in members if hasattr(member, "notes") for note in member.notes()]
 
-    def _specs(self) -> Sequence[InputSpec]:
-        if self.input_spec is not None:
-            return self.input_spec
-        return [
-            InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
-            for i, item in enumerate(self._sample or [])
-        ]
+    def _eval_data(self) -> Any:
+        if self.eval_data is None and self._training is not None:
+            return self._training.eval_loader
+        return self.eval_data
+
+    def _draw_report(self) -> None:
+        try:
+            write_report(self.folder, budget=self.budget)
+        except Exception as error:  # the files and the record are there; the report can be drawn again
+            _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, self.folder)
 
 
-def _count_parameters(network: Layer) -> int:
-    aside = ("._mean", "._variance", ".activation_quanter.alpha")
-    return sum(int(np.prod(p.shape)) for name, p in network.named_parameters() if not name.endswith(aside))
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}.")

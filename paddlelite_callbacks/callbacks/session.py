@@ -42,6 +42,7 @@ class FitSession:
 
     Attributes:
         data: the loader of the training data, until the members have checked; ``None`` in a loop of the user's own.
+        eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
@@ -52,6 +53,7 @@ class FitSession:
         self.started = False
         self.logs: dict[str, Any] | None = None
         self.data: Any = None
+        self.eval_loader: Any = None
         self._figures: dict[str, Tensor | float | None] = {}
         self.late = ExitStack()
         self._scope = ExitStack()
@@ -122,6 +124,10 @@ class FitSession:
         if self.started and not self._failed:
             for member in self.members:
                 member.finish()
+
+    def evaluates_on(self, data_loader: Any) -> None:
+        """Keep the loader of the evaluation that begins."""
+        self.eval_loader = data_loader
 
     def _after_batch(self, updated: bool) -> None:
         for member in self.members:

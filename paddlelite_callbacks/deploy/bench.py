@@ -1,64 +1,69 @@
-"""Check and time exported files on several engines, all on the same inputs."""
+"""Load exported files with every engine, check them against the network, and time them in turn."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from paddlelite_callbacks.deploy.check import Check, compare_outputs
-from paddlelite_callbacks.deploy.engines import ENGINES, Engine, Predict, missing_reason, reason
+from paddlelite_callbacks.deploy.engines import ENGINES, Predict, in_batches, missing_reason, reason
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.forms import Reference
-from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
-from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.deploy.latency import Latency, WarmUp, measure_latency, summarise
+from paddlelite_callbacks.deploy.machine import noise_notes
+from paddlelite_callbacks.deploy.memory import measure_footprint
+from paddlelite_callbacks.deploy.options import BenchOptions, latency_row, repeated_rows
+from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
+from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
 
-__all__ = ["BenchOptions", "bench", "latency_row", "repeated_rows"]
+__all__ = [
+    "BenchOptions",
+    "LoadedFiles",
+    "Timing",
+    "bench",
+    "latency_row",
+    "load_files",
+    "repeated_rows",
+    "time_files",
+]
+
+_Key = tuple[str, str]  # engine and precision
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """How files are timed.
+@dataclass(frozen=True)
+class LoadedFiles:
+    """Files that their engines could run.
 
     Args:
-        engines: names from `ENGINES`; ``None`` for all.
-        threads: CPU threads of each engine, at least 1.
-        batch_size: images a call, at least 1.
-        warmup: calls not counted, at least 0.
-        repeats: calls counted, at least 1.
-        atol: a check's absolute tolerance, in units of the output.
-        rtol: a check's tolerance relative to the largest output.
-
-    Raises:
-        ValueError: an unknown engine, or a number out of range.
+        ready: function and file by engine and precision; on the first number of threads.
+        checks: of each.
+        failed: rows of those that could not.
+        rows: images that the files take in a call, exactly; ``None`` if any number.
     """
 
-    engines: Sequence[str] | None = None
-    threads: int = 1
-    batch_size: int = 1
-    warmup: int = 10
-    repeats: int = 50
-    atol: float = 1e-4
-    rtol: float = 1e-3
+    ready: dict[_Key, tuple[Predict, Artefact]]
+    checks: tuple[Check, ...]
+    failed: tuple[Latency, ...]
+    rows: int | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.engines, str):
-            raise ValueError(f"engines must be a list of names, got {self.engines!r}.")
-        if self.engines is not None and not self.engines:
-            raise ValueError(f"engines must name at least one of {list(ENGINES)}, or be None for all.")
-        for name in self.engines or ():
-            if name not in ENGINES:
-                raise ValueError(f"No engine {name!r}; known are {near_names(name, ENGINES)}.")
-        for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
-    def chosen(self) -> list[Engine]:
-        """Return the engines asked for, present or not."""
-        return list(ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
+@dataclass(frozen=True)
+class Timing:
+    """Figures of a benchmark.
+
+    Args:
+        latencies: a row per engine, file and setting.
+        notes: what makes them doubtful.
+        roofline: GFLOP/s of the fastest matrix product by number of threads.
+    """
+
+    latencies: tuple[Latency, ...]
+    notes: tuple[str, ...]
+    roofline: dict[int, float]
 
 
 def bench(
@@ -83,9 +88,33 @@ def bench(
     Returns:
         One check and one latency per engine and file; what failed carries its reason.
     """
+    files = load_files(artefacts, inputs, references, options, errors=errors)
+    return files.checks, time_files(files, inputs, options, progress=progress).latencies
+
+
+def load_files(
+    artefacts: Sequence[Artefact],
+    inputs: Sequence[np.ndarray],
+    references: Mapping[str, Reference],
+    options: BenchOptions,
+    *,
+    errors: Mapping[tuple[str, str], str] | None = None,
+    rows: int | None = None,
+) -> LoadedFiles:
+    """Load every file with every engine of its kind and compare its outputs with the references.
+
+    Args:
+        artefacts: the files.
+        inputs: real inputs.
+        references: by precision, what has to come out.
+        options: see `BenchOptions`.
+        errors: by kind and precision, why there is no such file.
+        rows: see `LoadedFiles`.
+    """
     checks: list[Check] = []
     failed: list[Latency] = []
-    ready: dict[tuple[str, str], Predict] = {}
+    ready: dict[_Key, tuple[Predict, Artefact]] = {}
+    threads = options.settings[0][0]
     for engine in options.chosen():
         files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
         absent = {precision: why for (kind, precision), why in (errors or {}).items() if kind == engine.kind}
@@ -96,21 +125,66 @@ def bench(
         failed += [latency_row(engine.name, precision, options, error=why) for precision, why in absent.items()]
         for artefact in files:
             try:
-                predict = engine.load(artefact, threads=options.threads)
-                checks.append(_checked(engine, artefact, predict(inputs), references[artefact.precision], options))
-                ready[engine.name, artefact.precision] = predict
+                with hushed_stdout():
+                    predict = engine.load(artefact, threads=threads)
+                    got = in_batches(predict, rows)(inputs)
+                check = _checked(engine.name, artefact, got, references[artefact.precision], options)
+                checks.append(check)
+                if check.passed or engine.name != "paddle-onednn":
+                    ready[engine.name, artefact.precision] = predict, artefact
+                else:  # Paddle's oneDNN kernels are wrong for some networks whose program is right
+                    said = check.error or f"off by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
+                    why = f"computes something else than the network ({said})"
+                    failed.append(latency_row(engine.name, artefact.precision, options, error=why))
             except Exception as exception:
                 failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
-    return tuple(checks), (*_timed(ready, repeated_rows(inputs, options.batch_size), options, progress), *failed)
+    return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
+
+
+def time_files(
+    files: LoadedFiles,
+    inputs: Sequence[np.ndarray],
+    options: BenchOptions,
+    *,
+    macs: int | None = None,
+    progress: bool = True,
+) -> Timing:
+    """Time all files in turn, one setting of threads and batch size after the other.
+
+    Args:
+        files: of `load_files`.
+        inputs: rows are repeated up to each batch size.
+        options: see `BenchOptions`.
+        macs: multiply-accumulates of one image, for the share of the roofline.
+        progress: whether to show bars.
+    """
+    latencies: list[Latency] = []
+    notes: list[str] = []
+    roofline: dict[int, float] = {}
+    for threads, size in options.settings:
+        rows, said = _timed(files, threads, repeated_rows(inputs, size), options, progress)
+        notes += said
+        if options.roofline and macs and rows:
+            product = measure_roofline(threads)
+            roofline[threads] = max(product.values(), default=0.0)
+            rows = [
+                replace(row, roofline=roofline_share(macs, size, row.p50_ms, product)) if row.p50_ms else row
+                for row in rows
+            ]
+        latencies += rows
+    if options.peak_memory:
+        latencies, said = _with_footprints(files, inputs, latencies, options, progress)
+        notes += said
+    return Timing((*latencies, *files.failed), tuple(dict.fromkeys(notes)), roofline)
 
 
 def _checked(
-    engine: Engine, artefact: Artefact, got: list[np.ndarray], reference: Reference, options: BenchOptions
+    engine: str, artefact: Artefact, got: list[np.ndarray], reference: Reference, options: BenchOptions
 ) -> Check:
     return compare_outputs(
         reference.outputs,
         got,
-        engine=engine.name,
+        engine=engine,
         precision=artefact.precision,
         atol=options.atol,
         rtol=options.rtol,
@@ -119,44 +193,84 @@ def _checked(
 
 
 def _timed(
-    ready: dict[tuple[str, str], Predict], batch: list[np.ndarray], options: BenchOptions, progress: bool
-) -> list[Latency]:
-    if not ready:
-        return []
-    calls: dict[tuple[str, str], Callable[[], object]] = {
-        key: (lambda predict=predict: predict(batch))  # type: ignore[misc]
-        for key, predict in ready.items()
-    }
-    rounds = options.warmup + options.repeats
-    with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not progress) as bar:
-        durations = measure_latency(calls, warmup=options.warmup, repeats=options.repeats, progress=bar.update)
-    return [
-        latency_row(engine, precision, options, figures=summarise(durations[engine, precision]))
-        for engine, precision in ready
+    files: LoadedFiles, threads: int, batch: list[np.ndarray], options: BenchOptions, progress: bool
+) -> tuple[list[Latency], list[str]]:
+    setting = threads, len(batch[0])
+    calls: dict[_Key, Callable[[], object]] = {}
+    errors: dict[_Key, str] = {}
+    for key in files.ready:
+        try:
+            calls[key] = _call(files, key, setting, batch, first=threads == options.settings[0][0])
+        except Exception as exception:
+            errors[key] = reason(exception)
+    warm, notes = WarmUp(options.warmup), []
+    durations: dict[_Key, list[float]] = {}
+    if calls:
+        text = f"CPU latency, {threads} thread{'s' * (threads > 1)}, batch {setting[1]}"
+        limit = 5 * options.warmup if options.max_warmup is None else options.max_warmup
+        with tqdm(
+            total=options.warmup + options.repeats, desc=text, unit="round", leave=False, disable=not progress
+        ) as bar:
+
+            def warmed(how: WarmUp) -> None:
+                nonlocal warm
+                warm, bar.total = how, how.rounds + options.repeats
+
+            wall, cpu = time.perf_counter(), time.process_time()
+            durations = measure_latency(
+                calls,
+                warmup=options.warmup,
+                repeats=options.repeats,
+                max_warmup=limit,
+                settle=1,
+                shuffle=True,
+                progress=bar.update,
+                warmed=warmed,
+            )
+            share = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+        figures = {key: summarise(values) for key, values in durations.items()}
+        notes = noise_notes(setting, figures, [str(key[0]) for key in warm.unsteady], share)  # type: ignore[index]
+    rows = [
+        latency_row(
+            *key,
+            options,
+            setting=setting,
+            warmup=warm.rounds,
+            figures=summarise(durations[key]) if key in durations else None,
+            error=errors.get(key),
+        )
+        for key in files.ready
     ]
+    return rows, notes
 
 
-def latency_row(
-    engine: str,
-    precision: str,
-    options: BenchOptions,
-    *,
-    figures: dict[str, float] | None = None,
-    error: str | None = None,
-) -> Latency:
-    """Return ``figures`` of `summarise`, or the ``error`` in their place, with how they were got."""
-    return Latency(
-        engine=engine,
-        precision=precision,
-        threads=options.threads,
-        batch_size=options.batch_size,
-        warmup=options.warmup,
-        repeats=options.repeats,
-        error=error,
-        **(figures or {}),
-    )
+def _call(
+    files: LoadedFiles, key: _Key, setting: tuple[int, int], batch: list[np.ndarray], *, first: bool
+) -> Callable[[], object]:
+    if files.rows not in (None, setting[1]):
+        raise ValueError(f"the file takes exactly {files.rows} images a call")
+    predict, artefact = files.ready[key]
+    with hushed_stdout():
+        if not first:
+            predict = ENGINES[key[0]].load(artefact, threads=setting[0])
+        predict(batch)
+    return lambda: predict(batch)
 
 
-def repeated_rows(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Return ``inputs`` with their rows repeated until there are ``size``."""
-    return [np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for array in inputs]
+def _with_footprints(
+    files: LoadedFiles, inputs: Sequence[np.ndarray], latencies: list[Latency], options: BenchOptions, progress: bool
+) -> tuple[list[Latency], list[str]]:
+    threads, size = options.settings[0]
+    rows, notes = [], []
+    counted = [row for row in latencies if (row.threads, row.batch_size) == (threads, size) and row.p50_ms]
+    with tqdm(total=len(counted), desc="peak memory", unit="file", leave=False, disable=not progress) as bar:
+        for row in latencies:
+            if any(row is one for one in counted):
+                artefact = files.ready[row.engine, row.precision][1]
+                taken = measure_footprint(row.engine, artefact, repeated_rows(inputs, size), threads=threads)
+                row = replace(row, load_ms=taken.load_ms, peak_mb=taken.peak_mb)
+                if taken.error:
+                    notes.append(f"No memory figure of {row.engine} {row.precision}: {taken.error}.")
+                bar.update()
+            rows.append(row)
+    return rows, notes

@@ -6,15 +6,27 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.signals import same_signal_stack
 from paddlelite_callbacks.errors import require
 
-__all__ = ["ENGINES", "Engine", "EngineError", "OnnxRuntime", "OpenVino", "PaddleInference", "missing_reason", "reason"]
+if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
+    from paddlelite_callbacks.deploy.export import Artefact
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineError",
+    "OnnxRuntime",
+    "OpenVino",
+    "PaddleInference",
+    "in_batches",
+    "missing_reason",
+    "reason",
+]
 
 Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -127,6 +139,26 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
 }
+
+
+def in_batches(predict: Predict, rows: int | None) -> Predict:
+    """Return ``predict`` for any number of images, where the file takes exactly ``rows`` in a call.
+
+    Args:
+        predict: of an engine; outputs have a row per image.
+        rows: ``None`` returns ``predict`` as it is. The last call is filled up with repeated rows.
+    """
+    if rows is None:
+        return predict
+
+    def chunked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        count, parts = len(arrays[0]), []
+        for start in range(0, count, rows):
+            part = [np.resize(array[start : start + rows], (rows, *array.shape[1:])) for array in arrays]
+            parts.append(predict(part))
+        return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
+
+    return chunked
 
 
 def missing_reason(engine: Engine) -> str | None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from paddlelite_callbacks.report.record import Record
 
-__all__ = ["Budget", "Criterion", "Verdict", "judge", "most_accurate"]
+__all__ = ["Budget", "Criterion", "EngineVerdict", "GateError", "Verdict", "judge", "most_accurate"]
+
+GATE_FAILED = 3  # exit code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,30 @@ class Criterion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineVerdict:
+    """The criteria of one file on one engine."""
+
+    engine: str
+    precision: str
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every criterion is met."""
+        return all(criterion.passed for criterion in self.criteria)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """All criteria of one record; ``str()`` gives one line."""
+    """All criteria of one record; ``str()`` gives one line.
+
+    Args:
+        criteria: size as the guide counts it, latency of the engine that counts, and the drop on its file.
+        rows: the same per engine and file.
+    """
 
     criteria: tuple[Criterion, ...]
+    rows: tuple[EngineVerdict, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -99,30 +121,77 @@ class Verdict:
     def __str__(self) -> str:
         return f"{'pass' if self.passed else 'fail'}: {', '.join(str(criterion) for criterion in self.criteria)}"
 
+    def table(self) -> str:
+        """Return Markdown: per engine and file each figure with what is left of its limit in brackets."""
+        names = [criterion.name for criterion in self.criteria]
+        titles = {"size_mb": "size MB", "latency_ms": "latency ms", "metric_drop": "drop %"}
+        lines = ["| engine | file | " + " | ".join(f"{titles[n]} (left)" for n in names) + " | gate |"]
+        lines.append("|---|---|" + "---:|" * len(names) + "---|")
+        for row in self.rows:
+            cells = [_cell(criterion) for criterion in row.criteria]
+            word = "pass" if row.passed else "**fail**"
+            lines.append(f"| {row.engine} | {row.precision} | " + " | ".join(cells) + f" | {word} |")
+        return "\n".join(lines)
+
+
+class GateError(SystemExit):
+    """A run that does not keep its budget; uncaught, the process ends with exit code 3 and this line.
+
+    Args:
+        name: of the run.
+        verdict: which says why.
+    """
+
+    def __init__(self, name: str, verdict: Verdict) -> None:
+        super().__init__(GATE_FAILED)
+        self.name, self.verdict = name, verdict
+
+    def __str__(self) -> str:
+        return f"{self.name} does not keep its budget: {self.verdict}"
+
 
 def judge(record: Record, budget: Budget) -> Verdict:
     """Hold ``record`` against ``budget``.
 
     The drop is ``(baseline - metric) / |baseline|`` (``metric - baseline`` where lower is better; not divided if the
-    budget is absolute); a model better than the baseline has a negative drop.
+    budget is absolute); a model better than the baseline has a negative drop. The metric is the one measured on the
+    file by the engine whose latency counts; where none was measured there, that of the training's last evaluation.
     """
-    criteria = []
-    if budget.size_mb is not None:
-        criteria.append(_criterion("size_mb", record.size_mb, budget.size_mb, "nothing was exported"))
-    if budget.latency_ms is not None:
-        row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
-        reason = (row.error if row else None) or "no engine ran the exported file and agreed with the network"
-        criteria.append(_criterion("latency_ms", row.p50_ms if row else None, budget.latency_ms, reason))
-    if budget.metric_drop is not None and budget.baseline is not None and budget.metric is not None:
-        value = record.metrics.get(budget.metric)
-        drop = None if value is None else _drop(value, budget.baseline, budget)
-        reason = f"no metric {budget.metric!r} among {sorted(record.metrics)}"
-        criteria.append(_criterion("metric_drop", drop, budget.metric_drop, reason))
-    return Verdict(criteria=tuple(criteria))
+    row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
+    reason = (row.error if row else None) or "no engine ran the exported file and agreed with the network"
+    value = _judged_metric(record, budget)
+    agreed = {(check.engine, check.precision) for check in record.checks if check.passed}
+    rows = []
+    for item in record.main_latencies():
+        if (item.engine, item.precision) in agreed:
+            size = _size_of(record, item.engine, item.precision)
+            rows.append(
+                EngineVerdict(
+                    engine=item.engine,
+                    precision=item.precision,
+                    criteria=_criteria(
+                        budget,
+                        (size, "no such file"),
+                        (item.p50_ms, item.error or "not timed"),
+                        (_metric_on(record, budget, item.engine, item.precision), "not measured on this file"),
+                    ),
+                )
+            )
+    return Verdict(
+        criteria=_criteria(
+            budget,
+            (record.size_mb, "nothing was exported"),
+            (row.p50_ms if row else None, reason),
+            (value, f"no metric {budget.metric!r} among {sorted(record.metrics)}"),
+        ),
+        rows=tuple(rows),
+    )
 
 
 def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
-    """Return the most accurate record that passes; ties go to the smaller, then to the faster; ``None`` if none does.
+    """Return the most accurate record that passes, by the metric that `judge` looks at; ``None`` if none does.
+
+    Ties go to the smaller, then to the faster.
 
     Raises:
         ValueError: the budget names no metric.
@@ -134,15 +203,64 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
     def rank(record: Record) -> tuple[float, float, float]:
         best = record.best_latency()
         milliseconds = math.inf if best is None or best.p50_ms is None else best.p50_ms
-        return sign * record.metrics[budget.metric or ""], -(record.size_mb or math.inf), -milliseconds
+        return sign * (_judged_metric(record, budget) or 0.0), -(record.size_mb or math.inf), -milliseconds
 
-    passing = [record for record in records if budget.metric in record.metrics and judge(record, budget).passed]
+    known = [record for record in records if _judged_metric(record, budget) is not None]
+    passing = [record for record in known if judge(record, budget).passed]
     return max(passing, key=rank, default=None)
 
 
 def _drop(value: float, baseline: float, budget: Budget) -> float:
     lost = baseline - value if budget.higher_is_better else value - baseline
     return lost / abs(baseline) if budget.relative else lost
+
+
+def _criteria(
+    budget: Budget,
+    size: tuple[float | None, str],
+    latency: tuple[float | None, str],
+    metric: tuple[float | None, str],
+) -> tuple[Criterion, ...]:
+    """Return the criteria of ``budget``; each figure comes with the reason why there may be none."""
+    criteria = []
+    if budget.size_mb is not None:
+        criteria.append(_criterion("size_mb", size[0], budget.size_mb, size[1]))
+    if budget.latency_ms is not None:
+        criteria.append(_criterion("latency_ms", latency[0], budget.latency_ms, latency[1]))
+    if budget.metric_drop is not None and budget.baseline is not None:
+        drop = None if metric[0] is None else _drop(metric[0], budget.baseline, budget)
+        criteria.append(_criterion("metric_drop", drop, budget.metric_drop, metric[1]))
+    return tuple(criteria)
+
+
+def _judged_metric(record: Record, budget: Budget) -> float | None:
+    if budget.metric is None:
+        return None
+    row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
+    measured = record.metric_of(budget.metric, row.engine, row.precision) if row else None
+    return record.metrics.get(budget.metric) if measured is None else measured
+
+
+def _metric_on(record: Record, budget: Budget, engine: str, precision: str) -> float | None:
+    if budget.metric is None:
+        return None
+    measured = record.metric_of(budget.metric, engine, precision)
+    if measured is None and precision == record.precision and not record.file_metrics:
+        return record.metrics.get(budget.metric)  # of the network that the file was found to equal
+    return measured
+
+
+def _size_of(record: Record, engine: str, precision: str) -> float | None:
+    kind = "paddle" if engine.startswith("paddle") else "onnx"
+    sizes = [a.size_mb for a in record.artefacts if (a.kind, a.precision) == (kind, precision)]
+    return next(iter(sizes), None)
+
+
+def _cell(criterion: Criterion) -> str:
+    if criterion.value is None or criterion.margin is None:
+        return f"unknown: {criterion.reason}"
+    scale = 100.0 if criterion.name == "metric_drop" else 1.0
+    return f"{criterion.value * scale:.4g} ({criterion.margin * scale:+.4g})"
 
 
 def _criterion(name: str, value: float | None, limit: float, reason: str) -> Criterion:

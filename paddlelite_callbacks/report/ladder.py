@@ -29,7 +29,7 @@ def timed_together(
     Args:
         records: whose files still exist.
         inputs: one array ``[N, ...]`` per input of the networks; rows are repeated up to ``options.batch_size``.
-        options: engines, threads, batch size, warm-up and repeats.
+        options: engines, threads, batch size (the first of lists), warm-up and repeats.
         progress: whether to show a bar.
 
     Returns:
@@ -39,17 +39,19 @@ def timed_together(
         ValueError: a file is gone.
         EngineError: a file cannot be loaded any more.
     """
-    batch = repeated_rows(inputs, options.batch_size)
+    batch = repeated_rows(inputs, options.settings[0][1])
     calls = {key: _call(records, key, batch, options) for key in _ran(records, options)}
     rounds = options.warmup + options.repeats
     with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not progress) as bar:
-        durations = measure_latency(calls, warmup=options.warmup, repeats=options.repeats, progress=bar.update)
+        durations = measure_latency(
+            calls, warmup=options.warmup, repeats=options.repeats, settle=1, shuffle=True, progress=bar.update
+        )
     figures = {key: summarise(values) for key, values in durations.items()}
     return [
         replace(
             record,
             latencies=tuple(
-                _newer(row, figures.get((i, row.engine, row.precision)), options) for row in record.latencies
+                _newer(row, figures.get((i, row.engine, row.precision)), options) for row in record.main_latencies()
             ),
         )
         for i, record in enumerate(records)
@@ -70,11 +72,12 @@ def _call(records: Sequence[Record], key: _Key, batch: list[np.ndarray], options
     number, name, precision = key
     engine = ENGINES[name]
     fits = [a for a in records[number].artefacts if (a.kind, a.precision) == (engine.kind, precision)]
-    predict = engine.load(fits[0].artefact(), threads=options.threads)
+    predict = engine.load(fits[0].artefact(), threads=options.settings[0][0])
     return lambda: predict(batch)
 
 
 def _newer(row: Latency, figures: dict[str, float] | None, options: BenchOptions) -> Latency:
     if figures is None:
         return row
-    return latency_row(row.engine, row.precision, options, figures=figures)
+    kept = {"load_ms": row.load_ms, "peak_mb": row.peak_mb}
+    return latency_row(row.engine, row.precision, options, figures={**kept, **figures})

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.deploy.accuracy import FileMetrics
 from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.latency import Latency
@@ -30,7 +31,7 @@ class ArtefactFigures:
 
     Args:
         kind: ``"paddle"`` or ``"onnx"``.
-        precision: ``"fp32"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         path: of its first file.
         size_mb: of all its files, MB (1e6 bytes).
         sha256: checksum by file name.
@@ -80,12 +81,19 @@ class Record:
         created: UTC, ISO 8601.
         parameters: trained numbers in the network (batch-norm statistics and quantiser scales not counted).
         artefacts: what was exported.
-        latencies: per engine.
+        latencies: per engine, file and setting; those of the first row's setting count.
         checks: per engine, exported file against live network.
-        metrics: of the last evaluation, by hapi's names; more may be added by the user.
+        metrics: of the evaluation of the weights that were exported, by hapi's names; more may be added by the user.
         machine: that all this was measured on.
         command: that started the process.
         notes: what a reader should know.
+        file_metrics: the same metrics computed from what the files answer, per engine.
+        macs: multiply-accumulates of one image, in convolutions and linear layers.
+        roofline_gflops: fastest measured matrix product of the machine, by number of threads.
+        history: figures of every epoch, each with its ``"epoch"`` (from 1).
+        epoch: whose weights were exported; ``None`` if unknown.
+        config: what is needed to train again, see `retraining_config`.
+        log: path of the training log.
     """
 
     name: str
@@ -98,12 +106,22 @@ class Record:
     machine: Machine
     command: str = ""
     notes: tuple[str, ...] = ()
+    file_metrics: tuple[FileMetrics, ...] = ()
+    macs: int | None = None
+    roofline_gflops: dict[str, float] = field(default_factory=dict)
+    history: tuple[dict[str, float], ...] = ()
+    epoch: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    log: str | None = None
 
     @property
     def size_mb(self) -> float | None:
-        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more."""
-        sizes = [a.size_mb for a in self.artefacts if a.kind == "paddle" and a.size_mb is not None]
-        return min(sizes, default=None)
+        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more.
+
+        Of a model that has no Paddle program, the smallest ONNX file.
+        """
+        sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
+        return min((mb for kind, mb in sizes if kind == "paddle"), default=min((mb for _, mb in sizes), default=None))
 
     @property
     def precision(self) -> str:
@@ -113,14 +131,24 @@ class Record:
     def best_latency(self) -> Latency | None:
         """Return the fastest engine whose file, of the record's precision, computes what the network does."""
         good = {(check.engine, self.precision) for check in self.checks if check.passed}
-        timed = [item for item in self.latencies if item.p50_ms is not None and (item.engine, item.precision) in good]
+        timed = [i for i in self.main_latencies() if i.p50_ms is not None and (i.engine, i.precision) in good]
         return min(timed, key=lambda item: item.p50_ms or 0.0, default=None)
+
+    def main_latencies(self) -> list[Latency]:
+        """Return the rows with the first row's number of threads and batch size, which are those that count."""
+        first = self.latencies[:1]
+        return [i for i in self.latencies if (i.threads, i.batch_size) == (first[0].threads, first[0].batch_size)]
 
     def latency_of(self, engine: str) -> Latency | None:
         """Return the row of ``engine`` for a file of the record's precision, failed or not."""
-        rows = [item for item in self.latencies if item.engine == engine]
+        rows = [item for item in self.main_latencies() if item.engine == engine]
         own = [item for item in rows if item.precision == self.precision]
         return next(iter(own or rows), None)
+
+    def metric_of(self, metric: str, engine: str, precision: str) -> float | None:
+        """Return ``metric`` as measured on the file of ``precision`` by ``engine``; ``None`` if it was not."""
+        rows = [i for i in self.file_metrics if (i.engine, i.precision) == (engine, precision)]
+        return next((row.metrics.get(metric) for row in rows), None)
 
     def to_json_line(self) -> str:
         """Return the record as one line of JSON; numbers that are not finite become null."""
@@ -145,6 +173,8 @@ class Record:
                     "checks": tuple(Check(**item) for item in data["checks"]),
                     "machine": Machine(**{**data["machine"], "flags": tuple(data["machine"]["flags"])}),
                     "notes": tuple(data["notes"]),
+                    "file_metrics": tuple(FileMetrics(**item) for item in data.get("file_metrics", ())),
+                    "history": tuple(data.get("history", ())),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.report.gate import Budget, judge, most_accurate
 from paddlelite_callbacks.report.record import Record
 
-__all__ = ["ladder_markdown", "ladder_png", "write_ladder"]
+__all__ = ["ladder_markdown", "ladder_png", "write_ladder", "write_whole"]
 
 _DASH = "\u2014"
 
@@ -45,7 +45,7 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
     if budget is not None:
         head.append("gate")
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (3 + len(engines)) + ("---|" if budget else "")]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines += ["", *(f"{_DASH}{number}: {text}." for text, number in notes.items())]
     lines += _won(records, metric)
     if budget is not None and budget.metric is not None:
@@ -54,17 +54,26 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
     return "\n".join([*lines, "", _how_measured(records), ""])
 
 
-def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str = "") -> None:
+def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str = "", narrow: bool = False) -> None:
     """Draw accuracy against latency (fastest engine), the area of a bubble its exported size; written whole or not.
+
+    Args:
+        records: those without a latency or the metric are left out.
+        path: of the PNG.
+        metric: key of ``Record.metrics``.
+        title: above the picture.
+        narrow: for a phone: the names stand below.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", needed_for="the picture of the ladder")
     require("matplotlib.backends.backend_agg", needed_for="the picture of the ladder")
-    figure = figure_module.Figure(figsize=(9, 5), dpi=120)  # no pyplot: nobody's state changes
-    axes = figure.add_axes((0.08, 0.12, 0.54, 0.78))
     points = _points(records, metric)
+    height = 4.4 + 0.42 * len(points)
+    inches = (4.5, height) if narrow else (9.0, max(5.0, 0.42 * len(points)))
+    figure = figure_module.Figure(figsize=inches, dpi=160 if narrow else 120)  # no pyplot: nobody's state changes
+    axes = figure.add_axes((0.17, 1 - 3.6 / height, 0.79, 3.1 / height) if narrow else (0.08, 0.12, 0.54, 0.78))
     top = max((size for _, _, size, _ in points), default=1.0)
     colours = ["#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#f76707", "#868e96"]
     for i, (x, y, size, _) in enumerate(points):
@@ -79,7 +88,9 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
         f"{i + 1}  {name}: {f'{100 * y:.2f} %' if shares else f'{y:.4g}'}, {x:.2f} ms, {size:.2f} MB"
         for i, (x, y, size, name) in enumerate(points)
     ]
-    figure.text(0.645, 0.5, "\n\n".join(lines), ha="left", va="center", fontsize=9, linespacing=1.2)
+    place = (0.04, 1 - 4.25 / height) if narrow else (0.645, 0.5)
+    across = "top" if narrow else "center"
+    figure.text(*place, "\n\n".join(lines), ha="left", va=across, fontsize=9, linespacing=1.2)
     if points and max(p[0] for p in points) > 4 * min(p[0] for p in points):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -91,8 +102,11 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(partial)
-    partial.replace(path)
+    try:
+        figure.savefig(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_ladder(
@@ -101,16 +115,20 @@ def write_ladder(
     """Write ``ladder.md``, ``ladder.jsonl`` and ``ladder.png`` into ``folder``; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     text = ladder_markdown(records, metric=metric, budget=budget)
-    _write_whole(folder / "ladder.md", text)
-    _write_whole(folder / "ladder.jsonl", "".join(record.to_json_line() + "\n" for record in records))
+    write_whole(folder / "ladder.md", text)
+    write_whole(folder / "ladder.jsonl", "".join(record.to_json_line() + "\n" for record in records))
     ladder_png(records, folder / "ladder.png", metric=metric, title=title)
     return text
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` under another name first, so that no half of it is ever seen."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _points(records: Sequence[Record], metric: str) -> list[_Point]:

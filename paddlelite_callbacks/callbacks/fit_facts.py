@@ -1,0 +1,80 @@
+"""What the export has to know about the ``fit`` that ended: inputs, evaluation data, and how to train again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.run import Evaluation
+from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
+from paddlelite_callbacks.report.gate import Budget
+from paddlelite_callbacks.report.retrain import plain_options, retraining_config
+
+__all__ = ["batch_specs", "file_evaluation", "fit_config"]
+
+
+def batch_specs(
+    given: Sequence[InputSpec] | None, sample: Sequence[np.ndarray], *, rows: int | None
+) -> Sequence[InputSpec]:
+    """Return the inputs' specs: the given ones, or those of ``sample`` with a free batch.
+
+    Args:
+        given: by the user.
+        sample: a batch of each input.
+        rows: fixes the batch size; ``None`` leaves it as it is.
+    """
+    specs = given
+    if specs is None:
+        specs = [
+            InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
+            for i, item in enumerate(sample)
+        ]
+    if rows is None:
+        return specs
+    return [InputSpec([rows, *spec.shape[1:]], dtype=spec.dtype, name=spec.name) for spec in specs]
+
+
+def file_evaluation(model: paddle.Model, data: Any, *, batch_size: int) -> Evaluation | None:
+    """Return how the files' accuracy is measured; ``None`` without data or metrics.
+
+    Args:
+        model: prepared.
+        data: a data set, a loader, or any iterable of batches; ``None`` or ``False`` for none.
+        batch_size: for a data set.
+    """
+    metrics = metrics_of(model)
+    if data is None or data is False or not metrics:
+        return None
+
+    def batches() -> Any:
+        return paddle.io.DataLoader(data, batch_size=batch_size) if isinstance(data, paddle.io.Dataset) else data
+
+    return Evaluation(metrics=metrics, batches=batches, inputs=input_count(model))
+
+
+def fit_config(
+    model: paddle.Model, params: Mapping[str, Any] | None, session: FitSession | None, budget: Budget | None
+) -> dict[str, Any]:
+    """Return what is needed to train again, see `retraining_config`: network, optimizer, loss, epochs, callbacks.
+
+    Args:
+        model: prepared.
+        params: hapi's.
+        session: of the ``fit``, whose members are this package's callbacks.
+        budget: of the gate.
+    """
+    optimizer, loss = prepared_optimizer(model), task_loss_of(model)
+    return retraining_config(
+        network=type(model.network).__name__,
+        optimizer={"class": type(optimizer).__name__, "learning_rate": float(optimizer.get_lr())},
+        loss=getattr(loss, "__name__", type(loss).__name__),
+        fit={key: value for key, value in (params or {}).items() if key in ("epochs", "batch_size", "steps")},
+        callbacks=[plain_options(member) for member in (session.members if session else ())],
+        budget=None if budget is None else asdict(budget),
+    )

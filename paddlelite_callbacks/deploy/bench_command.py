@@ -1,0 +1,98 @@
+"""``python -m paddlelite_callbacks bench MODEL --input 1x3x224x224``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.report.record import Record
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", help="an .onnx file, a Paddle program (.json or .pdmodel), its prefix or its folder")
+    parser.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="[NAME:]1x3x224x224[:TYPE]",
+        help="sizes of an input, repeated for each; the batch in front is the timed one unless --batch is given",
+    )
+    parser.add_argument(
+        "--engines", help="comma-separated: paddle, paddle-onednn, onnxruntime, openvino (default: all)"
+    )
+    parser.add_argument("--threads", default="1", help="CPU threads, comma-separated (default: 1)")
+    parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input)")
+    parser.add_argument("--warmup", type=int, default=10, help="calls that are not counted, at least (default: 10)")
+    parser.add_argument("--repeats", type=int, default=50, help="calls that are (default: 50)")
+    parser.add_argument("--no-memory", action="store_true", help="leave out load time and peak memory")
+    parser.add_argument("--record", metavar="DIR", help="add the figures to DIR/runs.jsonl and draw its report anew")
+    parser.add_argument("--name", help="of the record (default: the model's file or folder)")
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
+    parser.add_argument("--size-mb", type=float, help="fail (exit code 3) above this size")
+    parser.add_argument("--latency-ms", type=float, help="fail (exit code 3) above this median of the fastest engine")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Time the model; write tables or JSON to the standard output.
+
+    Returns:
+        0, or 3 where a limit is not kept.
+    """
+    warnings.simplefilter("ignore")
+    from paddlelite_callbacks.deploy.foreign import find_model, parse_input
+    from paddlelite_callbacks.deploy.foreign_bench import bench_model
+    from paddlelite_callbacks.deploy.options import BenchOptions
+    from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge
+
+    budget = Budget(size_mb=options.size_mb, latency_ms=options.latency_ms, metric_drop=None)
+    artefact, specs = find_model(options.model), [parse_input(text) for text in options.input]
+    chosen = BenchOptions(
+        engines=options.engines.split(",") if options.engines else None,
+        threads=_numbers(options.threads, "--threads"),
+        batch_size=_numbers(options.batch, "--batch") if options.batch else int(specs[0].shape[0]),
+        warmup=options.warmup,
+        repeats=options.repeats,
+        peak_memory=not options.no_memory,
+        roofline=True,
+    )
+    generic = artefact.path.stem in ("inference", "model")
+    name = options.name or (artefact.path.resolve().parent.name if generic else artefact.path.stem)
+    record = bench_model(artefact, specs, chosen, name=name, progress=not options.json)
+    if options.record:
+        _keep(record, Path(options.record))
+    verdict = judge(record, budget)
+    sys.stdout.write(record.to_json_line() + "\n" if options.json else _tables(record))
+    if verdict.criteria and not options.json:
+        sys.stdout.write(f"\n{verdict}\n")
+    sys.stdout.flush()
+    return 0 if verdict.passed else GATE_FAILED
+
+
+def _keep(record: Record, folder: Path) -> None:
+    from paddlelite_callbacks.report.record import append_record
+    from paddlelite_callbacks.report.run_report import write_report
+
+    append_record(folder / "runs.jsonl", record)
+    write_report(folder)
+
+
+def _tables(record: Record) -> str:
+    from paddlelite_callbacks.report.details import check_table, latency_table, noted
+
+    size = f"{record.size_mb:.2f} MB, " if record.size_mb else ""
+    parts = [f"{record.name}: {size}{noted(record)}", "", *latency_table(record), "", *check_table(record)]
+    return "\n".join([*parts, "", *record.notes]) + "\n"
+
+
+def _numbers(text: str, name: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} takes whole numbers with commas between, for instance 1,2,4; got {text!r}.") from None

@@ -1,0 +1,85 @@
+"""``python -m paddlelite_callbacks export MODEL OUT``: a Paddle program as ONNX, checked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.deploy.export import Artefact
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
+        "ONNX, and compare the two on random inputs. A checkpoint (.pdparams) holds no network and cannot be taken: "
+        "load it into its network and call paddle.jit.save first."
+    )
+    parser.add_argument("model", help="a Paddle program, its prefix or its folder")
+    parser.add_argument("out", help="folder for model.onnx (and model.fp16.onnx, deploy.json); replaced as a whole")
+    parser.add_argument(
+        "--input", action="append", required=True, metavar="[NAME:]1x3x224x224[:TYPE]", help="sizes for the check"
+    )
+    parser.add_argument(
+        "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
+    )
+    parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, check, and only then put the files into place."""
+    warnings.simplefilter("ignore")
+    from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
+    from paddlelite_callbacks.deploy.foreign import find_model, parse_input, random_inputs
+    from paddlelite_callbacks.deploy.half import write_fp16_onnx
+    from paddlelite_callbacks.deploy.sidecar import SIDECAR, checked_sidecar_options, write_sidecar
+    from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
+
+    source, specs, target = find_model(options.model), [parse_input(text) for text in options.input], Path(options.out)
+    if source.kind != "paddle":
+        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs.")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; give a folder.")
+    ours = {"model.onnx", "model.fp16.onnx", SIDECAR}
+    if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
+        raise ValueError(
+            f"{target} holds other files ({', '.join(other[:3])}), which would be lost: give a new folder."
+        )
+    inputs = random_inputs(source, specs)
+    with hushed_stdout():
+        expected = _answers(source, "paddle", inputs)
+    with staged_folder(target) as stage:
+        files, lines = [export_onnx(source, stage / "model.onnx", opset=options.opset)], []
+        if options.fp16:
+            files.append(write_fp16_onnx(files[0], stage / "model.fp16.onnx"))
+        for file in files:
+            difference, largest = _difference(expected, _answers(file, "onnxruntime", inputs))
+            lines.append(f"{target / file.path.name}: {file.size_mb:.2f} MB, largest difference {difference:.3g}")
+            if not difference <= (1e-4 + 1e-3 * largest if file.precision == "fp32" else 5e-2 * max(largest, 1e-3)):
+                raise ExportError(f"{file.path.name} differs from the program by {difference:.3g} of {largest:.3g}.")
+        described = [
+            {"name": s.name, "shape": [None, *s.shape[1:]], "dtype": str(a.dtype)}
+            for s, a in zip(specs, inputs, strict=True)
+        ]
+        write_sidecar(stage, files, inputs=described, outputs=expected, options=checked_sidecar_options(None))
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _answers(artefact: Artefact, engine: str, inputs: list) -> list:
+    from paddlelite_callbacks.deploy.engines import ENGINES
+
+    return ENGINES[engine].load(artefact, threads=1)(inputs)
+
+
+def _difference(expected: list, got: list) -> tuple[float, float]:
+    import numpy as np
+
+    pairs = list(zip(expected, got, strict=True))
+    return max(float(np.abs(a - b).max()) for a, b in pairs), max(float(np.abs(a).max()) for a, _ in pairs)

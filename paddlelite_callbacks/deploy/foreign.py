@@ -1,0 +1,155 @@
+"""Exported models that were not trained here: Paddle's inference folders of either format, and ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.deploy.engines import reason
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.errors import near_names, require
+
+__all__ = ["find_model", "input_shapes", "parse_input", "random_inputs"]
+
+_PROGRAMS = (".json", ".pdmodel")
+
+
+def find_model(path: str | Path) -> Artefact:
+    """Return the files that ``path`` stands for.
+
+    Args:
+        path: an ``.onnx`` file; a Paddle program (``.json``, ``.pdmodel``), its ``.pdiparams``, or their common
+            prefix; or a folder with exactly one of these, such as PaddleClas and PaddleDetection write
+            (``inference.pdmodel`` + ``inference.pdiparams``). A folder with both kinds counts as Paddle's.
+
+    Raises:
+        ValueError: nothing of that kind is there, parameters are missing, or several models are.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix == ".onnx" and path.is_file():
+        return Artefact(kind="onnx", path=path, files=(path,))
+    if path.suffix in (".pdparams", ".pdopt"):
+        raise ValueError(
+            f"{path} is a checkpoint: weights without the network. Export it first, with paddle.jit.save(network, ...) "
+            "or ExportBenchCallback, and give the program."
+        )
+    known = (*_PROGRAMS, ".pdiparams")
+    prefix = path.with_name(path.name[: -len(path.suffix)]) if path.suffix in known else path
+    program = next((p for p in (prefix.with_name(prefix.name + end) for end in _PROGRAMS) if p.is_file()), None)
+    if program is None:
+        ends = (".onnx", *_PROGRAMS)
+        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in ends) if path.parent.is_dir() else []
+        near = f" Near names there: {near_names(path.name, there)}." if there else ""
+        raise ValueError(
+            f"No model at {path}: give an .onnx file, a Paddle program (.json or .pdmodel with .pdiparams beside it), "
+            f"or its folder.{near}"
+        )
+    parameters = prefix.with_name(f"{prefix.name}.pdiparams")
+    if not parameters.is_file():
+        raise ValueError(f"{program} has no parameters beside it: {parameters.name} is missing.")
+    return Artefact(kind="paddle", path=program, files=(program, parameters))
+
+
+def _in_folder(folder: Path) -> Artefact:
+    names = sorted(item.stem for item in folder.glob("*.pdiparams"))
+    found = [folder / name for name in names if any((folder / f"{name}{end}").is_file() for end in _PROGRAMS)]
+    found = found or sorted(folder.glob("*.onnx"))
+    if len(found) != 1:
+        said = f"holds several models ({', '.join(item.name for item in found)}): name one" if found else "holds none"
+        raise ValueError(f"The folder {folder} {said}: a program (.json or .pdmodel) with its .pdiparams, or an .onnx.")
+    return find_model(found[0])
+
+
+def parse_input(text: str) -> InputSpec:
+    """Read ``1x3x224x224``, ``name:1x3x224x224`` or ``name:1x3x224x224:int64``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    parts = text.split(":")
+    name = parts.pop(0) if not set(parts[0]) <= set("0123456789x") else None
+    sizes = parts.pop(0) if parts else ""
+    kind = parts.pop(0) if parts else "float32"
+    try:
+        shape = [int(size) for size in sizes.split("x")]
+        if parts or min(shape) < 1:
+            raise ValueError
+        np.dtype(kind)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"An input is written 1x3x224x224, name:1x3x224x224 or name:1x2:int64, got {text!r}."
+        ) from None
+    return InputSpec(shape, dtype=kind, name=name)
+
+
+def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
+    """Return the shapes of the inputs by name, in the order in which engines take them.
+
+    Free sizes are -1; the shapes of Paddle programs cannot be asked for and are empty.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        if artefact.kind == "paddle":
+            inference = require("paddle.inference", needed_for="Paddle programs")
+            config = inference.Config(*(str(file) for file in artefact.files))
+            config.disable_glog_info()
+            config.disable_gpu()
+            config.disable_mkldnn()
+            return {name: [] for name in inference.create_predictor(config).get_input_names()}
+        graph = require("onnx", needed_for="ONNX files").load(str(artefact.path)).graph
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
+    constants = {item.name for item in graph.initializer}
+    return {
+        item.name: [dim.dim_value or -1 for dim in item.type.tensor_type.shape.dim]
+        for item in graph.input
+        if item.name not in constants
+    }
+
+
+def random_inputs(artefact: Artefact, specs: Sequence[InputSpec], *, rows: int | None = None) -> list[np.ndarray]:
+    """Return seeded inputs in the file's order: floats of a normal distribution, zeros and ones for integers.
+
+    Sizes are held against those that the file declares, the batch aside.
+
+    Args:
+        artefact: of `find_model`.
+        specs: one per input; all with names, or in the file's order.
+        rows: of each; ``None`` keeps those of ``specs``.
+
+    Raises:
+        ValueError: numbers, names or sizes of inputs differ from the file's.
+    """
+    shapes = input_shapes(artefact)
+    names = list(shapes)
+    if len(names) != len(specs):
+        raise ValueError(f"{artefact.path} takes {len(names)} inputs ({', '.join(names)}), {len(specs)} were given.")
+    if all(spec.name for spec in specs):
+        named = {spec.name: spec for spec in specs}
+        if missing := [name for name in names if name not in named]:
+            raise ValueError(f"{artefact.path} takes the inputs {names}; {missing} were not given.")
+        specs = [named[name] for name in names]
+    for (name, shape), spec in zip(shapes.items(), specs, strict=True):
+        fits = len(shape) == len(spec.shape) and all(
+            size in (-1, given) for size, given in zip(shape[1:], spec.shape[1:], strict=True)
+        )
+        if shape and not fits:
+            raise ValueError(f"{artefact.path} takes {name} of {shape} (-1: any), {list(spec.shape)} was given.")
+    return [_random(spec, rows, seed) for seed, spec in enumerate(specs)]
+
+
+def _random(spec: Any, rows: int | None, seed: int) -> np.ndarray:
+    shape = [rows or spec.shape[0], *spec.shape[1:]]
+    kind = np.dtype(str(spec.dtype).rpartition(".")[2].lower())
+    stream = np.random.RandomState(seed)
+    return stream.randn(*shape).astype(kind) if kind.kind == "f" else stream.randint(0, 2, shape).astype(kind)

@@ -1,0 +1,116 @@
+"""Check and time a model that was not trained here; without the network, the engines check each other."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.deploy.bench import load_files, time_files
+from paddlelite_callbacks.deploy.engines import EngineError, missing_reason, reason
+from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx
+from paddlelite_callbacks.deploy.foreign import random_inputs
+from paddlelite_callbacks.deploy.forms import Reference
+from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
+from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.deploy.undisturbed import hushed_stdout, undisturbed
+from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
+
+__all__ = ["bench_model"]
+
+_ROWS = 2  # images of the check
+
+
+def bench_model(
+    artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, progress: bool = True
+) -> Record:
+    """Run a model on every engine, compare their answers with the first one's, and time them.
+
+    A Paddle program is converted to ONNX for the engines that need it; the file is thrown away.
+
+    Args:
+        artefact: of `find_model`.
+        specs: of the inputs, with all sizes.
+        options: see `BenchOptions`.
+        name: of the record.
+        progress: whether to show bars.
+
+    Raises:
+        EngineError: no engine could run the model.
+        ValueError: the inputs do not fit it.
+    """
+    with undisturbed(), tempfile.TemporaryDirectory() as work:
+        inputs = random_inputs(artefact, specs, rows=_ROWS)
+        artefacts, errors, notes = [artefact], {}, []
+        if artefact.kind == "paddle" and any(engine.kind == "onnx" for engine in options.chosen()):
+            try:
+                artefacts.append(export_onnx(artefact, Path(work) / "model.onnx"))
+            except (ExportError, ImportError) as error:
+                errors["onnx", "fp32"] = str(error)
+            else:
+                random_inputs(artefacts[1], specs)  # refuses sizes that do not fit
+        if artefact.kind == "onnx":
+            errors["paddle", "fp32"] = "an ONNX file has no Paddle program"
+        rows = None
+        try:
+            expected, judge = _first_answer(artefacts, inputs, options)
+        except EngineError:  # perhaps a file of a fixed batch
+            rows = int(specs[0].shape[0])
+            inputs = random_inputs(artefact, specs)
+            expected, judge = _first_answer(artefacts, inputs, options)
+            notes.append(f"The file takes exactly {rows} images a call.")
+        notes.append(f"Without the network, {judge}'s answers on random inputs were the measure of the others.")
+        files = load_files(artefacts, inputs, {"fp32": Reference(expected)}, options, errors=errors, rows=rows)
+        macs, weights = _cost(artefacts, inputs)
+        timing = time_files(files, inputs, options, macs=macs, progress=progress)
+        sizes = [replace(ArtefactFigures.of(a), path=str(a.path) if a is artefact else None) for a in artefacts]
+    return Record(
+        name=name,
+        created=now(),
+        parameters=weights or int(artefact.size_mb * 1e6 / 4),
+        artefacts=tuple(sizes),
+        latencies=timing.latencies,
+        checks=files.checks,
+        metrics={},
+        machine=this_machine(),
+        command=shlex.join(sys.orig_argv),
+        notes=(*notes, *timing.notes),
+        macs=macs,
+        roofline_gflops={str(threads): value for threads, value in timing.roofline.items()},
+    )
+
+
+def _first_answer(
+    artefacts: Sequence[Artefact], inputs: list[np.ndarray], options: BenchOptions
+) -> tuple[list[np.ndarray], str]:
+    said = []
+    for engine in options.chosen():
+        for artefact in artefacts:
+            if artefact.kind != engine.kind:
+                continue
+            if missing := missing_reason(engine):
+                said.append(missing)
+                continue
+            try:
+                with hushed_stdout():
+                    return engine.load(artefact, threads=1)(inputs), engine.name
+            except Exception as error:
+                said.append(f"{engine.name}: {reason(error)}")
+    raise EngineError(f"No engine could run {artefacts[0].path}: {'; '.join(said) or 'none of the chosen reads it'}.")
+
+
+def _cost(artefacts: Sequence[Artefact], inputs: Sequence[np.ndarray]) -> tuple[int | None, int]:
+    for artefact in artefacts:
+        if artefact.kind == "onnx":
+            try:
+                return onnx_cost(artefact.path, [item.shape for item in inputs])
+            except Exception:  # exotic shapes: the figures are left out
+                return None, 0
+    return None, 0

@@ -1,0 +1,231 @@
+"""One network handed out: exported, checked, its accuracy measured on the files, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.backbone.cost import count_macs
+from paddlelite_callbacks.deploy.accuracy import FileMetrics, measure_metrics
+from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, time_files
+from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.engines import ENGINES, reason
+from paddlelite_callbacks.deploy.export import Artefact, ExportError
+from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
+from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
+from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.deploy.sidecar import write_sidecar
+from paddlelite_callbacks.deploy.undisturbed import undisturbed
+
+__all__ = ["Evaluation", "HandedOut", "hand_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How accuracy is measured on the files.
+
+    Args:
+        metrics: of ``model.prepare``.
+        batches: makes or returns the evaluation data, inputs first and labels behind.
+        inputs: how many of a batch's items the network takes.
+    """
+
+    metrics: Sequence[paddle.metric.Metric]
+    batches: Callable[[], Iterable[Any]]
+    inputs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOut:
+    """What came of it.
+
+    Args:
+        artefacts: the files, where they were written.
+        errors: why others are missing, by kind and precision.
+        checks: per engine and file.
+        file_metrics: per engine and file; empty without an evaluation.
+        timing: latencies, doubts, roofline.
+        macs: multiply-accumulates of one image; ``None`` where they cannot be counted.
+        notes: what a reader should know.
+    """
+
+    artefacts: tuple[Artefact, ...]
+    errors: Mapping[tuple[str, str], str]
+    checks: tuple[Check, ...]
+    file_metrics: tuple[FileMetrics, ...]
+    timing: Timing
+    macs: int | None
+    notes: tuple[str, ...] = field(default=())
+
+
+def hand_out(
+    network: Layer,
+    folder: Path,
+    *,
+    sample: Sequence[np.ndarray],
+    input_spec: Sequence[InputSpec],
+    options: BenchOptions,
+    fp16: bool = False,
+    evaluation: Evaluation | None = None,
+    sidecar: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> HandedOut:
+    """Write every form of ``network`` into ``folder``, check each, and measure.
+
+    The process is left as it was: random streams, threads, gradient mode, screen.
+
+    Args:
+        network: a copy without hooks, in eval mode.
+        folder: exists; a `staged_folder` where an older export stands.
+        sample: real inputs for the checks and the timing, one array per input.
+        input_spec: one per input.
+        options: see `BenchOptions`.
+        fp16: whether to write ``model.fp16.onnx`` too.
+        evaluation: measures the metrics on every file.
+        sidecar: of `checked_sidecar_options`.
+        progress: whether to show bars.
+
+    Raises:
+        ExportError: the program cannot be written, or a file computes something else than the network.
+    """
+    rows = _fixed_rows(input_spec)
+    with undisturbed():
+        expected = references(network, sample)
+        onnx = any(engine.kind == "onnx" for engine in options.chosen())
+        forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx)
+        if fp16 and onnx:
+            _add_fp16(forms, folder, expected, network, sample)
+        macs = _macs(network, sample)
+        files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
+        _refuse_wrong(network, files)
+        _verify_rest(forms, files, sample, expected, options)
+        write_sidecar(
+            folder,
+            forms.artefacts,
+            inputs=[_described(spec, i) for i, spec in enumerate(input_spec)],
+            outputs=next(iter(expected.values())).outputs,
+            options=sidecar or {},
+        )
+        metrics, notes = _metrics_of_files(files, evaluation, progress)
+        timing = time_files(files, sample, options, macs=macs, progress=progress)
+    return HandedOut(
+        artefacts=tuple(forms.artefacts),
+        errors=forms.errors,
+        checks=files.checks,
+        file_metrics=metrics,
+        timing=timing,
+        macs=macs,
+        notes=(*notes, *timing.notes),
+    )
+
+
+def _refuse_wrong(network: Layer, files: LoadedFiles) -> None:
+    # oneDNN's kernels fail right programs, so a program is judged without them: by "paddle", or in _verify_rest
+    wrong = [check for check in files.checks if not check.passed and check.engine != "paddle-onednn"]
+    if wrong:
+        raise ExportError(
+            f"The export of {type(network).__name__} computes something else than the network: "
+            + "; ".join(
+                f"{c.engine}/{c.precision}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong
+            )
+        )
+
+
+def _verify_rest(
+    forms: Forms,
+    files: LoadedFiles,
+    sample: Sequence[np.ndarray],
+    expected: dict[str, Reference],
+    options: BenchOptions,
+) -> None:
+    """Believe no file that no engine ran: Paddle's is loaded by ``paddle.jit.load``, an ONNX file is not handed out."""
+    kinds = {(ENGINES[check.engine].kind, check.precision) for check in files.checks if check.passed}
+    for artefact in [a for a in forms.artefacts if (a.kind, a.precision) not in kinds]:
+        if artefact.kind == "paddle":
+            reference = expected[artefact.precision]
+            check = compare_outputs(
+                reference.outputs,
+                _loaded_outputs(artefact, sample),
+                engine="paddle.jit.load",
+                precision=artefact.precision,
+                atol=options.atol,
+                rtol=options.rtol,
+                noise=reference.noise,
+            )
+            if not check.passed:
+                raise ExportError(
+                    f"{artefact.path.name} computes something else than the network: {check.engine}: "
+                    + (check.error or f"{check.max_abs_diff:.3g} > {check.tolerance:.3g}")
+                )
+            continue
+        tried = [r for r in files.failed if ENGINES[r.engine].kind == "onnx" and r.precision == artefact.precision]
+        why = "; ".join(f"{row.engine}: {row.error}" for row in tried) or "no engine for it was chosen"
+        artefact.path.unlink()
+        forms.artefacts.remove(artefact)
+        forms.errors[artefact.kind, artefact.precision] = f"no engine could run the file ({why})"
+
+
+def _loaded_outputs(artefact: Artefact, sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+    try:
+        program = paddle.jit.load(str(artefact.path.with_suffix("")))
+        program.eval()
+        with paddle.no_grad():
+            outputs = program(*[paddle.to_tensor(item) for item in sample])
+    except Exception as error:
+        raise ExportError(f"{artefact.path.name} was written but cannot be loaded: {reason(error)}") from error
+    return [item.numpy() for item in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+
+
+def _add_fp16(
+    forms: Forms, folder: Path, expected: dict[str, Reference], network: Layer, sample: Sequence[np.ndarray]
+) -> None:
+    plain = [a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "fp32")]
+    if not plain:
+        forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
+        return
+    try:
+        forms.artefacts.append(write_fp16_onnx(plain[0], folder / "model.fp16.onnx"))
+        expected["fp16"] = fp16_reference(network, sample)
+    except (ExportError, ImportError) as error:
+        forms.errors["onnx", "fp16"] = str(error)
+
+
+def _metrics_of_files(
+    files: LoadedFiles, evaluation: Evaluation | None, progress: bool
+) -> tuple[tuple[FileMetrics, ...], list[str]]:
+    if evaluation is None or not evaluation.metrics:
+        return (), []
+    ready = {key: predict for key, (predict, _) in files.ready.items()}
+    try:
+        batches = evaluation.batches()
+        found = measure_metrics(
+            ready, evaluation.metrics, batches, inputs=evaluation.inputs, rows=files.rows, progress=progress
+        )
+    except Exception as error:  # the data of the user; the export is good nevertheless
+        return (), [f"Accuracy was not measured on the files: {reason(error)}."]
+    failed = [row for row in found if row.error]
+    return found, [f"No accuracy of the file on {r.engine} {r.precision}: {r.error}." for r in failed]
+
+
+def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
+    try:
+        return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample])
+    except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
+        return None
+
+
+def _fixed_rows(input_spec: Sequence[InputSpec]) -> int | None:
+    size = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
+    return None if size in (None, -1) else int(size)
+
+
+def _described(spec: InputSpec, number: int) -> dict[str, Any]:
+    shape = [None if size in (None, -1) else int(size) for size in spec.shape]
+    return {"name": spec.name or f"x{number}", "shape": shape, "dtype": str(spec.dtype).rpartition(".")[2].lower()}

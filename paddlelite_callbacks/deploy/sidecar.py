@@ -1,0 +1,92 @@
+"""``deploy.json``: what whoever runs the files has to know beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlelite_callbacks.deploy.export import Artefact
+
+__all__ = ["SIDECAR", "checked_sidecar_options", "read_sidecar", "write_sidecar"]
+
+SIDECAR = "deploy.json"
+_VERSION = 1
+
+
+def checked_sidecar_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return ``preprocess``, ``postprocess`` and ``labels`` as JSON will hold them, ``None`` where not given.
+
+    Raises:
+        ValueError: another key, something that JSON cannot hold, or labels that are no list of strings.
+    """
+    options: dict[str, Any] = {"preprocess": None, "postprocess": None, "labels": None, **(given or {})}
+    if other := sorted(options.keys() - {"preprocess", "postprocess", "labels"}):
+        raise ValueError(f"sidecar takes preprocess, postprocess and labels, not {other}.")
+    labels = options["labels"]
+    if labels is not None:
+        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"labels must be a list of names in the order of the outputs, got {labels!r}.")
+        options["labels"] = list(labels)
+    for name in ("preprocess", "postprocess"):
+        if options[name] is not None and not isinstance(options[name], Mapping):
+            raise ValueError(f"{name} must be a dictionary, got {options[name]!r}.")
+    try:
+        return dict(json.loads(json.dumps(options, allow_nan=False, default=_plain)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sidecar must hold what JSON can hold: {error}.") from error
+
+
+def write_sidecar(
+    folder: Path,
+    artefacts: Sequence[Artefact],
+    *,
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[np.ndarray],
+    options: Mapping[str, Any],
+) -> Path:
+    """Write ``deploy.json`` into ``folder``.
+
+    Args:
+        folder: of the files.
+        artefacts: named with precision, checksums and size.
+        inputs: ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each.
+        outputs: of one call, for their shapes behind the batch.
+        options: of `checked_sidecar_options`.
+    """
+    content = {
+        "version": _VERSION,
+        "inputs": [dict(item) for item in inputs],
+        "outputs": [{"shape": [None, *item.shape[1:]], "dtype": str(item.dtype)} for item in outputs],
+        **options,
+        "files": [
+            {"kind": a.kind, "precision": a.precision, "size_mb": a.size_mb, "sha256": a.sha256()} for a in artefacts
+        ],
+    }
+    path = folder / SIDECAR
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_sidecar(folder: Path) -> dict[str, Any] | None:
+    """Return what ``deploy.json`` in ``folder`` holds; ``None`` without one.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    path = folder / SIDECAR
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        raise ValueError(f"{path} is no description of exported files of version {_VERSION}.")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")

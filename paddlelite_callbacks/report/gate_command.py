@@ -1,0 +1,75 @@
+"""``python -m paddlelite_callbacks gate DIR --size-mb 20 --latency-ms 100``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Hold the latest run of every name in DIR/runs.jsonl against a budget. Exit code 0 if one passes (with --run: "
+        "if that one does; with --all: if every one does), 3 if not, 1 if it cannot be judged."
+    )
+    parser.add_argument("folder", help="with runs.jsonl")
+    parser.add_argument("--size-mb", type=float, help="parameters and program, 1 MB = 1e6 bytes")
+    parser.add_argument("--latency-ms", type=float, help="median of a call")
+    parser.add_argument("--metric", help="name of the accuracy's figure, for instance acc")
+    parser.add_argument("--baseline", type=float, help="the big model's metric")
+    parser.add_argument("--metric-drop", type=float, help="allowed loss against the baseline (default: 0.05 of it)")
+    parser.add_argument("--absolute", action="store_true", help="the drop is not relative to the baseline")
+    parser.add_argument("--lower-is-better", action="store_true", help="of the metric")
+    parser.add_argument("--engine", help="whose latency counts (default: the fastest)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="NAME", help="judge the latest run of this name alone")
+    which.add_argument("--all", action="store_true", help="every run must pass")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the verdicts to the standard output.
+
+    Returns:
+        0 if the gate is passed, 3 if not.
+    """
+    warnings.simplefilter("ignore")
+    from paddlelite_callbacks.deploy.engines import ENGINES
+    from paddlelite_callbacks.errors import near_names
+    from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge, most_accurate
+    from paddlelite_callbacks.report.record import read_records
+
+    if options.engine and options.engine not in ENGINES:
+        raise ValueError(f"No engine {options.engine!r}; known are {near_names(options.engine, ENGINES)}.")
+    if options.metric_drop is not None and options.baseline is None:
+        raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
+    budget = Budget(
+        size_mb=options.size_mb,
+        latency_ms=options.latency_ms,
+        metric_drop=0.05 if options.metric_drop is None else options.metric_drop,
+        metric=options.metric,
+        baseline=options.baseline,
+        higher_is_better=not options.lower_is_better,
+        relative=not options.absolute,
+        engine=options.engine,
+    )
+    if budget.size_mb is None and budget.latency_ms is None and budget.baseline is None:
+        raise ValueError("Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
+    latest = {record.name: record for record in read_records(Path(options.folder) / "runs.jsonl")}
+    if options.run is not None:
+        if options.run not in latest:
+            raise ValueError(f"No run {options.run!r}; near ones are {near_names(options.run, latest)}.")
+        latest = {options.run: latest[options.run]}
+    if not latest:
+        raise ValueError(f"{options.folder}/runs.jsonl holds no run.")
+    verdicts = {name: judge(record, budget) for name, record in latest.items()}
+    for name, verdict in verdicts.items():
+        sys.stdout.write(f"{name}: {verdict}\n\n{verdict.table()}\n\n")
+    if budget.metric is not None:
+        winner = most_accurate(list(latest.values()), budget)
+        sys.stdout.write(f"Most accurate of those that pass: {winner.name}\n" if winner else "None passes.\n")
+    passed = [verdict.passed for verdict in verdicts.values()]
+    return 0 if (all(passed) if options.all else any(passed)) else GATE_FAILED

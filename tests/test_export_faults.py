@@ -1,0 +1,261 @@
+"""A crash at every step of the writing, a full disk, a read-only folder: the former export stands, nothing is half."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import paddle
+import pytest
+from paddle.static import InputSpec
+from toy import Images, TinyNet, fit, hapi_model
+
+from paddlelite_callbacks import ExportBenchCallback
+from paddlelite_callbacks.deploy import engines
+from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.report.record import append_record, read_records
+
+QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
+
+
+class Full(OSError):
+    pass
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+STEPS = {  # what is about to be written or renamed, in the order of a run
+    "program": ("paddle.jit", "save"),
+    "onnx": ("paddlelite_callbacks.deploy.forms", "export_onnx"),
+    "fp16": ("paddlelite_callbacks.deploy.run", "write_fp16_onnx"),
+    "check": ("paddlelite_callbacks.deploy.run", "load_files"),
+    "sidecar": ("paddlelite_callbacks.deploy.run", "write_sidecar"),
+    "timing": ("paddlelite_callbacks.deploy.run", "time_files"),
+    "checksums": ("paddlelite_callbacks.deploy.export.Artefact", "sha256"),
+    "rename": ("pathlib.Path", "replace"),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults \u4e2d")
+    model = hapi_model()
+    fit(model, [callback_in(folder)])
+    return folder, model
+
+
+def callback_in(folder, **options):
+    return ExportBenchCallback(folder, name="n", engines=["paddle", "onnxruntime"], fp16=True, **QUICK, **options)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk_at_each_step(step, exported, monkeypatch):
+    import importlib
+
+    folder, model = exported
+    before = contents(folder)
+    place, name = STEPS[step]
+    try:
+        owner = importlib.import_module(place)
+    except ImportError:
+        module, _, kind = place.rpartition(".")
+        owner = getattr(importlib.import_module(module), kind)
+
+    def full(*_, **__):
+        raise Full(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises((OSError, RuntimeError), match="No space left"):
+            fit(model, [callback_in(folder)])
+    assert contents(folder) == before
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_while_the_record_is_written(exported, monkeypatch):
+    """The files are in place, the older lines untouched, and the next line is whole again."""
+    folder, _ = exported
+    lines = (folder / "runs.jsonl").read_bytes()
+    real = builtins.open
+
+    class Torn:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            raise Full(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def torn(path, mode="r", *arguments, **options):
+        file = real(path, mode, *arguments, **options)
+        return Torn(file) if "runs.jsonl" in str(path) and "a" in mode else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, mode="r", *a, **k: torn(self, mode, *a, **k))
+        with pytest.raises(OSError, match="No space left"):
+            append_record(folder / "runs.jsonl", read_records_plain(folder, lines))
+    assert (folder / "runs.jsonl").read_bytes().startswith(lines)
+    (first, *_) = read_records(folder / "runs.jsonl")
+    append_record(folder / "runs.jsonl", first)
+    assert read_records(folder / "runs.jsonl")[-1] == first
+
+
+def read_records_plain(folder, lines):
+    from paddlelite_callbacks.report.record import Record
+
+    return Record.from_json_line(lines.decode().splitlines()[0])
+
+
+@pytest.mark.parametrize("engine", ["paddle", "onnxruntime"])
+def test_a_real_limit_on_file_sizes(engine, tmp_path):
+    """The kernel refuses to write beyond 20 kB (``RLIMIT_FSIZE``), as a full disk would, in the middle of a file."""
+    code = (
+        "import pathlib, resource, signal, sys, warnings; warnings.simplefilter('ignore')\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from toy import TinyNet, fit, hapi_model\n"
+        "from paddlelite_callbacks import ExportBenchCallback\n"
+        "quick = dict(name='n', engines=[sys.argv[3]], warmup=0, repeats=1, verbose=0)\n"
+        "quick |= dict(peak_memory=False, roofline=False, report=False)\n"
+        "fit(hapi_model(TinyNet()), [ExportBenchCallback(sys.argv[1], **quick)])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: fit(hapi_model(TinyNet(width=256)), [ExportBenchCallback(sys.argv[1], **quick)])\n"
+        "except (OSError, RuntimeError) as error: print('refused', type(error).__name__)\n"
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", code, str(tmp_path), here, engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "refused" in done.stdout, done.stderr[-500:]
+    assert (tmp_path / "n" / "model.pdiparams").stat().st_size < 2000  # the first one's
+    (run,) = read_records(tmp_path / "runs.jsonl")
+    assert run.artefacts[0].artefact().sha256() == run.artefacts[0].sha256
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_report_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise Full(28, "No space left on device")
+
+    monkeypatch.setattr("paddlelite_callbacks.report.run_report.write_whole", full)
+    callback = callback_in(tmp_path)
+    fit(hapi_model(), [callback])
+    assert read_records(tmp_path / "runs.jsonl") == [callback.record]
+    assert "No report: [Errno 28] No space left on device" in caplog.text
+    assert "python -m paddlelite_callbacks report" in caplog.text
+
+
+def test_a_read_only_folder_is_refused_before_training(tmp_path, monkeypatch):
+    """Root may write anywhere, so the answer of the system is given by hand."""
+    (tmp_path / "locked").mkdir(mode=0o500)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and "locked" not in str(path))
+    steps = []
+
+    class Count(paddle.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            steps.append(step)
+
+    with pytest.raises(PermissionError, match="is no writable folder"):
+        fit(hapi_model(), [ExportBenchCallback(tmp_path / "locked" / "out", **QUICK), Count()])
+    assert not steps
+
+
+def test_an_engine_that_is_not_there_and_one_that_breaks(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
+
+    def breaks(self, artefact, *, threads):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(engines.OnnxRuntime, "load", breaks)
+    callback = ExportBenchCallback(tmp_path, report=False, **QUICK)
+    fit(hapi_model(), [callback])
+    errors = {row.engine: row.error for row in callback.record.latencies}
+    assert errors["paddle"] is errors["paddle-onednn"] is None
+    assert errors["onnxruntime"] == "MemoryError: out of memory"
+    assert errors["openvino"].startswith("no-such-package not installed: pip install")
+    onnx = callback.record.artefacts[1]  # written, but nothing here could say whether it is right: not handed out
+    assert onnx.path is None
+    assert onnx.error.startswith("no engine could run the file (onnxruntime: MemoryError")
+    assert not list(tmp_path.glob("*/*.onnx"))
+
+
+def test_several_inputs_sizes_that_vary_and_outputs_in_a_dictionary(tmp_path):
+    class Varied(TinyNet):
+        def forward(self, x, y):
+            out = super().forward(x) + super().forward(y)
+            return out if self.training else {"b": out, "a": x.mean(axis=[1, 2, 3])}
+
+    class Pairs(Images):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, image[:, ::-1].copy(), label
+
+    network = Varied()
+    specs = [InputSpec([None, 3, None, None], name=name) for name in ("first", "second")]
+    model = paddle.Model(network, specs)
+    model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), paddle.nn.CrossEntropyLoss())
+    callback = ExportBenchCallback(
+        tmp_path / "a b", name="v", input_spec=specs, batch_size=[1, 3], report=False, **QUICK
+    )
+    fit(model, [callback], data=Pairs(), evaluate=False)
+    assert len(callback.record.checks) == 4
+    assert all(check.passed for check in callback.record.checks)
+    assert len([row for row in callback.record.latencies if row.error is None]) == 8
+    session = onnxruntime.InferenceSession(str(tmp_path / "a b" / "v" / "model.onnx"))
+    assert [item.name for item in session.get_inputs()] == ["first", "second"]
+    network.eval()
+    x, y = (np.random.RandomState(i).randn(2, 3, 12, 10).astype("float32") for i in range(2))  # other sizes
+    expected = network(paddle.to_tensor(x), paddle.to_tensor(y))
+    for got, key in zip(session.run(None, {"first": x, "second": y}), sorted(expected), strict=True):
+        np.testing.assert_allclose(got, expected[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [None, ["paddle-onednn"]])
+def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path, monkeypatch):
+    """Paddle's oneDNN kernels do so for Lite-HRNet: the file is right, the engine gets no figure and cannot win."""
+    real = engines.PaddleInference.load
+
+    def wrong(self, artefact, *, threads):
+        predict = real(self, artefact, threads=threads)
+        return (lambda arrays: [out + 1e7 for out in predict(arrays)]) if self._onednn else predict
+
+    monkeypatch.setattr(engines.PaddleInference, "load", wrong)
+    callback = ExportBenchCallback(tmp_path, name="n", engines=chosen, report=False, **QUICK)
+    fit(hapi_model(), [callback])
+    rows = {row.engine: row for row in callback.record.latencies}
+    assert rows["paddle-onednn"].p50_ms is None
+    assert rows["paddle-onednn"].error.startswith("computes something else than the network (off by 1e+07, allowed ")
+    assert [check.engine for check in callback.record.checks if not check.passed] == ["paddle-onednn"]
+    assert all(row.engine != "paddle-onednn" for row in callback.record.file_metrics)
+    assert (tmp_path / "n" / "model.json").is_file()
+    if chosen is None:
+        assert rows["paddle"].p50_ms > 0
+
+
+def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path):
+    class TwoFaced(TinyNet):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if paddle.in_dynamic_mode() else out + 1
+
+    callback = ExportBenchCallback(tmp_path, engines=["paddle-onednn"], **QUICK)
+    with pytest.raises(ExportError, match=r"something else than the network: paddle\.jit\.load: 1 > 0\.\d+"):
+        fit(hapi_model(TwoFaced()), [callback])
+    assert not list(tmp_path.iterdir())
