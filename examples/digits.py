@@ -143,7 +143,7 @@ class Ladder:
         model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy())
         export = ExportBenchCallback(
             self.folder, name=name, budget=self.budget, engines=self.options.engines,
-            warmup=self.options.warmup, repeats=self.options.repeats,
+            warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=not self.options.quick,
         )  # fmt: skip
         log = TrainingLog(self.folder / "logs" / f"{name}.jsonl")
         model.fit(
