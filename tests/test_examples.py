@@ -58,3 +58,26 @@ def test_help_explains_every_flag(tmp_path):
         words = block.split()
         assert len(words) > 3, f"--{words[0]} has no explanation"
     assert not list(tmp_path.iterdir())
+
+
+SCRIPTS = sorted(
+    str(path.relative_to(EXAMPLES))
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("keypoints/*.py")]
+    if "parse_args" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_help(name, tmp_path):
+    done = example(name, "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "usage: " in done.stdout
+
+
+@pytest.mark.slow
+def test_int8_study_quick(tmp_path):
+    done = example("int8_study.py", "--quick", folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in ("fp32", "PTQ 8 bits", "PACT 8 bits", "PTQ 4 bits", "PACT 4 bits"):
+        assert f"| {row} |" in done.stdout
