@@ -1,0 +1,62 @@
+"""The bridge to hapi: the only place that touches private attributes of ``paddle.Model`` or of an optimizer.
+
+Every edit is a context manager that undoes itself, or (`guard_fit`) ends with the ``fit`` call it serves.
+"""
+
+from __future__ import annotations
+
+from paddlelite_callbacks.hapi.fit import (
+    FitGuard,
+    alongside_checkpoints,
+    around_train_batch,
+    calling_list,
+    guard_fit,
+    in_use_by,
+    shown_metrics,
+    training_data,
+)
+from paddlelite_callbacks.hapi.model import (
+    LossFunction,
+    amp_level,
+    amp_options,
+    input_count,
+    input_specs,
+    labels_through,
+    metrics_of,
+    prepared_optimizer,
+    replaced_loss,
+    task_loss_of,
+)
+from paddlelite_callbacks.hapi.optimizer import (
+    optimizer_state_of,
+    rate_scheduler_of,
+    scaled_learning_rate,
+    set_optimizer_state_of,
+    trained_also,
+)
+
+__all__ = [
+    "FitGuard",
+    "LossFunction",
+    "alongside_checkpoints",
+    "amp_level",
+    "amp_options",
+    "around_train_batch",
+    "calling_list",
+    "guard_fit",
+    "in_use_by",
+    "input_count",
+    "input_specs",
+    "labels_through",
+    "metrics_of",
+    "optimizer_state_of",
+    "prepared_optimizer",
+    "rate_scheduler_of",
+    "replaced_loss",
+    "scaled_learning_rate",
+    "set_optimizer_state_of",
+    "shown_metrics",
+    "task_loss_of",
+    "trained_also",
+    "training_data",
+]

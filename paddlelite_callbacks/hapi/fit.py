@@ -1,0 +1,178 @@
+"""How one ``fit`` call begins, runs and ends."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import paddle
+from paddle import Tensor
+from paddle.hapi.callbacks import CallbackList
+
+from paddlelite_callbacks.hapi.attribute import instance_attribute
+
+__all__ = [
+    "FitGuard",
+    "alongside_checkpoints",
+    "around_train_batch",
+    "calling_list",
+    "guard_fit",
+    "in_use_by",
+    "shown_metrics",
+    "training_data",
+]
+
+
+class FitGuard(Protocol):
+    """What `guard_fit` tells its owner."""
+
+    def close(self) -> None:
+        """``fit`` was left by an exception or Ctrl-C: undo all edits. Also called on an already closed one."""
+
+    def finish(self) -> None:
+        """``on_train_end`` of all callbacks is done, hapi's last checkpoint is written."""
+
+    def evaluates_on(self, data_loader: Any) -> None:
+        """An evaluation inside ``fit`` begins, over the batches of ``data_loader``."""
+
+
+def calling_list() -> CallbackList | None:
+    """Return the ``CallbackList`` of the ``fit`` that is calling the caller's ``set_model``; ``None`` elsewhere.
+
+    hapi hands a callback the model but not the list that it belongs to, so this looks one frame up.
+    """
+    frame = sys._getframe(2)
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, CallbackList) and frame.f_code.co_name == "set_model" else None
+
+
+def training_data() -> Any:
+    """Return the loader that the ``fit`` calling the caller's ``set_model`` reads; ``None`` elsewhere.
+
+    hapi tells callbacks nothing of the data before the first batch, so this looks up the frames like `calling_list`.
+    """
+    frame = sys._getframe(2)
+    for name in ("set_model", "config_callbacks", "fit"):
+        if frame is None or frame.f_code.co_name != name:
+            return None
+        found, frame = frame.f_locals.get("train_loader"), frame.f_back  # type: ignore[assignment]
+    return found
+
+
+def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
+    """Tell ``guard`` how the ``fit`` that uses ``callbacks`` ends: hapi has no ``try/finally`` around it.
+
+    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on.
+    What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
+    calls of hapi's own, the guard is closed when ``callbacks`` is freed.
+    """
+    call_hooks, run_epoch, ours = callbacks._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+
+    @contextmanager
+    def closing() -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            model.__dict__.pop("_run_one_epoch", None)
+            guard.close()
+            raise
+
+    def call(name: str, *args: Any) -> None:
+        if name == "on_train_begin":
+            model._run_one_epoch = run_one_epoch
+        with closing():
+            call_hooks(name, *args)
+        if name == "on_train_end":
+            model.__dict__.pop("_run_one_epoch", None)
+            guard.finish()
+
+    def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
+        with closing() if callbacks is ours() else nullcontext():
+            if callbacks is ours() and (args[0] if args else kwargs.get("mode")) == "eval":
+                guard.evaluates_on(data_loader)
+            return run_epoch(model, data_loader, callbacks, *args, **kwargs)
+
+    callbacks._call = call
+    weakref.finalize(callbacks, guard.close)
+
+
+def in_use_by(parameters: Sequence[Tensor]) -> str | None:
+    """Say which living optimizer or ``DataParallel`` holds one of ``parameters``; ``None`` if none does.
+
+    Such a holder would go on with the old parameters when layers are swapped. It is looked for among all objects of
+    the process, since a network does not know who trains it.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    gc.collect()  # an optimizer that nobody has any more may wait in a cycle
+    for holder in gc.get_objects():
+        kind = type(holder)  # isinstance would wake lazily imported modules
+        if issubclass(kind, paddle.optimizer.Optimizer):
+            groups = getattr(holder, "_parameter_list", None) or []
+            held = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        elif issubclass(kind, paddle.DataParallel):
+            held = holder.parameters()
+        else:
+            continue
+        if any(id(parameter) in wanted for parameter in held):
+            return kind.__name__
+    return None
+
+
+@contextmanager
+def around_train_batch(model: paddle.Model, after: Callable[[bool], None]) -> Iterator[None]:
+    """Call ``after(updated)`` behind every ``model.train_batch`` inside the block, before any ``on_train_batch_end``.
+
+    Args:
+        model: the hapi model.
+        after: receives whether the optimizer took a step (``False`` while gradients are accumulated).
+    """
+    original = model.train_batch
+
+    def train_batch(inputs: Any, labels: Any = None, update: bool = True) -> Any:
+        result = original(inputs, labels, update)
+        after(update)
+        return result
+
+    with instance_attribute(model, "train_batch", train_batch):
+        yield
+
+
+@contextmanager
+def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> Iterator[None]:
+    """Call ``write(path)`` behind every ``model.save(path)`` for training inside the block, on rank 0.
+
+    Args:
+        model: the hapi model.
+        write: receives the prefix, to which hapi itself appends ``.pdparams`` and ``.pdopt``.
+    """
+    original = model.save
+
+    def save(path: str, training: bool = True) -> None:
+        original(path, training)
+        if training and paddle.distributed.get_rank() == 0:
+            write(path)
+
+    with instance_attribute(model, "save", save):
+        yield
+
+
+@contextmanager
+def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Let hapi's progress bar and VisualDL show the figures ``names`` of ``logs`` inside the block.
+
+    Args:
+        params: the dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.
+        names: keys of ``logs``.
+    """
+    metrics: list[str] = params.get("metrics", [])
+    added = [name for name in names if name not in metrics]
+    metrics.extend(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            metrics.remove(name)

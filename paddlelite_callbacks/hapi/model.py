@@ -1,0 +1,154 @@
+"""What ``paddle.Model`` was prepared with, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.io.dataloader.collate import default_collate_fn
+
+from paddlelite_callbacks.hapi.attribute import instance_attribute
+
+__all__ = [
+    "LossFunction",
+    "amp_level",
+    "amp_options",
+    "input_count",
+    "input_specs",
+    "labels_through",
+    "metrics_of",
+    "prepared_optimizer",
+    "replaced_loss",
+    "task_loss_of",
+]
+
+
+LossFunction = Callable[..., Any]
+
+
+def task_loss_of(model: paddle.Model) -> LossFunction:
+    """Return the loss given to ``model.prepare``.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if model._loss is None:
+        raise RuntimeError(
+            "The model has no loss, so there is nothing to train on: call model.prepare(optimizer, loss) before fit()."
+        )
+    return model._loss
+
+
+def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
+    """Return the optimizer given to ``model.prepare``.
+
+    Raises:
+        RuntimeError: there is none.
+        ValueError: it was made with parameter groups (dicts), which hapi's ``fit`` cannot use.
+    """
+    optimizer = model._optimizer
+    if optimizer is None:
+        raise RuntimeError("The model has no optimizer: call model.prepare(optimizer, loss) before fit().")
+    parameters = optimizer._parameter_list or []
+    if any(isinstance(group, dict) for group in parameters):
+        raise ValueError(
+            f"The optimizer {type(optimizer).__name__} was made with {len(parameters)} parameter groups, which "
+            "paddle.Model.fit cannot use: pass parameters=network.parameters() and give single parameters their own "
+            "rate with paddle.ParamAttr(learning_rate=...)."
+        )
+    return optimizer
+
+
+def amp_level(model: paddle.Model) -> str:
+    """Return the level of mixed precision given to ``model.prepare``: ``"O0"`` (none), ``"O1"`` or ``"O2"``."""
+    return str(getattr(model._adapter, "_amp_level", "O0"))
+
+
+def amp_options(model: paddle.Model) -> dict[str, Any]:
+    """Return the options of the ``GradScaler`` given to ``model.prepare``."""
+    return dict(getattr(model._adapter, "_amp_configs", {}))
+
+
+def input_specs(model: paddle.Model, loader: Any = None) -> list[tuple[list[int | None], str]] | None:
+    """Return the shapes and types of the network's inputs, where they are known before a batch is seen.
+
+    Known are those given to ``paddle.Model`` as ``InputSpec``, those of an earlier batch, and, with a loader that
+    stacks the samples of a map-style data set, those of its first sample. Free sizes are ``None``.
+
+    Args:
+        model: the hapi model.
+        loader: of the training data. Its data set is asked for sample 0: guard the random streams.
+
+    Returns:
+        ``(shape, dtype)`` per input, batch included, or ``None`` if nothing but their number is known.
+    """
+    specs = list(model._inputs or [])
+    if not specs or any(len(spec.shape) < 2 for spec in specs):
+        return _specs_of_sample(loader, len(specs))
+    return [([None if size in (None, -1) else int(size) for size in spec.shape], str(spec.dtype)) for spec in specs]
+
+
+def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], str]] | None:
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate_fn)
+    if dataset is None or not stacks or isinstance(dataset, paddle.io.IterableDataset):
+        return None
+    try:
+        sample = dataset[0]
+    except Exception:  # the loader will meet it, and say so
+        return None
+    fields = list(sample)[:inputs] if isinstance(sample, (list, tuple)) else [sample]
+    if len(fields) != inputs or not all(isinstance(field, (np.ndarray, Tensor)) for field in fields):
+        return None
+    return [([getattr(sampler, "batch_size", None), *field.shape], str(field.dtype)) for field in fields]
+
+
+def input_count(model: paddle.Model) -> int:
+    """Return how many items of a batch go to the network; the others are labels."""
+    return len(model._inputs or [None])
+
+
+def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
+    """Return the metrics given to ``model.prepare``."""
+    return list(model._metrics or [])
+
+
+@contextmanager
+def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]], list[Any]]) -> Iterator[None]:
+    """Let ``model.train_batch`` see ``through(inputs, labels)`` for its labels inside the block.
+
+    Args:
+        model: the hapi model.
+        through: receives the batch's inputs and labels; what it returns reaches the loss and the metrics.
+    """
+    original = model.train_batch
+
+    def train_batch(inputs: Any, labels: Any = None, update: bool = True) -> Any:
+        return original(inputs, through(_listed(inputs), _listed(labels)), update)
+
+    with instance_attribute(model, "train_batch", train_batch):
+        yield
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@contextmanager
+def replaced_loss(model: paddle.Model, wrap: Callable[[LossFunction], LossFunction]) -> Iterator[None]:
+    """Let ``model`` use ``wrap(its loss)`` inside the block.
+
+    hapi calls the loss with ``*outputs, *labels``, in training outside ``auto_cast``, and in evaluation too.
+    """
+    original = task_loss_of(model)
+    model._loss = wrap(original)
+    try:
+        yield
+    finally:
+        model._loss = original

@@ -1,0 +1,172 @@
+"""Private parts of an optimizer: its parameters, state and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+__all__ = ["optimizer_state_of", "rate_scheduler_of", "scaled_learning_rate", "set_optimizer_state_of", "trained_also"]
+
+
+def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:
+    """Return the learning rate scheduler of ``optimizer``, if it has one."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
+
+
+def optimizer_state_of(
+    optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the accumulators (moments, velocities) of single parameters, by names of the caller's own.
+
+    ``optimizer.state_dict()`` is keyed by automatic parameter names, which another process may give to others.
+
+    Args:
+        optimizer: that trains them.
+        parameters: by a name that is stable across processes.
+    """
+    by_name = {parameter.name: key for key, parameter in parameters.items()}
+    state: dict[str, dict[str, Tensor]] = {}
+    for accumulator, held in optimizer._accumulators.items():
+        for name, value in held.items():
+            if name in by_name:
+                state.setdefault(by_name[name], {})[accumulator] = value.detach().clone()
+    for name, value in optimizer._master_weights.items():
+        if name in by_name:
+            state.setdefault(by_name[name], {})["master_weight"] = value.detach().clone()
+    return state
+
+
+def set_optimizer_state_of(
+    optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give single parameters the accumulators that `optimizer_state_of` returned; those without any are left.
+
+    Args:
+        optimizer: of the same class as then.
+        parameters: as then.
+        state: as returned.
+    """
+    chosen = {key: parameter for key, parameter in parameters.items() if key in state}
+    _create_accumulators(optimizer, list(chosen.values()))
+    for key, parameter in chosen.items():
+        for accumulator, value in state[key].items():
+            is_master = accumulator == "master_weight"
+            held = optimizer._master_weights if is_master else optimizer._accumulators.get(accumulator, {})
+            if parameter.name in held:
+                held[parameter.name].set_value(value)
+
+
+def _create_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Make the accumulators of ``parameters``, of those too that a loaded optimizer state does not know.
+
+    A loaded state waits in the optimizer, which then refuses every parameter that is missing in it.
+    """
+    waiting, optimizer._accumulators_holder = optimizer._accumulators_holder, {}
+    try:
+        block = paddle.static.default_main_program().global_block()
+        optimizer._create_accumulators(block, list(parameters))
+    finally:
+        optimizer._accumulators_holder = waiting
+    names = {parameter.name for parameter in parameters}
+    for held in optimizer._accumulators.values():
+        for name in names & set(held):
+            value = waiting.get(held[name].name)
+            if value is not None and list(value.shape) == list(held[name].shape):
+                held[name].set_value(waiting.pop(held[name].name))
+
+
+def _drop_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        for held in optimizer._accumulators.values():
+            held.pop(parameter.name, None)
+        optimizer._master_weights.pop(parameter.name, None)
+        optimizer._already_create_accumulator.discard(parameter.name)
+
+
+@contextmanager
+def trained_also(
+    optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor], *, keep: Callable[[], bool]
+) -> Iterator[None]:
+    """Add ``parameters`` to those that ``optimizer`` updates; the accumulators of the others are kept.
+
+    Taken out again, they leave no accumulators behind, so that later checkpoints do not hold any.
+
+    Args:
+        optimizer: not one with parameter groups, see `prepared_optimizer`.
+        parameters: those not yet known to the optimizer are added.
+        keep: asked at the end of the block; ``False`` takes the added ones out again.
+
+    Raises:
+        ValueError: a fused (``use_multi_tensor=True``) optimizer that has already taken steps cannot be extended.
+    """
+    known = optimizer._parameter_list
+    if known is None:
+        raise ValueError(
+            f"The optimizer {type(optimizer).__name__} has no parameter list: pass parameters=network.parameters()."
+        )
+    held = {id(parameter) for parameter in known}
+    added = [parameter for parameter in parameters if id(parameter) not in held]
+    if added and getattr(optimizer, "_use_multi_tensor", False) and optimizer._accumulators:
+        raise ValueError(
+            f"{type(optimizer).__name__}(use_multi_tensor=True) has already taken steps and cannot take new "
+            "parameters: make a new optimizer, or leave use_multi_tensor off."
+        )
+    known.extend(added)
+    if added and optimizer._accumulators_holder:  # a loaded state, which would refuse what it does not know
+        _create_accumulators(optimizer, added)
+    try:
+        yield
+    finally:
+        if not keep():
+            gone = {id(parameter) for parameter in added}
+            known[:] = [parameter for parameter in known if id(parameter) not in gone]
+            _drop_accumulators(optimizer, added)
+
+
+class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
+    """Stands in for the user's scheduler: the same object in all but the rate that the optimizer reads."""
+
+    def __init__(self, schedule: paddle.optimizer.lr.LRScheduler, factor: float) -> None:
+        self.__dict__.update(schedule=schedule, factor=factor)  # no __init__ of the parent: it would take a step
+
+    def __call__(self) -> float:
+        return self.factor * self.schedule()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__dict__", "__class__", "schedule", "factor"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "schedule"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.schedule, name, value)
+
+
+@contextmanager
+def scaled_learning_rate(optimizer: paddle.optimizer.Optimizer, factor: float) -> Iterator[None]:
+    """Let ``optimizer`` use ``factor`` times its learning rate, or its scheduler's, inside the block.
+
+    A scheduler goes on stepping as it would, by hapi or by the user, and is saved as it is. A rate that was changed
+    with ``set_lr`` inside the block is divided by ``factor`` at its end.
+    """
+    before = optimizer._learning_rate
+    if factor == 1:
+        yield
+        return
+    scheduled = isinstance(before, paddle.optimizer.lr.LRScheduler)
+    if scheduled:
+        optimizer._learning_rate = _ScaledSchedule(before, factor)
+    else:
+        optimizer.set_lr(before * factor)
+        scaled = optimizer._learning_rate
+    try:
+        yield
+    finally:
+        if scheduled:
+            optimizer._learning_rate = before
+        else:
+            optimizer.set_lr(before if optimizer._learning_rate == scaled else optimizer.get_lr() / factor)
