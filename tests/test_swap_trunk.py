@@ -308,3 +308,30 @@ def test_two_processes_stay_equal_and_a_late_swap_is_refused(tmp_path):
     first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
     assert sorted(first) == sorted(second)
     assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_a_head_behind_a_layer_that_the_forward_only_names_is_removed():
+    """``self.pool`` is looked up before ``self.norm`` runs, so it must stay; the head behind both must not."""
+
+    class Light(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2D(3, 8, 3, stride=8, padding=1)
+            self.norm = nn.BatchNorm2D(8)
+            self.pool = nn.AdaptiveAvgPool2D(1)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.head(paddle.flatten(self.pool(self.norm(self.stem(x))), start_axis=1))
+
+    class Heavy(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2D(3, 8, 3, stride=8, padding=1)
+
+        def forward(self, x):
+            return self.backbone(x)
+
+    network = BackboneSwap(Light(), at="backbone")(Heavy(), input_spec=[InputSpec([None, 3, 32, 32])])
+    assert not [key for key in network.state_dict() if "head" in key]
+    assert list(network(paddle.randn([2, 3, 32, 32])).shape) == [2, 8, 4, 4]

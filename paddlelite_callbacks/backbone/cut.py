@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import paddle
 from paddle import Tensor
-from paddle.nn import Layer
+from paddle.nn import Identity, Layer
 
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.surgery import same_modes
@@ -18,12 +18,14 @@ __all__ = ["cut_", "layers_that_ran"]
 def cut_(trunk: Trunk, x: Tensor) -> list[str]:
     """Remove the sublayers of ``trunk`` that run neither in eval nor in training mode.
 
+    Where the forward still names one of them, an ``Identity`` stands in its place.
+
     Args:
         trunk: without projections yet; comes back in its mode, with its statistics.
         x: ``[N, 3, H, W]``.
 
     Returns:
-        The names of the removed layers; none if the network cannot do without them (it uses their weights itself).
+        The names of the layers that are gone; those whose weights the network uses itself stay.
     """
     ran: set[int] = set()
     with _kept_state(trunk), paddle.no_grad():
@@ -34,14 +36,31 @@ def cut_(trunk: Trunk, x: Tensor) -> list[str]:
         trunk.eval()
         ran |= {id(layer) for layer in layers_that_ran(trunk, x).values()}
         before = trunk.maps(x)
-        removed = list(_idle(trunk, ran))
-        for parent, key, _ in removed:
+        idle = list(_idle(trunk, ran))
+        if _replaced(trunk, idle, None, x, before):
+            return [key for _, key, _ in idle]
+        # The forward names a layer without running it: in ``self.pool(self.norm(x))``, cut behind the norm, the pool.
+        if _replaced(trunk, idle, Identity(), x, before):
+            return [key for _, key, _ in idle]
+        return [key for parent, key, child in idle if _replaced(trunk, [(parent, key, child)], Identity(), x, before)]
+
+
+def _replaced(
+    trunk: Trunk, layers: Sequence[tuple[Layer, str, Layer]], by: Layer | None, x: Tensor, before: dict[str, Tensor]
+) -> bool:
+    """Remove ``layers``, or put ``by`` in their places; undo it all if the maps are not the same without them."""
+    tables = [(parent, dict(parent._sub_layers)) for parent, _, _ in layers]
+    for parent, key, _ in layers:
+        if by is None:
             del parent._sub_layers[key]
-        if not _still_gives(trunk, x, before):
-            for parent, key, child in reversed(removed):
-                parent._sub_layers[key] = child
-            return []
-    return [key for _, key, _ in removed]
+        else:
+            parent._sub_layers[key] = by
+    if _still_gives(trunk, x, before):
+        return True
+    for parent, table in tables:
+        parent._sub_layers.clear()
+        parent._sub_layers.update(table)
+    return False
 
 
 def _still_gives(trunk: Trunk, x: Tensor, before: dict[str, Tensor]) -> bool:
