@@ -143,7 +143,7 @@ class Ladder:
         model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy())
         export = ExportBenchCallback(
             self.folder, name=name, budget=self.budget, engines=self.options.engines,
-            warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=not self.options.quick,
+            warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=False, roofline=False,
         )  # fmt: skip
         log = TrainingLog(self.folder / "logs" / f"{name}.jsonl")
         model.fit(
@@ -212,7 +212,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--teacher-epochs", type=int, default=4, metavar="N", help="how long the teacher trains")
     add("--teacher-rate", type=float, default=1e-3, metavar="R", help="the teacher's largest learning rate")
     add("--student", default="MobileNetV3_small_x1_0", metavar="NAME", help="the light classifier, from paddleclas")
-    add("--epochs", type=int, default=10, metavar="N", help="how long the light networks train")
+    add("--epochs", type=int, default=9, metavar="N", help="how long the light networks train")
     add("--rate", type=float, default=2e-3, metavar="R", help="the light networks' largest learning rate")
     add("--loss", default="kl", choices=["kl", "jsdiv"], help="distillation loss on the class scores")
     add("--temperature", type=float, default=4.0, metavar="T", help="of the distillation loss")
