@@ -73,7 +73,7 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
     height = 4.4 + 0.42 * len(points)
     inches = (4.5, height) if narrow else (9.0, max(5.0, 0.42 * len(points)))
     figure = figure_module.Figure(figsize=inches, dpi=160 if narrow else 120)  # no pyplot: nobody's state changes
-    axes = figure.add_axes((0.17, 1 - 3.6 / height, 0.79, 3.1 / height) if narrow else (0.08, 0.12, 0.54, 0.78))
+    axes = figure.add_axes((0.17, 1 - 3.6 / height, 0.79, 3.1 / height) if narrow else (0.11, 0.12, 0.51, 0.78))
     top = max((size for _, _, size, _ in points), default=1.0)
     colours = ["#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#f76707", "#868e96"]
     for i, (x, y, size, _) in enumerate(points):
