@@ -287,7 +287,10 @@ def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
     def export():
         fit(
             hapi_model(),
-            [PACTQuantCallback(), ExportBenchCallback(tmp_path, name="tiny", warmup=1, repeats=1, verbose=0)],
+            [
+                PACTQuantCallback(),
+                ExportBenchCallback(tmp_path, name="tiny", warmup=1, repeats=1, report=False, verbose=0),
+            ],
         )
 
     export()
