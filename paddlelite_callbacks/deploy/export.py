@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.errors import require_installed
+from paddlelite_callbacks.files import staged_folder
 
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "staged_folder"]
 
@@ -138,39 +137,3 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
     finally:
         partial.unlink(missing_ok=True)
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
-
-
-@contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
-
-    After an exception the older ``folder`` stands as it was. Should the process die between the two renames, the
-    next call puts the older one back.
-
-    Raises:
-        OSError: the parent cannot be written to.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    old, stage = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("old", f"new-{os.getpid()}"))
-    if old.exists():
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
-            old.replace(folder)
-    _remove_stages_of_the_dead(folder)
-    stage.mkdir()
-    try:
-        yield stage
-        if folder.exists():
-            folder.replace(old)
-        stage.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _remove_stages_of_the_dead(folder: Path) -> None:
-    for left in folder.parent.glob(f".{folder.name}.new-*"):
-        process = left.name.rpartition("-")[2]
-        if not process.isdigit() or int(process) == os.getpid() or not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)

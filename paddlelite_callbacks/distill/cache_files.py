@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ from paddle.io import Dataset
 from tqdm import tqdm
 
 from paddlelite_callbacks.distill.outputs import tensors_of
+from paddlelite_callbacks.files import staged_folder
 from paddlelite_callbacks.surgery import frozen
 
 __all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "write_cache"]
@@ -55,16 +54,8 @@ def write_cache(
         num_workers: of its loader.
         progress: show a bar.
     """
-    stage = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
+    with staged_folder(folder) as stage:
         _fill(stage, network, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
-        if folder.exists():
-            shutil.rmtree(folder)
-        stage.rename(folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 class _Checked(Dataset):

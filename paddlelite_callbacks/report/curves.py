@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.record import Record
 
 __all__ = ["curve_names", "curves_png"]
@@ -62,10 +62,6 @@ def curves_png(records: Sequence[Record], path: Path, *, narrow: bool = False) -
     figure.suptitle("evaluation solid, training dashed", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 4, fontsize=9, frameon=False)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
+    with staged_file(path) as partial:
         figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.gate import Budget, judge, most_accurate
 from paddlelite_callbacks.report.record import Record
 
@@ -101,12 +101,8 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
     figure.suptitle(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
+    with staged_file(path) as partial:
         figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_ladder(
@@ -123,12 +119,8 @@ def write_ladder(
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` under another name first, so that no half of it is ever seen."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with staged_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _points(records: Sequence[Record], metric: str) -> list[_Point]:
