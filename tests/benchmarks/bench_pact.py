@@ -22,6 +22,7 @@ from paddlelite_callbacks import PACTConfig, prepare_pact_
 from paddlelite_callbacks.errors import require
 
 LIMIT = 1.25
+OUT = Path(__file__).parents[2] / "build" / "benchmarks" / "pact.json"
 CONTESTANTS = {
     "fp32": None,
     "pact": {},
@@ -78,7 +79,7 @@ def run(networks: list[str], batch: int, size: int, repeats: int, out: Path) -> 
 
 
 def test_step_time(tmp_path):
-    figures = run(["MobileNetV3_small_x1_0"], 16, 224, 10, Path("out/bench_pact.json"))
+    figures = run(["MobileNetV3_small_x1_0"], 16, 224, 10, OUT)
     assert figures["MobileNetV3_small_x1_0"]["pact"]["ratio"] <= LIMIT
 
 
@@ -88,6 +89,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("out/bench_pact.json"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     run(options.networks, options.batch, options.size, options.repeats, options.out)
