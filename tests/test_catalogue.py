@@ -123,6 +123,13 @@ def test_every_entry_is_complete():
         assert all(result is True or isinstance(result, str) for result in b.checks.values())
 
 
+def test_every_entry_was_trained_saved_and_loaded_again():
+    """The data say so; `CHECKS` do it, and run above on some."""
+    for b in list_backbones():
+        tried = {name: b.checks.get(name) for name in ("train", "paddle")}
+        assert tried == {"train": True, "paddle": True}, b.name
+
+
 def test_every_network_is_offered_or_left_out_with_a_reason():
     offered, left_out = {b.name for b in list_backbones()}, why_left_out()
     assert not offered & set(left_out)
