@@ -26,6 +26,8 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     model: paddle.Model
     params: dict[str, Any]
+    on_nan: str | None = None
+    guards_loss = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +50,10 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     def after_batch(self, updated: bool) -> None:
         """Run behind each training batch; ``updated`` says whether the optimizer took a step."""
+
+    def after_skipped(self, updated: bool) -> None:
+        """Run behind a batch that was left out because its loss was not finite; as `after_batch` by default."""
+        self.after_batch(updated)
 
     def finish(self) -> None:
         """Run once ``fit`` has ended well, with every scoped edit undone."""
@@ -82,9 +88,13 @@ class ScopedCallback(paddle.callbacks.Callback):
             self._session = joined_session(self, self.model, None)
         self._session.start(self.params)
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the training stands (called by hapi)."""
+        self.session.guard.epoch, self.session.guard.batch = epoch, 0
+
     def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
         """Keep ``logs``, where the figures of the batch go (called by hapi)."""
-        self.session.logs = logs
+        self.session.logs, self.session.guard.batch = logs, step
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Undo the edits (called by hapi); inside ``fit`` the finish follows hapi's own last checkpoint."""

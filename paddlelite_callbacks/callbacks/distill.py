@@ -14,6 +14,7 @@ from paddlelite_callbacks.callbacks.distill_sources import layers_to_tap
 from paddlelite_callbacks.callbacks.distill_state import BridgeTrainer, Position, load_state, save_state
 from paddlelite_callbacks.callbacks.distill_step import DistillStep
 from paddlelite_callbacks.callbacks.distill_who import source_of
+from paddlelite_callbacks.callbacks.nan_guard import checked_policy
 from paddlelite_callbacks.distill.catalogue import AnyLoss
 from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.objective import Objective
@@ -56,6 +57,11 @@ class DistillCallback(ScopedCallback):
         teacher_weights: of several teachers; ``None`` for equal ones.
         combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
             the weighted losses to each.
+        on_nan: what to do with a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError`
+            that names the batch, the term and where it comes from, the weights as before it; ``"skip"`` leaves the
+            batch out (weights, optimizer, batch-norm statistics as before it) and counts it in ``logs`` as
+            ``skipped_batches``; ``"ignore"`` lets it through. ``None`` is ``"raise"`` unless another callback of this
+            ``fit`` says otherwise.
         resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
             peer and the position in the schedules from ``.pddistill`` beside it. See `load`.
 
@@ -66,10 +72,13 @@ class DistillCallback(ScopedCallback):
             choose, and outputs that do not fit, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
             data set's first sample); else in the first batch, before any weight is changed.
         FileNotFoundError: no such checkpoint.
+        NonFiniteLossError: in training: see ``on_nan``.
 
     Example:
         >>> model.fit(train_data, epochs=10, callbacks=[DistillCallback(teacher)])  # doctest: +SKIP
     """
+
+    guards_loss = True
 
     def __init__(
         self,
@@ -84,9 +93,11 @@ class DistillCallback(ScopedCallback):
         output: Key | tuple[Key | None, Key | None] | None = None,
         teacher_weights: Sequence[float] | None = None,
         combine: str = "mean",
+        on_nan: str | None = None,
         resume: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.on_nan = checked_policy(on_nan)
         self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
         self.loss, self.temperature, self.output = loss, temperature, output
         self._outputs = output_terms(loss, temperature=temperature, output=output)
@@ -106,7 +117,7 @@ class DistillCallback(ScopedCallback):
     @property
     def teacher(self) -> Layer | None:
         """The (first) network that teaches; ``None`` while there is none yet."""
-        networks = getattr(self._source, "networks", [None])
+        networks = self._source.networks
         return networks[0] if networks else None
 
     @property
@@ -173,6 +184,7 @@ class DistillCallback(ScopedCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the schedules stand (called by hapi)."""
+        super().on_epoch_begin(epoch, logs)
         self._position.at_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -197,6 +209,11 @@ class DistillCallback(ScopedCallback):
         self._bridges.after_batch(updated)
         self._source.after_batch(updated)
         self._position.after_batch()
+
+    def after_skipped(self, updated: bool) -> None:
+        """Drop what was prepared for the batch, then go on."""
+        self._source.skipped()
+        self.after_batch(updated)
 
     def save(self, path: str | Path) -> None:
         """Write ``path.pddistill``, whole or not at all; ``fit`` does so beside each of hapi's checkpoints.

@@ -23,9 +23,11 @@ class CacheSource(Source):
     """Takes the stored outputs off each batch before the loss and the metrics see it."""
 
     taps_features = False
+    called = "stored teacher"
 
     def __init__(self, cached: CachedTeacher) -> None:
         self._cached = cached
+        self.networks = [None]
         self._given: list[Tensor] | None = None
         self._ran = False
 

@@ -283,7 +283,8 @@ class ExportBenchCallback(ScopedCallback):
 
     def _notes_of_others(self) -> list[str]:
         members = [] if self._training is None else self._training.members
-        return [note for member in members if hasattr(member, "notes") for note in member.notes()]
+        skipped = [] if self._training is None else self._training.guard.notes()
+        return [*skipped, *(note for member in members if hasattr(member, "notes") for note in member.notes())]
 
     def _eval_data(self) -> Any:
         if self.eval_data is None and self._training is not None:

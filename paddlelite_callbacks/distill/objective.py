@@ -58,6 +58,13 @@ class Objective:
         """Whether no term will have a weight from ``epoch`` on."""
         return all(epoch >= getattr(term.weight, "silent_from", float("inf")) for term in self.terms.values())
 
+    def describe(self, name: str) -> str:
+        """Return what the term ``name`` compares, for messages."""
+        term = self.terms[name]
+        if isinstance(term, FeatureTerm):
+            return _pair(term)
+        return "outputs" if term.output is None else f"output {term.output!r}"
+
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
         """Make the bridges that these features need and that are not there yet.
 

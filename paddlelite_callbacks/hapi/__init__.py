@@ -34,10 +34,12 @@ from paddlelite_callbacks.hapi.optimizer import (
     set_optimizer_state_of,
     trained_also,
 )
+from paddlelite_callbacks.hapi.skip import SkipBatch, skippable_batches
 
 __all__ = [
     "FitGuard",
     "LossFunction",
+    "SkipBatch",
     "alongside_checkpoints",
     "amp_level",
     "amp_options",
@@ -56,6 +58,7 @@ __all__ = [
     "scaled_learning_rate",
     "set_optimizer_state_of",
     "shown_metrics",
+    "skippable_batches",
     "task_loss_of",
     "trained_also",
     "training_data",
