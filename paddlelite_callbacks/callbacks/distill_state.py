@@ -15,6 +15,7 @@ from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
 from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
 
@@ -157,6 +158,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none beside the checkpoint.
+        ValueError: it is torn, holds code, or is another kind of file.
     """
     file = Path(f"{path}{_ENDING}")
     if not file.is_file():
@@ -164,4 +166,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
             "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
         )
-    return paddle.load(str(file))
+    state = read_saved(file)
+    wanted = {"position", "bridges", "source"}
+    if not isinstance(state, dict) or not wanted <= state.keys():
+        raise ValueError(
+            f"{file} is no state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
+            "checkpoint of this package, for instance 'checkpoints/3'."
+        )
+    return state

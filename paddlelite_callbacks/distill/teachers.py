@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.saved import read_saved, refuse_code
+
 __all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
 
 TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer | Callable[[], Layer]]
@@ -44,8 +46,9 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
             f"{type(teacher).__name__}; or a pair (checkpoint.pdparams, network), or the path of a checkpoint or of "
             "a program saved with paddle.jit.save."
         )
-    if _program(teacher) is not None:
-        return paddle.jit.load(str(_program(teacher)))
+    prefix = _program(teacher)
+    if prefix is not None:
+        return _from_program(prefix)
     path = _checkpoint(teacher)
     return None if student is None else _from_checkpoint(path, lambda: copied(student))
 
@@ -118,6 +121,24 @@ def _program(teacher: str | Path) -> Path | None:
     return prefix if exists and Path(f"{prefix}.pdiparams").is_file() else None
 
 
+def _from_program(prefix: Path) -> Layer:
+    refuse_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
+    try:
+        return paddle.jit.load(str(prefix))
+    except Exception as error:
+        raise ValueError(
+            f"teacher={str(prefix)!r} cannot be loaded by paddle.jit.load ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:200]}): write it again with paddle.jit.save, or give the network "
+            "itself, or (checkpoint, network)."
+        ) from error
+
+
+def _kinds(state: Any) -> str:
+    if isinstance(state, dict):
+        return f"a dictionary of {sorted({type(value).__name__ for value in state.values()})}"
+    return f"a {type(state).__name__}"
+
+
 def _checkpoint(teacher: str | Path) -> Path:
     for path in (Path(teacher), Path(f"{teacher}.pdparams")):
         if path.is_file():
@@ -139,5 +160,11 @@ def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
             network = network()
         if not isinstance(network, Layer):
             raise TypeError(f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}.")
-    load_weights_(network, paddle.load(str(path)), str(path))
+    state = read_saved(path)
+    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(
+            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
+            "paddle.save(network.state_dict(), path)."
+        )
+    load_weights_(network, state, str(path))
     return network
