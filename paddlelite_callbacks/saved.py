@@ -61,9 +61,9 @@ def _unpickled(path: Path) -> Any:
             return _Unpickler(file, encoding="latin1").load()
     except _Refused as error:
         raise ValueError(
-            f"{path} asks for {error} when it is opened. A file of weights may only hold arrays, numbers and strings, "
-            "in dictionaries and lists; anything else can run any code on this machine, so it is not opened. If you trust "
-            "whoever made it, open it yourself with paddle.load and save the weights alone: "
+            f"{path} asks for {error} when it is opened. A file of weights may only hold arrays, numbers and strings "
+            "in dictionaries and lists; anything else can run any code on this machine, so it is not opened. If you "
+            "trust whoever made it, open it yourself with paddle.load and save the weights alone: "
             "paddle.save(network.state_dict(), path)."
         ) from None
     except (OSError, MemoryError):
