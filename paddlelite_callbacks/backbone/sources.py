@@ -101,7 +101,10 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
         with _own_parameter_names():
             network = factory(**arguments)
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"{name} cannot be built with options {dict(options or {})}: {error}.") from error
+        raise ValueError(
+            f"{name} cannot be built with options {dict(options or {})}: {error}. See help() of its factory for its "
+            "options."
+        ) from error
     for parameter in network.parameters():
         if not _AUTOMATIC_NAME.fullmatch(parameter.name):
             parameter.name = unique_name.generate(parameter.name)

@@ -83,7 +83,9 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
     if not file.is_file():
         raise ValueError(f"No weights file {place}: give the path of a .pdparams file, an address, or True.")
     if sha256 is not None and (found := _sha256(file)) != sha256.lower():
-        raise ValueError(f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one.")
+        raise ValueError(
+            f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one. Fetch it again."
+        )
     return file
 
 

@@ -26,6 +26,7 @@ from paddlelite_callbacks.hapi import (
     optimizer_state_of,
     prepared_optimizer,
     rate_scheduler_of,
+    refuse_foreign_parameters,
     set_optimizer_state_of,
 )
 from paddlelite_callbacks.surgery import same_modes
@@ -64,10 +65,15 @@ class MutualSource(Source):
             raise ValueError(f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...).")
         if peer.optimizer is prepared_optimizer(model):
             raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
+        refuse_foreign_parameters(peer.optimizer, peer.network, "The peer's optimizer")
         names = [metric.name() for metric in metrics_of(model)]
         known = ["loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))]
         if peer.monitor is not None and peer.monitor not in known:
-            raise ValueError(f"monitor must be one of {known}, got {peer.monitor!r}.")
+            raise ValueError(
+                f"monitor must be one of {known}, got {peer.monitor!r}: a metric given to model.prepare, or leave it "
+                "out "
+                "for the first."
+            )
         return [peer.network]
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,9 @@ from paddlelite_callbacks.callbacks.still_buffers import StillBuffers
 from paddlelite_callbacks.errors import NonFiniteLossError
 from paddlelite_callbacks.hapi import LossFunction, SkipBatch, prepared_optimizer, replaced_loss, skippable_batches
 
-__all__ = ["ON_NAN", "NaNGuard", "agreed_policy", "checked_policy"]
+__all__ = ["FIGURE", "NaNGuard"]
 
 _log = logging.getLogger(__name__)
-ON_NAN = ("raise", "skip", "ignore")
 FIGURE = "skipped_batches"
 _SPOKEN = 3  # skips that are logged one by one
 
@@ -221,32 +220,3 @@ def _remedy(causes: list[Finding], broken: list[Finding]) -> str:
     else:
         cure = "Lower the learning rate, clip gradients, or look for a division or logarithm in the loss"
     return f"The weights are those before this batch. {cure}; on_nan='skip' leaves such batches out."
-
-
-def checked_policy(on_nan: str | None) -> str | None:
-    """Return ``on_nan`` where it is allowed.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if on_nan is not None and on_nan not in ON_NAN:
-        raise ValueError(
-            f"on_nan must be one of {list(ON_NAN)}, or None for 'raise' unless another callback says otherwise, got "
-            f"{on_nan!r}: leave it out to stop at the first loss that is not finite."
-        )
-    return on_nan
-
-
-def agreed_policy(wishes: Mapping[str, str | None]) -> str:
-    """Return what one ``fit`` does, from what its callbacks want.
-
-    Args:
-        wishes: ``on_nan`` by the callback's class; empty if none of them guards.
-
-    Raises:
-        ValueError: they want different things.
-    """
-    said = {name: wish for name, wish in wishes.items() if wish is not None}
-    if len(set(said.values())) > 1:
-        raise ValueError(f"The callbacks of one fit need the same on_nan=, got {said}: give it to one of them.")
-    return next(iter(said.values()), "raise") if wishes else "ignore"

@@ -12,9 +12,15 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
-from paddlelite_callbacks.callbacks.nan_guard import checked_policy
-from paddlelite_callbacks.hapi import amp_level, prepared_optimizer, scaled_learning_rate, trained_also
-from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.callbacks.nan_policy import checked_policy
+from paddlelite_callbacks.hapi import (
+    amp_level,
+    prepared_optimizer,
+    refuse_unusable_data,
+    scaled_learning_rate,
+    trained_also,
+)
+from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, metric_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
@@ -75,15 +81,19 @@ class PACTQuantCallback(ScopedCallback):
         super().__init__()
         self.on_nan = checked_policy(on_nan)
         if config is not None and options:
-            raise TypeError(f"Give either config or options, got both: config and {sorted(options)}.")
+            raise TypeError(f"Give either config or options, got both: config and {sorted(options)}. Leave one out.")
         if config is not None and not isinstance(config, PACTConfig):
             raise TypeError(
                 f"config must be a PACTConfig, got {type(config).__name__}; for the guide's dictionary use "
                 "PACTQuantCallback.from_config({...})."
             )
-        if not 0 <= allowed_drop < 1:
-            raise ValueError(f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop}.")
-        self.config = config or PACTConfig(**options)
+        if not isinstance(allowed_drop, (int, float)) or not 0 <= allowed_drop < 1:
+            raise ValueError(
+                f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop!r}: leave it out for 0.03."
+            )
+        if evaluate_on is not None:
+            refuse_unusable_data("evaluate_on", evaluate_on)
+        self.config = config or pact_config(**options)
         self.evaluate_on, self.allowed_drop = evaluate_on, allowed_drop
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
@@ -105,7 +115,8 @@ class PACTQuantCallback(ScopedCallback):
         epochs = (self.params or {}).get("epochs")
         if epochs is not None and self.config.start_epoch >= epochs:
             raise ValueError(
-                f"start_epoch={self.config.start_epoch} is never reached in {epochs} epochs (they count from 0)."
+                f"start_epoch={self.config.start_epoch} is never reached in {epochs} epochs (they count from 0): "
+                "train longer, or start earlier."
             )
         if epochs is not None and self.config.fp32_epochs and epochs > self.config.fp32_epochs / 2:
             _log.warning(
@@ -195,7 +206,10 @@ class PACTQuantCallback(ScopedCallback):
             RuntimeError: there is no ``evaluate_on``, or no ``fit`` has run.
         """
         if self.evaluate_on is None or not self._trained:
-            raise RuntimeError("find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run.")
+            raise RuntimeError(
+                f"find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run; evaluate_on is "
+                f"{type(self.evaluate_on).__name__}. Give the data, and call model.fit first."
+            )
         return find_skips(
             self.model.network, lambda: metric_of(self.model, self.evaluate_on)[1], budget=budget, most=most
         )

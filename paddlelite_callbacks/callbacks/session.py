@@ -10,7 +10,8 @@ import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
-from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard, agreed_policy
+from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard
+from paddlelite_callbacks.callbacks.nan_policy import agreed_policy
 from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics
 
 __all__ = ["FitSession", "Member", "joined_session"]

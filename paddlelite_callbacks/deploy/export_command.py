@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     source, specs, target = find_model(options.model), [parse_input(text) for text in options.input], Path(options.out)
     if source.kind != "paddle":
-        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs.")
+        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a folder.")
     ours = {"model.onnx", "model.fp16.onnx", SIDECAR}

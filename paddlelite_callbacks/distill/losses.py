@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
     """
     same_shape(student, teacher)
     if delta <= 0:
-        raise ValueError(f"delta must be positive, got {delta}.")
+        raise ValueError(f"delta must be positive, got {delta}: leave it out for 1, the usual Huber loss.")
     return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
 
 
@@ -167,7 +168,8 @@ def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequ
     if len(student) != len(teacher):
         raise ValueError(
             f"The student gives {len(student)} outputs {_shapes(student)}, the teacher {len(teacher)} "
-            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal."
+            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal. Give lists of the "
+            "same length, or the pairs that you want."
         )
     return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
@@ -188,9 +190,17 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 def same_shape(student: Tensor, teacher: Tensor) -> None:
     """Refuse a pair of different shapes.
 
+    Args:
+        student: what the student gives.
+        teacher: what the teacher gives.
+
     Raises:
+        TypeError: one of them is no tensor.
         ValueError: names both shapes.
     """
+    for who, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
     if list(student.shape) != list(teacher.shape):
         raise ValueError(
             f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
@@ -204,8 +214,10 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: names it.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be positive, got {temperature!r}: a finite number, or None for the loss's own default."
+        )
 
 
 def _shapes(outputs: Sequence[Tensor]) -> list[list[int]]:

@@ -209,7 +209,8 @@ def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
     index = spec.label or 0
     if not -len(labels) <= index < len(labels):
         raise ValueError(
-            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: see label=."
+            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: choose another with "
+            "OutputTerm(..., label=...)."
         )
     return labels[index]
 

@@ -83,7 +83,8 @@ def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[Feat
     if len(ours) != len(theirs):
         raise ValueError(
             f"features pairs layers in order, but {term.student!r} matches {len(ours)} of the student ({ours[:8]}) and "
-            f"{term.teacher!r} matches {len(theirs)} of the teacher ({theirs[:8]})."
+            f"{term.teacher!r} matches {len(theirs)} of the teacher ({theirs[:8]}). Write the pairs one by one: "
+            f"features={{'student.layer': 'teacher.layer'}}."
         )
     if len(ours) > 1 and isinstance(term.project, Layer):
         raise ValueError(f"project= is one layer, but {term.student!r} matches {len(ours)}: give one term per pair.")

@@ -145,7 +145,7 @@ def _checkpoint(teacher: str | Path) -> Path:
             return path
     raise FileNotFoundError(
         f"teacher={str(teacher)!r}: there is neither a checkpoint {teacher}[.pdparams] nor a program "
-        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams."
+        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams. Give the path of one, or the network itself."
     )
 
 
@@ -154,12 +154,15 @@ def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
         if not callable(network):
             raise TypeError(
                 f"teacher=(checkpoint, network): network must be a Layer or a function that builds one, got "
-                f"{type(network).__name__}."
+                f"{type(network).__name__}: for instance lambda: resnet18(num_classes=10)."
             )
         with paddle.utils.unique_name.guard():  # some of paddleclas's networks have fixed parameter names
             network = network()
         if not isinstance(network, Layer):
-            raise TypeError(f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}.")
+            raise TypeError(
+                f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}: it must build a "
+                "paddle.nn.Layer."
+            )
     state = read_saved(path)
     if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
         raise ValueError(

@@ -24,12 +24,14 @@ from paddlelite_callbacks.hapi.model import (
     labels_through,
     metrics_of,
     prepared_optimizer,
+    refuse_unusable_data,
     replaced_loss,
     task_loss_of,
 )
 from paddlelite_callbacks.hapi.optimizer import (
     optimizer_state_of,
     rate_scheduler_of,
+    refuse_foreign_parameters,
     scaled_learning_rate,
     set_optimizer_state_of,
     trained_also,
@@ -54,6 +56,8 @@ __all__ = [
     "optimizer_state_of",
     "prepared_optimizer",
     "rate_scheduler_of",
+    "refuse_foreign_parameters",
+    "refuse_unusable_data",
     "replaced_loss",
     "scaled_learning_rate",
     "set_optimizer_state_of",

@@ -43,7 +43,10 @@ def run(options: argparse.Namespace) -> int:
     from paddlelite_callbacks.report.record import read_records
 
     if options.engine and options.engine not in ENGINES:
-        raise ValueError(f"No engine {options.engine!r}; known are {near_names(options.engine, ENGINES)}.")
+        raise ValueError(
+            f"No engine {options.engine!r}; known are {near_names(options.engine, ENGINES)}: leave it out for the "
+            "fastest."
+        )
     if options.metric_drop is not None and options.baseline is None:
         raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
     budget = Budget(
@@ -57,14 +60,17 @@ def run(options: argparse.Namespace) -> int:
         engine=options.engine,
     )
     if budget.size_mb is None and budget.latency_ms is None and budget.baseline is None:
-        raise ValueError("Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
+        raise ValueError("Got no limit. Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
     latest = {record.name: record for record in read_records(Path(options.folder) / "runs.jsonl")}
     if options.run is not None:
         if options.run not in latest:
-            raise ValueError(f"No run {options.run!r}; near ones are {near_names(options.run, latest)}.")
+            raise ValueError(
+                f"No run {options.run!r}; near ones are {near_names(options.run, latest)}: name one, or leave --run "
+                "out for all."
+            )
         latest = {options.run: latest[options.run]}
     if not latest:
-        raise ValueError(f"{options.folder}/runs.jsonl holds no run.")
+        raise ValueError(f"{options.folder}/runs.jsonl holds no run: let ExportBenchCallback write one.")
     verdicts = {name: judge(record, budget) for name, record in latest.items()}
     for name, verdict in verdicts.items():
         sys.stdout.write(f"{name}: {verdict}\n\n{verdict.table()}\n\n")
