@@ -39,7 +39,7 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
         temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
 
     Returns:
-        Scalar, nats.
+        Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
 
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
