@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_latencies_are_numpys_percentiles_in_their_order(durations):
     row = summarise(durations)
     assert row["p50_ms"] == np.median(durations)
     order = [row[name] for name in ("min_ms", "p25_ms", "p50_ms", "p75_ms", "p90_ms")]
-    assert all(a <= b + 1e-9 * b for a, b in zip(order, order[1:], strict=False))
+    assert all(a <= b + 1e-9 * b for a, b in pairwise(order))
     assert min(durations) <= row["mean_ms"] * (1 + 1e-9)
     assert row["mean_ms"] <= max(durations) * (1 + 1e-9)
 

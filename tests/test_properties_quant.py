@@ -1,4 +1,4 @@
-"""Properties of the fake quantisers: on the grid, idempotent, monotone, bounded, scale-equivariant, exact as integers."""
+"""Properties of the fake quantisers: on the grid, idempotent, monotone, bounded, exact as integers."""
 
 from __future__ import annotations
 
