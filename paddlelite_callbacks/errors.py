@@ -71,6 +71,10 @@ def require(name: str, *, needed_for: str) -> ModuleType:
 def require_installed(name: str, *, needed_for: str) -> None:
     """Check that the top-level module ``name`` can be found, without importing it.
 
+    Args:
+        name: of the module.
+        needed_for: the feature that asks, for the error message.
+
     Raises:
         MissingDependencyError: as `require` does.
     """

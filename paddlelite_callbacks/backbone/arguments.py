@@ -22,6 +22,13 @@ def check_options(
 ) -> None:
     """Refuse options of `BackboneSwap` that do not go together.
 
+    Args:
+        at: the sublayer to replace, or ``None``.
+        taps: names or strides.
+        adapt: ``"project"`` or ``"rebuild"``.
+        rebuild: the function that goes with ``"rebuild"``.
+        freeze_stages: how many first stages stand still.
+
     Raises:
         TypeError: ``taps`` is no list.
         ValueError: says what is allowed.
@@ -44,6 +51,11 @@ def check_options(
 
 def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
     """Return ``backbone`` if it is a network; check what can be checked of a name before anything is built.
+
+    Args:
+        backbone: a name, or a network.
+        pretrained: as `BackboneSwap` takes it.
+        options: of the factory.
 
     Raises:
         TypeError: it is neither.

@@ -39,6 +39,11 @@ def refuse_unswappable(network: Any) -> None:
 def seen_at(network: Layer, at: str, input_spec: Sequence[InputSpec]) -> tuple[Tensor, Any]:
     """Run ``network`` once on zeros; return what its sublayer ``at`` was given and what it gave.
 
+    Args:
+        network: run once.
+        at: name of the sublayer.
+        input_spec: one per input; sizes other than the batch are numbers.
+
     Raises:
         ValueError: there is no such sublayer, it does not run, it takes no single image, or an optimizer or
             ``DataParallel`` already holds its parameters.

@@ -132,7 +132,12 @@ def weights_url(name: str) -> str | None:
 
 
 def weights_file(name: str, url: str) -> Path | None:
-    """Return where the source's own loader keeps the file of ``url``."""
+    """Return where the source's own loader keeps the file of ``url``.
+
+    Args:
+        name: of the network.
+        url: of its weights.
+    """
     cache = source_of(name).cache
     return None if cache is None else cache.expanduser() / url.rsplit("/", 1)[-1]
 

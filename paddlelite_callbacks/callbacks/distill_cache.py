@@ -20,7 +20,11 @@ __all__ = ["CacheSource"]
 
 
 class CacheSource(Source):
-    """Takes the stored outputs off each batch before the loss and the metrics see it."""
+    """Takes the stored outputs off each batch before the loss and the metrics see it.
+
+    Args:
+        cached: the data set that `cache_teacher` returned.
+    """
 
     taps_features = False
     called = "stored teacher"

@@ -37,7 +37,11 @@ _log = logging.getLogger(__name__)
 
 
 class MutualSource(Source):
-    """Runs, teaches and evaluates a `MutualPeer` beside the student."""
+    """Runs, teaches and evaluates a `MutualPeer` beside the student.
+
+    Args:
+        peer: with its optimizer.
+    """
 
     taps_features = False
     has_state = True

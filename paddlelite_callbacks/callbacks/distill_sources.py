@@ -86,7 +86,11 @@ class Source:
 
 
 class FrozenSource(Source):
-    """Frozen networks, run once a batch under ``no_grad``."""
+    """Frozen networks, run once a batch under ``no_grad``.
+
+    Args:
+        teachers: as `DistillCallback` takes them.
+    """
 
     def __init__(self, teachers: Sequence[TeacherLike]) -> None:
         for teacher in teachers:
@@ -177,7 +181,12 @@ class EMASource(FrozenSource):
 
 
 def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[list[str]]]:
-    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's."""
+    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's.
+
+    Args:
+        objective: with its terms.
+        teachers: how many there are.
+    """
     features = objective.feature_terms()
     return (
         [name for term in features for name in term.layers()[0]],

@@ -136,7 +136,11 @@ class BridgeTrainer:
 
 
 def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
+    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows.
+
+    Args:
+        grad: of this process; summed in place.
+    """
     paddle.distributed.all_reduce(grad)
     return grad / paddle.distributed.get_world_size()
 
@@ -155,6 +159,9 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Return what `save_state` wrote.
+
+    Args:
+        path: prefix of the checkpoint.
 
     Raises:
         FileNotFoundError: there is none beside the checkpoint.

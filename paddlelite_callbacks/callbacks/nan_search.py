@@ -53,7 +53,12 @@ def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:
-    """Return which parameters and buffers of ``network`` hold NaN or infinite values."""
+    """Return which parameters and buffers of ``network`` hold NaN or infinite values.
+
+    Args:
+        name: of ``network``, for messages.
+        network: looked through.
+    """
     found = []
     for key, tensor in network.state_dict().items():
         counted = _counted(tensor)

@@ -53,6 +53,10 @@ class FitSession:
     The result is the same for every order of the callbacks in hapi's list, because each step is run for all
     members before the next one: check, convert, attach, train, undo, finish.
 
+    Args:
+        model: in training.
+        own_loop: whether a loop of the user's own calls the hooks, instead of ``fit``.
+
     Attributes:
         data: the loader of the training data, until the members have checked; ``None`` in a loop of the user's own.
         eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.

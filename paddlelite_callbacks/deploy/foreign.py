@@ -69,6 +69,9 @@ def _in_folder(folder: Path) -> Artefact:
 def parse_input(text: str) -> InputSpec:
     """Read ``1x3x224x224``, ``name:1x3x224x224`` or ``name:1x3x224x224:int64``.
 
+    Args:
+        text: for instance ``"x:1x3x224x224:float32"``.
+
     Raises:
         ValueError: it is none of them.
     """
@@ -92,6 +95,9 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
     """Return the shapes of the inputs by name, in the order in which engines take them.
 
     Free sizes are -1; the shapes of Paddle programs cannot be asked for and are empty.
+
+    Args:
+        artefact: of `find_model`.
 
     Raises:
         ValueError: the file cannot be read.

@@ -25,7 +25,11 @@ FORMAT = 1
 
 
 def checksum(fields: Sequence[Any]) -> int:
-    """Return a CRC-32 of a sample's inputs and labels."""
+    """Return a CRC-32 of a sample's inputs and labels.
+
+    Args:
+        fields: tensors, arrays or numbers.
+    """
     crc = 0
     for value in fields:
         array = np.ascontiguousarray(value.numpy() if isinstance(value, Tensor) else np.asarray(value))

@@ -78,7 +78,11 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_map(x: Tensor) -> Tensor:
-    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1."""
+    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1.
+
+    Args:
+        x: ``[N, C, positions...]``.
+    """
     energy = (x * x).mean(axis=1).flatten(1)
     return energy / ((energy * energy).sum(axis=1, keepdim=True) + _TINY**2).sqrt()
 

@@ -72,6 +72,10 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tens
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean((s - t)²)`` over all elements; any equal shapes, ``teacher`` detached (the guide's ``l2``).
 
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+
     Raises:
         ValueError: the shapes differ.
     """
@@ -81,6 +85,10 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean(|s - t|)`` over all elements; any equal shapes, ``teacher`` detached.
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
 
     Raises:
         ValueError: the shapes differ.
@@ -161,6 +169,11 @@ def loss_for_task(task_loss: Any) -> str:
 
 def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Sum ``loss`` over pairs of outputs in their order.
+
+    Args:
+        loss: of one pair.
+        student: the student's outputs.
+        teacher: the teacher's, as many.
 
     Raises:
         ValueError: the networks give different numbers of outputs.

@@ -109,7 +109,11 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def shapes_of(outputs: Any) -> Any:
-    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise."""
+    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise.
+
+    Args:
+        outputs: of a network.
+    """
     found = {path: list(tensor.shape) for path, tensor in tensors_of(outputs).items()}
     if isinstance(outputs, Mapping):
         return found

@@ -84,6 +84,10 @@ def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTer
 def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return ``weights`` divided by their sum; equal ones for ``None``.
 
+    Args:
+        weights: one per teacher.
+        count: number of teachers.
+
     Raises:
         ValueError: not one positive weight a teacher.
     """

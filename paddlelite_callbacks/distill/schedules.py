@@ -56,7 +56,13 @@ def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule
 
 
 def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule:
-    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017)."""
+    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017).
+
+    Args:
+        start: at least 0.
+        end: at least 0.
+        epochs: length of the change; ``None`` for all that ``fit`` was asked for.
+    """
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
         lambda epoch, total: end + (start - end) * (1 + math.cos(math.pi * _share(epoch, epochs, total))) / 2,
@@ -102,6 +108,10 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
 
 def checked_weight(name: str, weight: Weight) -> Weight:
     """Return ``weight`` if it is a finite number of at least 0 or a schedule.
+
+    Args:
+        name: of the argument, for the message.
+        weight: as given.
 
     Raises:
         ValueError: it is neither.

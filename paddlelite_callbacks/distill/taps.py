@@ -71,6 +71,11 @@ class Taps:
 def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[FeatureTerm]:
     """Return one term per pair of layers that the names or globs of ``term`` match.
 
+    Args:
+        term: with names or globs.
+        student: whose layers are meant.
+        teacher: the same.
+
     Raises:
         ValueError: a name matches nothing (near ones are listed), or the two sides match different numbers.
     """

@@ -56,6 +56,9 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
 def refuse_missing_files(teacher: TeacherLike) -> None:
     """Refuse a path to nothing.
 
+    Args:
+        teacher: as `loaded_teacher` takes it.
+
     Raises:
         FileNotFoundError: names what was looked for.
     """

@@ -133,7 +133,11 @@ def refuse_unusable_data(name: str, data: Any) -> None:
 
 
 def input_count(model: paddle.Model) -> int:
-    """Return how many items of a batch go to the network; the others are labels."""
+    """Return how many items of a batch go to the network; the others are labels.
+
+    Args:
+        model: the hapi model.
+    """
     return len(model._inputs or [None])
 
 

@@ -23,7 +23,12 @@ _TINY = float(np.finfo("float32").tiny)
 
 
 def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
-    """Return the lowest and the highest integer of a grid of ``2^bits`` values that holds 0."""
+    """Return the lowest and the highest integer of a grid of ``2^bits`` values that holds 0.
+
+    Args:
+        bits: 2-8.
+        signed: whether the grid reaches below zero.
+    """
     return (-float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)) if signed else (0.0, float(2**bits - 1))
 
 
@@ -77,7 +82,13 @@ def round_weight(weight: Tensor, step: Tensor) -> Tensor:
 
 
 def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
-    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; 1 for an all-zero channel."""
+    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; 1 for an all-zero channel.
+
+    Args:
+        weight: any shape.
+        bits: 2-8.
+        axis: of the output channels.
+    """
     others = [dim for dim in range(len(weight.shape)) if dim != axis]
     # Two reductions instead of |w|: no second copy of the weight is made.
     largest = paddle.maximum(weight.max(axis=others, keepdim=True), -weight.min(axis=others, keepdim=True))

@@ -118,18 +118,30 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
 
 
 def quantized_layers(network: Layer) -> dict[str, Layer]:
-    """Return the layers that `prepare_pact_` has converted, by name."""
+    """Return the layers that `prepare_pact_` has converted, by name.
+
+    Args:
+        network: looked through.
+    """
     kinds = tuple(_QUANTED.values())
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, kinds)}
 
 
 def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:
-    """Return our quanters of inputs and outputs by their own names; a layer can hold both."""
+    """Return our quanters of inputs and outputs by their own names; a layer can hold both.
+
+    Args:
+        network: quantised.
+    """
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuanter)}
 
 
 def trained_scales(network: Layer) -> list[Tensor]:
-    """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of."""
+    """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of.
+
+    Args:
+        network: quantised.
+    """
     names = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")
     return [parameter for name, parameter in network.named_parameters() if f".{name}".endswith(names)]
 

@@ -25,7 +25,11 @@ _SAMPLE = 1 << 18  # values that a percentile is taken from
 
 
 class Switched(BaseQuanter):
-    """A quanter that can be off, and then passes its input on unchanged."""
+    """A quanter that can be off, and then passes its input on unchanged.
+
+    Args:
+        bits: of the grid.
+    """
 
     def __init__(self, bits: int) -> None:
         super().__init__()

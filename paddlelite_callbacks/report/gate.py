@@ -18,6 +18,10 @@ def judge(record: Record, budget: Budget) -> Verdict:
     The drop is ``(baseline - metric) / |baseline|`` (``metric - baseline`` where lower is better; not divided if the
     budget is absolute); a model better than the baseline has a negative drop. The metric is the one measured on the
     file by the engine whose latency counts; where none was measured there, that of the training's last evaluation.
+
+    Args:
+        record: of one run.
+        budget: to hold it against.
     """
     row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
     reason = (row.error if row else None) or "no engine ran the exported file and agreed with the network"
@@ -54,6 +58,10 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
     """Return the most accurate record that passes, by the metric that `judge` looks at; ``None`` if none does.
 
     Ties go to the smaller, then to the faster.
+
+    Args:
+        records: to choose from.
+        budget: with ``metric``.
 
     Raises:
         ValueError: the budget names no metric.

@@ -11,7 +11,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.description = (
         "Hold the latest run of every name in DIR/runs.jsonl against a budget. Exit code 0 if one passes (with --run: "
         "if that one does; with --all: if every one does), 3 if not, 1 if it cannot be judged."
@@ -33,8 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the verdicts to the standard output.
 
+    Args:
+        options: as parsed.
+
     Returns:
         0 if the gate is passed, 3 if not.
+
+    Raises:
+        ValueError: no limit, an unknown engine or run, or no record.
     """
     warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.engines import ENGINES

@@ -47,7 +47,13 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineVerdict:
-    """The criteria of one file on one engine."""
+    """The criteria of one file on one engine.
+
+    Args:
+        engine: its name.
+        precision: of the file.
+        criteria: one per limit of the budget.
+    """
 
     engine: str
     precision: str
