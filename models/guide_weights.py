@@ -104,7 +104,7 @@ def load_guide_weights_(network: nn.Layer, state: Mapping[str, Any]) -> None:
     if missing or left:
         raise ValueError(
             f"These are not the guide's weights of this network: {len(missing)} keys missing ({missing[:3]} ...), "
-            f"{len(left)} left over ({left[:3]} ...)."
+            f"{len(left)} left over ({left[:3]} ...). Build the network that the file is of."
         )
     wrong = [key for key, value in wanted.items() if list(value.shape) != list(converted[key].shape)]
     if wrong:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.distill.ema import EMATeacher
     from paddlelite_callbacks.distill.mutual import MutualPeer
     from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
-    from paddlelite_callbacks.errors import MissingDependencyError
+    from paddlelite_callbacks.errors import MissingDependencyError, NonFiniteLossError
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
     from paddlelite_callbacks.quant.ptq import ptq_int8
@@ -36,6 +36,7 @@ __all__ = [
     "GateError",
     "MissingDependencyError",
     "MutualPeer",
+    "NonFiniteLossError",
     "OutputTerm",
     "PACTConfig",
     "PACTQuantCallback",
@@ -56,6 +57,7 @@ _HOMES = {
     "GateError": "report.gate",
     "MissingDependencyError": "errors",
     "MutualPeer": "distill.mutual",
+    "NonFiniteLossError": "errors",
     "OutputTerm": "distill.terms",
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact_quant",

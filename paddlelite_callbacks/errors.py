@@ -9,10 +9,10 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
-__all__ = ["MissingDependencyError", "near_names", "require", "require_installed"]
+__all__ = ["MissingDependencyError", "NonFiniteLossError", "near_names", "require", "require_installed"]
 
 _REMEDIES = {
     "paddleclas": (
@@ -30,6 +30,22 @@ _REMEDIES = {
 
 class MissingDependencyError(ImportError):
     """A package that one feature needs is not installed; the message names the remedy."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss of a training batch was NaN or infinite; the weights are those before that batch.
+
+    Args:
+        message: names the batch, the terms and where they come from.
+        epoch: of the batch, counted from 0.
+        batch: its number in the epoch, counted from 0.
+        terms: the parts of the loss that were not finite, by the names of their figures (``"task_loss"``,
+            ``"distill_kl"``).
+    """
+
+    def __init__(self, message: str, *, epoch: int, batch: int, terms: Sequence[str]) -> None:
+        super().__init__(message)
+        self.epoch, self.batch, self.terms = epoch, batch, tuple(terms)
 
 
 def require(name: str, *, needed_for: str) -> ModuleType:
@@ -54,6 +70,10 @@ def require(name: str, *, needed_for: str) -> ModuleType:
 
 def require_installed(name: str, *, needed_for: str) -> None:
     """Check that the top-level module ``name`` can be found, without importing it.
+
+    Args:
+        name: of the module.
+        needed_for: the feature that asks, for the error message.
 
     Raises:
         MissingDependencyError: as `require` does.

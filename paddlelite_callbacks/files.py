@@ -8,7 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["staged_file", "staged_folder"]
+__all__ = ["refuse_unwritable", "staged_file", "staged_folder"]
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written to, before anything is worked out for it.
+
+    Args:
+        folder: may be missing, with parents that are missing too.
+
+    Raises:
+        PermissionError: names what stands in the way.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be written to ({existing} is no writable folder): give another folder, or the right to "
+            "write there."
+        )
 
 
 @contextmanager

@@ -52,7 +52,8 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
     found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
     if not found:
         raise ValueError(
-            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}."
+            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}. "
+            "Names are those of network.named_sublayers()."
         )
     return found
 
@@ -69,8 +70,11 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
         The old layer, for putting it back with a second call.
 
     Raises:
+        TypeError: ``new`` is no layer.
         ValueError: there is no such sublayer.
     """
+    if not isinstance(new, Layer):
+        raise TypeError(f"new must be a paddle.nn.Layer to stand at {name!r}, got {type(new).__name__}.")
     old = find_sublayer(network, name)
     for parent in [network, *network.sublayers()]:
         for key, child in list(parent._sub_layers.items()):  # named_children() names a shared layer only once

@@ -6,11 +6,21 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import random
 
 import numpy as np
 import paddle
 import pytest
+
+with contextlib.suppress(ImportError):  # without it its tests are skipped
+    from hypothesis import HealthCheck, settings
+
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors]
+    settings.register_profile(
+        "repeatable", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=checks
+    )
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

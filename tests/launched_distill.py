@@ -39,6 +39,9 @@ def cases(folder):
     yield "mutual", DistillCallback(MutualPeer(peer, optimizer), loss="dml"), data, peer
     yield "kept", DistillCallback(MutualPeer(peer, optimizer, monitor="loss"), loss="dml"), data, peer
     yield "cached", DistillCallback(cached), cached, None
+    spoilt = Images(32)
+    spoilt.images[16 + 8 + 1, 0, 0, 0] = float("nan")  # on one of two processes: both leave the batch out
+    yield "skipped", DistillCallback(teacher(), on_nan="skip"), spoilt, None
 
 
 def main(folder: Path, batch_size: int) -> None:

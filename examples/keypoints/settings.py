@@ -14,6 +14,7 @@ from evaluation import KeypointAP
 from generator import generate
 
 from paddlelite_callbacks import models
+from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["SETTINGS", "Settings", "add_data_flags", "datasets", "hapi_model", "load_weights", "network", "optimizer"]
 
@@ -115,7 +116,7 @@ def load_weights(target: paddle.nn.Layer, path: Path) -> None:
 
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    state = paddle.load(str(path))
+    state = read_saved(path)
     if any(key.startswith("final_conv") for key in state):
         load_guide_weights_(target, state)
         return

@@ -22,6 +22,13 @@ def check_options(
 ) -> None:
     """Refuse options of `BackboneSwap` that do not go together.
 
+    Args:
+        at: the sublayer to replace, or ``None``.
+        taps: names or strides.
+        adapt: ``"project"`` or ``"rebuild"``.
+        rebuild: the function that goes with ``"rebuild"``.
+        freeze_stages: how many first stages stand still.
+
     Raises:
         TypeError: ``taps`` is no list.
         ValueError: says what is allowed.
@@ -29,18 +36,26 @@ def check_options(
     if isinstance(taps, (str, int)):
         raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
     if at is None and (taps is not None or adapt != "project"):
-        raise ValueError("taps and adapt go with at='...': a whole classifier has no maps to hand on.")
+        raise ValueError(
+            f"taps and adapt go with at='...': a whole classifier has no maps to hand on, got taps={taps!r}, "
+            f"adapt={adapt!r}. Name the backbone with at, or leave them out."
+        )
     if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
         raise ValueError(
             f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
             f"adapt={adapt!r}, rebuild={rebuild!r}."
         )
     if not isinstance(freeze_stages, int) or freeze_stages < 0:
-        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}.")
+        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}: 0 freezes none.")
 
 
 def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
     """Return ``backbone`` if it is a network; check what can be checked of a name before anything is built.
+
+    Args:
+        backbone: a name, or a network.
+        pretrained: as `BackboneSwap` takes it.
+        options: of the factory.
 
     Raises:
         TypeError: it is neither.
@@ -52,7 +67,9 @@ def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Map
             local_weights(pretrained)
         return None
     if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
-        raise TypeError(f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}.")
+        raise TypeError(
+            f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}: see list_backbones()."
+        )
     if options or pretrained is True:
         raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
     return backbone

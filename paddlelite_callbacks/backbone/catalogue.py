@@ -78,9 +78,11 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
     found = [b for b in entries if fnmatchcase(b.name, pattern) and source in (None, b.source)]
     if not found:
         sources = sorted({b.source for b in entries})
+        if source not in (None, *sources):
+            raise ValueError(f"There is no source {source!r}; sources: {sources}. Leave it out for all of them.")
         raise ValueError(
             f"No backbone matches {pattern!r}{'' if source is None else f' from {source!r}'}; near names: "
-            f"{near_names(pattern, [b.name for b in entries])}; sources: {sources}."
+            f"{near_names(pattern, [b.name for b in entries])}; sources: {sources}. list_backbones() gives all."
         )
     return found
 

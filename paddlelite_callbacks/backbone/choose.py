@@ -21,6 +21,11 @@ _PROBE = 224
 def taps_of(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
     """Return the taps of ``network``; sought at 224x224 where ``x`` is too small to tell strides apart.
 
+    Args:
+        network: run once.
+        x: an image batch ``[N, C, H, W]``.
+        end: name of the last layer of its trunk, if known.
+
     Raises:
         ValueError: it has none, or it cannot be run.
     """
@@ -77,7 +82,13 @@ def chosen_taps(
 
 
 def maps_at(network: Layer, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Run ``network`` as far as needed and return the maps of the taps ``names``."""
+    """Run ``network`` as far as needed and return the maps of the taps ``names``.
+
+    Args:
+        network: run once, in eval mode.
+        names: of its sublayers.
+        x: an image batch ``[N, C, H, W]``.
+    """
     with same_modes(network), paddle.no_grad():
         trunk = Trunk(network, names)
         trunk.eval()

@@ -13,7 +13,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("pattern", nargs="?", default="*", help="of names, for instance 'PPLCNet_*' (default: all)")
     parser.add_argument("--source", choices=["paddleclas", "paddle.vision", "models"], help="who makes them")
     parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="only trunks of at most as many")
@@ -22,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the list to the standard output."""
+    """Write the list to the standard output.
+
+    Args:
+        options: as parsed.
+    """
     if options.left_out:
         lines = [f"{name}: {reason}" for name, reason in why_left_out().items()]
     else:

@@ -71,7 +71,13 @@ def _still_gives(trunk: Trunk, x: Tensor, before: dict[str, Tensor]) -> bool:
 
 
 def layers_that_ran(trunk: Trunk, x: Tensor, *, finished: bool = False) -> dict[str, Layer]:
-    """Run ``trunk`` in the mode it is in and return the sublayers that started (or also finished), by name."""
+    """Run ``trunk`` in the mode it is in and return the sublayers that started (or also finished), by name.
+
+    Args:
+        trunk: run once.
+        x: an image batch ``[N, C, H, W]``.
+        finished: whether only those count that ended before the last tap.
+    """
     ran: dict[str, Layer] = {}
 
     def mark(name: str) -> object:

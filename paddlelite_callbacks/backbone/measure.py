@@ -82,7 +82,11 @@ def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; see the module."""
+    """Measure and write; see the module.
+
+    Args:
+        arguments: without the program's name; ``None`` for those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m paddlelite_callbacks.backbone.measure", description=__doc__)
     parser.add_argument("names", nargs="*", help="names or patterns such as 'PPLCNet_*'; none for all")
     parser.add_argument("--checks", nargs="*", choices=[*CHECKS], default=[*CHECKS], help="what to try besides")

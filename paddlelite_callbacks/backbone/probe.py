@@ -23,15 +23,26 @@ def refuse_unswappable(network: Any) -> None:
         TypeError: with what to do instead.
     """
     if isinstance(network, paddle.Model):
-        raise TypeError("Swap before paddle.Model is made: BackboneSwap takes the network, got a paddle.Model.")
+        raise TypeError(
+            "Swap before paddle.Model is made: BackboneSwap takes the network, got a paddle.Model. Call swap(network) "
+            "first."
+        )
     if isinstance(network, paddle.DataParallel):
         raise TypeError("Swap before paddle.DataParallel is made: BackboneSwap takes the network inside it.")
     if not isinstance(network, Layer):
-        raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}.")
+        raise TypeError(
+            f"network must be a paddle.nn.Layer, got {type(network).__name__}: build the network first, then call the "
+            "swap on it."
+        )
 
 
 def seen_at(network: Layer, at: str, input_spec: Sequence[InputSpec]) -> tuple[Tensor, Any]:
     """Run ``network`` once on zeros; return what its sublayer ``at`` was given and what it gave.
+
+    Args:
+        network: run once.
+        at: name of the sublayer.
+        input_spec: one per input; sizes other than the batch are numbers.
 
     Raises:
         ValueError: there is no such sublayer, it does not run, it takes no single image, or an optimizer or
@@ -67,7 +78,10 @@ def run_on_zeros(network: Layer, input_spec: Sequence[InputSpec]) -> Any:
     """
     for spec in input_spec:
         if any(size in (None, -1) for size in list(spec.shape)[1:]):
-            raise ValueError(f"input_spec {list(spec.shape)}: only the batch may be None here, sizes are measured.")
+            raise ValueError(
+                f"input_spec {list(spec.shape)}: only the batch may be None here, sizes are measured. Give numbers: "
+                "[None, 3, 224, 224]."
+            )
     inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
     with same_modes(network), paddle.no_grad():
         network.eval()

@@ -101,7 +101,10 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
         with _own_parameter_names():
             network = factory(**arguments)
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"{name} cannot be built with options {dict(options or {})}: {error}.") from error
+        raise ValueError(
+            f"{name} cannot be built with options {dict(options or {})}: {error}. See help() of its factory for its "
+            "options."
+        ) from error
     for parameter in network.parameters():
         if not _AUTOMATIC_NAME.fullmatch(parameter.name):
             parameter.name = unique_name.generate(parameter.name)
@@ -129,7 +132,12 @@ def weights_url(name: str) -> str | None:
 
 
 def weights_file(name: str, url: str) -> Path | None:
-    """Return where the source's own loader keeps the file of ``url``."""
+    """Return where the source's own loader keeps the file of ``url``.
+
+    Args:
+        name: of the network.
+        url: of its weights.
+    """
     cache = source_of(name).cache
     return None if cache is None else cache.expanduser() / url.rsplit("/", 1)[-1]
 

@@ -12,6 +12,9 @@ __all__ = ["maps_of", "pack", "structure_of", "unpack"]
 def structure_of(output: Any) -> Any:
     """Return how maps are handed on: ``None`` for a tensor, the type for a list or tuple, the keys for a dict.
 
+    Args:
+        output: of a network: a tensor, or a list, tuple or dictionary of tensors.
+
     Raises:
         ValueError: another structure.
     """

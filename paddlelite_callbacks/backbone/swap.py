@@ -141,7 +141,7 @@ class BackboneSwap:
             RuntimeError: nothing has been swapped yet.
         """
         if self._done is None:
-            raise RuntimeError("There is nothing to compare yet: call the swap on a network first.")
+            raise RuntimeError("There is nothing to compare yet: call the swap on a network first, swap(network, ...).")
         old, new, place = self._done
         timing: dict[str, Any] = {"engine": engine, "threads": threads, "warmup": warmup, "repeats": repeats}
         return compare(old, new, at=self.at, old_layer=place, inputs=self._inputs, **timing)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import paddle
 from paddle.nn import Layer
+
+from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
 
@@ -82,7 +83,9 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
     if not file.is_file():
         raise ValueError(f"No weights file {place}: give the path of a .pdparams file, an address, or True.")
     if sha256 is not None and (found := _sha256(file)) != sha256.lower():
-        raise ValueError(f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one.")
+        raise ValueError(
+            f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one. Fetch it again."
+        )
     return file
 
 
@@ -134,7 +137,7 @@ def load_weights(
 
     Args:
         network: whose keys are those of the file.
-        file: a ``state_dict`` saved with ``paddle.save``. It is unpickled: use files of people whom you trust.
+        file: a ``state_dict`` saved with ``paddle.save``; code in it is refused, see `read_saved`.
         strict: ``False`` loads what fits and leaves the rest as it is.
         num_classes: of the network; keys that differ from the file's in this dimension alone are its head, which may
             stay as it is.
@@ -160,10 +163,7 @@ def load_weights(
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        given = paddle.load(str(file))
-    except Exception as error:
-        raise ValueError(f"{file} is no file of paddle.save ({type(error).__name__}: {error}).") from error
+    given = read_saved(file)
     if not isinstance(given, Mapping) or not all(hasattr(value, "shape") for value in given.values()):
         raise ValueError(f"{file} holds no state_dict: save weights with paddle.save(network.state_dict(), path).")
     return given

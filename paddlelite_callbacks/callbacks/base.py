@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 
 from paddlelite_callbacks.callbacks.session import FitSession, joined_session
-from paddlelite_callbacks.hapi import calling_list, prepared_optimizer, training_data
+from paddlelite_callbacks.hapi import calling_list, prepared_optimizer, refuse_foreign_parameters, training_data
 
 __all__ = ["ScopedCallback"]
 
@@ -26,6 +26,8 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     model: paddle.Model
     params: dict[str, Any]
+    on_nan: str | None = None
+    guards_loss = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +38,9 @@ class ScopedCallback(paddle.callbacks.Callback):
 
         Raises:
             RuntimeError: ``model.prepare`` was not called.
-            ValueError: the optimizer has parameter groups.
+            ValueError: the optimizer has parameter groups, or none of the network's parameters.
         """
-        prepared_optimizer(self.model)
+        refuse_foreign_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
 
     def convert(self, scope: ExitStack) -> None:
         """Replace layers and tell the optimizer."""
@@ -48,6 +50,10 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     def after_batch(self, updated: bool) -> None:
         """Run behind each training batch; ``updated`` says whether the optimizer took a step."""
+
+    def after_skipped(self, updated: bool) -> None:
+        """Run behind a batch that was left out because its loss was not finite; as `after_batch` by default."""
+        self.after_batch(updated)
 
     def finish(self) -> None:
         """Run once ``fit`` has ended well, with every scoped edit undone."""
@@ -82,9 +88,13 @@ class ScopedCallback(paddle.callbacks.Callback):
             self._session = joined_session(self, self.model, None)
         self._session.start(self.params)
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the training stands (called by hapi)."""
+        self.session.guard.epoch, self.session.guard.batch = epoch, 0
+
     def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
         """Keep ``logs``, where the figures of the batch go (called by hapi)."""
-        self.session.logs = logs
+        self.session.logs, self.session.guard.batch = logs, step
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Undo the edits (called by hapi); inside ``fit`` the finish follows hapi's own last checkpoint."""

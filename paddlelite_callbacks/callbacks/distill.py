@@ -10,18 +10,18 @@ from typing import Any
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
+from paddlelite_callbacks.callbacks.distill_shapes import refuse_misfits
 from paddlelite_callbacks.callbacks.distill_sources import layers_to_tap
 from paddlelite_callbacks.callbacks.distill_state import BridgeTrainer, Position, load_state, save_state
 from paddlelite_callbacks.callbacks.distill_step import DistillStep
 from paddlelite_callbacks.callbacks.distill_who import source_of
+from paddlelite_callbacks.callbacks.nan_policy import checked_policy
 from paddlelite_callbacks.distill.catalogue import AnyLoss
-from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Key
 from paddlelite_callbacks.distill.plan import Features, Loss, feature_terms, normalised, objective_for, output_terms
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
-from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
+from paddlelite_callbacks.hapi import alongside_checkpoints, task_loss_of
 
 __all__ = ["DistillCallback"]
 
@@ -56,6 +56,9 @@ class DistillCallback(ScopedCallback):
         teacher_weights: of several teachers; ``None`` for equal ones.
         combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
             the weighted losses to each.
+        on_nan: for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that names
+            batch, term and cause, the weights as before it; ``"skip"`` leaves it out and counts it in ``logs`` as
+            ``skipped_batches``; ``"ignore"`` lets it through. ``None``: ``"raise"`` unless another callback differs.
         resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
             peer and the position in the schedules from ``.pddistill`` beside it. See `load`.
 
@@ -66,10 +69,13 @@ class DistillCallback(ScopedCallback):
             choose, and outputs that do not fit, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
             data set's first sample); else in the first batch, before any weight is changed.
         FileNotFoundError: no such checkpoint.
+        NonFiniteLossError: in training: see ``on_nan``.
 
     Example:
         >>> model.fit(train_data, epochs=10, callbacks=[DistillCallback(teacher)])  # doctest: +SKIP
     """
+
+    guards_loss = True
 
     def __init__(
         self,
@@ -84,15 +90,17 @@ class DistillCallback(ScopedCallback):
         output: Key | tuple[Key | None, Key | None] | None = None,
         teacher_weights: Sequence[float] | None = None,
         combine: str = "mean",
+        on_nan: str | None = None,
         resume: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.on_nan = checked_policy(on_nan)
         self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
         self.loss, self.temperature, self.output = loss, temperature, output
         self._outputs = output_terms(loss, temperature=temperature, output=output)
         self._features = feature_terms(features, loss=feature_loss)
         if combine not in ("mean", "each"):
-            raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}.")
+            raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}: leave it out for 'mean'.")
         self.combine = combine
         self._source, count = source_of(teacher)
         self._shares = normalised(teacher_weights, count)
@@ -106,8 +114,7 @@ class DistillCallback(ScopedCallback):
     @property
     def teacher(self) -> Layer | None:
         """The (first) network that teaches; ``None`` while there is none yet."""
-        networks = getattr(self._source, "networks", [None])
-        return networks[0] if networks else None
+        return next(iter(self._source.networks), None)
 
     @property
     def bridges(self) -> Layer:
@@ -149,7 +156,7 @@ class DistillCallback(ScopedCallback):
         if self._objective is not None:  # an earlier fit trained these
             objective.bridges = self._objective.bridges
         self._objective = objective
-        self._check_shapes()
+        refuse_misfits(self.model, self.objective, self._source, self.session.data if self._session else None)
         self._take_up_state()
 
     def attach(self, scope: ExitStack) -> None:
@@ -173,6 +180,7 @@ class DistillCallback(ScopedCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the schedules stand (called by hapi)."""
+        super().on_epoch_begin(epoch, logs)
         self._position.at_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -197,6 +205,11 @@ class DistillCallback(ScopedCallback):
         self._bridges.after_batch(updated)
         self._source.after_batch(updated)
         self._position.after_batch()
+
+    def after_skipped(self, updated: bool) -> None:
+        """Drop what was prepared for the batch, then go on."""
+        self._source.skipped()
+        self.after_batch(updated)
 
     def save(self, path: str | Path) -> None:
         """Write ``path.pddistill``, whole or not at all; ``fit`` does so beside each of hapi's checkpoints.
@@ -235,20 +248,3 @@ class DistillCallback(ScopedCallback):
     def _has_state(self) -> bool:
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
         return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
-
-    def _check_shapes(self) -> None:
-        with same_random_streams():
-            specs = input_specs(self.model, self.session.data if self._session else None)
-        if specs is None:
-            return
-        try:
-            self._refuse_misfits(specs, hooks=False)
-        except ValueError:
-            self._refuse_misfits(specs, hooks=True)  # a hook of the user's may be what makes it fit
-
-    def _refuse_misfits(self, specs: InputSpecs, *, hooks: bool) -> None:
-        mine, theirs = layers_to_tap(self.objective, len(self._shares))
-        student = seen_on_zeros(self.model.network, specs, mine, training=True, hooks=hooks)
-        teachers = self._source.seen_on_zeros(specs, theirs, hooks)
-        if student is not None and teachers is not None:
-            self.objective.refuse_misfits(student, teachers)

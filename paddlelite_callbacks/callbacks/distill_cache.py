@@ -20,12 +20,18 @@ __all__ = ["CacheSource"]
 
 
 class CacheSource(Source):
-    """Takes the stored outputs off each batch before the loss and the metrics see it."""
+    """Takes the stored outputs off each batch before the loss and the metrics see it.
+
+    Args:
+        cached: the data set that `cache_teacher` returned.
+    """
 
     taps_features = False
+    called = "stored teacher"
 
     def __init__(self, cached: CachedTeacher) -> None:
         self._cached = cached
+        self.networks = [None]
         self._given: list[Tensor] | None = None
         self._ran = False
 

@@ -26,6 +26,7 @@ from paddlelite_callbacks.hapi import (
     optimizer_state_of,
     prepared_optimizer,
     rate_scheduler_of,
+    refuse_foreign_parameters,
     set_optimizer_state_of,
 )
 from paddlelite_callbacks.surgery import same_modes
@@ -36,21 +37,28 @@ _log = logging.getLogger(__name__)
 
 
 class MutualSource(Source):
-    """Runs, teaches and evaluates a `MutualPeer` beside the student."""
+    """Runs, teaches and evaluates a `MutualPeer` beside the student.
+
+    Args:
+        peer: with its optimizer.
+    """
 
     taps_features = False
     has_state = True
     learns = True
     figures = ("peer_loss",)
+    called = "peer"
 
     def __init__(self, peer: MutualPeer) -> None:
         self.peer = peer
+        self.networks = [peer.network]
         self._outputs: Any = None
         self._watched: Any = None
         self._scaler: paddle.amp.GradScaler | None = None
         self._metrics: dict[str, list[paddle.metric.Metric]] = {}
         self._losses: dict[str, list[tuple[float, int]]] = {"student": [], "peer": []}
         self._own_rate: Any = None
+        self._loss: Tensor | None = None
         self._learnt = False
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
@@ -61,10 +69,15 @@ class MutualSource(Source):
             raise ValueError(f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...).")
         if peer.optimizer is prepared_optimizer(model):
             raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
+        refuse_foreign_parameters(peer.optimizer, peer.network, "The peer's optimizer")
         names = [metric.name() for metric in metrics_of(model)]
         known = ["loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))]
         if peer.monitor is not None and peer.monitor not in known:
-            raise ValueError(f"monitor must be one of {known}, got {peer.monitor!r}.")
+            raise ValueError(
+                f"monitor must be one of {known}, got {peer.monitor!r}: a metric given to model.prepare, or leave it "
+                "out "
+                "for the first."
+            )
         return [peer.network]
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
@@ -100,16 +113,18 @@ class MutualSource(Source):
         return None if self._outputs is None else [Seen(self._outputs)]
 
     def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], student: Seen, distil: Any) -> Tensor | None:
-        """Backpropagate the peer's own loss; the step follows the student's."""
+        """Work out the peer's own loss; its backward pass and step follow the student's."""
         outputs, self._outputs = self._outputs, None
         loss = distil(task_loss(*_listed(outputs), *labels), Seen(outputs), [student.detached()], labels)
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-        self._learnt = True
+        self._loss = loss
         return loss
 
     def after_batch(self, updated: bool) -> None:
-        """Step the peer's optimizer where the student's stepped."""
+        """Backpropagate; step the peer's optimizer where the student's stepped."""
         peer = self.peer
+        if self._loss is not None:
+            (self._loss if self._scaler is None else self._scaler.scale(self._loss)).backward()
+            self._loss, self._learnt = None, True
         if updated and self._learnt:
             if self._scaler is None:
                 peer.optimizer.step()
@@ -120,6 +135,10 @@ class MutualSource(Source):
             self._learnt = False
         if self._own_rate is not None:
             self._own_rate.step()
+
+    def skipped(self) -> None:
+        """Forget the peer's loss."""
+        self._loss = self._outputs = None
 
     def watch(self, inputs: Sequence[Tensor]) -> None:
         """Run the peer on a batch of the evaluation."""
@@ -204,7 +223,7 @@ class MutualSource(Source):
             rate.set_state_dict(state["rate"])
 
     def _forget(self) -> None:
-        self._outputs, self._watched, self._learnt = None, None, False
+        self._outputs, self._watched, self._loss, self._learnt = None, None, None, False
         self._losses = {"student": [], "peer": []}
 
 

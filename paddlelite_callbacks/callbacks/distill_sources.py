@@ -29,6 +29,8 @@ class Source:
     has_state = False
     learns = False  # runs on where distillation has stopped, for its own sake
     figures: tuple[str, ...] = ()
+    called = "teacher"  # in messages
+    networks: Sequence[Layer | None] = ()
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Return the networks for names of features to be resolved in; ``None`` where there is none to look into.
@@ -56,6 +58,9 @@ class Source:
         """Learn from the student in turn; returns the loss, for a figure."""
         return None
 
+    def skipped(self) -> None:
+        """The batch is left out: forget what was worked out for it."""
+
     def watch(self, inputs: Sequence[Tensor]) -> None:
         """The student is being evaluated on ``inputs``."""
 
@@ -81,22 +86,27 @@ class Source:
 
 
 class FrozenSource(Source):
-    """Frozen networks, run once a batch under ``no_grad``."""
+    """Frozen networks, run once a batch under ``no_grad``.
+
+    Args:
+        teachers: as `DistillCallback` takes them.
+    """
 
     def __init__(self, teachers: Sequence[TeacherLike]) -> None:
         for teacher in teachers:
             refuse_missing_files(teacher)
         self._given = list(teachers)
-        self.networks: list[Layer | None] = [loaded_teacher(teacher) for teacher in teachers]
+        self.networks = [loaded_teacher(teacher) for teacher in teachers]
         self._taps: list[Taps] = []
         self._seen: list[Seen] | None = None
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Load what needed the student; refuse a network that shares parameters with it."""
         student = model.network
-        for index, given in enumerate(self._given):
-            if self.networks[index] is None:
-                self.networks[index] = loaded_teacher(given, student)
+        self.networks = [
+            loaded_teacher(given, student) if network is None else network
+            for given, network in zip(self._given, self.networks, strict=True)
+        ]
         own = {id(parameter) for parameter in student.parameters()}
         for network in self._ready():
             shared = [name for name, parameter in network.named_parameters() if id(parameter) in own]
@@ -105,7 +115,7 @@ class FrozenSource(Source):
                     f"The teacher shares {len(shared)} parameters with the student ({shared[:3]} ...): it would be "
                     "frozen with it. Pass a network of its own, for instance copy.deepcopy(network)."
                 )
-        return self.networks
+        return list(self.networks)
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Run every network on zeros."""
@@ -145,6 +155,7 @@ class EMASource(FrozenSource):
     """The average of the student."""
 
     has_state = True
+    called = "teacher (the student's average)"
 
     def __init__(self, average: EMATeacher) -> None:
         super().__init__([])
@@ -153,7 +164,7 @@ class EMASource(FrozenSource):
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Start to follow the student."""
         self.networks = [self.average.follow(model.network)]
-        return self.networks
+        return list(self.networks)
 
     def after_batch(self, updated: bool) -> None:
         """Average after each step of the optimizer."""
@@ -170,7 +181,12 @@ class EMASource(FrozenSource):
 
 
 def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[list[str]]]:
-    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's."""
+    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's.
+
+    Args:
+        objective: with its terms.
+        teachers: how many there are.
+    """
     features = objective.feature_terms()
     return (
         [name for term in features for name in term.layers()[0]],

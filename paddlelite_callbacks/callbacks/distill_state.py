@@ -15,6 +15,7 @@ from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
 from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
 
@@ -135,7 +136,11 @@ class BridgeTrainer:
 
 
 def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
+    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows.
+
+    Args:
+        grad: of this process; summed in place.
+    """
     paddle.distributed.all_reduce(grad)
     return grad / paddle.distributed.get_world_size()
 
@@ -155,8 +160,12 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 def load_state(path: str | Path) -> dict[str, Any]:
     """Return what `save_state` wrote.
 
+    Args:
+        path: prefix of the checkpoint.
+
     Raises:
         FileNotFoundError: there is none beside the checkpoint.
+        ValueError: it is torn, holds code, or is another kind of file.
     """
     file = Path(f"{path}{_ENDING}")
     if not file.is_file():
@@ -164,4 +173,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
             "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
         )
-    return paddle.load(str(file))
+    state = read_saved(file)
+    wanted = {"position", "bridges", "source"}
+    if not isinstance(state, dict) or not wanted <= state.keys():
+        raise ValueError(
+            f"{file} is no state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
+            "checkpoint of this package, for instance 'checkpoints/3'."
+        )
+    return state

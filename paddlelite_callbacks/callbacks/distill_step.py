@@ -52,6 +52,7 @@ class DistillStep:
         self._weight, self._task_weight, self._session = weight, task_weight, session
         self._taps = Taps([])
         self._outputs: Any = None
+        self._watched = False
 
     def attach(self, model: paddle.Model, features: Sequence[str], scope: ExitStack) -> None:
         """Set the hooks, wrap the loss, announce the figures."""
@@ -64,6 +65,9 @@ class DistillStep:
         scope.enter_context(replaced_loss(model, lambda task_loss: self._wrapped(task_loss, network)))
         for figure in self._figures():
             self._session.declare_figure(figure)
+        for index, teacher in enumerate(self._source.networks):
+            if teacher is not None:
+                self._session.guard.watch(f"{self._who(index)}", teacher, trained=self._source.learns)
 
     def _figures(self) -> list[str]:
         terms = list(self._objective.terms)
@@ -107,20 +111,35 @@ class DistillStep:
         return loss
 
     def _trained(self, task_loss: LossFunction, task: Tensor, outputs: Any, labels: Sequence[Any]) -> Tensor:
-        teachers = self._source.take()
+        teachers, guard = self._source.take(), self._session.guard
         self._session.put_figure("task_loss", task)
+        guard.note_term("task_loss", task)
+        guard.note_cause("the network's output", outputs)
         if teachers is None:
             for name in self._figures():
                 if name.startswith("distill_"):
                     self._session.drop_figure(name)
             return self._weighted_task(task)
         student = Seen(outputs, self._taps.take())
+        self._note(student, teachers)
         self._bridges.build(student, teachers)
+        if not self._watched:
+            self._watched = True
+            guard.watch("the projections", self._objective.bridges)
         total = self._combined(task, student, teachers, labels, show=True)
         peers = self._source.learn(task_loss, labels, student, self._combined)
         if peers is not None:
             self._session.put_figure("peer_loss", peers)
+            guard.note_loss("peer_loss", peers)
         return total
+
+    def _note(self, student: Seen, teachers: Sequence[Seen]) -> None:
+        """Let the guard know what the terms are made from."""
+        guard = self._session.guard
+        for index, seen in enumerate(teachers):
+            guard.note_cause(f"{self._who(index)}'s output", seen.outputs)
+            guard.note_cause(f"{self._who(index)}'s layer", seen.features)
+        guard.note_cause("the network's layer", student.features)
 
     def _combined(
         self, task: Any, student: Seen, teachers: Sequence[Seen], labels: Sequence[Any], *, show: bool = False
@@ -130,6 +149,7 @@ class DistillStep:
         weight = value_at(self._weight, epoch, epochs)
         if show:
             self._show(result.total, result.terms, weight)
+            self._note_terms(result.terms)
         total = self._weighted_task(_summed(task))
         return total if weight == 0 or result.total is None else total + weight * result.total
 
@@ -144,6 +164,14 @@ class DistillStep:
                     self._session.drop_figure(f"distill_{name}")
         if callable(self._weight):
             put("distill_weight", weight)
+
+    def _who(self, index: int) -> str:
+        several = len(self._source.networks)
+        return f"the {self._source.called}" + (f" {index} of {several}" if several > 1 else "")
+
+    def _note_terms(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._session.guard.note_term(f"distill_{name}", value, self._objective.describe(name))
 
     def _weighted_task(self, task: Tensor) -> Tensor:
         weight = value_at(self._task_weight, self._position.epoch, self._position.epochs)

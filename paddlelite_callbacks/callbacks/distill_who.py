@@ -32,5 +32,5 @@ def source_of(teacher: Any) -> tuple[Source, int]:
     is_checkpoint = isinstance(teacher, tuple) and len(teacher) == 2 and isinstance(teacher[0], (str, Path))
     teachers = list(teacher) if isinstance(teacher, (list, tuple)) and not is_checkpoint else [teacher]
     if not teachers:
-        raise ValueError("teacher is an empty list: give at least one network.")
+        raise ValueError("teacher is an empty list, []: give at least one network, or leave the callback out.")
     return FrozenSource(teachers), len(teachers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,11 @@ from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.base import ScopedCallback
+from paddlelite_callbacks.callbacks.export_checks import (
+    checked_arguments,
+    refuse_other_inputs,
+    refuse_unknown_monitor,
+)
 from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.session import FitSession
@@ -31,6 +35,7 @@ from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.deploy.verdict import int8_notes
+from paddlelite_callbacks.files import refuse_unwritable
 from paddlelite_callbacks.report.gate import Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
 from paddlelite_callbacks.report.run_report import write_report
@@ -89,7 +94,9 @@ class ExportBenchCallback(ScopedCallback):
         verdict: its `Verdict`, where a budget was given.
 
     Raises:
-        ValueError: an unknown engine, a number out of range, a name that is no plain folder name.
+        TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`.
+        ValueError: an unknown engine, a number out of range, a name that is no plain folder name, empty data. At train
+            begin: an ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
         ExportError: at the end of ``fit``: the network cannot be exported, or a file computes something else.
         GateError: at the end of ``fit``: see ``gate``.
         OSError: at train begin: ``folder`` cannot be written to.
@@ -124,14 +131,17 @@ class ExportBenchCallback(ScopedCallback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        self.folder = checked_arguments(folder, budget, input_spec, eval_data)
         if name is not None and (name in ("", ".", "..") or Path(name).name != name or name.startswith(".")):
-            raise ValueError(f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}.")
+            raise ValueError(
+                f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'."
+            )
         _one_of("gate", gate, ("report", "fail"))
         _one_of("which", which, ("last", "best"))
         _one_of("mode", mode, ("auto", "max", "min"))
         if gate == "fail" and budget is None:
-            raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against.")
-        self.folder, self.name, self.input_spec = Path(folder), name, input_spec
+            raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against, got None.")
+        self.name, self.input_spec = name, input_spec
         self.options = BenchOptions(
             engines=engines,
             threads=threads,
@@ -153,13 +163,12 @@ class ExportBenchCallback(ScopedCallback):
         self._batch = 1  # images of the first training batch
 
     def check(self) -> None:
-        """Refuse a folder that cannot be written to, before hours of training."""
+        """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
         super().check()
-        existing = self.folder
-        while not existing.exists():
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise PermissionError(f"{self.folder} cannot be written to ({existing} is no writable folder).")
+        refuse_unwritable(self.folder)
+        refuse_other_inputs(self.model, self.input_spec, self.session.data)
+        if self.which == "best":
+            refuse_unknown_monitor(self.model, self.monitor)
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
@@ -186,7 +195,10 @@ class ExportBenchCallback(ScopedCallback):
         if paddle.distributed.get_rank() != 0:
             return
         if self._sample is None:
-            raise ExportError("No training batch was seen, so the inputs are unknown: nothing was exported.")
+            raise ExportError(
+                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
+                "batch."
+            )
         name = self.name or type(self.model.network).__name__
         with staged_folder(self.folder / name) as stage:
             record = self._made_in(stage, name)
@@ -283,7 +295,8 @@ class ExportBenchCallback(ScopedCallback):
 
     def _notes_of_others(self) -> list[str]:
         members = [] if self._training is None else self._training.members
-        return [note for member in members if hasattr(member, "notes") for note in member.notes()]
+        skipped = [] if self._training is None else self._training.guard.notes()
+        return [*skipped, *(note for member in members if hasattr(member, "notes") for note in member.notes())]
 
     def _eval_data(self) -> Any:
         if self.eval_data is None and self._training is not None:
@@ -299,4 +312,4 @@ class ExportBenchCallback(ScopedCallback):
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}.")
+        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}: leave it out for {known[0]!r}.")

@@ -12,8 +12,15 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
-from paddlelite_callbacks.hapi import amp_level, prepared_optimizer, scaled_learning_rate, trained_also
-from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.callbacks.nan_policy import checked_policy
+from paddlelite_callbacks.hapi import (
+    amp_level,
+    prepared_optimizer,
+    refuse_unusable_data,
+    scaled_learning_rate,
+    trained_also,
+)
+from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, metric_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
@@ -42,6 +49,7 @@ class PACTQuantCallback(ScopedCallback):
         config: a `PACTConfig`, for callers who have one; excludes ``options``.
         evaluate_on: a ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to
             ``model.prepare`` in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
+        on_nan: what to do with a batch whose loss, or whose alphas, are NaN or infinite, see `DistillCallback`.
         allowed_drop: of the int8 (else fake-quantised) metric, as a share of the fp32 one; beyond it the diagnosis
             names the layers that cost most and suggests ``skip``.
         options: the fields of `PACTConfig`, for instance ``skip=["fc"]`` or ``weight_bits=4``.
@@ -53,10 +61,13 @@ class PACTQuantCallback(ScopedCallback):
         TypeError: an unknown option, or both ``config`` and options.
         ValueError: an option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on, a
             network quantised otherwise, a ``start_epoch`` that ``fit`` does not reach.
+        NonFiniteLossError: in training: see ``on_nan``.
 
     Example:
         >>> model.fit(train_data, epochs=5, callbacks=[PACTQuantCallback()])  # doctest: +SKIP
     """
+
+    guards_loss = True
 
     def __init__(
         self,
@@ -64,19 +75,25 @@ class PACTQuantCallback(ScopedCallback):
         *,
         evaluate_on: Any = None,
         allowed_drop: float = 0.03,
+        on_nan: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        self.on_nan = checked_policy(on_nan)
         if config is not None and options:
-            raise TypeError(f"Give either config or options, got both: config and {sorted(options)}.")
+            raise TypeError(f"Give either config or options, got both: config and {sorted(options)}. Leave one out.")
         if config is not None and not isinstance(config, PACTConfig):
             raise TypeError(
                 f"config must be a PACTConfig, got {type(config).__name__}; for the guide's dictionary use "
                 "PACTQuantCallback.from_config({...})."
             )
-        if not 0 <= allowed_drop < 1:
-            raise ValueError(f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop}.")
-        self.config = config or PACTConfig(**options)
+        if not isinstance(allowed_drop, (int, float)) or not 0 <= allowed_drop < 1:
+            raise ValueError(
+                f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop!r}: leave it out for 0.03."
+            )
+        if evaluate_on is not None:
+            refuse_unusable_data("evaluate_on", evaluate_on)
+        self.config = config or pact_config(**options)
         self.evaluate_on, self.allowed_drop = evaluate_on, allowed_drop
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
@@ -98,7 +115,8 @@ class PACTQuantCallback(ScopedCallback):
         epochs = (self.params or {}).get("epochs")
         if epochs is not None and self.config.start_epoch >= epochs:
             raise ValueError(
-                f"start_epoch={self.config.start_epoch} is never reached in {epochs} epochs (they count from 0)."
+                f"start_epoch={self.config.start_epoch} is never reached in {epochs} epochs (they count from 0): "
+                "train longer, or start earlier."
             )
         if epochs is not None and self.config.fp32_epochs and epochs > self.config.fp32_epochs / 2:
             _log.warning(
@@ -128,6 +146,7 @@ class PACTQuantCallback(ScopedCallback):
     def attach(self, scope: ExitStack) -> None:
         """Follow the schedule of batch-norm statistics and scales."""
         network = self.model.network
+        self.session.guard.probe(trained_scales(network))
         if self.config.freeze_bn_after is not None:
             scope.callback(_follow_mode, network)
             scope.callback(network.register_forward_pre_hook(self._hold_statistics).remove)
@@ -138,6 +157,7 @@ class PACTQuantCallback(ScopedCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Move along the schedule (called by hapi)."""
+        super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if self.config.start_epoch and epoch == self.config.start_epoch:
             switch_quantisers_(self.model.network, True)
@@ -155,6 +175,11 @@ class PACTQuantCallback(ScopedCallback):
         idle = [name.rpartition(".")[0] for name, quanter in quanters.items() if not quanter.calibrated]
         if idle:
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
+
+    def after_skipped(self, updated: bool) -> None:
+        """A batch that was left out is no first batch."""
+        if updated:
+            self.after_batch(updated)
 
     def finish(self) -> None:
         """Diagnose, where data were given for it."""
@@ -181,7 +206,10 @@ class PACTQuantCallback(ScopedCallback):
             RuntimeError: there is no ``evaluate_on``, or no ``fit`` has run.
         """
         if self.evaluate_on is None or not self._trained:
-            raise RuntimeError("find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run.")
+            raise RuntimeError(
+                f"find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run; evaluate_on is "
+                f"{type(self.evaluate_on).__name__}. Give the data, and call model.fit first."
+            )
         return find_skips(
             self.model.network, lambda: metric_of(self.model, self.evaluate_on)[1], budget=budget, most=most
         )

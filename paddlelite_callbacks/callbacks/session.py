@@ -10,13 +10,23 @@ import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
+from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard
+from paddlelite_callbacks.callbacks.nan_policy import agreed_policy
 from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics
 
 __all__ = ["FitSession", "Member", "joined_session"]
 
 
 class Member(Protocol):
-    """What a session asks of a callback; each step runs for all members before the next step begins."""
+    """What a session asks of a callback; each step runs for all members before the next step begins.
+
+    Attributes:
+        on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
+        guards_loss: whether it wants such batches looked for.
+    """
+
+    on_nan: str | None
+    guards_loss: bool
 
     def check(self) -> None:
         """Refuse what cannot work; changes nothing."""
@@ -30,6 +40,9 @@ class Member(Protocol):
     def after_batch(self, updated: bool) -> None:
         """One training batch is done; ``updated`` says whether the optimizer took a step."""
 
+    def after_skipped(self, updated: bool) -> None:
+        """One training batch was left out; ``updated`` as above, with the gradients of earlier batches."""
+
     def finish(self) -> None:
         """Training came to its end, hapi's last checkpoint is written, and every scoped edit is undone."""
 
@@ -40,9 +53,14 @@ class FitSession:
     The result is the same for every order of the callbacks in hapi's list, because each step is run for all
     members before the next one: check, convert, attach, train, undo, finish.
 
+    Args:
+        model: in training.
+        own_loop: whether a loop of the user's own calls the hooks, instead of ``fit``.
+
     Attributes:
         data: the loader of the training data, until the members have checked; ``None`` in a loop of the user's own.
         eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.
+        guard: against losses that are not finite.
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
@@ -54,6 +72,7 @@ class FitSession:
         self.logs: dict[str, Any] | None = None
         self.data: Any = None
         self.eval_loader: Any = None
+        self.guard = NaNGuard(model, "ignore")
         self._figures: dict[str, Tensor | float | None] = {}
         self.late = ExitStack()
         self._scope = ExitStack()
@@ -74,6 +93,8 @@ class FitSession:
             return
         self.started = True
         try:
+            wishes = {type(member).__name__: member.on_nan for member in self.members if member.guards_loss}
+            self.guard = NaNGuard(self.model, agreed_policy(wishes))
             for member in self.members:
                 member.check()
             self.data = None
@@ -81,7 +102,10 @@ class FitSession:
                 member.convert(self._scope)
             for member in self.members:
                 member.attach(self._scope)
+            if self.guard.policy == "skip":
+                self.declare_figure(FIGURE)
             self._scope.enter_context(around_train_batch(self.model, self._after_batch))
+            self._scope.enter_context(self.guard.watching(self._after_skipped))  # outermost
             self._scope.enter_context(shown_metrics(params, list(self._figures)))
         except BaseException:
             self._failed = True
@@ -132,6 +156,17 @@ class FitSession:
     def _after_batch(self, updated: bool) -> None:
         for member in self.members:
             member.after_batch(updated)
+        self._batch_done()
+
+    def _after_skipped(self, updated: bool) -> None:
+        for member in self.members:
+            member.after_skipped(updated)
+        self._batch_done()
+
+    def _batch_done(self) -> None:
+        self.guard.batch += 1
+        if self.guard.policy == "skip":
+            self.put_figure(FIGURE, len(self.guard.skipped))
         if self.logs is not None:
             self.logs.update({name: float(value) for name, value in self._figures.items() if value is not None})
 

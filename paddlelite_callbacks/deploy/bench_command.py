@@ -15,7 +15,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("model", help="an .onnx file, a Paddle program (.json or .pdmodel), its prefix or its folder")
     parser.add_argument(
         "--input",
@@ -41,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Time the model; write tables or JSON to the standard output.
+
+    Args:
+        options: as parsed.
 
     Returns:
         0, or 3 where a limit is not kept.

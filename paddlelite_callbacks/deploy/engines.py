@@ -177,7 +177,11 @@ def missing_reason(engine: Engine) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return the line of an engine's message that says what happened: Paddle's run to pages of stack."""
+    """Return the line of an engine's message that says what happened: Paddle's run to pages of stack.
+
+    Args:
+        error: that was caught.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
     text = (telling or lines or [type(error).__name__])[0]

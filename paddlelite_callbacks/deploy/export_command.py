@@ -15,7 +15,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.description = (
         "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
         "ONNX, and compare the two on random inputs. A checkpoint (.pdparams) holds no network and cannot be taken: "
@@ -33,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, check, and only then put the files into place."""
+    """Convert, check, and only then put the files into place.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError: the model is ONNX already, or the target is a file or holds other files.
+        ExportError: the file that was written computes something else.
+    """
     warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
     from paddlelite_callbacks.deploy.foreign import find_model, parse_input, random_inputs
@@ -43,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
     source, specs, target = find_model(options.model), [parse_input(text) for text in options.input], Path(options.out)
     if source.kind != "paddle":
-        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs.")
+        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a folder.")
     ours = {"model.onnx", "model.fp16.onnx", SIDECAR}

@@ -69,6 +69,9 @@ def _in_folder(folder: Path) -> Artefact:
 def parse_input(text: str) -> InputSpec:
     """Read ``1x3x224x224``, ``name:1x3x224x224`` or ``name:1x3x224x224:int64``.
 
+    Args:
+        text: for instance ``"x:1x3x224x224:float32"``.
+
     Raises:
         ValueError: it is none of them.
     """
@@ -83,7 +86,7 @@ def parse_input(text: str) -> InputSpec:
         np.dtype(kind)
     except (ValueError, TypeError):
         raise ValueError(
-            f"An input is written 1x3x224x224, name:1x3x224x224 or name:1x2:int64, got {text!r}."
+            f"An input is written 1x3x224x224, name:1x3x224x224 or name:1x2:int64, got {text!r}: sizes with x between."
         ) from None
     return InputSpec(shape, dtype=kind, name=name)
 
@@ -92,6 +95,9 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
     """Return the shapes of the inputs by name, in the order in which engines take them.
 
     Free sizes are -1; the shapes of Paddle programs cannot be asked for and are empty.
+
+    Args:
+        artefact: of `find_model`.
 
     Raises:
         ValueError: the file cannot be read.
@@ -109,6 +115,8 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
         raise
     except Exception as error:
         raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
+    if not graph.node:
+        raise ValueError(f"{artefact.path} holds no network: it is torn, or no ONNX file. Export it again.")
     constants = {item.name for item in graph.initializer}
     return {
         item.name: [dim.dim_value or -1 for dim in item.type.tensor_type.shape.dim]
@@ -133,18 +141,25 @@ def random_inputs(artefact: Artefact, specs: Sequence[InputSpec], *, rows: int |
     shapes = input_shapes(artefact)
     names = list(shapes)
     if len(names) != len(specs):
-        raise ValueError(f"{artefact.path} takes {len(names)} inputs ({', '.join(names)}), {len(specs)} were given.")
+        raise ValueError(
+            f"{artefact.path} takes {len(names)} inputs ({', '.join(names)}), {len(specs)} were given: one --input "
+            "(InputSpec) for each."
+        )
     if all(spec.name for spec in specs):
         named = {spec.name: spec for spec in specs}
         if missing := [name for name in names if name not in named]:
-            raise ValueError(f"{artefact.path} takes the inputs {names}; {missing} were not given.")
+            raise ValueError(
+                f"{artefact.path} takes the inputs {names}; {missing} were not given: name them as the file does."
+            )
         specs = [named[name] for name in names]
     for (name, shape), spec in zip(shapes.items(), specs, strict=True):
         fits = len(shape) == len(spec.shape) and all(
             size in (-1, given) for size, given in zip(shape[1:], spec.shape[1:], strict=True)
         )
         if shape and not fits:
-            raise ValueError(f"{artefact.path} takes {name} of {shape} (-1: any), {list(spec.shape)} was given.")
+            raise ValueError(
+                f"{artefact.path} takes {name} of {shape} (-1: any), {list(spec.shape)} was given: give its sizes."
+            )
     return [_random(spec, rows, seed) for seed, spec in enumerate(specs)]
 
 

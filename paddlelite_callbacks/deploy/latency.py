@@ -119,7 +119,9 @@ def measure_latency(
         ValueError: ``warmup`` or ``repeats`` out of range.
     """
     if warmup < 0 or repeats < 1:
-        raise ValueError(f"warmup must be at least 0 and repeats at least 1, got {warmup} and {repeats}.")
+        raise ValueError(
+            f"warmup must be at least 0 and repeats at least 1, got {warmup} and {repeats}: 10 and 50 are usual."
+        )
     durations: dict[Key, list[float]] = {name: [] for name in calls}
 
     order, stream = list(calls.items()), random.Random(0)
@@ -157,8 +159,17 @@ def _steady(durations_ms: Sequence[float], tolerance: float) -> bool:
 
 
 def summarise(durations_ms: Sequence[float]) -> dict[str, float]:
-    """Return median, quartiles, 90th percentile, minimum and mean of ``durations_ms``, keyed as in `Latency`."""
+    """Return median, quartiles, 90th percentile, minimum and mean of ``durations_ms``, keyed as in `Latency`.
+
+    Args:
+        durations_ms: of single calls, milliseconds.
+
+    Raises:
+        ValueError: there are none.
+    """
     values = np.asarray(durations_ms, dtype=float)
+    if not values.size:
+        raise ValueError("durations_ms is empty, got []: give the milliseconds of at least one call.")
     return {
         "p50_ms": float(np.median(values)),
         "p90_ms": float(np.percentile(values, 90)),

@@ -48,18 +48,25 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.engines, str):
-            raise ValueError(f"engines must be a list of names, got {self.engines!r}.")
+            raise ValueError(
+                f"engines must be a list of names, got {self.engines!r}: write engines=[{self.engines!r}]."
+            )
         if self.engines is not None and not self.engines:
             raise ValueError(f"engines must name at least one of {list(ENGINES)}, or be None for all.")
         for name in self.engines or ():
             if name not in ENGINES:
-                raise ValueError(f"No engine {name!r}; known are {near_names(name, ENGINES)}.")
+                raise ValueError(
+                    f"No engine {name!r}; known are {near_names(name, ENGINES)}; None takes all of {list(ENGINES)}."
+                )
         for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
             given = getattr(self, name)
             values = list(given) if isinstance(given, (list, tuple)) and least and name != "repeats" else [given]
             if not values or not all(type(value) is int and value >= least for value in values):
                 several = " (or a list of such)" if name in ("threads", "batch_size") else ""
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {given!r}{several}.")
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {given!r}{several}: leave it out for "
+                    f"{type(self).__dataclass_fields__[name].default}."
+                )
 
     def chosen(self) -> list[Engine]:
         """Return the engines asked for, present or not."""

@@ -25,19 +25,25 @@ def checked_sidecar_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"preprocess": None, "postprocess": None, "labels": None, **(given or {})}
     if other := sorted(options.keys() - {"preprocess", "postprocess", "labels"}):
-        raise ValueError(f"sidecar takes preprocess, postprocess and labels, not {other}.")
+        raise ValueError(
+            f"sidecar takes preprocess, postprocess and labels, not {other}: put your own keys into preprocess."
+        )
     labels = options["labels"]
     if labels is not None:
         if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"labels must be a list of names in the order of the outputs, got {labels!r}.")
+            raise ValueError(
+                f"labels must be a list of names in the order of the outputs, got {labels!r}: write ['cat', 'dog']."
+            )
         options["labels"] = list(labels)
     for name in ("preprocess", "postprocess"):
         if options[name] is not None and not isinstance(options[name], Mapping):
-            raise ValueError(f"{name} must be a dictionary, got {options[name]!r}.")
+            raise ValueError(f"{name} must be a dictionary, got {options[name]!r}: write {{'mean': [0.5]}}.")
     try:
         return dict(json.loads(json.dumps(options, allow_nan=False, default=_plain)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"sidecar must hold what JSON can hold: {error}.") from error
+        raise ValueError(
+            f"sidecar must hold what JSON can hold: {error}. Give numbers, texts, lists and dictionaries."
+        ) from error
 
 
 def write_sidecar(

@@ -32,7 +32,7 @@ class AttentionFeatureLoss(Layer):
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}.")
+            raise ValueError(f"width must be at least 1, got {width}: 128 is the default.")
         self.width = width
         self.queries, self.keys = LayerList(), LayerList()
         self.bilinear = Linear(width, width, bias_attr=False)
@@ -45,7 +45,9 @@ class AttentionFeatureLoss(Layer):
         """
         wrong = [shape for shape in [*student, *teacher] if len(shape) != 4]
         if wrong:
-            raise ValueError(f"AttentionFeatureLoss takes maps [N, C, H, W], got shapes {wrong}.")
+            raise ValueError(
+                f"AttentionFeatureLoss takes maps [N, C, H, W], got shapes {wrong}: choose layers that give maps."
+            )
         if len(self.queries):
             return
         self.queries = LayerList([Linear(shape[1], self.width, bias_attr=False) for shape in teacher])

@@ -11,8 +11,9 @@ import paddle
 from paddle import Tensor
 from paddle.io import Dataset, IterableDataset
 
-from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, write_cache
+from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, stored_array, write_cache
 from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
+from paddlelite_callbacks.files import refuse_unwritable
 
 __all__ = ["CachedTeacher", "cache_teacher"]
 
@@ -46,7 +47,7 @@ class CachedTeacher(Dataset):
                 f"{len(dataset)}: store them anew with cache_teacher(..., overwrite=True)."
             )
         self._arrays: list[np.ndarray] | None = None
-        self._checksums = np.load(self.path / "checksums.npy")
+        self._checksums = stored_array(self.path / "checksums.npy")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -63,7 +64,7 @@ class CachedTeacher(Dataset):
         """Return the stored outputs, memory-mapped: one array ``[samples, ...]`` per output tensor."""
         if self._arrays is None:
             files = [self.path / f"output_{i}.npy" for i in range(len(self.meta["outputs"]))]
-            self._arrays = [np.load(file, mmap_mode="r") for file in files]
+            self._arrays = [stored_array(file) for file in files]
         return self._arrays
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,13 +130,24 @@ def cache_teacher(
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"cache_teacher needs numbered samples, got {type(dataset).__name__}: an iterable data set has none."
+            f"cache_teacher needs numbered samples, got {type(dataset).__name__}: an iterable data set has none. Wrap "
+            "the samples "
+            "in a map-style paddle.io.Dataset, or let the teacher run: DistillCallback(teacher)."
         )
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
+        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}: 'float16' takes half the space.")
+    _refuse_numbers(batch_size=(batch_size, 1), num_workers=(num_workers, 0), inputs=(inputs, 1))
+    if not len(dataset):
+        raise ValueError("The data set is empty, so there is nothing to store: give one with at least one sample.")
+    if inputs > (fields := len(fields_of(dataset[0]))):
+        raise ValueError(
+            f"inputs={inputs}: a sample of the data set has {fields} fields, the first of which are the network's "
+            "inputs. Leave it out for one."
+        )
     network, folder = loaded_teacher(teacher), Path(path)
     if network is None:
         raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
+    refuse_unwritable(folder.parent)
     if not allow_random:
         _refuse_random(dataset)
     wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
@@ -144,6 +156,12 @@ def cache_teacher(
     if paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized():
         paddle.distributed.barrier()
     return CachedTeacher(dataset, folder, verify=not allow_random)
+
+
+def _refuse_numbers(**numbers: tuple[int, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: leave it out.")
 
 
 def _refuse_random(dataset: Dataset) -> None:
@@ -169,7 +187,7 @@ def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: b
         meta = meta_of(folder)
         other = [f"{key} {meta.get(key)} instead of {value}" for key, value in wanted.items() if meta.get(key) != value]
         if not other and not allow_random:
-            known = np.load(folder / "checksums.npy")
+            known = stored_array(folder / "checksums.npy")
             changed = [i for i in range(len(dataset)) if checksum(fields_of(dataset[i])) != known[i]]
             other += [f"{len(changed)} changed samples, the first is {changed[0]}"] if changed else []
     except (OSError, ValueError, KeyError) as error:

@@ -19,13 +19,17 @@ from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.files import staged_folder
 from paddlelite_callbacks.surgery import frozen
 
-__all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "write_cache"]
+__all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "stored_array", "write_cache"]
 
 FORMAT = 1
 
 
 def checksum(fields: Sequence[Any]) -> int:
-    """Return a CRC-32 of a sample's inputs and labels."""
+    """Return a CRC-32 of a sample's inputs and labels.
+
+    Args:
+        fields: tensors, arrays or numbers.
+    """
     crc = 0
     for value in fields:
         array = np.ascontiguousarray(value.numpy() if isinstance(value, Tensor) else np.asarray(value))
@@ -121,11 +125,34 @@ def meta_of(folder: Path) -> dict[str, Any]:
     """
     file = folder / "meta.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no folder that cache_teacher wrote: it has no meta.json.")
-    meta = json.loads(file.read_text(encoding="utf-8"))
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{folder} is of format {meta.get('format')}, this version reads {FORMAT}.")
+        raise ValueError(
+            f"{folder} is no folder that cache_teacher wrote: it has no meta.json. Store the outputs there first."
+        )
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is torn ({error}): store the outputs anew with overwrite=True.") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else meta
+        raise ValueError(
+            f"{folder} is of format {found!r}, this version reads {FORMAT}: store the outputs anew with overwrite=True."
+        )
     return dict(meta)
+
+
+def stored_array(file: Path) -> np.ndarray:
+    """Return the array in ``file``, memory-mapped; never unpickled.
+
+    Args:
+        file: of ``numpy.save``.
+
+    Raises:
+        ValueError: it is torn, missing, or holds Python objects.
+    """
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} is torn or missing ({error}): store the outputs anew with overwrite=True.") from error
 
 
 def _kind(outputs: Any) -> str:

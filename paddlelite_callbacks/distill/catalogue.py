@@ -75,7 +75,10 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
         return _spec_of_callable(loss, temperature, label)
     key = loss.lower()
     if key not in LOSSES:
-        raise ValueError(f"No distillation loss {loss!r}; near names: {near_names(key, LOSSES)}, or pass a callable.")
+        raise ValueError(
+            f"No distillation loss {loss!r}; near names: {near_names(key, LOSSES)}, or pass a callable (student, "
+            "teacher) -> scalar."
+        )
     spec = LOSSES[key]
     if label is not None and spec.label is None:
         takers = [name for name, other in LOSSES.items() if other.label is not None]
@@ -91,7 +94,10 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
 
 def _spec_of_callable(loss: AnyLoss, temperature: float | None, label: int | None) -> LossSpec:
     if not callable(loss):
-        raise TypeError(f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}.")
+        raise TypeError(
+            f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}; names: "
+            f"{list(LOSSES)}."
+        )
     if temperature is not None:
         raise ValueError("temperature goes with a named loss; give it to your own loss function yourself.")
     return LossSpec(function=loss, name=getattr(loss, "__name__", type(loss).__name__), label=label, same="any")

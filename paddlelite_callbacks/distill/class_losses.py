@@ -65,7 +65,7 @@ def dkd(
     if student.ndim != 2 or label.shape[0] != student.shape[0] or label.size != student.shape[0]:
         raise ValueError(
             f"dkd takes logits [N, C] and one class index per row, got logits {list(student.shape)} and labels "
-            f"{list(label.shape)}."
+            f"{list(label.shape)}: choose the label with OutputTerm('dkd', label=...)."
         )
     true = F.one_hot(label.reshape([-1]), student.shape[1]).astype(student.dtype)
     log_p = F.log_softmax(student / temperature, axis=-1)
@@ -114,7 +114,7 @@ def dist(
     same_shape(student, teacher)
     check_temperature(temperature)
     if student.ndim != 2:
-        raise ValueError(f"dist takes logits [N, C], got {list(student.shape)}.")
+        raise ValueError(f"dist takes logits [N, C], got {list(student.shape)}: flatten other axes first.")
     p = F.softmax(student / temperature, axis=-1)
     q = F.softmax(teacher.detach() / temperature, axis=-1)
     between = 1 - _correlation(p, q, axis=1).mean()

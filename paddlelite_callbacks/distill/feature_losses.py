@@ -50,7 +50,7 @@ def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor
     same_shape(student, teacher)
     check_temperature(temperature)
     if student.ndim < 3:
-        raise ValueError(f"cwd takes maps [N, C, positions...], got {list(student.shape)}.")
+        raise ValueError(f"cwd takes maps [N, C, positions...], got {list(student.shape)}: use 'kl' for logits.")
     log_p = F.log_softmax(student.flatten(2) / temperature, axis=-1)
     log_q = F.log_softmax(teacher.detach().flatten(2) / temperature, axis=-1)
     return (log_q.exp() * (log_q - log_p)).sum(axis=-1).mean() * temperature**2
@@ -72,13 +72,17 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     if student.ndim < 3 or [student.shape[0], *student.shape[2:]] != [teacher.shape[0], *teacher.shape[2:]]:
         raise ValueError(
             f"attention takes maps [N, channels, positions...] of the same positions, got {list(student.shape)} and "
-            f"{list(teacher.shape)}."
+            f"{list(teacher.shape)}: choose layers that give maps; features= resizes them where their sizes differ."
         )
     return F.mse_loss(attention_map(student), attention_map(teacher.detach()))
 
 
 def attention_map(x: Tensor) -> Tensor:
-    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1."""
+    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1.
+
+    Args:
+        x: ``[N, C, positions...]``.
+    """
     energy = (x * x).mean(axis=1).flatten(1)
     return energy / ((energy * energy).sum(axis=1, keepdim=True) + _TINY**2).sqrt()
 
@@ -100,7 +104,10 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
         ValueError: the batch sizes differ.
     """
     if student.shape[0] != teacher.shape[0]:
-        raise ValueError(f"rkd takes the same samples, got batches of {student.shape[0]} and {teacher.shape[0]}.")
+        raise ValueError(
+            f"rkd takes the same samples, got batches of {student.shape[0]} and {teacher.shape[0]}: run both networks "
+            "on the same inputs."
+        )
     s, t = student.flatten(1), teacher.detach().flatten(1)
     total = distance * F.smooth_l1_loss(_relative_distances(s), _relative_distances(t))
     return total if angle == 0 else total + angle * F.smooth_l1_loss(_angles(s), _angles(t))
@@ -143,7 +150,7 @@ def heatmap_mse(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
     if student.ndim != 4 or label.size != student.shape[0] * student.shape[1]:
         raise ValueError(
             f"heatmap_mse takes maps [N, K, H, W] and target weights [N, K], got {list(student.shape)} and "
-            f"{list(label.shape)}."
+            f"{list(label.shape)}: choose the label with OutputTerm('heatmap_mse', label=...)."
         )
     weight = label.reshape([student.shape[0], student.shape[1], 1, 1]).astype(student.dtype)
     return 0.5 * F.mse_loss(student * weight, teacher.detach() * weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
         temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
 
     Returns:
-        Scalar, nats.
+        Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
 
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
@@ -71,6 +72,10 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tens
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean((s - t)²)`` over all elements; any equal shapes, ``teacher`` detached (the guide's ``l2``).
 
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+
     Raises:
         ValueError: the shapes differ.
     """
@@ -80,6 +85,10 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean(|s - t|)`` over all elements; any equal shapes, ``teacher`` detached.
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
 
     Raises:
         ValueError: the shapes differ.
@@ -101,7 +110,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
     """
     same_shape(student, teacher)
     if delta <= 0:
-        raise ValueError(f"delta must be positive, got {delta}.")
+        raise ValueError(f"delta must be positive, got {delta}: leave it out for 1, the usual Huber loss.")
     return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
 
 
@@ -161,13 +170,19 @@ def loss_for_task(task_loss: Any) -> str:
 def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Sum ``loss`` over pairs of outputs in their order.
 
+    Args:
+        loss: of one pair.
+        student: the student's outputs.
+        teacher: the teacher's, as many.
+
     Raises:
         ValueError: the networks give different numbers of outputs.
     """
     if len(student) != len(teacher):
         raise ValueError(
             f"The student gives {len(student)} outputs {_shapes(student)}, the teacher {len(teacher)} "
-            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal."
+            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal. Give lists of the "
+            "same length, or the pairs that you want."
         )
     return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
@@ -188,9 +203,17 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 def same_shape(student: Tensor, teacher: Tensor) -> None:
     """Refuse a pair of different shapes.
 
+    Args:
+        student: what the student gives.
+        teacher: what the teacher gives.
+
     Raises:
+        TypeError: one of them is no tensor.
         ValueError: names both shapes.
     """
+    for who, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
     if list(student.shape) != list(teacher.shape):
         raise ValueError(
             f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
@@ -204,8 +227,10 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: names it.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be positive, got {temperature!r}: a finite number, or None for the loss's own default."
+        )
 
 
 def _shapes(outputs: Sequence[Tensor]) -> list[list[int]]:

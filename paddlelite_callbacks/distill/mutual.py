@@ -43,11 +43,18 @@ class MutualPeer:
         monitor: str | None = None,
     ) -> None:
         if not isinstance(network, Layer):
-            raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}.")
+            raise TypeError(
+                f"network must be a paddle.nn.Layer, got {type(network).__name__}: MutualPeer(network, optimizer)."
+            )
         if not isinstance(optimizer, paddle.optimizer.Optimizer):
-            raise TypeError(f"optimizer must be a paddle.optimizer.Optimizer, got {type(optimizer).__name__}.")
+            raise TypeError(
+                f"optimizer must be a paddle.optimizer.Optimizer, got {type(optimizer).__name__}: make one over "
+                "network.parameters()."
+            )
         if keep not in ("better", "student"):
-            raise ValueError(f"keep must be 'better' or 'student', got {keep!r}.")
+            raise ValueError(
+                f"keep must be 'better' or 'student', got {keep!r}: 'student' never exchanges the two networks."
+            )
         self.network, self.optimizer, self.keep, self.monitor = network, optimizer, keep, monitor
         self.better: str | None = None
         self.figures: dict[str, dict[str, float]] = {}

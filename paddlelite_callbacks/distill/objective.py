@@ -58,6 +58,13 @@ class Objective:
         """Whether no term will have a weight from ``epoch`` on."""
         return all(epoch >= getattr(term.weight, "silent_from", float("inf")) for term in self.terms.values())
 
+    def describe(self, name: str) -> str:
+        """Return what the term ``name`` compares, for messages."""
+        term = self.terms[name]
+        if isinstance(term, FeatureTerm):
+            return _pair(term)
+        return "outputs" if term.output is None else f"output {term.output!r}"
+
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
         """Make the bridges that these features need and that are not there yet.
 
@@ -202,7 +209,8 @@ def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
     index = spec.label or 0
     if not -len(labels) <= index < len(labels):
         raise ValueError(
-            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: see label=."
+            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: choose another with "
+            "OutputTerm(..., label=...)."
         )
     return labels[index]
 

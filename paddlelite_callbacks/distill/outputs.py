@@ -77,9 +77,11 @@ def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
         name = str(len(outputs) + key)
     if name not in found:
         wanted = "is not a single tensor" if key is None else f"has no tensor {key!r}"
+        if list(found) == [""]:
+            raise ValueError(f"{whose} {wanted}: it is a lone tensor, so leave output= (or pick=) out.")
         raise ValueError(
             f"{whose} {wanted}; near names of its tensors: {near_names(name, found)} "
-            f"of {len(found)} ({type(outputs).__name__})."
+            f"of {len(found)} ({type(outputs).__name__}). Name one with output= (or pick=)."
         )
     return found[name]
 
@@ -107,7 +109,11 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def shapes_of(outputs: Any) -> Any:
-    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise."""
+    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise.
+
+    Args:
+        outputs: of a network.
+    """
     found = {path: list(tensor.shape) for path, tensor in tensors_of(outputs).items()}
     if isinstance(outputs, Mapping):
         return found

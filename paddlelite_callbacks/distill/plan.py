@@ -9,7 +9,7 @@ from typing import Any
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.catalogue import AnyLoss, spec_of
-from paddlelite_callbacks.distill.losses import loss_for_task
+from paddlelite_callbacks.distill.losses import check_temperature, loss_for_task
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Key
 from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
@@ -36,6 +36,8 @@ def output_terms(
         TypeError: ``loss`` is of another type.
         ValueError: an unknown loss, or a temperature for losses that have none.
     """
+    if temperature is not None:
+        check_temperature(temperature)
     if loss is None:
         return None
     if isinstance(loss, Mapping):
@@ -70,11 +72,11 @@ def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTer
         return [features]
     if isinstance(features, Mapping):
         return [FeatureTerm(student, teacher, loss=loss) for student, teacher in features.items()]
-    terms = list(features)
+    terms: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
     if not all(isinstance(term, FeatureTerm) for term in terms):
         raise TypeError(
             f"features must be a mapping of the student's layer names to the teacher's, or a list of FeatureTerm, got "
-            f"{features!r}."
+            f"{features!r}: write {{'student.layer': 'teacher.layer'}}."
         )
     return terms
 
@@ -82,12 +84,20 @@ def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTer
 def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return ``weights`` divided by their sum; equal ones for ``None``.
 
+    Args:
+        weights: one per teacher.
+        count: number of teachers.
+
     Raises:
         ValueError: not one positive weight a teacher.
     """
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(given) != count or not all(0 <= weight < float("inf") for weight in given) or not sum(given):
-        raise ValueError(f"teacher_weights must be {count} numbers of at least 0, not all 0, got {weights!r}.")
+    given = [1.0] * count if weights is None else list(weights)
+    numbers = all(isinstance(weight, (int, float)) and 0 <= weight < float("inf") for weight in given)
+    if len(given) != count or not numbers or not sum(given):
+        raise ValueError(
+            f"teacher_weights must be {count} numbers of at least 0, not all 0, got {weights!r}: one for each teacher, "
+            "or leave it out for equal ones."
+        )
     return [weight / sum(given) for weight in given]
 
 
@@ -128,9 +138,14 @@ def objective_for(
         found += expanded(term, student, _teacher(teachers, term.of))
     for index in (term.teacher for term in outputs):
         if index is not None and not 0 <= index < len(teachers):
-            raise ValueError(f"OutputTerm(teacher={index}): there are {len(teachers)} teachers, counted from 0.")
+            raise ValueError(
+                f"OutputTerm(teacher={index}): there are {len(teachers)} teachers, counted from 0. Leave teacher= out "
+                "for the mean of all."
+            )
     if not outputs and not found:
-        raise ValueError("There is nothing to distil: give a loss, or features.")
+        raise ValueError(
+            "There is nothing to distil: loss is empty and so is features. Give loss='kl' or another name, or features."
+        )
     return Objective([*outputs, *found], weights)
 
 
@@ -154,7 +169,10 @@ def _scaled(weight: Weight, share: float) -> Weight:
 
 def _teacher(teachers: Sequence[Layer | None], index: int) -> Layer:
     if not 0 <= index < len(teachers):
-        raise ValueError(f"FeatureTerm(of={index}): there are {len(teachers)} teachers, counted from 0.")
+        raise ValueError(
+            f"FeatureTerm(of={index}): there are {len(teachers)} teachers, counted from 0. Give the number of the one "
+            "that has the layer."
+        )
     teacher = teachers[index]
     if teacher is None:
         raise ValueError("features need a teacher that runs: stored outputs hold none of its inner layers.")

@@ -53,6 +53,11 @@ def projection_for(student: list[int], teacher: list[int], what: str) -> Project
 def refuse_unbridgeable(student: list[int], teacher: list[int], what: str) -> None:
     """Refuse a pair of shapes that no `Projection` joins.
 
+    Args:
+        student: shape of the student's feature.
+        teacher: shape of the teacher's feature.
+        what: names both layers, for the message.
+
     Raises:
         ValueError: names both shapes.
     """

@@ -56,7 +56,13 @@ def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule
 
 
 def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule:
-    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017)."""
+    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017).
+
+    Args:
+        start: at least 0.
+        end: at least 0.
+        epochs: length of the change; ``None`` for all that ``fit`` was asked for.
+    """
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
         lambda epoch, total: end + (start - end) * (1 + math.cos(math.pi * _share(epoch, epochs, total))) / 2,
@@ -92,12 +98,20 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
         return weight
     value = weight(epoch, epochs)
     if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-        raise ValueError(f"The schedule {weight!r} gave {value!r} at epoch {epoch:g}: weights are at least 0.")
+        raise ValueError(
+            f"The schedule {weight!r} gave {value!r} at epoch {epoch:g}: weights are at least 0. Let it return a "
+            "finite "
+            "number, or take one of paddlelite_callbacks.distill.schedules."
+        )
     return float(value)
 
 
 def checked_weight(name: str, weight: Weight) -> Weight:
     """Return ``weight`` if it is a finite number of at least 0 or a schedule.
+
+    Args:
+        name: of the argument, for the message.
+        weight: as given.
 
     Raises:
         ValueError: it is neither.
@@ -105,7 +119,10 @@ def checked_weight(name: str, weight: Weight) -> Weight:
     if callable(weight):
         return weight
     if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}; or a schedule.")
+        raise ValueError(
+            f"{name} must be a finite number of at least 0, got {weight!r}; or a schedule of "
+            "paddlelite_callbacks.distill.schedules. 0 switches the term off."
+        )
     return float(weight)
 
 
@@ -119,6 +136,11 @@ def _check(**numbers: float | None) -> None:
         if number is None:
             continue
         if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
-            raise ValueError(f"{name} must be a finite number of at least 0, got {number!r}.")
+            raise ValueError(
+                f"{name} must be a finite number of at least 0, got {number!r}: a weight of 0 switches a term off, "
+                "epochs are counted from the start of the training."
+            )
         if number == 0 and name == "epochs":
-            raise ValueError("epochs must be positive, got 0.")
+            raise ValueError(
+                "epochs must be positive, got 0: give the length of the change in epochs, or None for all."
+            )

@@ -71,6 +71,11 @@ class Taps:
 def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[FeatureTerm]:
     """Return one term per pair of layers that the names or globs of ``term`` match.
 
+    Args:
+        term: with names or globs.
+        student: whose layers are meant.
+        teacher: the same.
+
     Raises:
         ValueError: a name matches nothing (near ones are listed), or the two sides match different numbers.
     """
@@ -83,7 +88,8 @@ def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[Feat
     if len(ours) != len(theirs):
         raise ValueError(
             f"features pairs layers in order, but {term.student!r} matches {len(ours)} of the student ({ours[:8]}) and "
-            f"{term.teacher!r} matches {len(theirs)} of the teacher ({theirs[:8]})."
+            f"{term.teacher!r} matches {len(theirs)} of the teacher ({theirs[:8]}). Write the pairs one by one: "
+            f"features={{'student.layer': 'teacher.layer'}}."
         )
     if len(ours) > 1 and isinstance(term.project, Layer):
         raise ValueError(f"project= is one layer, but {term.student!r} matches {len(ours)}: give one term per pair.")

@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.saved import read_saved, refuse_code
+
 __all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
 
 TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer | Callable[[], Layer]]
@@ -44,14 +46,18 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
             f"{type(teacher).__name__}; or a pair (checkpoint.pdparams, network), or the path of a checkpoint or of "
             "a program saved with paddle.jit.save."
         )
-    if _program(teacher) is not None:
-        return paddle.jit.load(str(_program(teacher)))
+    prefix = _program(teacher)
+    if prefix is not None:
+        return _from_program(prefix)
     path = _checkpoint(teacher)
     return None if student is None else _from_checkpoint(path, lambda: copied(student))
 
 
 def refuse_missing_files(teacher: TeacherLike) -> None:
     """Refuse a path to nothing.
+
+    Args:
+        teacher: as `loaded_teacher` takes it.
 
     Raises:
         FileNotFoundError: names what was looked for.
@@ -118,13 +124,31 @@ def _program(teacher: str | Path) -> Path | None:
     return prefix if exists and Path(f"{prefix}.pdiparams").is_file() else None
 
 
+def _from_program(prefix: Path) -> Layer:
+    refuse_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
+    try:
+        return paddle.jit.load(str(prefix))
+    except Exception as error:
+        raise ValueError(
+            f"teacher={str(prefix)!r} cannot be loaded by paddle.jit.load ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:200]}): write it again with paddle.jit.save, or give the network "
+            "itself, or (checkpoint, network)."
+        ) from error
+
+
+def _kinds(state: Any) -> str:
+    if isinstance(state, dict):
+        return f"a dictionary of {sorted({type(value).__name__ for value in state.values()})}"
+    return f"a {type(state).__name__}"
+
+
 def _checkpoint(teacher: str | Path) -> Path:
     for path in (Path(teacher), Path(f"{teacher}.pdparams")):
         if path.is_file():
             return path
     raise FileNotFoundError(
         f"teacher={str(teacher)!r}: there is neither a checkpoint {teacher}[.pdparams] nor a program "
-        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams."
+        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams. Give the path of one, or the network itself."
     )
 
 
@@ -133,11 +157,20 @@ def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
         if not callable(network):
             raise TypeError(
                 f"teacher=(checkpoint, network): network must be a Layer or a function that builds one, got "
-                f"{type(network).__name__}."
+                f"{type(network).__name__}: for instance lambda: resnet18(num_classes=10)."
             )
         with paddle.utils.unique_name.guard():  # some of paddleclas's networks have fixed parameter names
             network = network()
         if not isinstance(network, Layer):
-            raise TypeError(f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}.")
-    load_weights_(network, paddle.load(str(path)), str(path))
+            raise TypeError(
+                f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}: it must build a "
+                "paddle.nn.Layer."
+            )
+    state = read_saved(path)
+    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(
+            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
+            "paddle.save(network.state_dict(), path)."
+        )
+    load_weights_(network, state, str(path))
     return network

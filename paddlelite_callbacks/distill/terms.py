@@ -84,11 +84,22 @@ class FeatureTerm:
         checked_weight("weight", self.weight)
         self.spec()
         if not (self.project is None or isinstance(self.project, (bool, Layer))):
-            raise TypeError(f"project must be True, False, None or a Layer, got {type(self.project).__name__}.")
+            raise TypeError(
+                f"project must be True, False, None or a Layer, got {type(self.project).__name__}: leave it out to "
+                "have "
+                "a projection where the shapes differ."
+            )
         if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
-            raise TypeError(f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}.")
+            raise TypeError(
+                f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}: a tuple goes "
+                "to "
+                "a loss that takes lists, such as AttentionFeatureLoss."
+            )
         if self.grouped and (self.project or self.pick is not None or isinstance(self.loss, str)):
-            raise ValueError("Tuples of layers go to a loss of your own as lists: no project, pick or named loss.")
+            raise ValueError(
+                f"Tuples of layers go to a loss of your own as lists: no project, pick or named loss, got loss="
+                f"{self.loss!r}. Pass loss=AttentionFeatureLoss() or a callable, or one term per pair of layers."
+            )
 
     @property
     def grouped(self) -> bool:

@@ -24,20 +24,24 @@ from paddlelite_callbacks.hapi.model import (
     labels_through,
     metrics_of,
     prepared_optimizer,
+    refuse_unusable_data,
     replaced_loss,
     task_loss_of,
 )
 from paddlelite_callbacks.hapi.optimizer import (
     optimizer_state_of,
     rate_scheduler_of,
+    refuse_foreign_parameters,
     scaled_learning_rate,
     set_optimizer_state_of,
     trained_also,
 )
+from paddlelite_callbacks.hapi.skip import SkipBatch, skippable_batches
 
 __all__ = [
     "FitGuard",
     "LossFunction",
+    "SkipBatch",
     "alongside_checkpoints",
     "amp_level",
     "amp_options",
@@ -52,10 +56,13 @@ __all__ = [
     "optimizer_state_of",
     "prepared_optimizer",
     "rate_scheduler_of",
+    "refuse_foreign_parameters",
+    "refuse_unusable_data",
     "replaced_loss",
     "scaled_learning_rate",
     "set_optimizer_state_of",
     "shown_metrics",
+    "skippable_batches",
     "task_loss_of",
     "trained_also",
     "training_data",

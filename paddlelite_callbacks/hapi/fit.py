@@ -69,6 +69,11 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
     After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on.
     What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
     calls of hapi's own, the guard is closed when ``callbacks`` is freed.
+
+    Args:
+        model: whose ``fit`` it is.
+        callbacks: hapi's list of this ``fit``.
+        guard: is told.
     """
     call_hooks, run_epoch, ours = callbacks._call, type(model)._run_one_epoch, weakref.ref(callbacks)
 

@@ -22,6 +22,7 @@ __all__ = [
     "labels_through",
     "metrics_of",
     "prepared_optimizer",
+    "refuse_unusable_data",
     "replaced_loss",
     "task_loss_of",
 ]
@@ -107,8 +108,36 @@ def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], s
     return [([getattr(sampler, "batch_size", None), *field.shape], str(field.dtype)) for field in fields]
 
 
+def refuse_unusable_data(name: str, data: Any) -> None:
+    """Refuse what ``model.evaluate`` could not read batches from, before hours of training.
+
+    Args:
+        name: of the argument, for the message.
+        data: as given.
+
+    Raises:
+        TypeError: neither a data set nor a loader nor another iterable of batches.
+        ValueError: it is empty.
+    """
+    if not isinstance(data, paddle.io.Dataset) and not hasattr(data, "__iter__"):
+        raise TypeError(
+            f"{name} must be a paddle.io.Dataset, a DataLoader or another iterable of batches, got "
+            f"{type(data).__name__}: give the evaluation data, or leave it out."
+        )
+    if hasattr(data, "__len__") and not isinstance(data, paddle.io.IterableDataset) and len(data) == 0:
+        raise ValueError(
+            f"{name} is an empty {type(data).__name__} of length 0: it must hold at least one sample. Give the "
+            "evaluation "
+            "data, or leave it out."
+        )
+
+
 def input_count(model: paddle.Model) -> int:
-    """Return how many items of a batch go to the network; the others are labels."""
+    """Return how many items of a batch go to the network; the others are labels.
+
+    Args:
+        model: the hapi model.
+    """
     return len(model._inputs or [None])
 
 

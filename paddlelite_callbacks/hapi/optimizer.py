@@ -8,14 +8,43 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
+from paddle.nn import Layer
 
-__all__ = ["optimizer_state_of", "rate_scheduler_of", "scaled_learning_rate", "set_optimizer_state_of", "trained_also"]
+__all__ = [
+    "optimizer_state_of",
+    "rate_scheduler_of",
+    "refuse_foreign_parameters",
+    "scaled_learning_rate",
+    "set_optimizer_state_of",
+    "trained_also",
+]
 
 
 def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:
     """Return the learning rate scheduler of ``optimizer``, if it has one."""
     rate = optimizer._learning_rate
     return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
+
+
+def refuse_foreign_parameters(optimizer: paddle.optimizer.Optimizer, network: Layer, whose: str) -> None:
+    """Refuse an optimizer that would train nothing of ``network``.
+
+    Args:
+        optimizer: not one with parameter groups.
+        network: to be trained; may be frozen in part, or as a whole.
+        whose: for the message.
+
+    Raises:
+        ValueError: it knows none of the trainable parameters.
+    """
+    wanted = [parameter for parameter in network.parameters() if parameter.trainable]
+    known = {id(parameter) for parameter in optimizer._parameter_list or []}
+    if wanted and not any(id(parameter) in known for parameter in wanted):
+        raise ValueError(
+            f"{whose} ({type(optimizer).__name__}, {len(known)} parameters) holds none of the {len(wanted)} trainable "
+            f"parameters of {type(network).__name__}, so nothing would be learnt: make it with "
+            "parameters=network.parameters(), after the network has its last form."
+        )
 
 
 def optimizer_state_of(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "PACTConfig"]
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "PACTConfig", "pact_config"]
 
 QUANTIZABLE = ("Conv2D", "Conv2DTranspose", "Linear")
 ACTIVATIONS = ("pact", "paddleslim")
@@ -76,11 +78,14 @@ class PACTConfig:
         for name in ("layer_types", "include", "skip"):
             given = getattr(self, name)
             if isinstance(given, str) or not all(isinstance(item, str) for item in given):
-                raise ValueError(f"{name} must be a list of strings, got {given!r}.")
+                raise ValueError(f"{name} must be a list of strings, got {given!r}: write {name}=[...].")
             object.__setattr__(self, name, tuple(given))
         unknown = [name for name in self.layer_types if name not in QUANTIZABLE]
         if unknown or not self.layer_types:
-            raise ValueError(f"layer_types must be some of {list(QUANTIZABLE)}, got {list(self.layer_types)}.")
+            raise ValueError(
+                f"layer_types must be some of {list(QUANTIZABLE)}, got {list(self.layer_types)}: "
+                "leave it out for all of them."
+            )
         self._check_numbers()
         self._check_choices()
 
@@ -94,31 +99,42 @@ class PACTConfig:
                 _whole(name, getattr(self, name), 0)
         if self.fp32_epochs is not None:
             _whole("fp32_epochs", self.fp32_epochs, 1)
-        if not 50 < self.alpha_percentile <= 100:
-            raise ValueError(f"alpha_percentile must be in (50, 100], got {self.alpha_percentile}.")
-        if not 0 <= self.observer_momentum < 1:
-            raise ValueError(f"observer_momentum must be in [0, 1), got {self.observer_momentum}.")
-        for name in ("alpha_lr_scale", "alpha_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
-        if not 0 < self.lr_scale < math.inf:
-            raise ValueError(f"lr_scale must be a finite number above 0, got {self.lr_scale}.")
+        self._check("alpha_percentile", lambda value: 50 < value <= 100, "a number in (50, 100]")
+        self._check("observer_momentum", lambda value: 0 <= value < 1, "a number in [0, 1)")
+        self._check("alpha_lr_scale", lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+        if self.alpha_decay is not None:
+            self._check("alpha_decay", lambda value: 0 <= value < math.inf, "a finite number of at least 0, or None")
+        self._check("lr_scale", lambda value: 0 < value < math.inf, "a finite number above 0")
+
+    def _check(self, name: str, allowed: Callable[[float], bool], words: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(value):
+            raise ValueError(f"{name} must be {words}, got {value!r}: {_default(name)}.")
 
     def _check_choices(self) -> None:
+        if not isinstance(self.quantize_outputs, bool):
+            raise ValueError(
+                f"quantize_outputs must be True or False, got {self.quantize_outputs!r}: True for ONNX Runtime."
+            )
         for name, allowed in (("activation", ACTIVATIONS), ("method", METHODS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}: {_default(name)}."
+                )
         if self.activation == "pact":
             return
         if self.activation_bits != 8:
             raise ValueError(
-                f"activation='paddleslim' quantises to 8 bits, got activation_bits={self.activation_bits}."
+                f"activation='paddleslim' quantises to 8 bits, got activation_bits={self.activation_bits}: leave one "
+                "of "
+                "the two out."
             )
         ours = {"method": "pact", "quantize_outputs": False, "start_epoch": 0, "calibration_batches": 1}
         for name, only in ours.items():
             if getattr(self, name) != only:
-                raise ValueError(f"activation='paddleslim' goes with {name}={only!r}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"activation='paddleslim' goes with {name}={only!r}, got {getattr(self, name)!r}: leave one out."
+                )
 
     @classmethod
     def from_guide(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTConfig:
@@ -136,7 +152,31 @@ class PACTConfig:
         return cls(**{**fields_of_guide(mapping), **changes})
 
 
+def pact_config(**options: Any) -> PACTConfig:
+    """Return ``PACTConfig(**options)``, with a message that helps where an option is unknown.
+
+    Args:
+        options: fields of `PACTConfig`.
+
+    Raises:
+        TypeError: an unknown option; near names are listed.
+        ValueError: a value out of range.
+    """
+    known = list(PACTConfig.__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"There is no option {name!r}; near names: {near_names(name, known)}. See help(PACTConfig) for all."
+            )
+    return PACTConfig(**options)
+
+
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}.")
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}: {_default(name)}.")
+
+
+def _default(name: str) -> str:
+    """Say what happens without the option."""
+    return f"leave it out for {PACTConfig.__dataclass_fields__[name].default!r}"

@@ -109,7 +109,11 @@ class Int8Conv2D(_Int8Layer):
 
 
 class Int8Linear(_Int8Layer):
-    """A trained ``QuantedLinear`` with its weight as int8."""
+    """A trained ``QuantedLinear`` with its weight as int8.
+
+    Args:
+        layer: whose figures are read; not changed.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""

@@ -113,7 +113,12 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
 
 
 def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
-    """Return the first metric of ``model.evaluate`` and its value; the negated loss where there is none."""
+    """Return the first metric of ``model.evaluate`` and its value; the negated loss where there is none.
+
+    Args:
+        model: prepared.
+        data: as ``model.evaluate`` takes it.
+    """
     results = model.evaluate(data, batch_size=_BATCH, verbose=0)
     for name, value in results.items():
         if name != "loss":

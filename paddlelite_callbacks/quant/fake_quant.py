@@ -9,6 +9,8 @@ Cost: on the CPU each is one clip into new memory and two scalings in place; new
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import paddle
 from paddle import Tensor
@@ -21,7 +23,12 @@ _TINY = float(np.finfo("float32").tiny)
 
 
 def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
-    """Return the lowest and the highest integer of a grid of ``2^bits`` values that holds 0."""
+    """Return the lowest and the highest integer of a grid of ``2^bits`` values that holds 0.
+
+    Args:
+        bits: 2-8.
+        signed: whether the grid reaches below zero.
+    """
     return (-float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)) if signed else (0.0, float(2**bits - 1))
 
 
@@ -75,7 +82,13 @@ def round_weight(weight: Tensor, step: Tensor) -> Tensor:
 
 
 def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
-    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; 1 for an all-zero channel."""
+    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; 1 for an all-zero channel.
+
+    Args:
+        weight: any shape.
+        bits: 2-8.
+        axis: of the output channels.
+    """
     others = [dim for dim in range(len(weight.shape)) if dim != axis]
     # Two reductions instead of |w|: no second copy of the weight is made.
     largest = paddle.maximum(weight.max(axis=others, keepdim=True), -weight.min(axis=others, keepdim=True))
@@ -103,7 +116,7 @@ class _PACT(PyLayer):
             return (passed if wants_x else None), None
         # Where x is clipped y is alpha times 1, or times low / high: so d(alpha) is <grad there, y> / alpha.
         clipped = paddle.subtract(grad, passed).reshape([1, -1])
-        grad_alpha = paddle.matmul(clipped, y.reshape([-1, 1])).reshape([1]) / alpha.clip(min=SMALLEST_ALPHA)
+        grad_alpha = paddle.matmul(clipped, y.reshape([-1, 1])).reshape([1]) / _at_least_smallest(alpha)
         return (passed if wants_x else None), grad_alpha
 
 
@@ -112,7 +125,7 @@ class _LSQ(PyLayer):
     def forward(ctx: PyLayerContext, x: Tensor, alpha: Tensor, low: float, high: float) -> Tensor:
         ctx.low, ctx.high = low, high
         ctx.wanted = (not x.stop_gradient, not alpha.stop_gradient)
-        step = alpha.clip(min=SMALLEST_ALPHA) / high
+        step = _at_least_smallest(alpha) / high
         y = paddle.clip(paddle.round(x / step), low, high).multiply_(step)
         ctx.save_for_backward(x, alpha, y.detach())  # saving y itself would tie it to its own graph for good
         return y
@@ -120,7 +133,7 @@ class _LSQ(PyLayer):
     @staticmethod
     def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, alpha, y = ctx.saved_tensor()
-        safe = alpha.clip(min=SMALLEST_ALPHA)
+        safe = _at_least_smallest(alpha)
         inside = paddle.logical_and(x < safe, x > safe * (ctx.low / ctx.high))
         passed = paddle.where(inside, grad, paddle.zeros_like(grad))
         wants_x, wants_alpha = ctx.wanted
@@ -154,11 +167,16 @@ def _on_grid(x: Tensor, alpha: Tensor, low: float, high: float) -> Tensor:
 
 def _ends(alpha: Tensor, low: float, high: float) -> tuple[float, float] | tuple[Tensor, Tensor]:
     """Return the largest and the lowest value: numbers on the CPU, tensors on a device, which is not waited for."""
-    if alpha.place.is_cpu_place():
-        top = max(float(alpha), SMALLEST_ALPHA)
+    if alpha.place.is_cpu_place() and not math.isnan(value := float(alpha)):
+        top = max(value, SMALLEST_ALPHA)
         return top, top * (low / high)
-    top = alpha.clip(min=SMALLEST_ALPHA)
+    top = _at_least_smallest(alpha)
     return top, top * (low / high)
+
+
+def _at_least_smallest(alpha: Tensor) -> Tensor:
+    """Return ``alpha`` from `SMALLEST_ALPHA` on; a NaN stays one, so that the loss shows it."""
+    return paddle.maximum(alpha, paddle.full_like(alpha, SMALLEST_ALPHA))
 
 
 def _where_inside(x: Tensor, grad: Tensor, bottom: float | Tensor, top: float | Tensor) -> Tensor:

@@ -36,8 +36,14 @@ def fields_of_guide(mapping: Mapping[str, Any]) -> dict[str, Any]:
         mapping: for instance ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
 
     Raises:
+        TypeError: no dictionary.
         ValueError: an unknown key, or a scheme that we do not have.
     """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"The guide's quantisation options are a dictionary, got {type(mapping).__name__}: for instance "
+            "{'activation_preprocess_type': 'PACT'}."
+        )
     given = dict(mapping)
     for level in ("slim", "quantizer", "quantizer_config"):
         if isinstance(given.get(level), Mapping):
@@ -53,9 +59,10 @@ def _refuse_other_schemes(given: Mapping[str, Any]) -> None:
     known = {*_FOLLOWED, *_SCHEMES, *_NO_EFFECT}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ValueError(f"Unknown quantisation keys {unknown}; known are {sorted(known)}.")
+        raise ValueError(f"Unknown quantisation keys {unknown}; known are {sorted(known)}: leave the others out.")
     for key, allowed in _SCHEMES.items():
         if key in given and given[key] not in allowed:
             raise ValueError(
-                f"{key} must be one of {list(allowed)}, got {given[key]!r}: no other scheme is built here."
+                f"{key} must be one of {list(allowed)}, got {given[key]!r}: no other scheme is built here, so leave "
+                "the key out."
             )

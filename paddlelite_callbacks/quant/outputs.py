@@ -59,7 +59,12 @@ def output_places(network: Layer, convolutions: list[str]) -> list[str]:
 
 
 def attach_output_quanter_(layer: Layer, quanter: PACTActivationQuanter) -> None:
-    """Let ``layer`` quantise what it gives; new keys ``<layer>.output_quanter.alpha`` and ``.grid``."""
+    """Let ``layer`` quantise what it gives; new keys ``<layer>.output_quanter.alpha`` and ``.grid``.
+
+    Args:
+        layer: whose class is changed.
+        quanter: that its output goes through.
+    """
     plain = type(layer)
     layer.__class__ = type(f"{plain.__name__}WithQuantizedOutput", (_QuantizedOutput, plain), {"_plain_class": plain})
     layer.output_quanter = quanter
@@ -67,14 +72,22 @@ def attach_output_quanter_(layer: Layer, quanter: PACTActivationQuanter) -> None
 
 
 def detach_output_quanter_(layer: Layer) -> PACTActivationQuanter:
-    """Undo `attach_output_quanter_`; return the quanter."""
+    """Undo `attach_output_quanter_`; return the quanter.
+
+    Args:
+        layer: that `attach_output_quanter_` was given.
+    """
     quanter = layer._sub_layers.pop("output_quanter")
     layer.__class__ = layer._plain_class
     return quanter
 
 
 def quantized_outputs(network: Layer) -> dict[str, Layer]:
-    """Return the layers whose output is quantised, by name."""
+    """Return the layers whose output is quantised, by name.
+
+    Args:
+        network: looked through.
+    """
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, _QuantizedOutput)}
 
 

@@ -58,9 +58,11 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
         An undo: closing it puts the original layers back.
 
     Raises:
+        TypeError: no network, or no `PACTConfig`.
         ValueError: nothing to convert, a pattern that matches nothing, or a network quantised otherwise.
     """
-    config = config or PACTConfig()
+    config = PACTConfig() if config is None else config
+    _refuse_types(network, config)
     undo = ExitStack()
     try:
         layers = convertible_layers(network, config)
@@ -77,6 +79,17 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
         undo.close()
         raise
     return undo
+
+
+def _refuse_types(network: Any, config: Any) -> None:
+    if not isinstance(network, Layer):
+        of_model = ": give model.network" if isinstance(network, paddle.Model) else ": build one first"
+        raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}{of_model}.")
+    if not isinstance(config, PACTConfig):
+        raise TypeError(
+            f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=8), or "
+            "PACTConfig.from_guide({...}) for the guide's dictionary."
+        )
 
 
 def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
@@ -98,24 +111,37 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     if not wanted and not quantized_layers(network):
         raise ValueError(
             f"{type(network).__name__} has no {' or '.join(config.layer_types)} to quantise with "
-            f"include={list(config.include)}, skip={list(config.skip)}. Subclasses and functional calls are not seen."
+            f"include={list(config.include)}, skip={list(config.skip)}. Subclasses and functional calls are not seen. "
+            "Widen include, skip or layer_types."
         )
     return wanted
 
 
 def quantized_layers(network: Layer) -> dict[str, Layer]:
-    """Return the layers that `prepare_pact_` has converted, by name."""
+    """Return the layers that `prepare_pact_` has converted, by name.
+
+    Args:
+        network: looked through.
+    """
     kinds = tuple(_QUANTED.values())
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, kinds)}
 
 
 def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:
-    """Return our quanters of inputs and outputs by their own names; a layer can hold both."""
+    """Return our quanters of inputs and outputs by their own names; a layer can hold both.
+
+    Args:
+        network: quantised.
+    """
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuanter)}
 
 
 def trained_scales(network: Layer) -> list[Tensor]:
-    """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of."""
+    """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of.
+
+    Args:
+        network: quantised.
+    """
     names = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")
     return [parameter for name, parameter in network.named_parameters() if f".{name}".endswith(names)]
 

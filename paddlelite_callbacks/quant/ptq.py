@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.config import pact_config
 from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
 from paddlelite_callbacks.quant.switch import quantisers_off
 
@@ -36,10 +37,11 @@ def ptq_int8(
         The copy, in eval mode.
 
     Raises:
-        ValueError: no batch was given, an option is out of range, or nothing can be quantised.
+        TypeError: an unknown option, or no network.
+        ValueError: no batch was given, one that is not finite, an option is out of range, or nothing can be quantised.
     """
+    config = pact_config(alpha_percentile=percentile, **options)
     duplicate = copy.deepcopy(network)
-    config = PACTConfig(alpha_percentile=percentile, **options)
     prepare_pact_(duplicate, config)
     duplicate.eval()
     quanters = list(activation_quanters(duplicate).values())
@@ -53,10 +55,15 @@ def ptq_int8(
         for hook in hooks:
             hook.remove()
     if not count:
-        raise ValueError("ptq_int8 needs at least one batch to calibrate on.")
+        raise ValueError("ptq_int8 needs at least one batch to calibrate on, got none: give some hundred images.")
     for quanter in quanters:
-        if seen[id(quanter)]:
-            values = seen[id(quanter)]
+        values = seen[id(quanter)]
+        if not all(math.isfinite(value) and value > 0 for value in values):
+            raise ValueError(
+                "The batches give activations that are not finite, from which no scale can be had: clean them of NaN "
+                "and infinite values, and check the network's weights."
+            )
+        if values:
             quanter.alpha.set_value(paddle.to_tensor([sum(values) / len(values)]))
     return duplicate
 

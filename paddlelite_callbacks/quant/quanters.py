@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ _SAMPLE = 1 << 18  # values that a percentile is taken from
 
 
 class Switched(BaseQuanter):
-    """A quanter that can be off, and then passes its input on unchanged."""
+    """A quanter that can be off, and then passes its input on unchanged.
+
+    Args:
+        bits: of the grid.
+    """
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -130,10 +135,13 @@ class PACTActivationQuanter(Switched):
         lowest = values.min()
         sample = values[:: max(1, values.shape[0] // _SAMPLE)].abs()
         top = float(np.percentile(sample.numpy(), self._percentile))
-        found = paddle.to_tensor([top if top > 0 else float(values.abs().max()) or 1.0])
+        top = top if top > 0 else float(values.abs().max()) or 1.0
+        found = paddle.to_tensor([top if math.isfinite(top) else math.inf])
         if paddle.distributed.is_initialized() and paddle.distributed.get_world_size() > 1:
             paddle.distributed.all_reduce(found, op=paddle.distributed.ReduceOp.MAX)
             paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
+        if not math.isfinite(float(found)):
+            return  # a batch that is not finite sets nothing; the next one will
         first = self._seen == 0
         self._observed = float(found) if first else self._follow(float(found))
         self._seen += 1

@@ -12,6 +12,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 from tqdm import tqdm
 
+from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantisers_off
 from paddlelite_callbacks.surgery import same_modes
@@ -65,10 +66,13 @@ def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[s
         network: quantised; not changed.
         score: evaluates it as it is at the moment; higher is better.
         layers: to try; ``None`` for all quantised ones.
+
+    Raises:
+        ValueError: nothing is quantised, or one of ``layers`` is no quantised layer.
     """
     base = score()
     gains = {}
-    for name in tqdm(list(layers or quantized_layers(network)), desc="Sensitivity", unit="layer", leave=False):
+    for name in tqdm(_quantized(network, layers), desc="Sensitivity", unit="layer", leave=False):
         with quantisers_off(network, [name]):
             gains[name] = score() - base
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
@@ -89,11 +93,16 @@ def find_skips(
     Returns:
         Names for ``skip``; empty where the budget is kept already. Training again with them is still needed: these
         figures are of the network as it was trained.
+
+    Raises:
+        ValueError: ``budget`` is negative, nothing is quantised, or a candidate is no quantised layer.
     """
+    if not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
+        raise ValueError(f"budget is a share of the float score, at least 0, got {budget!r}: 0.01 is one per cent.")
+    left = _quantized(network, candidates)
     with quantisers_off(network):
         wanted = score()
     wanted -= budget * abs(wanted)
-    left = list(candidates or quantized_layers(network))
     chosen: list[str] = []
     while left and len(chosen) < most:
         with quantisers_off(network, chosen):
@@ -103,3 +112,15 @@ def find_skips(
         chosen.append(best)
         left.remove(best)
     return chosen
+
+
+def _quantized(network: Layer, names: Sequence[str] | None) -> list[str]:
+    known = list(quantized_layers(network))
+    if not known:
+        raise ValueError(f"{type(network).__name__} has no quantised layer: convert it first, with prepare_pact_.")
+    wrong = [name for name in names or () if name not in known]
+    if wrong:
+        raise ValueError(
+            f"{wrong} are no quantised layers; near names: {near_names(wrong[0], known)}. Name some of {known}."
+        )
+    return list(names or known)

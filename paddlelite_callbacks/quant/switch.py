@@ -44,7 +44,12 @@ def quantisers_off(network: Layer, layers: Collection[str] | None = None) -> Ite
 
 
 def switch_quantisers_(network: Layer, enabled: bool) -> None:
-    """Turn our quantisers on or off for good."""
+    """Turn our quantisers on or off for good.
+
+    Args:
+        network: quantised.
+        enabled: whether they are on.
+    """
     for quanter in _quanters(network, None):
         quanter.enabled = enabled
 

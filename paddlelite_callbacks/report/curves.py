@@ -16,7 +16,11 @@ _COLOURS = ("#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#
 
 
 def curve_names(records: Sequence[Record]) -> list[str]:
-    """Return the figures that there are curves of, without ``eval_``, the loss first."""
+    """Return the figures that there are curves of, without ``eval_``, the loss first.
+
+    Args:
+        records: with their histories.
+    """
     names = dict.fromkeys(
         key.removeprefix("eval_") for record in records for row in record.history for key in row if key != "epoch"
     )

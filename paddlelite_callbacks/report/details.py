@@ -10,7 +10,11 @@ _DASH = "\u2014"
 
 
 def noted(record: Record) -> str:
-    """Return a line on the network, the weights and the machine."""
+    """Return a line on the network, the weights and the machine.
+
+    Args:
+        record: of one run.
+    """
     macs = "" if record.macs is None else f", {record.macs / 1e6:.1f} M multiply-accumulates an image"
     epoch = "" if record.epoch is None else f", weights of epoch {record.epoch}"
     rooflines = ", ".join(f"{gflops:.0f} GFLOP/s on {n} thread(s)" for n, gflops in record.roofline_gflops.items())
@@ -21,7 +25,11 @@ def noted(record: Record) -> str:
 
 
 def latency_table(record: Record) -> list[str]:
-    """Return a row per engine, file and setting; an engine that failed gives its reason."""
+    """Return a row per engine, file and setting; an engine that failed gives its reason.
+
+    Args:
+        record: of one run.
+    """
     head = ["engine", "file", "threads", "batch", "p50 ms", "p90 ms", "spread", "images/s", "load ms", "peak MB"]
     lines = [_row([*head, "roofline", "reason"]), "|---|---|" + "---:|" * 9 + "---|"]
     for row in record.latencies:
@@ -37,7 +45,11 @@ def latency_table(record: Record) -> list[str]:
 
 
 def accuracy_table(record: Record) -> list[str]:
-    """Return the metrics as measured on the files, a row per engine, below the live network's."""
+    """Return the metrics as measured on the files, a row per engine, below the live network's.
+
+    Args:
+        record: of one run.
+    """
     if not record.file_metrics:
         return []
     names = list(dict.fromkeys(name for row in record.file_metrics for name in row.metrics))
@@ -51,7 +63,11 @@ def accuracy_table(record: Record) -> list[str]:
 
 
 def check_table(record: Record) -> list[str]:
-    """Return how far each file's outputs are from the live network's."""
+    """Return how far each file's outputs are from the live network's.
+
+    Args:
+        record: of one run.
+    """
     head = ["engine", "file", "largest difference", "mean difference", "same top-1", "allowed", "reason"]
     lines = [_row(head), "|---|---|---:|---:|---:|---:|---|"]
     for check in record.checks:

@@ -4,150 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.report.verdict import GATE_FAILED, Criterion, EngineVerdict, GateError, Verdict
 
-__all__ = ["Budget", "Criterion", "EngineVerdict", "GateError", "Verdict", "judge", "most_accurate"]
-
-GATE_FAILED = 3  # exit code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a shipped model may cost; ``None`` leaves a criterion out. The defaults are the guide's.
-
-    Args:
-        size_mb: parameters file + program file, MB (1e6 bytes).
-        latency_ms: median on the CPU, milliseconds.
-        metric_drop: loss against ``baseline``; relative to it (0.05: at most 5 % of it), or absolute.
-        metric: name in ``Record.metrics``, for instance ``"acc"``; needed for ``metric_drop``.
-        baseline: the big model's metric.
-        higher_is_better: whether the metric grows with quality.
-        relative: whether ``metric_drop`` is a share of the baseline.
-        engine: whose latency counts; ``None`` for the fastest.
-
-    Raises:
-        ValueError: a limit that is not a positive finite number, or a baseline without its metric's name.
-    """
-
-    size_mb: float | None = 20.0
-    latency_ms: float | None = 100.0
-    metric_drop: float | None = 0.05
-    metric: str | None = None
-    baseline: float | None = None
-    higher_is_better: bool = True
-    relative: bool = True
-    engine: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("size_mb", "latency_ms", "metric_drop"):
-            limit = getattr(self, name)
-            if limit is not None and not (math.isfinite(limit) and (limit > 0 or (limit == 0 and "drop" in name))):
-                raise ValueError(f"{name} must be a positive finite number or None, got {limit!r}.")
-        if self.baseline is not None and self.metric is None:
-            raise ValueError("baseline goes with metric='...', the name of the figure it is compared with.")
-        if self.baseline is not None and self.relative and self.baseline == 0:
-            raise ValueError("A relative metric_drop needs a baseline other than 0; use relative=False.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Criterion:
-    """One line of a verdict.
-
-    Args:
-        name: ``"size_mb"``, ``"latency_ms"`` or ``"metric_drop"``.
-        value: measured; ``None`` if it could not be had.
-        limit: of the budget.
-        passed: ``value <= limit``.
-        reason: why there is no value.
-    """
-
-    name: str
-    value: float | None
-    limit: float
-    passed: bool
-    reason: str | None = None
-
-    @property
-    def margin(self) -> float | None:
-        """What is left of the limit, in its unit; negative beyond it."""
-        return None if self.value is None else self.limit - self.value
-
-    def __str__(self) -> str:
-        percent = self.name == "metric_drop"
-        label, scale, unit = {
-            "size_mb": ("size", 1.0, " MB"),
-            "latency_ms": ("latency", 1.0, " ms"),
-            "metric_drop": ("drop", 100.0 if percent else 1.0, " %"),
-        }[self.name]
-        if self.value is None:
-            return f"{label} unknown ({self.reason})"
-        sign = "<=" if self.passed else ">"
-        return f"{label} {self.value * scale:.4g} {sign} {self.limit * scale:.4g}{unit}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineVerdict:
-    """The criteria of one file on one engine."""
-
-    engine: str
-    precision: str
-    criteria: tuple[Criterion, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every criterion is met."""
-        return all(criterion.passed for criterion in self.criteria)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """All criteria of one record; ``str()`` gives one line.
-
-    Args:
-        criteria: size as the guide counts it, latency of the engine that counts, and the drop on its file.
-        rows: the same per engine and file.
-    """
-
-    criteria: tuple[Criterion, ...]
-    rows: tuple[EngineVerdict, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether every criterion is met; a figure that could not be had does not meet its own."""
-        return all(criterion.passed for criterion in self.criteria)
-
-    def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'fail'}: {', '.join(str(criterion) for criterion in self.criteria)}"
-
-    def table(self) -> str:
-        """Return Markdown: per engine and file each figure with what is left of its limit in brackets."""
-        names = [criterion.name for criterion in self.criteria]
-        titles = {"size_mb": "size MB", "latency_ms": "latency ms", "metric_drop": "drop %"}
-        lines = ["| engine | file | " + " | ".join(f"{titles[n]} (left)" for n in names) + " | gate |"]
-        lines.append("|---|---|" + "---:|" * len(names) + "---|")
-        for row in self.rows:
-            cells = [_cell(criterion) for criterion in row.criteria]
-            word = "pass" if row.passed else "**fail**"
-            lines.append(f"| {row.engine} | {row.precision} | " + " | ".join(cells) + f" | {word} |")
-        return "\n".join(lines)
-
-
-class GateError(SystemExit):
-    """A run that does not keep its budget; uncaught, the process ends with exit code 3 and this line.
-
-    Args:
-        name: of the run.
-        verdict: which says why.
-    """
-
-    def __init__(self, name: str, verdict: Verdict) -> None:
-        super().__init__(GATE_FAILED)
-        self.name, self.verdict = name, verdict
-
-    def __str__(self) -> str:
-        return f"{self.name} does not keep its budget: {self.verdict}"
+__all__ = ["GATE_FAILED", "Budget", "Criterion", "EngineVerdict", "GateError", "Verdict", "judge", "most_accurate"]
 
 
 def judge(record: Record, budget: Budget) -> Verdict:
@@ -156,6 +18,10 @@ def judge(record: Record, budget: Budget) -> Verdict:
     The drop is ``(baseline - metric) / |baseline|`` (``metric - baseline`` where lower is better; not divided if the
     budget is absolute); a model better than the baseline has a negative drop. The metric is the one measured on the
     file by the engine whose latency counts; where none was measured there, that of the training's last evaluation.
+
+    Args:
+        record: of one run.
+        budget: to hold it against.
     """
     row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
     reason = (row.error if row else None) or "no engine ran the exported file and agreed with the network"
@@ -193,11 +59,17 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
 
     Ties go to the smaller, then to the faster.
 
+    Args:
+        records: to choose from.
+        budget: with ``metric``.
+
     Raises:
         ValueError: the budget names no metric.
     """
     if budget.metric is None:
-        raise ValueError("The most accurate of several needs Budget(metric='...').")
+        raise ValueError(
+            "The most accurate of several needs Budget(metric='...'), got metric=None: name a figure such as 'acc'."
+        )
     sign = 1.0 if budget.higher_is_better else -1.0
 
     def rank(record: Record) -> tuple[float, float, float]:
@@ -254,13 +126,6 @@ def _size_of(record: Record, engine: str, precision: str) -> float | None:
     kind = "paddle" if engine.startswith("paddle") else "onnx"
     sizes = [a.size_mb for a in record.artefacts if (a.kind, a.precision) == (kind, precision)]
     return next(iter(sizes), None)
-
-
-def _cell(criterion: Criterion) -> str:
-    if criterion.value is None or criterion.margin is None:
-        return f"unknown: {criterion.reason}"
-    scale = 100.0 if criterion.name == "metric_drop" else 1.0
-    return f"{criterion.value * scale:.4g} ({criterion.margin * scale:+.4g})"
 
 
 def _criterion(name: str, value: float | None, limit: float, reason: str) -> Criterion:

@@ -11,7 +11,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.description = (
         "Hold the latest run of every name in DIR/runs.jsonl against a budget. Exit code 0 if one passes (with --run: "
         "if that one does; with --all: if every one does), 3 if not, 1 if it cannot be judged."
@@ -33,8 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the verdicts to the standard output.
 
+    Args:
+        options: as parsed.
+
     Returns:
         0 if the gate is passed, 3 if not.
+
+    Raises:
+        ValueError: no limit, an unknown engine or run, or no record.
     """
     warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.engines import ENGINES
@@ -43,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
     from paddlelite_callbacks.report.record import read_records
 
     if options.engine and options.engine not in ENGINES:
-        raise ValueError(f"No engine {options.engine!r}; known are {near_names(options.engine, ENGINES)}.")
+        raise ValueError(
+            f"No engine {options.engine!r}; known are {near_names(options.engine, ENGINES)}: leave it out for the "
+            "fastest."
+        )
     if options.metric_drop is not None and options.baseline is None:
         raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
     budget = Budget(
@@ -57,14 +70,17 @@ def run(options: argparse.Namespace) -> int:
         engine=options.engine,
     )
     if budget.size_mb is None and budget.latency_ms is None and budget.baseline is None:
-        raise ValueError("Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
+        raise ValueError("Got no limit. Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
     latest = {record.name: record for record in read_records(Path(options.folder) / "runs.jsonl")}
     if options.run is not None:
         if options.run not in latest:
-            raise ValueError(f"No run {options.run!r}; near ones are {near_names(options.run, latest)}.")
+            raise ValueError(
+                f"No run {options.run!r}; near ones are {near_names(options.run, latest)}: name one, or leave --run "
+                "out for all."
+            )
         latest = {options.run: latest[options.run]}
     if not latest:
-        raise ValueError(f"{options.folder}/runs.jsonl holds no run.")
+        raise ValueError(f"{options.folder}/runs.jsonl holds no run: let ExportBenchCallback write one.")
     verdicts = {name: judge(record, budget) for name, record in latest.items()}
     for name, verdict in verdicts.items():
         sys.stdout.write(f"{name}: {verdict}\n\n{verdict.table()}\n\n")

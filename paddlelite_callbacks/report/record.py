@@ -163,7 +163,10 @@ class Record:
         """
         data = json.loads(line)
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
-            raise ValueError(f"This version reads records of schema {SCHEMA}; the line begins {line[:60]!r}.")
+            raise ValueError(
+                f"This version reads records of schema {SCHEMA}; the line begins {line[:60]!r}. Read it with the "
+                "version that wrote it, or take the line out."
+            )
         try:
             return cls(
                 **{
@@ -207,7 +210,9 @@ def read_records(path: Path) -> list[Record]:
         ValueError: no such file, or a whole line of another schema.
     """
     if not path.is_file():
-        raise ValueError(f"No record file {path}.")
+        raise ValueError(
+            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+        )
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

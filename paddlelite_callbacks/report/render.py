@@ -108,7 +108,15 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
 def write_ladder(
     folder: Path, records: Sequence[Record], *, metric: str, budget: Budget | None = None, title: str = ""
 ) -> str:
-    """Write ``ladder.md``, ``ladder.jsonl`` and ``ladder.png`` into ``folder``; returns the Markdown."""
+    """Write ``ladder.md``, ``ladder.jsonl`` and ``ladder.png`` into ``folder``; returns the Markdown.
+
+    Args:
+        folder: that they go into; made if missing.
+        records: one per row.
+        metric: shown as accuracy.
+        budget: of the gate column.
+        title: of the picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = ladder_markdown(records, metric=metric, budget=budget)
     write_whole(folder / "ladder.md", text)

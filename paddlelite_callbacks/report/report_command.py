@@ -11,7 +11,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("folder", help="with runs.jsonl; report.md, report.html and their pictures are drawn there")
     parser.add_argument(
         "--metric", help="that the ladder shows (default: the budget's, else the first that is no loss)"
@@ -19,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the report; write the places of its files to the standard output."""
+    """Draw the report; write the places of its files to the standard output.
+
+    Args:
+        options: as parsed.
+    """
     warnings.simplefilter("ignore")
     from paddlelite_callbacks.report.run_report import write_report
 

@@ -42,12 +42,14 @@ def write_report(folder: Path, *, budget: Budget | None = None, metric: str | No
     """
     path = folder / "runs.jsonl"
     if not path.is_file():
-        raise ValueError(f"No record file {path}.")
+        raise ValueError(
+            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+        )
     with path.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         records = read_records(path)
         if not records:
-            raise ValueError(f"{path} holds no run.")
+            raise ValueError(f"{path} holds no run: let ExportBenchCallback write one.")
         budget = budget or last_budget(records)
         metric = metric or (budget.metric if budget else None) or first_metric(records)
         records = with_unique_names(records)

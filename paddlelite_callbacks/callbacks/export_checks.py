@@ -1,0 +1,96 @@
+"""What would make an export fail after hours of training, looked for before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.distill.random_streams import same_random_streams
+from paddlelite_callbacks.hapi import input_specs, metrics_of, refuse_unusable_data
+from paddlelite_callbacks.report.gate import Budget
+
+__all__ = ["checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
+
+
+def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any) -> Path:
+    """Return ``folder`` as a path if the arguments of `ExportBenchCallback` are of the types that it takes.
+
+    Args:
+        folder: a path.
+        budget: a `Budget` or ``None``.
+        input_spec: a list of `InputSpec`, or ``None``.
+        eval_data: data, ``None`` or ``False``.
+
+    Raises:
+        TypeError: names the argument, its type and those that are taken.
+        ValueError: data of length 0.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}: ExportBenchCallback('out').")
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a Budget, got {type(budget).__name__}: budget=Budget(size_mb=20).")
+    specs = input_spec is None or isinstance(input_spec, (list, tuple))
+    if not specs or not all(isinstance(spec, InputSpec) for spec in input_spec or ()):
+        raise TypeError(
+            f"input_spec must be a list of paddle.static.InputSpec, got {input_spec!r}: "
+            "input_spec=[InputSpec([None, 3, 224, 224], 'float32', 'x')], or leave it out."
+        )
+    if eval_data is not None and eval_data is not False:
+        refuse_unusable_data("eval_data", eval_data)
+    return Path(folder)
+
+
+def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
+    """Refuse a ``monitor`` that the evaluation will not give.
+
+    Args:
+        model: prepared.
+        monitor: ``None`` for the first figure.
+
+    Raises:
+        ValueError: names the figures that there will be.
+    """
+    names = [metric.name() for metric in metrics_of(model)]
+    known = sorted({"loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))})
+    if monitor is not None and monitor not in known:
+        raise ValueError(
+            f"monitor={monitor!r} is none of the evaluation's figures {known}. Name one of them, or give the metric to "
+            "model.prepare."
+        )
+
+
+def refuse_other_inputs(model: paddle.Model, given: Sequence[InputSpec] | None, data: Any) -> None:
+    """Refuse an ``input_spec`` that is not that of the training's batches, where those are known.
+
+    Args:
+        model: prepared.
+        given: by the user.
+        data: the loader of the training data, if known.
+
+    Raises:
+        ValueError: names both.
+    """
+    if given is None:
+        return
+    with same_random_streams():
+        known = input_specs(model, data)
+    shapes = [list(spec.shape) for spec in given]
+    if known is None or len(known) != len(given):
+        wrong = known is not None
+    else:
+        wrong = any(not _fits(shape, seen) for shape, (seen, _) in zip(shapes, known, strict=True))
+    if wrong:
+        raise ValueError(
+            f"input_spec has the shapes {shapes}, the network is trained on {[seen for seen, _ in known or []]}: give "
+            "one spec per input with the same number of axes and channels, or leave it out."
+        )
+
+
+def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:
+    """Whether the axes are as many and the channels the same; a file may be for another resolution."""
+    given, known = ([size if size != -1 else None for size in sizes[1:2]] for sizes in (shape, seen))
+    return len(shape) == len(seen) and (given == known or None in (*given, *known))

@@ -1,0 +1,77 @@
+"""Where a loss that is not finite comes from; looked for only once it has happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.outputs import tensors_of
+
+__all__ = ["Finding", "broken_state", "not_finite", "tensors_and_arrays"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place with values that are not finite.
+
+    Args:
+        name: of the place.
+        text: with the kind and number of the values.
+    """
+
+    name: str
+    text: str
+
+
+def not_finite(name: str, values: Any) -> list[Finding]:
+    """Return which of the tensors and arrays in ``values`` hold NaN or infinite values.
+
+    Args:
+        name: of ``values`` as a whole.
+        values: a tensor or array, or lists and dictionaries of them.
+    """
+    if isinstance(values, (list, tuple, np.ndarray)):
+        values = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in tensors_and_arrays(values)]
+    found = []
+    for path, tensor in tensors_of(values).items():
+        counted = _counted(tensor)
+        if counted:
+            place = f"{name} {path}" if path else name
+            found.append(Finding(place, f"{place} with {counted} of {tensor.size} values"))
+    return found
+
+
+def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
+    """Return the tensors and arrays of one batch: ``values`` itself, or those in a list."""
+    items = values if isinstance(values, (list, tuple)) else [values]
+    return [item for item in items if isinstance(item, (Tensor, np.ndarray))]
+
+
+def broken_state(name: str, network: Layer) -> list[Finding]:
+    """Return which parameters and buffers of ``network`` hold NaN or infinite values.
+
+    Args:
+        name: of ``network``, for messages.
+        network: looked through.
+    """
+    found = []
+    for key, tensor in network.state_dict().items():
+        counted = _counted(tensor)
+        if counted:
+            found.append(Finding(f"{key} of {name}", f"{key} of {name} with {counted} of {tensor.size} values"))
+    return found
+
+
+def _counted(tensor: Tensor) -> str:
+    if not tensor.is_floating_point():
+        return ""
+    value = tensor.detach().astype("float32")
+    if tensor.size == 0 or bool(paddle.isfinite(value).all()):
+        return ""
+    nans, infinite = int(paddle.isnan(value).sum()), int(paddle.isinf(value).sum())
+    return " and ".join([f"{nans} NaN"] * (nans > 0) + [f"{infinite} infinite"] * (infinite > 0))

@@ -1,0 +1,63 @@
+"""What the forward pass of a training batch moves, so that it can be put back."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor
+from paddle.nn import BatchNorm, Layer
+from paddle.nn.layer.norm import _BatchNormBase
+
+from paddlelite_callbacks.quant.quanters import Switched
+
+__all__ = ["StillBuffers"]
+
+
+class StillBuffers:
+    """Copies of buffers and batch-norm statistics of networks, one concatenation a batch for the vectors among them.
+
+    The grid of a quantiser belongs to its ``alpha`` and is not kept.
+    """
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, dict[int, Tensor]] = {}
+        self._others: dict[int, Tensor] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._joined: list[tuple[list[Tensor], Tensor]] = []
+
+    def follow(self, network: Layer) -> None:
+        """Take in the buffers of ``network``."""
+        for layer in network.sublayers(include_self=True):
+            if isinstance(layer, Switched):
+                continue
+            for buffer in [*layer.buffers(include_sublayers=False), *_statistics(layer)]:
+                if len(buffer.shape) == 1:
+                    self._vectors.setdefault(str(buffer.dtype), {})[id(buffer)] = buffer
+                else:
+                    self._others[id(buffer)] = buffer
+
+    @paddle.no_grad()
+    def keep(self) -> None:
+        """Copy the buffers as they are now."""
+        groups = [list(group.values()) for group in self._vectors.values()]
+        self._joined = [(group, paddle.concat(group)) for group in groups]
+        self._kept = [(buffer, buffer.detach().clone()) for buffer in self._others.values()]
+
+    @paddle.no_grad()
+    def probes(self) -> list[Tensor]:
+        """Return scalars that are 0 while every buffer is finite, NaN otherwise."""
+        held = [paddle.concat(list(group.values())) for group in self._vectors.values()]
+        return [x.astype("float32").sum() * 0 for x in [*held, *self._others.values()] if x.is_floating_point()]
+
+    @paddle.no_grad()
+    def put_back(self) -> None:
+        """Give the buffers the values of the last `keep`."""
+        for group, joined in self._joined:
+            for buffer, value in zip(group, paddle.split(joined, [b.shape[0] for b in group]), strict=True):
+                buffer.set_value(value)
+        for buffer, value in self._kept:
+            buffer.set_value(value)
+
+
+def _statistics(layer: Layer) -> list[Tensor]:
+    """Return the running mean and variance of a batch norm, which Paddle keeps as parameters that are not trained."""
+    return [layer._mean, layer._variance] if isinstance(layer, (BatchNorm, _BatchNormBase)) else []

@@ -1,0 +1,100 @@
+"""Exported files loaded by every engine of their kind, and their outputs held against the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.engines import Predict, in_batches, missing_reason, reason
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.forms import Reference
+from paddlelite_callbacks.deploy.latency import Latency
+from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
+from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
+
+__all__ = ["FileKey", "LoadedFiles", "load_files"]
+
+FileKey = tuple[str, str]  # engine and precision
+
+
+@dataclass(frozen=True)
+class LoadedFiles:
+    """Files that their engines could run.
+
+    Args:
+        ready: function and file by engine and precision; on the first number of threads.
+        checks: of each.
+        failed: rows of those that could not.
+        rows: images that the files take in a call, exactly; ``None`` if any number.
+    """
+
+    ready: dict[FileKey, tuple[Predict, Artefact]]
+    checks: tuple[Check, ...]
+    failed: tuple[Latency, ...]
+    rows: int | None = None
+
+
+def load_files(
+    artefacts: Sequence[Artefact],
+    inputs: Sequence[np.ndarray],
+    references: Mapping[str, Reference],
+    options: BenchOptions,
+    *,
+    errors: Mapping[tuple[str, str], str] | None = None,
+    rows: int | None = None,
+) -> LoadedFiles:
+    """Load every file with every engine of its kind and compare its outputs with the references.
+
+    Args:
+        artefacts: the files.
+        inputs: real inputs.
+        references: by precision, what has to come out.
+        options: see `BenchOptions`.
+        errors: by kind and precision, why there is no such file.
+        rows: see `LoadedFiles`.
+    """
+    checks: list[Check] = []
+    failed: list[Latency] = []
+    ready: dict[FileKey, tuple[Predict, Artefact]] = {}
+    threads = options.settings[0][0]
+    for engine in options.chosen():
+        files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
+        absent = {precision: why for (kind, precision), why in (errors or {}).items() if kind == engine.kind}
+        if missing := missing_reason(engine):
+            files, absent = [], {"fp32": missing}
+        elif not files and not absent:
+            absent = {"fp32": "no such file exported"}
+        failed += [latency_row(engine.name, precision, options, error=why) for precision, why in absent.items()]
+        for artefact in files:
+            try:
+                with hushed_stdout():
+                    predict = engine.load(artefact, threads=threads)
+                    got = in_batches(predict, rows)(inputs)
+                check = _checked(engine.name, artefact, got, references[artefact.precision], options)
+                checks.append(check)
+                if check.passed or engine.name != "paddle-onednn":
+                    ready[engine.name, artefact.precision] = predict, artefact
+                else:  # Paddle's oneDNN kernels are wrong for some networks whose program is right
+                    said = check.error or f"off by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
+                    why = f"computes something else than the network ({said})"
+                    failed.append(latency_row(engine.name, artefact.precision, options, error=why))
+            except Exception as exception:
+                failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
+    return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
+
+
+def _checked(
+    engine: str, artefact: Artefact, got: list[np.ndarray], reference: Reference, options: BenchOptions
+) -> Check:
+    return compare_outputs(
+        reference.outputs,
+        got,
+        engine=engine,
+        precision=artefact.precision,
+        atol=options.atol,
+        rtol=options.rtol,
+        noise=reference.noise,
+    )
