@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,11 +14,19 @@ from paddle import Tensor
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
-from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+from paddlelite_callbacks.files import put_in_place, staged_file
+from paddlelite_callbacks.hapi import (
+    WEIGHTS,
+    optimizer_state_of,
+    prepared_optimizer,
+    set_optimizer_state_of,
+    trained_also,
+)
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state", "save_state_beside"]
 
 _ENDING = ".pddistill"
+_OTHER = "take the checkpoint of another epoch."
 
 
 class Position:
@@ -141,15 +149,17 @@ def mean_over_ranks(grad: Tensor) -> Tensor:
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
-    """Write ``state`` to ``path.pddistill``: to a temporary name first, then renamed."""
+    """Write ``state`` to ``path.pddistill``, whole or not at all."""
     file = Path(f"{path}{_ENDING}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        paddle.save(state, str(temporary))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staged_file(file) as partial:
+        paddle.save(state, str(partial))
+
+
+def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
+    """Do what `save_state` does, and note which checkpoint ``path.pdparams`` it belongs to."""
+    weights = Path(f"{path}{WEIGHTS}")
+    save_state({**state, "weights": _checksum(weights)} if weights.is_file() else state, path)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -157,11 +167,30 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none beside the checkpoint.
+        ValueError: it is torn, another kind of file, or belongs to another ``path.pdparams`` than the one there.
     """
-    file = Path(f"{path}{_ENDING}")
+    file, weights = Path(f"{path}{_ENDING}"), Path(f"{path}{WEIGHTS}")
+    put_in_place(Path(path), last=WEIGHTS)
     if not file.is_file():
         raise FileNotFoundError(
             f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
             "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
         )
-    return paddle.load(str(file))
+    try:
+        state = paddle.load(str(file))
+    except Exception as error:  # whatever a torn pickle raises
+        raise ValueError(f"{file} is torn ({type(error).__name__}: {error}): {_OTHER}") from error
+    if not isinstance(state, dict) or not {"position", "bridges", "source"} <= set(state):
+        raise ValueError(f"{file} is no file of DistillCallback: {_OTHER}")
+    belongs = state.pop("weights", None)
+    if belongs is not None and weights.is_file() and belongs != _checksum(weights):
+        raise ValueError(f"{file} was written beside other weights than {weights.name}, which is there now: {_OTHER}")
+    return state
+
+
+def _checksum(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc

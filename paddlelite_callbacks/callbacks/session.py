@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
-from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics
+from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics, whole_checkpoints
 
 __all__ = ["FitSession", "Member", "joined_session"]
 
@@ -81,6 +81,7 @@ class FitSession:
                 member.convert(self._scope)
             for member in self.members:
                 member.attach(self._scope)
+            self.late.enter_context(whole_checkpoints(self.model))
             self._scope.enter_context(around_train_batch(self.model, self._after_batch))
             self._scope.enter_context(shown_metrics(params, list(self._figures)))
         except BaseException:

@@ -5,9 +5,9 @@ Every edit is a context manager that undoes itself, or (`guard_fit`) ends with t
 
 from __future__ import annotations
 
+from paddlelite_callbacks.hapi.checkpoints import WEIGHTS, alongside_checkpoints, whole_checkpoints
 from paddlelite_callbacks.hapi.fit import (
     FitGuard,
-    alongside_checkpoints,
     around_train_batch,
     calling_list,
     guard_fit,
@@ -36,6 +36,7 @@ from paddlelite_callbacks.hapi.optimizer import (
 )
 
 __all__ = [
+    "WEIGHTS",
     "FitGuard",
     "LossFunction",
     "alongside_checkpoints",
@@ -59,4 +60,5 @@ __all__ = [
     "task_loss_of",
     "trained_also",
     "training_data",
+    "whole_checkpoints",
 ]
