@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 import pytest
 
+pytest.register_assert_rewrite("faults")
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -20,7 +20,6 @@ from typing import Any
 
 import paddle
 from paddle.nn import Conv2D
-from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.catalogue import DATA
 from paddlelite_callbacks.backbone.checks import CHECKS, settle_
@@ -30,6 +29,7 @@ from paddlelite_callbacks.backbone.sources import build, known_names, source_of,
 from paddlelite_callbacks.backbone.taps import find_taps
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.progress import tqdm
 
 __all__ = ["LeftOutError", "main", "measure"]
 

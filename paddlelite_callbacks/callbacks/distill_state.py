@@ -11,6 +11,7 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
+from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
@@ -100,10 +101,11 @@ class BridgeTrainer:
             load_weights_(objective.bridges, self._weights, "The saved projections")
             self._weights = {}
         optimizer = prepared_optimizer(self._model)
-        scope.callback(objective.bridges.clear_gradients)
-        scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
-        set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
-        scope.callback(self._keep_accumulators)  # before the optimizer drops them
+        with uninterrupted():
+            scope.callback(objective.bridges.clear_gradients)
+            scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
+            set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
+            scope.callback(self._keep_accumulators)  # before the optimizer drops them
         if paddle.distributed.get_world_size() > 1:
             for parameter in parameters:  # made behind hapi's DataParallel, which does not know them
                 paddle.distributed.broadcast(parameter, src=0)

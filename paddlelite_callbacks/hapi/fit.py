@@ -73,41 +73,43 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
     and worker processes and threads that were reading data are ended (see `ended_with_the_epoch`); the latter in
     ``evaluate`` and ``predict`` too.
     What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
-    calls of hapi's own, the guard is closed when ``callbacks`` is freed.
+    calls of hapi's own (Ctrl-C there), the guard is closed when ``callbacks`` is freed, which the traceback holds.
     """
-    call_hooks, run_epoch, ours = callbacks._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+    call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
     begun: list[str] = []  # the outermost of train, eval, predict
 
-    @contextmanager
-    def closing() -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            if begun:
-                model.__dict__.pop("_run_one_epoch", None)
-            guard.close()
-            raise
+    def left() -> None:
+        if vars(model).get("_run_one_epoch") is run_one_epoch:
+            del model._run_one_epoch
+        guard.close()
 
     def call(name: str, *args: Any) -> None:
-        if name in _BEGINS and (name == "on_train_begin" or "_run_one_epoch" not in vars(model)):
-            model._run_one_epoch, begun[:] = run_one_epoch, [name.replace("begin", "end")]
-        with closing():
-            call_hooks(name, *args)
-        if name in begun:
-            model.__dict__.pop("_run_one_epoch", None)
-        if name == "on_train_end":
-            guard.finish()
+        try:
+            if name in _BEGINS and (name == "on_train_begin" or "_run_one_epoch" not in vars(model)):
+                model._run_one_epoch, begun[:] = run_one_epoch, [name.replace("begin", "end")]
+            call_hooks(ours(), name, *args)
+            if name in begun:
+                model.__dict__.pop("_run_one_epoch", None)
+            if name == "on_train_end":
+                guard.finish()
+        except BaseException:
+            left()
+            raise
 
     def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
         if callbacks is not ours():
             return run_epoch(model, data_loader, callbacks, *args, **kwargs)
-        with closing(), ended_with_the_epoch(data_loader) as loader:
+        try:
             if (args[0] if args else kwargs.get("mode")) == "eval":
                 guard.evaluates_on(data_loader)
-            return run_epoch(model, loader, callbacks, *args, **kwargs)
+            with ended_with_the_epoch(data_loader) as loader:
+                return run_epoch(model, loader, callbacks, *args, **kwargs)
+        except BaseException:
+            left()
+            raise
 
     callbacks._call = call
-    weakref.finalize(callbacks, guard.close)
+    weakref.finalize(callbacks, left)
 
 
 def in_use_by(parameters: Sequence[Tensor]) -> str | None:
