@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, MutualPeer
 from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
+from paddlelite_callbacks.files import staged_file
 
 TEST_IMAGES, PER_CLASS, BATCH = 500, 10, 20
 Callbacks = list[paddle.callbacks.Callback]
@@ -241,9 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(table(figures))
     if options.json:
-        temporary = options.json.with_name(f".{options.json.name}.tmp")
-        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-        temporary.replace(options.json)
+        with staged_file(options.json) as partial:
+            partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,23 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed.
+
+"Whole or not at all" holds for a process that dies at any moment (``kill -9``); what the kernel has taken it keeps. A
+power cut may still lose what was not on the disk yet.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["refuse_unwritable", "staged_file", "staged_folder"]
+__all__ = ["put_in_place", "refuse_unwritable", "staged_file", "staged_files", "staged_folder"]
+
+_AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -36,7 +45,8 @@ def staged_file(path: Path) -> Iterator[Path]:
 
     After an exception the older file stands as it was.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    _remove_left_by_the_dead(path.parent, f".{path.stem}.", path.suffix)
+    partial = path.with_name(f".{path.stem}.{_writer()}{path.suffix}")
     try:
         yield partial
         partial.replace(path)
@@ -48,33 +58,99 @@ def staged_file(path: Path) -> Iterator[Path]:
 def staged_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
 
-    After an exception the older ``folder`` stands as it was. Should the process die between the two renames, the
-    next call puts the older one back.
+    After an exception the older ``folder`` stands as it was. Where the file system cannot exchange two folders at
+    once, and the process dies between the two renames that are needed then, the next call puts the older one back.
 
     Raises:
         OSError: the parent cannot be written to.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    old, stage = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("old", f"new-{os.getpid()}"))
+    old, stage = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("old", f"new-{_writer()}"))
     if old.exists():
         if folder.exists():
             shutil.rmtree(old)
         else:
             old.replace(folder)
-    _remove_stages_of_the_dead(folder)
+    _remove_left_by_the_dead(folder.parent, f".{folder.name}.new-")
     stage.mkdir()
     try:
         yield stage
-        if folder.exists():
+        if not folder.exists():
+            stage.replace(folder)
+        elif not _exchanged(stage, folder):
             folder.replace(old)
-        stage.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
+            stage.replace(folder)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)  # empty-handed, or the older one
+
+
+@contextmanager
+def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
+    """Give a prefix in a hidden folder to write ``prefix.a``, ``prefix.b``, ... under; they appear together.
+
+    Files cannot take their places in one go. So the whole set is first renamed to a hidden folder ``.NAME.whole`` of
+    ``prefix``'s; then the older file ``last`` goes, the others are put in place, the new ``last`` at the end: where
+    that file stands, the set is whole, and of one kind. Should the process die in between, `put_in_place` goes on.
+
+    Args:
+        prefix: the files' common path; the folder is made if missing.
+        last: suffix of the file without which nobody reads the others, for instance ``".pdparams"``.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    put_in_place(prefix, last=last)
+    _remove_left_by_the_dead(prefix.parent, f".{prefix.name}.new-")
+    stage = prefix.with_name(f".{prefix.name}.new-{_writer()}")
+    stage.mkdir()
+    try:
+        yield stage / prefix.name
+        stage.replace(_whole(prefix))
+        put_in_place(prefix, last=last)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _remove_stages_of_the_dead(folder: Path) -> None:
-    for left in folder.parent.glob(f".{folder.name}.new-*"):
-        process = left.name.rpartition("-")[2]
-        if not process.isdigit() or int(process) == os.getpid() or not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
+def put_in_place(prefix: Path, *, last: str) -> None:
+    """Finish what a dying `staged_files` left whole but not in its place; does nothing where there is nothing."""
+    whole = _whole(prefix)
+    if not whole.is_dir():
+        return
+    files = sorted(whole.iterdir(), key=lambda file: (file.suffix == last, file.name))
+    if files and files[-1].suffix == last:
+        (prefix.parent / files[-1].name).unlink(missing_ok=True)
+    for file in files:
+        file.replace(prefix.parent / file.name)
+    whole.rmdir()
+
+
+def _whole(prefix: Path) -> Path:
+    return prefix.with_name(f".{prefix.name}.whole")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; ``False`` where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _writer(process: int | None = None) -> str:
+    """Name a process, of this one's machine; several machines may share a file system."""
+    return f"{platform.node()}-{process or os.getpid()}"
+
+
+def _remove_left_by_the_dead(folder: Path, before: str, behind: str = "") -> None:
+    """Remove ``<before><writer><behind>`` in ``folder`` where the writer is a process of this machine that is no more.
+
+    What another thread of this very process writes under the same name goes too: one at a time.
+    """
+    for left in folder.glob(f"{glob.escape(before)}*-*{glob.escape(behind)}"):
+        writer = left.name[len(before) : len(left.name) - len(behind)]
+        process = writer.rpartition("-")[2]
+        if not process.isdigit() or writer != _writer(int(process)):
+            continue
+        if int(process) != os.getpid() and Path("/proc", process).exists():
+            continue
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
+pytest.register_assert_rewrite("faults")
 with contextlib.suppress(ImportError):  # without it its tests are skipped
     from hypothesis import HealthCheck, settings
 

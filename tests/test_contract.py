@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import numpy as np
 import paddle
 import pytest
+from faults import CALLBACKS, Boom, Crash, CrashingLoader, check_as_found
 from toy import Images, TinyNet, equal_weights, fingerprint, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import DistillCallback
 
 HOOKS = [
     "on_train_begin",
@@ -23,83 +21,6 @@ HOOKS = [
     "on_eval_end",
     "on_train_end",
 ]
-
-
-class Boom(Exception):
-    pass
-
-
-class Crash(paddle.callbacks.Callback):
-    """Raises, or sends this process Ctrl-C, at the given call of the given hook."""
-
-    def __init__(self, hook: str, at: int = 0, *, interrupt: bool = False):
-        super().__init__()
-        self.left, self.interrupt = at, interrupt
-        setattr(self, hook, self.crash)
-
-    def crash(self, *_):
-        if self.left:
-            self.left -= 1
-        elif self.interrupt:
-            os.kill(os.getpid(), signal.SIGINT)
-        else:
-            raise Boom
-
-
-class CrashingLoader:
-    """The data loader fails at its second batch (an error inside a ``Dataset`` hangs Paddle's own loader)."""
-
-    def __len__(self):
-        return 2
-
-    def __iter__(self):
-        data = Images(8)
-        yield paddle.to_tensor(data.images), paddle.to_tensor(data.labels)
-        raise Boom
-
-
-def distill(folder, teacher):
-    return [DistillCallback(teacher)]
-
-
-def pact(folder, teacher):
-    return [PACTQuantCallback()]
-
-
-def export(folder, teacher):
-    quick = {"warmup": 1, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
-    return [ExportBenchCallback(folder, engines=["paddle"], **quick)]
-
-
-def together(folder, teacher):
-    return [*export(folder, teacher), *distill(folder, teacher), *pact(folder, teacher)]
-
-
-CALLBACKS = [distill, pact, export, together]
-KEEPS_LAYERS = (pact, together)
-
-
-def kept_by_pact(found: dict, now: dict) -> None:
-    """PACT keeps converted layers, their keys, and the alphas in the optimizer; nothing else may differ."""
-    assert now["loss"] == found["loss"]
-    assert now["model attributes"] == found["model attributes"]
-    assert now["modes of others"] == found["modes of others"]
-    assert now["optimizer"][: len(found["optimizer"])] == found["optimizer"]
-    assert len(now["optimizer"]) == len(found["optimizer"]) + 3
-    new = [key for key in now["state keys"][0] if key not in found["state keys"][0]]
-    assert len(new) == 6
-    assert all(".activation_quanter." in key for key in new)
-    assert [key for key in now["state keys"][0] if key not in new] == found["state keys"][0]
-    assert all(hooks == (0, 0) for hooks in now["hooks"][0])
-    assert now["hooks"][1] == found["hooks"][1]
-    assert now["stop_gradient"][1] == found["stop_gradient"][1]
-
-
-def check_as_found(make, found: dict, now: dict, *, trained: bool) -> None:
-    if make in KEEPS_LAYERS and trained:
-        kept_by_pact(found, now)
-    else:
-        assert now == found
 
 
 def begin_by_hand(model, callbacks) -> None:

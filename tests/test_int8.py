@@ -289,7 +289,17 @@ def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
             hapi_model(),
             [
                 PACTQuantCallback(),
-                ExportBenchCallback(tmp_path, name="tiny", warmup=1, repeats=1, report=False, verbose=0),
+                ExportBenchCallback(
+                    tmp_path,
+                    name="tiny",
+                    engines=["paddle", "onnxruntime"],
+                    warmup=1,
+                    repeats=1,
+                    peak_memory=False,
+                    roofline=False,
+                    report=False,
+                    verbose=0,
+                ),
             ],
         )
 

@@ -14,6 +14,8 @@ from coco import SIGMAS
 from dataset import KeypointDataset
 from paddlelite_callbacks.models import decode_heatmaps
 
+from paddlelite_callbacks.files import staged_file
+
 __all__ = ["KeypointAP", "coco_ap", "oks", "oks_nms", "to_results", "write_results"]
 
 _NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
@@ -112,9 +114,8 @@ def write_results(results: list[dict[str, Any]], path: Path) -> None:
     """Write COCO's results JSON, whole or not at all."""
     plain = [{k: item[k] for k in ("image_id", "category_id", "keypoints", "score")} for item in results]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(plain), encoding="utf-8")
-    partial.replace(path)
+    with staged_file(path) as partial:
+        partial.write_text(json.dumps(plain), encoding="utf-8")
 
 
 class KeypointAP(paddle.metric.Metric):

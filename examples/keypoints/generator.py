@@ -11,6 +11,8 @@ import numpy as np
 from coco import SKELETON
 from PIL import Image, ImageDraw, ImageFilter
 
+from paddlelite_callbacks.files import staged_file
+
 __all__ = ["Scene", "generate"]
 
 _NAMES = [
@@ -77,9 +79,8 @@ def generate(folder: str | Path, count: int, *, seed: int, scene: Scene | None =
             if record is not None:
                 ids = {"id": len(content["annotations"]) + 1, "image_id": image_id}
                 content["annotations"].append({**ids, **record})
-    partial = annotations.with_name(".annotations.part")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(annotations)
+    with staged_file(annotations) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
     return annotations, images
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import paddle
 from paddle.nn import Conv2D
-from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.catalogue import DATA
 from paddlelite_callbacks.backbone.checks import CHECKS, settle_
@@ -29,6 +28,8 @@ from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.sources import build, known_names, source_of, trunk_end, weights_url
 from paddlelite_callbacks.backbone.taps import find_taps
 from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.progress import tqdm
 
 __all__ = ["LeftOutError", "main", "measure"]
 
@@ -172,9 +173,8 @@ def _write(file: Path, data: dict[str, Any]) -> None:
     lines = [f"  {json.dumps(entry)}" for entry in backbones]
     text = json.dumps(head | {"left_out": dict(sorted(data["left_out"].items()))}, indent=1)
     text = text[:-2] + ',\n "backbones": [\n' + ",\n".join(lines) + "\n ]\n}\n"
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    with staged_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from paddle.nn import Layer
 
+from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
@@ -103,24 +104,21 @@ def fetch(url: str, target: Path, *, sha256: str | None = None) -> Path:
     """
     if target.is_file() and sha256 in (None, _sha256(target)):
         return target
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=_SECONDS) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
-        if expected is not None and partial.stat().st_size != int(expected):
-            raise OSError(f"the connection broke off after {partial.stat().st_size} of {expected} bytes")
-        if sha256 is not None and (found := _sha256(partial)) != sha256.lower():
-            raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
-        partial.replace(target)
+        with staged_file(target) as partial:
+            with urllib.request.urlopen(url, timeout=_SECONDS) as answer, partial.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+                expected = answer.headers.get("Content-Length")
+            if expected is not None and partial.stat().st_size != int(expected):
+                raise OSError(f"the connection broke off after {partial.stat().st_size} of {expected} bytes")
+            if sha256 is not None and (found := _sha256(partial)) != sha256.lower():
+                raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
     except OSError as error:
         raise RuntimeError(
             f"The weights could not be downloaded from {url} ({error}). Download the file elsewhere and pass its path: "
             "pretrained='file.pdparams'."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -12,7 +12,13 @@ from paddle.nn import Layer
 from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.distill_shapes import refuse_misfits
 from paddlelite_callbacks.callbacks.distill_sources import layers_to_tap
-from paddlelite_callbacks.callbacks.distill_state import BridgeTrainer, Position, load_state, save_state
+from paddlelite_callbacks.callbacks.distill_state import (
+    BridgeTrainer,
+    Position,
+    load_state,
+    save_state,
+    save_state_beside,
+)
 from paddlelite_callbacks.callbacks.distill_step import DistillStep
 from paddlelite_callbacks.callbacks.distill_who import source_of
 from paddlelite_callbacks.callbacks.nan_policy import checked_policy
@@ -176,7 +182,7 @@ class DistillCallback(ScopedCallback):
         )
         step.attach(self.model, mine, scope)
         if self._has_state():
-            self.session.late.enter_context(alongside_checkpoints(self.model, self.save))
+            self.session.late.enter_context(alongside_checkpoints(self.model, self._save_beside))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the schedules stand (called by hapi)."""
@@ -223,6 +229,7 @@ class DistillCallback(ScopedCallback):
 
         Raises:
             FileNotFoundError: there is no ``path.pddistill``.
+            ValueError: it is torn, or belongs to other weights than ``path.pdparams``.
         """
         self.set_state_dict(load_state(path))
 
@@ -244,6 +251,9 @@ class DistillCallback(ScopedCallback):
         if state is not None:
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])
+
+    def _save_beside(self, path: str) -> None:
+        save_state_beside(self.state_dict(), path)
 
     def _has_state(self) -> bool:
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]

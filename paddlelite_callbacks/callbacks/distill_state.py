@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,15 +11,24 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
+from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
-from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+from paddlelite_callbacks.files import put_in_place, staged_file
+from paddlelite_callbacks.hapi import (
+    WEIGHTS,
+    optimizer_state_of,
+    prepared_optimizer,
+    set_optimizer_state_of,
+    trained_also,
+)
 from paddlelite_callbacks.saved import read_saved
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state", "save_state_beside"]
 
 _ENDING = ".pddistill"
+_OTHER = "take the checkpoint of another epoch."
 
 
 class Position:
@@ -93,10 +102,11 @@ class BridgeTrainer:
             load_weights_(objective.bridges, self._weights, "The saved projections")
             self._weights = {}
         optimizer = prepared_optimizer(self._model)
-        scope.callback(objective.bridges.clear_gradients)
-        scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
-        set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
-        scope.callback(self._keep_accumulators)  # before the optimizer drops them
+        with uninterrupted():
+            scope.callback(objective.bridges.clear_gradients)
+            scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
+            set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
+            scope.callback(self._keep_accumulators)  # before the optimizer drops them
         if paddle.distributed.get_world_size() > 1:
             for parameter in parameters:  # made behind hapi's DataParallel, which does not know them
                 paddle.distributed.broadcast(parameter, src=0)
@@ -146,15 +156,17 @@ def mean_over_ranks(grad: Tensor) -> Tensor:
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
-    """Write ``state`` to ``path.pddistill``: to a temporary name first, then renamed."""
+    """Write ``state`` to ``path.pddistill``, whole or not at all."""
     file = Path(f"{path}{_ENDING}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        paddle.save(state, str(temporary))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staged_file(file) as partial:
+        paddle.save(state, str(partial))
+
+
+def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
+    """Do what `save_state` does, and note which checkpoint ``path.pdparams`` it belongs to."""
+    weights = Path(f"{path}{WEIGHTS}")
+    save_state({**state, "weights": _checksum(weights)} if weights.is_file() else state, path)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -165,9 +177,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none beside the checkpoint.
-        ValueError: it is torn, holds code, or is another kind of file.
+        ValueError: it is torn, holds code, is another kind of file, or belongs to another ``path.pdparams`` than the
+            one there.
     """
-    file = Path(f"{path}{_ENDING}")
+    file, weights = Path(f"{path}{_ENDING}"), Path(f"{path}{WEIGHTS}")
+    put_in_place(Path(path), last=WEIGHTS)
     if not file.is_file():
         raise FileNotFoundError(
             f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
@@ -180,4 +194,15 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"{file} is no state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
             "checkpoint of this package, for instance 'checkpoints/3'."
         )
+    belongs = state.pop("weights", None)
+    if belongs is not None and weights.is_file() and belongs != _checksum(weights):
+        raise ValueError(f"{file} was written beside other weights than {weights.name}, which is there now: {_OTHER}")
     return state
+
+
+def _checksum(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -17,7 +17,6 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
-from tqdm import tqdm
 
 from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.base import ScopedCallback
@@ -36,6 +35,7 @@ from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.deploy.verdict import int8_notes
 from paddlelite_callbacks.files import refuse_unwritable
+from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.report.gate import Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
 from paddlelite_callbacks.report.run_report import write_report

@@ -12,7 +12,8 @@ from paddle.hapi.callbacks import CallbackList
 
 from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard
 from paddlelite_callbacks.callbacks.nan_policy import agreed_policy
-from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics
+from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
+from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics, whole_checkpoints
 
 __all__ = ["FitSession", "Member", "joined_session"]
 
@@ -98,19 +99,24 @@ class FitSession:
             for member in self.members:
                 member.check()
             self.data = None
-            for member in self.members:
-                member.convert(self._scope)
-            for member in self.members:
-                member.attach(self._scope)
-            if self.guard.policy == "skip":
-                self.declare_figure(FIGURE)
-            self._scope.enter_context(around_train_batch(self.model, self._after_batch))
-            self._scope.enter_context(self.guard.watching(self._after_skipped))  # outermost
-            self._scope.enter_context(shown_metrics(params, list(self._figures)))
+            with uninterrupted():
+                self._edit(params)
         except BaseException:
             self._failed = True
             self.close()
             raise
+
+    def _edit(self, params: dict[str, Any]) -> None:
+        for member in self.members:
+            member.convert(self._scope)
+        for member in self.members:
+            member.attach(self._scope)
+        if self.guard.policy == "skip":
+            self.declare_figure(FIGURE)
+        self.late.enter_context(whole_checkpoints(self.model))
+        self._scope.enter_context(around_train_batch(self.model, self._after_batch))
+        self._scope.enter_context(self.guard.watching(self._after_skipped))  # outermost
+        self._scope.enter_context(shown_metrics(params, list(self._figures)))
 
     def declare_figure(self, name: str) -> None:
         """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
@@ -127,20 +133,21 @@ class FitSession:
             self.logs.pop(name, None)
 
     def close(self, *, late: bool = True) -> None:
-        """Undo every edit, the last one first; safe to call twice.
+        """Undo every edit, the last one first; safe to call twice. Ctrl-C waits meanwhile.
 
         Args:
             late: those on `late` too.
         """
-        try:
-            self._scope.close()
-        finally:
-            if late:
-                self.late.close()
-        for name in self._figures:
-            if self.logs is not None:  # hapi shares this dictionary among all models of the process
-                self.logs.pop(name, None)
-        self._figures.clear()
+        with uninterrupted():
+            try:
+                self._scope.close()
+            finally:
+                if late:
+                    self.late.close()
+            for name in self._figures:
+                if self.logs is not None:  # hapi shares this dictionary among all models of the process
+                    self.logs.pop(name, None)
+            self._figures.clear()
 
     def finish(self) -> None:
         """Close, then let every member finish."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
-from tqdm import tqdm
 
 from paddlelite_callbacks.deploy.engines import Predict, in_batches, reason
+from paddlelite_callbacks.progress import tqdm
 
 __all__ = ["FileMetrics", "measure_metrics"]
 

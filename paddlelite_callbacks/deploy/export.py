@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.errors import require_installed
-from paddlelite_callbacks.files import staged_folder
+from paddlelite_callbacks.files import staged_file, staged_folder
 
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "staged_folder"]
 
@@ -122,18 +121,15 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
         ExportError: the converter failed or died; carries the end of what it said.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     command = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child", *map(str, program.files)]
-    try:
-        done = subprocess.run(
-            [*command, str(partial), str(opset)], capture_output=True, text=True, timeout=_ONNX_SECONDS, check=False
-        )
+    with staged_file(path) as partial:
+        try:
+            done = subprocess.run(
+                [*command, str(partial), str(opset)], capture_output=True, text=True, timeout=_ONNX_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
         if done.returncode != 0 or not partial.is_file():
             said = " ".join((done.stderr or done.stdout).split())[-300:]
             raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
-        partial.replace(path)
-    except subprocess.TimeoutExpired as error:
-        raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.deploy.export import Artefact, ExportError, copy_network
 from paddlelite_callbacks.deploy.forms import Reference, references
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.files import staged_file
 
 __all__ = ["fp16_reference", "write_fp16_onnx"]
 
@@ -58,12 +58,8 @@ def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
     del graph.node[:]
     graph.node.extend(nodes)
     onnx.checker.check_model(model)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with staged_file(path) as partial:
         partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return replace(source, path=path, files=(path,), precision="fp16")
 
 

@@ -12,7 +12,6 @@ ONNX Runtime takes three times as long. Grids below 8 bits are kept by a ``Clip`
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
 from paddlelite_callbacks.deploy.onnx_graph import OnnxGraph
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.files import staged_file
 
 __all__ = ["int8_weights", "rewrite_as_qdq", "write_int8_onnx"]
 
@@ -41,13 +41,9 @@ def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
     """
     onnx = require("onnx", needed_for="int8 ONNX files")
     model = rewrite_as_qdq(onnx.load(str(source.path)))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        onnx.checker.check_model(model)
+    onnx.checker.check_model(model)
+    with staged_file(path) as partial:
         partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return replace(source, path=path, files=(path,), precision="int8")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.latency import Latency, WarmUp, measure_latency, summarise
@@ -17,6 +16,7 @@ from paddlelite_callbacks.deploy.memory import measure_footprint
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row, repeated_rows
 from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
 from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
+from paddlelite_callbacks.progress import tqdm
 
 __all__ = ["Timing", "time_files"]
 

@@ -13,10 +13,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.io import Dataset
-from tqdm import tqdm
 
 from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.files import staged_folder
+from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.surgery import frozen
 
 __all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "stored_array", "write_cache"]

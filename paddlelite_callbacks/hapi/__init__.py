@@ -5,9 +5,9 @@ Every edit is a context manager that undoes itself, or (`guard_fit`) ends with t
 
 from __future__ import annotations
 
+from paddlelite_callbacks.hapi.checkpoints import WEIGHTS, alongside_checkpoints, whole_checkpoints
 from paddlelite_callbacks.hapi.fit import (
     FitGuard,
-    alongside_checkpoints,
     around_train_batch,
     calling_list,
     guard_fit,
@@ -39,6 +39,7 @@ from paddlelite_callbacks.hapi.optimizer import (
 from paddlelite_callbacks.hapi.skip import SkipBatch, skippable_batches
 
 __all__ = [
+    "WEIGHTS",
     "FitGuard",
     "LossFunction",
     "SkipBatch",
@@ -66,4 +67,5 @@ __all__ = [
     "task_loss_of",
     "trained_also",
     "training_data",
+    "whole_checkpoints",
 ]

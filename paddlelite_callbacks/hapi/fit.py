@@ -6,7 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import paddle
@@ -14,10 +14,10 @@ from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
+from paddlelite_callbacks.hapi.loaders import ended_with_the_epoch
 
 __all__ = [
     "FitGuard",
-    "alongside_checkpoints",
     "around_train_batch",
     "calling_list",
     "guard_fit",
@@ -25,6 +25,9 @@ __all__ = [
     "shown_metrics",
     "training_data",
 ]
+
+
+_BEGINS = ("on_train_begin", "on_eval_begin", "on_predict_begin")
 
 
 class FitGuard(Protocol):
@@ -66,43 +69,52 @@ def training_data() -> Any:
 def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
     """Tell ``guard`` how the ``fit`` that uses ``callbacks`` ends: hapi has no ``try/finally`` around it.
 
-    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on.
+    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on,
+    and worker processes and threads that were reading data are ended (see `ended_with_the_epoch`); the latter in
+    ``evaluate`` and ``predict`` too.
     What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
-    calls of hapi's own, the guard is closed when ``callbacks`` is freed.
+    calls of hapi's own (Ctrl-C there), the guard is closed when ``callbacks`` is freed, which the traceback holds.
 
     Args:
         model: whose ``fit`` it is.
         callbacks: hapi's list of this ``fit``.
         guard: is told.
     """
-    call_hooks, run_epoch, ours = callbacks._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+    call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+    begun: list[str] = []  # the outermost of train, eval, predict
 
-    @contextmanager
-    def closing() -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            model.__dict__.pop("_run_one_epoch", None)
-            guard.close()
-            raise
+    def left() -> None:
+        if vars(model).get("_run_one_epoch") is run_one_epoch:
+            del model._run_one_epoch
+        guard.close()
 
     def call(name: str, *args: Any) -> None:
-        if name == "on_train_begin":
-            model._run_one_epoch = run_one_epoch
-        with closing():
-            call_hooks(name, *args)
-        if name == "on_train_end":
-            model.__dict__.pop("_run_one_epoch", None)
-            guard.finish()
+        try:
+            if name in _BEGINS and (name == "on_train_begin" or "_run_one_epoch" not in vars(model)):
+                model._run_one_epoch, begun[:] = run_one_epoch, [name.replace("begin", "end")]
+            call_hooks(ours(), name, *args)
+            if name in begun:
+                model.__dict__.pop("_run_one_epoch", None)
+            if name == "on_train_end":
+                guard.finish()
+        except BaseException:
+            left()
+            raise
 
     def run_one_epoch(data_loader: Any, callbacks: CallbackList, *args: Any, **kwargs: Any) -> Any:
-        with closing() if callbacks is ours() else nullcontext():
-            if callbacks is ours() and (args[0] if args else kwargs.get("mode")) == "eval":
-                guard.evaluates_on(data_loader)
+        if callbacks is not ours():
             return run_epoch(model, data_loader, callbacks, *args, **kwargs)
+        try:
+            if (args[0] if args else kwargs.get("mode")) == "eval":
+                guard.evaluates_on(data_loader)
+            with ended_with_the_epoch(data_loader) as loader:
+                return run_epoch(model, loader, callbacks, *args, **kwargs)
+        except BaseException:
+            left()
+            raise
 
     callbacks._call = call
-    weakref.finalize(callbacks, guard.close)
+    weakref.finalize(callbacks, left)
 
 
 def in_use_by(parameters: Sequence[Tensor]) -> str | None:
@@ -143,25 +155,6 @@ def around_train_batch(model: paddle.Model, after: Callable[[bool], None]) -> It
         return result
 
     with instance_attribute(model, "train_batch", train_batch):
-        yield
-
-
-@contextmanager
-def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> Iterator[None]:
-    """Call ``write(path)`` behind every ``model.save(path)`` for training inside the block, on rank 0.
-
-    Args:
-        model: the hapi model.
-        write: receives the prefix, to which hapi itself appends ``.pdparams`` and ``.pdopt``.
-    """
-    original = model.save
-
-    def save(path: str, training: bool = True) -> None:
-        original(path, training)
-        if training and paddle.distributed.get_rank() == 0:
-            write(path)
-
-    with instance_attribute(model, "save", save):
         yield
 
 

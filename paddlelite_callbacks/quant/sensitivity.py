@@ -10,9 +10,9 @@ from typing import Any
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
-from tqdm import tqdm
 
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantisers_off
 from paddlelite_callbacks.surgery import same_modes

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from paddlelite_callbacks.deploy.bench import BenchOptions, latency_row, repeated_rows
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
+from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.report.record import Record
 
 __all__ = ["timed_together"]

@@ -1,0 +1,61 @@
+"""hapi's checkpoints: whole or not at all, with what callbacks want to keep beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import paddle
+
+from paddlelite_callbacks.files import staged_files
+from paddlelite_callbacks.hapi.attribute import instance_attribute
+
+__all__ = ["WEIGHTS", "alongside_checkpoints", "whole_checkpoints"]
+
+WEIGHTS = ".pdparams"
+
+
+@contextmanager
+def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> Iterator[None]:
+    """Call ``write(path)`` behind every ``model.save(path)`` for training inside the block, on rank 0.
+
+    Args:
+        model: the hapi model.
+        write: receives the prefix, to which hapi itself appends ``.pdparams`` and ``.pdopt``.
+    """
+    original = model.save
+
+    def save(path: str, training: bool = True) -> None:
+        original(path, training)
+        if training and paddle.distributed.get_rank() == 0:
+            write(path)
+
+    with instance_attribute(model, "save", save):
+        yield
+
+
+@contextmanager
+def whole_checkpoints(model: paddle.Model) -> Iterator[None]:
+    """Let every ``model.save(path)`` for training inside the block write all its files, or leave the older ones.
+
+    hapi writes ``.pdparams`` and ``.pdopt`` straight to their places: a process killed meanwhile leaves a torn file
+    where a whole one stood, or weights without the optimizer's state, which ``model.load`` takes for a fresh start.
+    Here ``.pdparams`` appears last (see `staged_files`). Enter it behind `alongside_checkpoints`, whose files then
+    belong to the set. On rank 0, which alone saves on one machine.
+
+    Args:
+        model: the hapi model.
+    """
+    original = model.save
+
+    def save(path: str, training: bool = True) -> None:
+        name = str(path).rpartition("/")[2]
+        if not training or not name or paddle.distributed.get_rank() != 0:
+            original(path, training)
+            return
+        with staged_files(Path(path), last=WEIGHTS) as prefix:
+            original(str(prefix), training)
+
+    with instance_attribute(model, "save", save):
+        yield
