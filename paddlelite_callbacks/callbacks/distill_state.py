@@ -15,8 +15,9 @@ from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
 from paddlelite_callbacks.hapi import optimizer_state_of, prepared_optimizer, set_optimizer_state_of, trained_also
+from paddlelite_callbacks.ranks import mean_over_ranks
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "save_state"]
 
 _ENDING = ".pddistill"
 
@@ -132,12 +133,6 @@ class BridgeTrainer:
 
     def _end(self) -> None:
         self._scope, self._parameters = None, None
-
-
-def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
-    paddle.distributed.all_reduce(grad)
-    return grad / paddle.distributed.get_world_size()
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
