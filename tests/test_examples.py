@@ -26,6 +26,7 @@ def example(name: str, *arguments: str, folder: Path) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
+@needs("paddleclas", "paddle2onnx")
 def test_digits_quick(tmp_path):
     kept = tmp_path / "runs" / "digits" / "001"
     kept.mkdir(parents=True)
@@ -81,6 +82,7 @@ def test_every_script_has_help(name, tmp_path):
 
 
 @pytest.mark.slow
+@needs("paddle2onnx")
 def test_int8_study_quick(tmp_path):
     done = example("int8_study.py", "--quick", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
