@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from installed import needs
 from toy import Images, TinyNet
 
 from paddlelite_callbacks.deploy import engines
@@ -66,6 +67,7 @@ def test_rows_are_repeated_up_to_the_batch():
     np.testing.assert_array_equal(batch, [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]])
 
 
+@needs("paddle2onnx")
 def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     from paddle.static import InputSpec
 

@@ -285,3 +285,17 @@ def test_several_inputs(tmp_path):
         fit(hapi_model(student), [DistillCallback(who)], data=data, evaluate=False)
         results.append(student)
     assert_same(*results, atol=1e-6)
+
+
+def test_a_sample_that_cannot_be_read_ends_the_pass(tmp_path):
+    """Paddle's own loader without workers would wait for ever."""
+
+    class Broken(Images):
+        def __getitem__(self, index):
+            if index == 11:
+                raise OSError("picture 11 is broken")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="picture 11 is broken"):
+        cache_teacher(TinyNet(), Broken(), tmp_path / "cache", batch_size=4, progress=False, allow_random=True)
+    assert not list(tmp_path.iterdir())

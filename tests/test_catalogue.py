@@ -9,6 +9,7 @@ import sys
 
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from toy import TinyNet
 
@@ -30,6 +31,7 @@ def entry(name):
     return {key: value for key, value in found.items() if key != "checks"}
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_rebuilt_and_measured_again_it_is_the_same(name):
     measured = measure(name)
@@ -37,6 +39,7 @@ def test_rebuilt_and_measured_again_it_is_the_same(name):
     assert measured == entry(name)
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", QUICK)
 def test_shapes_are_those_of_the_table(name):
     (backbone,) = list_backbones(name)
@@ -46,6 +49,7 @@ def test_shapes_are_those_of_the_table(name):
             assert value.shape == [2, tap.channels, sides[0] // tap.stride, sides[1] // tap.stride]
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("check", [*CHECKS])
 @pytest.mark.parametrize(
     "name", ["PPLCNet_x0_25", *(pytest.param(n, marks=pytest.mark.slow) for n in ("GhostNet_x0_5", "PPHGNetV2_B0"))]
@@ -159,6 +163,7 @@ def test_the_list_needs_no_network_library():
     assert done.stdout.strip() == "[]"
 
 
+@needs("paddleclas")
 def test_what_cannot_serve_is_left_out_with_the_reason():
     with pytest.raises(LeftOutError, match=r"maps of strides \[.*\], needed are \[8, 16, 32\]"):
         measure("alexnet")

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
+from installed import needs
 from paddle.static import InputSpec
 from test_report import record
 from toy import Images, TinyNet
@@ -48,6 +49,7 @@ def new_program(tmp_path_factory):
     return export_paddle(TinyNet(), folder, input_spec=[InputSpec([None, 3, 8, 8], name="x")], name="inference")
 
 
+@needs("paddle2onnx")
 def test_bench_of_an_old_inference_folder(old_folder, tmp_path, capsys):
     arguments = ["bench", str(old_folder), "--input", "1x3x8x8", "--batch", "1,3", *QUICK, "--record", str(tmp_path)]
     assert main(arguments) == 0
@@ -62,6 +64,7 @@ def test_bench_of_an_old_inference_folder(old_folder, tmp_path, capsys):
     assert (tmp_path / "report.html").is_file()
 
 
+@needs("paddle2onnx")
 def test_bench_of_an_onnx_file_as_json_and_its_gate(new_program, tmp_path, capsys):
     onnx = export_onnx(new_program, tmp_path / "net.onnx")
     arguments = ["bench", str(onnx.path), "--input", "2x3x8x8", "--engines", "onnxruntime,paddle", "--json", *QUICK]
@@ -72,6 +75,7 @@ def test_bench_of_an_onnx_file_as_json_and_its_gate(new_program, tmp_path, capsy
     assert main([*arguments, "--size-mb", "0.000001"]) == 3
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -108,6 +112,7 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, said, new_program, t
     assert last[-1].startswith(f"python -m paddlelite_callbacks {arguments[0]}: ")
 
 
+@needs("paddle2onnx")
 def test_export_writes_onnx_that_computes_the_same(new_program, tmp_path, capsys):
     out = tmp_path / "out \u4e2d"
     assert main(["export", str(new_program.path.parent), str(out), "--input", "2x3x8x8", "--fp16"]) == 0
@@ -169,6 +174,7 @@ def test_inputs_as_they_are_written():
     )
 
 
+@needs("paddle2onnx")
 def test_help_and_a_command_that_fails_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "paddlelite_callbacks", "--help"], capture_output=True, text=True, check=True

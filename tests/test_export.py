@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
@@ -103,6 +104,7 @@ def test_size_and_checksum_are_those_of_the_files(files):
     assert said.lstrip("\\").startswith(program.sha256()["model.json"])
 
 
+@needs("paddle2onnx")
 def test_the_converter_installs_nothing(trained, tmp_path):
     """paddle2onnx's default optimiser runs pip at run time."""
 
@@ -114,6 +116,7 @@ def test_the_converter_installs_nothing(trained, tmp_path):
     assert installed() == before
 
 
+@needs("paddle2onnx")
 def test_a_quantised_network_is_exported_within_half_a_step(tmp_path):
     """A step of the output: were it quantised to 8 bits over the range it takes, the width of one of its 255 steps."""
     paddle.seed(2)
@@ -148,6 +151,7 @@ def test_a_forward_that_cannot_be_exported(tmp_path):
         export_paddle(Never(), tmp_path, input_spec=SPEC)
 
 
+@needs("paddle2onnx")
 def test_a_network_that_onnx_has_no_word_for(tmp_path):
     class Rare(TinyNet):
         def forward(self, x):

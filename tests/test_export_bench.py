@@ -7,6 +7,7 @@ import onnxruntime
 import paddle
 import paddle.nn.functional as F
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
@@ -24,6 +25,7 @@ def loaded(prefix):
     return program
 
 
+@needs("paddle2onnx")
 def test_all_engines_and_the_record(tmp_path):
     model = hapi_model()
     callback = ExportBenchCallback(tmp_path, name="tiny", budget=Budget(metric="acc", baseline=0.5), **FAST)
@@ -95,6 +97,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@needs("paddle2onnx")
 def test_a_pact_trained_network_is_exported_small_and_stays_trainable(tmp_path):
     def net():
         return TinyNet(width=64)
@@ -140,6 +143,7 @@ class Pairs(Images):
         return image, image[:, ::-1].copy(), label
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_several_inputs_and_outputs(as_dict, tmp_path):
     network = TwoInputs(as_dict)
@@ -159,6 +163,7 @@ def test_several_inputs_and_outputs(as_dict, tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@needs("paddle2onnx")
 def test_fixed_sizes_by_input_spec(tmp_path):
     callback = ExportBenchCallback(
         tmp_path, name="fixed", input_spec=[InputSpec([1, 3, 8, 8], name="image")], batch_size=1, **FAST
@@ -169,6 +174,7 @@ def test_fixed_sizes_by_input_spec(tmp_path):
     assert [(item.name, item.shape) for item in inputs] == [("image", [1, 3, 8, 8])]
 
 
+@needs("paddle2onnx")
 def test_without_the_onnx_converter_paddles_file_is_still_made(tmp_path):
     class Rare(TinyNet):
         def forward(self, x):

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
+from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
 
@@ -55,6 +56,7 @@ def callback_in(folder, **options):
     return ExportBenchCallback(folder, name="n", engines=["paddle", "onnxruntime"], fp16=True, **QUICK, **options)
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("step", STEPS)
 def test_a_full_disk_at_each_step(step, exported, monkeypatch):
     import importlib
@@ -177,6 +179,7 @@ def test_a_read_only_folder_is_refused_before_training(tmp_path, monkeypatch):
     assert not steps
 
 
+@needs("paddle2onnx")
 def test_an_engine_that_is_not_there_and_one_that_breaks(tmp_path, monkeypatch):
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
 
@@ -196,6 +199,7 @@ def test_an_engine_that_is_not_there_and_one_that_breaks(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/*.onnx"))
 
 
+@needs("paddle2onnx")
 def test_several_inputs_sizes_that_vary_and_outputs_in_a_dictionary(tmp_path):
     class Varied(TinyNet):
         def forward(self, x, y):

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import paddle
 import pytest
+from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
@@ -54,6 +55,7 @@ def everything(tmp_path_factory):
     return folder, callback, model, states
 
 
+@needs("paddle2onnx")
 def test_accuracy_on_every_file_equals_a_loop(everything):
     folder, callback, _, _ = everything
     images, labels = Images().images, Images().labels
@@ -73,6 +75,7 @@ def test_accuracy_on_every_file_equals_a_loop(everything):
     assert rows["paddle", "fp32"].metrics["acc"] == pytest.approx(callback.record.metrics["acc"])
 
 
+@needs("paddle2onnx")
 def test_the_best_epochs_weights_are_exported_and_the_last_stay_in_the_model(everything):
     folder, callback, model, states = everything
     losses = [loss for loss, _ in states]
@@ -99,6 +102,7 @@ def test_the_log_of_every_epoch(everything):
     assert read_records(folder / "runs.jsonl") == [callback.record]
 
 
+@needs("paddle2onnx")
 def test_fp16_halves_the_weights_and_keeps_the_outputs(everything):
     folder, _, _, _ = everything
     half = onnx.load(str(folder / "all" / "model.fp16.onnx"))
@@ -110,6 +114,7 @@ def test_fp16_halves_the_weights_and_keeps_the_outputs(everything):
     assert not [i for i in half.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= 16]
 
 
+@needs("paddle2onnx")
 def test_a_weight_beyond_fp16_is_refused(tmp_path):
     network = TinyNet()
     with paddle.no_grad():
@@ -132,6 +137,7 @@ def test_deploy_json_says_what_is_needed(everything):
             assert hashlib.sha256((folder / "all" / name).read_bytes()).hexdigest() == checksum
 
 
+@needs("paddle2onnx")
 def test_the_gate_judges_every_engine_by_its_own_file(everything):
     _, callback, _, _ = everything
     rows = {(row.engine, row.precision): row for row in callback.verdict.rows}
@@ -144,6 +150,7 @@ def test_the_gate_judges_every_engine_by_its_own_file(everything):
     assert callback.verdict.table().count("| pass |") == 6
 
 
+@needs("paddle2onnx")
 def test_a_fixed_batch_and_lists(tmp_path):
     callback = ExportBenchCallback(
         tmp_path, name="n", dynamic_batch=False, batch_size=[3, 1], threads=[1, 2], engines=["onnxruntime"], **FAST

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from swap_nets import SIZE, SPEC, Pose, Scenes, mask_loss
 from toy import TinyNet, weights_of
@@ -45,6 +46,7 @@ def norm_keys(network):
     }
 
 
+@needs("paddleclas")
 def test_freeze_norm_holds_statistics_scale_and_shift():
     network = swapped(freeze_norm=True)
     network.train()
@@ -54,6 +56,7 @@ def test_freeze_norm_holds_statistics_scale_and_shift():
     assert {key for key in weights_of(network) if key not in still} == moved  # and nothing else is still
 
 
+@needs("paddleclas")
 def test_without_stop_grad_the_statistics_alone_are_held():
     network = swapped(freeze_norm=True, stop_grad=False)
     moved = trained(network)
@@ -61,6 +64,7 @@ def test_without_stop_grad_the_statistics_alone_are_held():
     assert {key for key in weights_of(network) if key not in still} == moved
 
 
+@needs("paddleclas")
 def test_a_frozen_norm_computes_in_training_what_it_computes_in_evaluation():
     network, x = build(NAME), paddle.randn([2, 3, 64, 64])
     for layer in network.sublayers():
@@ -75,12 +79,14 @@ def test_a_frozen_norm_computes_in_training_what_it_computes_in_evaluation():
     np.testing.assert_allclose(network(x).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@needs("paddleclas")
 def test_freeze_stages_holds_all_up_to_the_map_of_that_stage():
     network = swapped(freeze_stages=2)
     moved = trained(network)
     assert {key for key in weights_of(network) if not key.startswith(STAGES)} == moved
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", ["GhostNet_x0_5", "MobileNetV3_small_x0_35"])
 def test_freezing_every_stage_leaves_the_head_alone_to_learn(name):
     network = Pose()
@@ -110,6 +116,7 @@ def test_dropout_in_a_frozen_stage_is_off_in_training_and_on_behind_it():
     assert not np.array_equal(a[1].numpy(), b[1].numpy())
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("options", [{"freeze_norm": True}, {"freeze_stages": 2}])
 def test_what_is_frozen_survives_saving_loading_and_copying(options, tmp_path):
     network = swapped(**options)
@@ -125,6 +132,7 @@ def test_what_is_frozen_survives_saving_loading_and_copying(options, tmp_path):
         assert not trained(other) & expected
 
 
+@needs("paddleclas")
 def test_what_is_frozen_survives_quantisation_and_export(tmp_path):
     network = swapped(freeze_norm=True, freeze_stages=2)
     still = norm_keys(network) | {key for key in weights_of(network) if key.startswith(STAGES)}
@@ -136,6 +144,7 @@ def test_what_is_frozen_survives_quantisation_and_export(tmp_path):
     assert not trained(network, PACTQuantCallback()) & still
 
 
+@needs("paddleclas")
 def test_a_whole_classifier_freezes_too():
     network = BackboneSwap(NAME, freeze_norm=True, freeze_stages=1)(paddle.vision.models.resnet18(num_classes=3))
     still = {key for key, p in network.named_parameters() if p.stop_gradient}

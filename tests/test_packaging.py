@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from installed import needs
 
 import paddlelite_callbacks
 
@@ -38,6 +39,7 @@ def test_the_public_names_load_nothing_heavy():
     assert done.stdout == "[]\n", done.stderr
 
 
+@needs("paddleclas", "paddleslim")
 def test_paddleclas_and_paddleslim_do_not_talk():
     code = (
         "import warnings, logging; warnings.simplefilter('ignore'); import paddle; warnings.resetwarnings()\n"

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
@@ -75,6 +76,7 @@ def test_weights_are_quantised_per_output_channel():
     np.testing.assert_allclose(weight_steps(linear, bits=8, axis=1).numpy(), [[2 / 127, 10 / 127]], rtol=1e-6)
 
 
+@needs("paddleslim")
 def test_parity_with_paddleslims_pactquanter():
     """Same scale, same numbers, where the grids agree: in training theirs ends at -127, ours at -128 steps."""
     from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
@@ -243,6 +245,7 @@ def test_layers_that_do_not_run_are_named(caplog):
     assert "aside" in caplog.text
 
 
+@needs("paddleslim", "paddle2onnx")
 def test_paddleslims_quanter_is_selectable_and_ships():
     model = hapi_model()
     fit(model, [PACTQuantCallback(activation="paddleslim")], epochs=2)

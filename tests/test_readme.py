@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import needs
 
 ROOT = Path(__file__).parents[1]
 READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md")}
@@ -22,8 +23,12 @@ PYTHON = blocks(READMES["README.md"], "python")
 BASH = blocks(READMES["README.md"], "bash")
 
 
+def packages_of(block: str) -> pytest.MarkDecorator:
+    return needs(*(["paddleclas"] if re.search(r"BackboneSwap\(\"|list_backbones", block) else []))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("number", [pytest.param(i, marks=packages_of(block)) for i, block in enumerate(PYTHON)])
 def test_a_python_block_runs(number, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = tmp_path / "block.py"

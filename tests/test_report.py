@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from installed import needs
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
@@ -188,6 +189,7 @@ def test_the_ladder_is_written_whole(tmp_path):
     ladder_png([], tmp_path / "empty.png", metric="acc")
 
 
+@needs("paddle2onnx")
 def test_files_of_several_runs_are_timed_in_turn(tmp_path):
     records = []
     for name in ("a", "b"):

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from installed import needs
 from test_report import record
 from toy import TinyNet, fit, hapi_model
 
@@ -60,6 +61,7 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
+@needs("paddle2onnx")
 def test_the_report_says_all_of_every_run(project):
     text = (project / "report.md").read_text(encoding="utf-8")
     assert sorted(p.name for p in project.iterdir()) == [

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from swap_nets import CHANNELS, SIZE, SPEC, Detector, Pose, Scenes, Segmenter, Stages, mask_loss
@@ -24,6 +25,7 @@ KINDS = [
 ]
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize(("network", "strides", "channels", "name", "taps"), KINDS)
 def test_swapped_trained_and_exported(network, strides, channels, name, taps, tmp_path):
     network, x = network(), paddle.rand([2, 3, SIZE, SIZE])
@@ -62,6 +64,7 @@ def flat(output):
     return list(output) if isinstance(output, (list, tuple)) else [output]
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("by", ["layer", "weights"])
 @pytest.mark.parametrize("name", ["PPLCNet_x0_25", "ShuffleNetV2_x0_25"])
 def test_swapping_a_backbone_for_itself_changes_no_bit(name, by, tmp_path):
@@ -86,6 +89,7 @@ def test_swapping_a_backbone_for_itself_changes_no_bit(name, by, tmp_path):
     assert np.array_equal(network(x).numpy(), expected)
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("pack", [None, list, tuple, dict])
 def test_the_structure_of_the_output_is_kept(pack):
     network = nn.Sequential(Stages([8] if pack is None else [8, 32], pack=pack))
@@ -113,6 +117,7 @@ def test_channels_that_fit_get_no_projection():
     ]
 
 
+@needs("paddleclas")
 def test_taps_by_name_by_the_makers_spelling_and_by_stride():
     def taps(*asked):
         network = nn.Sequential(Stages([8, 16]))
@@ -124,6 +129,7 @@ def test_taps_by_name_by_the_makers_spelling_and_by_stride():
     assert taps(8, 16) == ["blocks.2", "blocks.7"]
 
 
+@needs("paddleclas")
 def test_strides_changed_by_options_are_seen():
     """The usual way to semantic maps of stride 8: the last stages keep their resolution."""
     network = nn.Sequential(Stages([8], pack=None))
@@ -131,6 +137,7 @@ def test_strides_changed_by_options_are_seen():
     assert network[0].taps == ["blocks6"]
 
 
+@needs("paddleclas")
 def test_rebuild_gets_the_new_channels():
     network, seen = Segmenter(), []
 
@@ -149,6 +156,7 @@ def test_rebuild_gets_the_new_channels():
     assert summary.before.parameters > summary.after.parameters
 
 
+@needs("paddleclas")
 def test_a_rebuild_that_fails_leaves_the_network_as_it_was():
     def half(net, channels):
         net.upscale = nn.Conv2DTranspose(2, 2, 8, stride=8)
@@ -178,6 +186,7 @@ def test_a_network_of_ones_own_is_copied_and_serves_twice():
     assert "0.1.weight" not in networks[0].state_dict()  # cut off in the copy
 
 
+@needs("paddleclas")
 def test_modes_come_back_and_the_new_backbone_takes_the_old_ones():
     network = Pose()
     network.deconv.eval()
@@ -189,6 +198,7 @@ def test_modes_come_back_and_the_new_backbone_takes_the_old_ones():
     assert not any(layer.training for layer in network.sublayers(include_self=True))
 
 
+@needs("paddleclas")
 def test_summary_tells_before_and_after():
     network = Pose()
     old = sum(int(np.prod(p.shape)) for n, p in network.named_parameters() if "_mean" not in n and "_variance" not in n)
@@ -216,6 +226,7 @@ def refused(match, *args, error=ValueError, network=None, spec=SPEC, **options):
     assert [(name, id(layer)) for name, layer in network.named_sublayers()] == before
 
 
+@needs("paddleclas")
 def test_names_that_there_are_not_are_refused_with_near_ones():
     refused(r"no backbone 'PPLCNet_x2_6'; near names: \['PPLCNet_x2_5'", "PPLCNet_x2_6")
     refused(r"no sublayer 'bakbone'; near names: \['backbone'", "PPLCNet_x0_25", at="bakbone")
@@ -226,6 +237,7 @@ def test_names_that_there_are_not_are_refused_with_near_ones():
     refused(r"mobilenet_v2 cannot be built with options \{'width': 3\}", "mobilenet_v2", options={"width": 3})
 
 
+@needs("paddleclas")
 def test_strides_that_there_are_not_are_refused_with_those_that_there_are():
     network = nn.Sequential(nn.Conv2D(3, 8, 3, padding=1))
     by_stride = r"its maps by stride: \{2: 'blocks2', 4: 'blocks3', 8: 'blocks4', 16: 'blocks5', 32: 'blocks6'\}"
@@ -235,6 +247,7 @@ def test_strides_that_there_are_not_are_refused_with_those_that_there_are():
     refused(r"Tap 'blocks2' of PPLCNet_x0_25 gives \[32, 32\].* the old map is \[16, 16\]", "PPLCNet_x0_25", taps=asked)
 
 
+@needs("paddleclas")
 def test_outputs_without_channels_and_odd_networks_are_refused():
     spec = [InputSpec([None, 3, 8, 8])]
     refused(
@@ -250,11 +263,13 @@ def test_outputs_without_channels_and_odd_networks_are_refused():
         BackboneSwap("PPLCNet_x0_25", at="backbone")(3, SPEC)
 
 
+@needs("paddleclas")
 def test_inputs_that_cannot_be_measured_are_refused():
     refused("give input_spec=", "PPLCNet_x0_25", spec=None)
     refused("only the batch may be None", "PPLCNet_x0_25", spec=[InputSpec([None, 3, None, None])])
 
 
+@needs("paddleclas")
 def test_a_layer_that_does_not_run_or_takes_two_inputs_is_refused():
     network = Detector()
     network.idle = nn.Conv2D(3, 3, 1)
@@ -288,6 +303,7 @@ def test_options_out_of_range_are_refused():
     refused("backbone must be a name or a paddle.nn.Layer, got int", 3, error=TypeError)
 
 
+@needs("paddleclas")
 def test_what_is_already_trained_or_wrapped_is_refused():
     network = Pose()
     optimizer = paddle.optimizer.SGD(0.1, parameters=network.parameters())

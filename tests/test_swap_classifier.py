@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
@@ -14,6 +15,7 @@ from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
 SPEC = [InputSpec([None, 3, 32, 32], name="x")]
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", ["PPLCNet_x0_25", "MobileNetV3_small_x0_35", "mobilenet_v2", "GhostNet_x0_5"])
 def test_the_head_has_as_many_classes(name):
     big = paddle.vision.models.resnet18(num_classes=7)
@@ -24,6 +26,7 @@ def test_the_head_has_as_many_classes(name):
     assert not any(key.startswith(("network", "trunk", "project")) for key in light.state_dict())
 
 
+@needs("paddleclas")
 def test_trained_and_exported(tmp_path):
     light = BackboneSwap("PPLCNet_x0_25", options={"stride_list": [1, 1, 2, 2, 2]})(TinyNet(), SPEC)
     model, export = hapi_model(light), ExportBenchCallback(tmp_path, engines=["paddle"], repeats=2, verbose=0)
@@ -44,6 +47,7 @@ def test_a_network_of_ones_own_gets_a_new_head():
     assert equal_weights(weights_of(BackboneSwap(same)(TinyNet(outputs=3), SPEC)), weights_of(same))
 
 
+@needs("paddleclas")
 def test_the_number_of_classes_comes_from_the_output_or_the_last_linear():
     convolutional = nn.Sequential(nn.Conv2D(3, 6, 3), nn.AdaptiveAvgPool2D(1), nn.Flatten())
     assert BackboneSwap("PPLCNet_x0_25")(convolutional, SPEC)(paddle.rand([1, 3, 32, 32])).shape == [1, 6]
@@ -51,6 +55,7 @@ def test_the_number_of_classes_comes_from_the_output_or_the_last_linear():
         BackboneSwap("PPLCNet_x0_25")(convolutional)
 
 
+@needs("paddleclas")
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(
         ValueError, match=r"A classifier gives \[N, classes\]; Conv2D gives \[1, 4, 30, 30\].* at='backbone'"
@@ -65,6 +70,7 @@ def test_what_is_no_classifier_is_refused():
         BackboneSwap("PPLCNet_x0_25")(paddle.Model(TinyNet()))
 
 
+@needs("paddleclas")
 def test_summary_of_a_whole_swap():
     swap = BackboneSwap("PPLCNet_x0_25")
     big = paddle.vision.models.resnet18(num_classes=10)

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from swap_nets import SIZE, SPEC, Pose
@@ -39,6 +40,7 @@ def trunk_of(name, *strides):
     return Trunk(network, [taps[stride] for stride in strides])
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize(
     ("name", "maps"),
     [
@@ -140,6 +142,7 @@ def test_a_cut_that_the_network_cannot_do_without_is_taken_back():
     assert "fc.weight" in trunk.state_dict()
 
 
+@needs("paddleclas")
 def test_the_search_and_the_cut_leave_statistics_modes_and_the_random_stream_alone():
     network = build("MobileNetV3_small_x0_35")
     network.eval()
@@ -155,6 +158,7 @@ def test_the_search_and_the_cut_leave_statistics_modes_and_the_random_stream_alo
     assert not any(p.stop_gradient for n, p in trunk.named_parameters() if not n.endswith(("_mean", "_variance")))
 
 
+@needs("paddleclas")
 def test_keys_are_the_networks_own():
     full = list(build("PPLCNet_x0_25").state_dict())
     trunk = trunk_of("PPLCNet_x0_25", 8, 16)
@@ -166,6 +170,7 @@ def test_keys_are_the_networks_own():
     assert all(np.array_equal(weights_of(other)[key], value + 1) for key, value in weights_of(trunk).items())
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", ["PPLCNet_x0_25", "GhostNet_x0_5", "MobileNetV2_x0_25"])
 def test_a_copy_is_a_network_of_its_own(name):
     trunk, x = trunk_of(name, 8, 32), paddle.rand(X)
@@ -181,6 +186,7 @@ def test_a_copy_is_a_network_of_its_own(name):
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in trunk.parameters()}
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("name", ["PPLCNet_x0_25", "GhostNet_x0_5", "ShuffleNetV2_x0_25"])
 def test_quantised_layers_are_the_ones_that_run(name):
     """Also where the network keeps its blocks in a plain list of its own."""
@@ -239,6 +245,7 @@ def test_the_cured_hrnet_equals_paddleclass_and_ships(tmp_path):
     assert export_onnx(program, tmp_path / "model.onnx").path.is_file()
 
 
+@needs("paddleclas")
 def test_the_same_network_can_be_built_twice_with_names_of_its_own():
     """paddleclas gives GhostNet fixed parameter names, which Paddle refuses the second time."""
     first, second = build("GhostNet_x0_5"), build("GhostNet_x0_5")
@@ -246,6 +253,7 @@ def test_the_same_network_can_be_built_twice_with_names_of_its_own():
     assert len(set(names)) == len(names)
 
 
+@needs("paddleclas")
 def test_under_data_parallel_and_autocast():
     trunk, x = trunk_of("PPLCNet_x0_25", 8), paddle.rand(X)
     trunk.eval()
@@ -255,6 +263,7 @@ def test_under_data_parallel_and_autocast():
         assert trunk(x)[0].shape == list(expected.shape)
 
 
+@needs("paddleclas")
 def test_trained_as_a_static_program():
     network = Pose()
     BackboneSwap("PPLCNet_x0_25", at="backbone")(network, SPEC)

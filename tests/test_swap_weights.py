@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from swap_nets import SPEC, Pose
 from toy import TinyNet, equal_weights, weights_of
 
@@ -70,6 +71,7 @@ def check_inside(network, file):
     assert all(np.array_equal(value, state[key].numpy()) for key, value in loaded.items())
 
 
+@needs("paddleclas")
 @pytest.mark.parametrize("place", ["path", "no suffix", "file url", "http"])
 def test_weights_from_everywhere(place, file, server):
     url, counts = server
@@ -89,6 +91,7 @@ def test_weights_from_everywhere(place, file, server):
     assert counts["requests"] == (1 if place == "http" else 0)  # the second time it is there already
 
 
+@needs("paddleclas")
 def test_pretrained_true_takes_the_makers_file_from_their_own_cache(file):
     url = weights_url(NAME)
     assert url.startswith("https://paddle-imagenet-models-name.bj.bcebos.com/")
@@ -109,6 +112,7 @@ def test_the_makers_tables_are_found_under_their_own_spellings():
         BackboneSwap("vgg11", pretrained=True)(TinyNet())
 
 
+@needs("paddleclas")
 def test_a_classifier_for_other_classes_keeps_its_own_head(file):
     swap = BackboneSwap(NAME, pretrained=file)
     network, state = swap(TinyNet()), paddle.load(str(file))
@@ -127,6 +131,7 @@ def unreachable(swap, network, tmp_path, match, error=RuntimeError):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+@needs("paddleclas")
 def test_what_cannot_be_fetched_is_one_clear_error_and_leaves_nothing(server, tmp_path):
     url, _ = server
     for place, match in (
@@ -139,6 +144,7 @@ def test_what_cannot_be_fetched_is_one_clear_error_and_leaves_nothing(server, tm
     unreachable(wrong, Pose(), tmp_path, "has the sha256 [0-9a-f]{64}, expected 0000", error=ValueError)
 
 
+@needs("paddleclas")
 def test_a_file_with_another_checksum_is_fetched_anew(file, server, tmp_path):
     url, counts = server
     target = tmp_path / "kept.pdparams"
@@ -152,6 +158,7 @@ def test_a_file_with_another_checksum_is_fetched_anew(file, server, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept.pdparams"]
 
 
+@needs("paddleclas")
 def test_files_that_are_not_there_are_refused_when_the_swap_is_made(tmp_path, file):
     with pytest.raises(ValueError, match=r"No weights file .*none: give the path of a \.pdparams file"):
         BackboneSwap(NAME, pretrained=tmp_path / "none")
@@ -168,6 +175,7 @@ def partial(file, tmp_path):
     return tmp_path / "part.pdparams"
 
 
+@needs("paddleclas")
 def test_a_partial_match_is_reported_and_refused_unless_not_strict(file, tmp_path):
     part, network = partial(file, tmp_path), Pose()
     before = weights_of(network)

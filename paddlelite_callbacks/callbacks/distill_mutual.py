@@ -13,7 +13,6 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.distill_sources import Source
-from paddlelite_callbacks.callbacks.distill_state import mean_over_ranks
 from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.outputs import Seen, tensors_of
@@ -29,6 +28,7 @@ from paddlelite_callbacks.hapi import (
     refuse_foreign_parameters,
     set_optimizer_state_of,
 )
+from paddlelite_callbacks.ranks import mean_over_ranks
 from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["MutualSource"]

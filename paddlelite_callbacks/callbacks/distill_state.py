@@ -23,9 +23,10 @@ from paddlelite_callbacks.hapi import (
     set_optimizer_state_of,
     trained_also,
 )
+from paddlelite_callbacks.ranks import mean_over_ranks
 from paddlelite_callbacks.saved import read_saved
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "mean_over_ranks", "save_state", "save_state_beside"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "save_state", "save_state_beside"]
 
 _ENDING = ".pddistill"
 _OTHER = "take the checkpoint of another epoch."
@@ -143,16 +144,6 @@ class BridgeTrainer:
 
     def _end(self) -> None:
         self._scope, self._parameters = None, None
-
-
-def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows.
-
-    Args:
-        grad: of this process; summed in place.
-    """
-    paddle.distributed.all_reduce(grad)
-    return grad / paddle.distributed.get_world_size()
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:

@@ -36,7 +36,8 @@ from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.deploy.verdict import int8_notes
 from paddlelite_callbacks.files import refuse_unwritable
 from paddlelite_callbacks.progress import tqdm
-from paddlelite_callbacks.report.gate import Budget, GateError, Verdict, judge
+from paddlelite_callbacks.ranks import first_rank_works
+from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
 from paddlelite_callbacks.report.run_report import write_report
 
@@ -165,10 +166,11 @@ class ExportBenchCallback(ScopedCallback):
     def check(self) -> None:
         """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
         super().check()
-        refuse_unwritable(self.folder)
         refuse_other_inputs(self.model, self.input_spec, self.session.data)
         if self.which == "best":
             refuse_unknown_monitor(self.model, self.monitor)
+        if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
+            refuse_unwritable(self.folder)
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
@@ -186,14 +188,27 @@ class ExportBenchCallback(ScopedCallback):
         self._history.evaluated(self.model.network, logs)
 
     def finish(self) -> None:
-        """Export, check, time, record, report; on rank 0 alone.
+        """Export, check, time, record, report: on the first process alone, for which the others wait.
 
         Raises:
             ExportError: see the class.
-            GateError: see the class.
+            GateError: see the class; on the other processes a ``SystemExit`` with the same code.
+            RuntimeError: on the other processes, where the first one failed.
         """
-        if paddle.distributed.get_rank() != 0:
-            return
+        notes = self._notes_of_others()  # may evaluate, which all processes do together
+        with first_rank_works() as turn:
+            if turn.mine:
+                self._hand_out(notes)
+                turn.answer = GATE_FAILED if self._fails() else 0
+        self._history.state = self._training = None
+        if self.record is not None and self.verdict is not None and self._fails():
+            error = GateError(self.record.name, self.verdict)
+            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
+            raise error
+        if turn.answer:
+            raise SystemExit(turn.answer)
+
+    def _hand_out(self, notes: Sequence[str]) -> None:
         if self._sample is None:
             raise ExportError(
                 "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
@@ -201,18 +216,16 @@ class ExportBenchCallback(ScopedCallback):
             )
         name = self.name or type(self.model.network).__name__
         with staged_folder(self.folder / name) as stage:
-            record = self._made_in(stage, name)
+            record = self._made_in(stage, name, notes)
         append_record(self.folder / "runs.jsonl", record)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
-        self._history.state = self._training = None
         if self.report:
             self._draw_report()
         if self.verbose:
             tqdm.write(self.summary())
-        if self.gate == "fail" and self.verdict is not None and not self.verdict.passed:
-            error = GateError(name, self.verdict)
-            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
-            raise error
+
+    def _fails(self) -> bool:
+        return self.gate == "fail" and self.verdict is not None and not self.verdict.passed
 
     def summary(self) -> str:
         """Return the figures of the last run, a line per engine.
@@ -242,7 +255,7 @@ class ExportBenchCallback(ScopedCallback):
     def _new_history(self) -> History:
         return History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
 
-    def _made_in(self, stage: Path, name: str) -> Record:
+    def _made_in(self, stage: Path, name: str, notes: Sequence[str]) -> Record:
         network = copy_network(self.model.network)
         self._history.load_best_(network)
         made = hand_out(
@@ -260,9 +273,9 @@ class ExportBenchCallback(ScopedCallback):
         )
         rows = self._history.rows
         (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return self._record(made, name)
+        return self._record(made, name, notes)
 
-    def _record(self, made: HandedOut, name: str) -> Record:
+    def _record(self, made: HandedOut, name: str, notes: Sequence[str]) -> Record:
         home = self.folder / name
         rows, epoch = self._history.rows, self._history.epoch
         if self.which == "last":
@@ -281,7 +294,7 @@ class ExportBenchCallback(ScopedCallback):
             metrics=dict(self._history.metrics),
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
-            notes=(*int8_notes(main), *self._notes_of_others(), *made.notes, *([_NO_BEST] if without else [])),
+            notes=(*int8_notes(main), *notes, *made.notes, *([_NO_BEST] if without else [])),
             file_metrics=made.file_metrics,
             macs=made.macs,
             roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},

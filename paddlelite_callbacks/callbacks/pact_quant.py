@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,6 +25,7 @@ from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, metric_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import switch_quantisers_
+from paddlelite_callbacks.ranks import mean_over_ranks
 
 __all__ = ["PACTQuantCallback"]
 
@@ -135,8 +136,7 @@ class PACTQuantCallback(ScopedCallback):
         scope.enter_context(trained_also(optimizer, alphas, keep=lambda: self._trained))
         scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))
         if paddle.distributed.get_world_size() > 1:
-            for alpha in alphas:  # made after hapi's DataParallel, which therefore does not reduce their gradients
-                scope.callback(alpha.register_hook(_mean_over_ranks).remove)
+            self._reduce_gradients(alphas, scope)
         for quanter in activation_quanters(network).values():
             quanter.refresh()
         if self.config.start_epoch > 0:
@@ -214,6 +214,22 @@ class PACTQuantCallback(ScopedCallback):
             self.model.network, lambda: metric_of(self.model, self.evaluate_on)[1], budget=budget, most=most
         )
 
+    def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
+        """Average the alphas' gradients over the processes: hapi's ``DataParallel`` was made before and ignores them.
+
+        LSQ divides the gradient of an activation's step by the root of the number of values in the batch, of which
+        each process sees its share.
+        """
+        by_batch = {id(quanter.alpha) for quanter in activation_quanters(self.model.network).values()}
+        root = paddle.distributed.get_world_size() ** 0.5
+
+        def mean_by_root(grad: Tensor) -> Tensor:
+            return mean_over_ranks(grad) / root
+
+        for alpha in alphas:
+            shared = self.config.method == "lsq" and id(alpha) in by_batch
+            scope.callback(alpha.register_hook(mean_by_root if shared else mean_over_ranks).remove)
+
     def _hold_statistics(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if network.training and self._epoch >= (self.config.freeze_bn_after or 0):
             for layer in network.sublayers():
@@ -231,8 +247,3 @@ def _follow_mode(network: Layer) -> None:
     for layer in network.sublayers():
         if isinstance(layer, _NORMS):
             layer.training = network.training
-
-
-def _mean_over_ranks(grad: Tensor) -> Tensor:
-    paddle.distributed.all_reduce(grad)
-    return grad / paddle.distributed.get_world_size()

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 from paddle import Tensor
 from paddle.io import Dataset, IterableDataset
 
 from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, stored_array, write_cache
 from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
 from paddlelite_callbacks.files import refuse_unwritable
+from paddlelite_callbacks.ranks import first_rank_works
 
 __all__ = ["CachedTeacher", "cache_teacher"]
 
@@ -151,10 +151,11 @@ def cache_teacher(
     if not allow_random:
         _refuse_random(dataset)
     wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
-    if paddle.distributed.get_rank() == 0 and not _usable(folder, wanted, dataset, overwrite, allow_random):
-        write_cache(folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress)
-    if paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized():
-        paddle.distributed.barrier()
+    with first_rank_works() as turn:
+        if turn.mine and not _usable(folder, wanted, dataset, overwrite, allow_random):
+            write_cache(
+                folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress
+            )
     return CachedTeacher(dataset, folder, verify=not allow_random)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.io import Dataset
+from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.files import staged_folder
@@ -87,13 +88,12 @@ def _fill(
     num_workers: int,
     progress: bool,
 ) -> None:
-    loader = paddle.io.DataLoader(_Checked(dataset), batch_size=batch_size, shuffle=False, num_workers=num_workers)
     checksums, arrays, done = np.zeros(len(dataset), dtype="int64"), list[Any](), 0
     with ExitStack() as scope:
         scope.enter_context(frozen(network))
         scope.enter_context(paddle.no_grad())
         bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
-        for batch in loader:
+        for batch in _batches(_Checked(dataset), batch_size, num_workers):
             fields, crc = batch[:-1], batch[-1]
             outputs = network(*fields[: meta["inputs"]])
             found = tensors_of(outputs)
@@ -110,6 +110,15 @@ def _fill(
         array.flush()
     np.save(stage / "checksums.npy", checksums)
     (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterable[Any]:
+    if num_workers:
+        return paddle.io.DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=num_workers)
+    # Without worker processes Paddle's loader waits for ever once a sample has raised (in a thread of its own).
+    starts = range(0, len(data), batch_size)
+    samples = ([data[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
+    return ([paddle.to_tensor(field) for field in default_collate_fn(batch)] for batch in samples)
 
 
 def _empty(file: Path, meta: dict[str, Any], shape: list[int]) -> Any:

@@ -16,6 +16,7 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.ranks import mean_figure, of_first_rank
 from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["Diagnosis", "diagnose", "metric_of"]
@@ -79,7 +80,7 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
 
     Args:
         model: prepared, with a quantised network; not changed.
-        data: a ``Dataset`` or ``DataLoader`` with labels.
+        data: a ``Dataset`` or ``DataLoader`` with labels. On several processes all must call, since all evaluate.
         allowed_drop: share of the fp32 metric.
     """
     network = model.network
@@ -102,7 +103,7 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
         )
         if not found.too_much:
             return found
-        noisy = dict(list(layer_sqnr(network, batches).items())[:_TRIED])
+        noisy = of_first_rank(dict(list(layer_sqnr(network, batches).items())[:_TRIED]))  # each has other batches
 
         def score() -> float:
             return metric_of(model, data)[1]
@@ -123,7 +124,7 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
     for name, value in results.items():
         if name != "loss":
             return name, float(np.ravel(value)[0])
-    return "loss", -float(np.ravel(results["loss"])[0])
+    return "loss", -mean_figure(float(np.ravel(results["loss"])[0]))  # hapi gathers metrics, but not losses
 
 
 @contextmanager

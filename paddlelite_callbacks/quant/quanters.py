@@ -18,6 +18,7 @@ from paddlelite_callbacks.quant.fake_quant import (
     round_weight,
     weight_steps,
 )
+from paddlelite_callbacks.ranks import gathered, several_ranks
 
 __all__ = ["ChannelWeightQuanter", "LSQWeightQuanter", "PACTActivationQuanter", "Switched"]
 
@@ -130,20 +131,21 @@ class PACTActivationQuanter(Switched):
 
     @paddle.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Move ``alpha`` to the percentile of ``|x|`` (the first time), or towards it; one wait for the device."""
+        """Move ``alpha`` to the percentile of ``|x|`` over all processes (the first time), or towards it."""
         values = x.detach().astype("float32").flatten()
         lowest = values.min()
-        sample = values[:: max(1, values.shape[0] // _SAMPLE)].abs()
-        top = float(np.percentile(sample.numpy(), self._percentile))
-        top = top if top > 0 else float(values.abs().max()) or 1.0
-        found = paddle.to_tensor([top if math.isfinite(top) else math.inf])
-        if paddle.distributed.is_initialized() and paddle.distributed.get_world_size() > 1:
-            paddle.distributed.all_reduce(found, op=paddle.distributed.ReduceOp.MAX)
+        ranks = paddle.distributed.get_world_size() if several_ranks() else 1
+        sample = gathered(values[:: max(1, values.shape[0] * ranks // _SAMPLE)].abs())
+        found = float(np.percentile(sample.numpy(), self._percentile))
+        largest = values.abs().max()
+        if ranks > 1:
             paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
-        if not math.isfinite(float(found)):
+            paddle.distributed.all_reduce(largest, op=paddle.distributed.ReduceOp.MAX)
+        found = found if found > 0 else float(largest) or 1.0
+        if not math.isfinite(found):
             return  # a batch that is not finite sets nothing; the next one will
         first = self._seen == 0
-        self._observed = float(found) if first else self._follow(float(found))
+        self._observed = found if first else self._follow(found)
         self._seen += 1
         self.alpha.set_value(paddle.to_tensor([self._observed]))
         signed = float(lowest) < 0 or self._levels[0] < 0

@@ -1,0 +1,120 @@
+"""Training on several processes: what all of them reckon together, and what the first does while the others wait."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import paddle
+from paddle import Tensor
+from paddle.base import core
+
+__all__ = [
+    "Turn",
+    "first_rank_works",
+    "gathered",
+    "mean_figure",
+    "mean_over_ranks",
+    "of_first_rank",
+    "several_ranks",
+]
+
+_T = TypeVar("_T")
+
+_SECONDS = 0.1
+_turns = itertools.count()
+
+
+@dataclass
+class Turn:
+    """What `first_rank_works` gives.
+
+    Args:
+        mine: whether this process is the one that works.
+        answer: an exit code that the first process sets and the others find behind the block, at least 0.
+    """
+
+    mine: bool
+    answer: int = 0
+
+
+def several_ranks() -> bool:
+    """Whether this training runs on several processes that can talk to each other by now."""
+    return paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized()
+
+
+def mean_over_ranks(grad: Tensor) -> Tensor:
+    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
+    paddle.distributed.all_reduce(grad)
+    return grad / paddle.distributed.get_world_size()
+
+
+def gathered(values: Tensor) -> Tensor:
+    """Return ``values`` (``[N]``, another N on each process is fine) of all processes in one tensor, in their order."""
+    if not several_ranks():
+        return values
+    counts: list[Tensor] = []
+    paddle.distributed.all_gather(counts, paddle.to_tensor([values.shape[0]], dtype="int64"))
+    sizes = [int(count) for count in counts]
+    padded = paddle.concat([values, paddle.zeros([max(sizes) - values.shape[0]], dtype=values.dtype)])
+    parts: list[Tensor] = []
+    paddle.distributed.all_gather(parts, padded)
+    return paddle.concat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def mean_figure(value: float) -> float:
+    """Return the mean of ``value`` over the processes."""
+    return float(mean_over_ranks(paddle.to_tensor([value], dtype="float64"))) if several_ranks() else value
+
+
+def of_first_rank(value: _T) -> _T:
+    """Return the first process's ``value`` on all of them."""
+    if not several_ranks():
+        return value
+    told = [value]
+    paddle.distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+@contextmanager
+def first_rank_works() -> Iterator[Turn]:
+    """Let the first process work in the block while the others wait behind it, however long that takes.
+
+    A barrier would not do: on the CPU (gloo) it gives up after 30 seconds. The processes must come here the same
+    number of times. On one process nothing is waited for.
+
+    Yields:
+        whether this process is the first; what it puts into ``answer`` reaches the others.
+
+    Raises:
+        RuntimeError: on the others, where the first one failed in the block.
+    """
+    turn = Turn(mine=paddle.distributed.get_rank() == 0)
+    if paddle.distributed.get_world_size() == 1:
+        yield turn
+        return
+    if not paddle.distributed.is_initialized():
+        paddle.distributed.init_parallel_env()  # hapi would do it in paddle.Model(...)
+    store, key = core.create_or_get_global_tcp_store(), f"paddlelite_callbacks/{next(_turns)}"
+    if not turn.mine:
+        yield turn
+        turn.answer = _awaited(store, key)
+        return
+    try:
+        yield turn
+    except BaseException:
+        store.add(key, -1)
+        raise
+    store.add(key, 1 + turn.answer)
+
+
+def _awaited(store: Any, key: str) -> int:
+    while (told := store.add(key, 0)) == 0:
+        time.sleep(_SECONDS)
+    if told < 0:
+        raise RuntimeError("The first process failed in what it does for all of them: its log says why.")
+    return int(told) - 1
