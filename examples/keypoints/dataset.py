@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ class KeypointDataset(paddle.io.Dataset):
         augment: ``None`` for evaluation.
         udp: unbiased data preparation, see `region_matrix`.
         unbiased: targets that keep their fraction of a pixel, for DARK.
+        keep_images: hold decoded images in memory from their first use on; for data that fit there.
     """
 
     def __init__(
@@ -61,15 +63,35 @@ class KeypointDataset(paddle.io.Dataset):
         augment: Augment | None = None,
         udp: bool = False,
         unbiased: bool = False,
+        keep_images: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.people, self.size = source, source.people, size
         self.sigma, self.augment, self.udp, self.unbiased = sigma, augment, udp, unbiased or udp
         self.heatmap_size = (size[0] // 4, size[1] // 4)
         self.damaged: set[Path] = set()
+        self._images: dict[Path, np.ndarray | None] | None = {} if keep_images else None
 
     def __len__(self) -> int:
         return len(self.people)
+
+    def first(self, images: int, *, others_unlabelled: bool = False) -> KeypointDataset:
+        """Return the same data with the first ``images`` images alone, or with all but only theirs labelled.
+
+        Raises:
+            ValueError: nobody is on them.
+        """
+        ids = set(self.source.image_ids[:images])
+        people = [person for person in self.people if person.image_id in ids]
+        if not people:
+            raise ValueError(f"Nobody is on the first {images} of {len(self.source.image_ids)} images.")
+        if others_unlabelled:
+            others = [person for person in self.people if person.image_id not in ids]
+            people += [replace(person, visible=np.zeros_like(person.visible)) for person in others]
+        part = copy.copy(self)
+        part.source = replace(self.source, people=people)
+        part.people, part.damaged = people, set()
+        return part
 
     def region(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return centre and size of the region of person ``index``, without augmentation."""
@@ -90,7 +112,7 @@ class KeypointDataset(paddle.io.Dataset):
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the (augmented) cut-out ``[H, W, 3]`` uint8, its joints ``[J, 2]`` in its pixels, and visibility."""
         person = self.people[index]
-        image = read_image(person.path)
+        image = self._image(person.path)
         if image is None:
             if person.path not in self.damaged:
                 _log.warning("%s cannot be read as an image; its persons count as unlabelled.", person.path)
@@ -102,6 +124,13 @@ class KeypointDataset(paddle.io.Dataset):
             image, joints, visible, centre, size, degrees = self._augmented(image, person, centre, size)
         matrix = region_matrix(centre, size, self.size, degrees=degrees, udp=self.udp)
         return warp(image, matrix, self.size), joints_through(matrix, joints), visible
+
+    def _image(self, path: Path) -> np.ndarray | None:
+        if self._images is None:
+            return read_image(path)
+        if path not in self._images:
+            self._images[path] = read_image(path)
+        return self._images[path]
 
     def _augmented(self, image: np.ndarray, person: Person, centre: np.ndarray, size: np.ndarray) -> tuple:
         change, random = self.augment or Augment(), np.random

@@ -11,7 +11,7 @@ import paddle
 from coco import FLIP_PAIRS, People, read_people
 from dataset import Augment, KeypointDataset
 from evaluation import KeypointAP
-from generator import generate
+from generator import Scene, generate
 
 from paddlelite_callbacks import models
 
@@ -39,7 +39,7 @@ class Settings:
         epochs: passes over the data.
         learning_rate: of Adam behind the warm-up.
         warmup_steps: steps of linear warm-up.
-        milestones: epochs at whose end the rate is divided by ten.
+        milestones: epochs, also fractions of one, after which the rate is divided by ten.
         augment: of the training images.
     """
 
@@ -49,19 +49,28 @@ class Settings:
     epochs: int = 210
     learning_rate: float = 2e-3
     warmup_steps: int = 500
-    milestones: tuple[int, ...] = (170, 200)
+    milestones: tuple[float, ...] = (170, 200)
     augment: Augment = field(default_factory=Augment)
 
 
-_TOY = {"batch_size": 16, "warmup_steps": 20, "augment": Augment(scale=0.2, degrees=15.0, half_body=0.0)}
+_TOY = {
+    "size": (64, 64),
+    "sigma": 1.5,
+    "batch_size": 16,
+    "learning_rate": 4e-3,
+    "warmup_steps": 20,
+    "augment": Augment(scale=0.2, degrees=15.0, half_body=0.0),
+}
 SETTINGS = {
     # the guide's hrnet_w32_256x192.yml and lite_hrnet_30_256x192_coco.yml
     "coco-hrnet": Settings(learning_rate=5e-4, warmup_steps=1000, augment=Augment(scale=0.5, degrees=40.0)),
     "coco-lite": Settings(),
     # generated figures on a few CPU cores
-    "toy": Settings(size=(128, 96), sigma=1.5, epochs=30, milestones=(20, 26), **_TOY),
-    "toy-quick": Settings(size=(64, 64), sigma=1.0, epochs=6, milestones=(4,), **_TOY),
+    "toy": Settings(epochs=6, milestones=(4, 5), **_TOY),
+    "toy-quick": Settings(epochs=2, milestones=(1.4, 1.8), **_TOY),
 }
+# of the pictures that are generated: one figure each, so that an hour of training on a CPU core gets somewhere
+TOY_SCENE = Scene(people=1, clutter=6, occluders=1, noise=6.0)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +79,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
     parser.add_argument("--boxes", type=Path, help="a detector's boxes for the evaluation (default: ground truth)")
     parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="where generated figures are kept")
-    parser.add_argument("--toy-images", type=int, nargs=2, default=(600, 150), metavar=("TRAIN", "VAL"))
+    parser.add_argument("--toy-images", type=int, nargs=2, default=(1600, 200), metavar=("TRAIN", "VAL"))
     parser.add_argument("--udp", action="store_true", help="unbiased data preparation (arXiv:1911.07524)")
-    parser.add_argument("--dark", action="store_true", help="DARK targets and decoding (arXiv:1910.06278)")
+    parser.add_argument(
+        "--dark", action=argparse.BooleanOptionalAction, help="DARK targets and decoding (arXiv:1910.06278)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
 
 
@@ -82,6 +93,7 @@ def datasets(flags: argparse.Namespace) -> tuple[KeypointDataset, KeypointDatase
     for name, source in zip(("training", "evaluation"), sources, strict=True):
         print(f"{name}: {len(source.people)} persons, left out: {dict(source.dropped) or 'none'}")
     shared: dict[str, Any] = {"sigma": settings.sigma, "udp": flags.udp, "unbiased": flags.dark}
+    shared["keep_images"] = flags.coco is None
     train = KeypointDataset(sources[0], settings.size, augment=settings.augment, **shared)
     return train, KeypointDataset(sources[1], settings.size, **shared)
 
@@ -93,7 +105,7 @@ def _sources(flags: argparse.Namespace) -> tuple[People, People]:
         return train, read_people(notes / "person_keypoints_val2017.json", flags.coco / "val2017", boxes=flags.boxes)
     counts = flags.toy_images
     train, held_out = (
-        generate(flags.toy / f"{part}-{count}", count, seed=seed)
+        generate(flags.toy / f"{part}-{count}", count, seed=seed, scene=TOY_SCENE)
         for part, count, seed in (("train", counts[0], 1), ("val", counts[1], 2))
     )
     return read_people(*train), read_people(*held_out, boxes=flags.boxes)
@@ -126,12 +138,12 @@ def load_weights(target: paddle.nn.Layer, path: Path) -> None:
     target.set_state_dict(state)
 
 
-def optimizer(settings: Settings, layer: paddle.nn.Layer, steps_per_epoch: int) -> paddle.optimizer.Optimizer:
-    """Adam with the guide's schedule: linear warm-up, then a tenth behind each milestone."""
-    bounds = [epoch * steps_per_epoch for epoch in settings.milestones]
+def optimizer(settings: Settings, layer: paddle.nn.Layer, steps: int) -> paddle.optimizer.Optimizer:
+    """Adam with the guide's schedule (``steps`` an epoch): linear warm-up, then a tenth behind each milestone."""
+    bounds = [round(epoch * steps) for epoch in settings.milestones]
     rates = [settings.learning_rate * 0.1**k for k in range(len(bounds) + 1)]
     piecewise: Any = paddle.optimizer.lr.PiecewiseDecay(bounds, rates) if bounds else settings.learning_rate
-    warm = min(settings.warmup_steps, max(1, steps_per_epoch * settings.epochs // 4))
+    warm = min(settings.warmup_steps, max(1, steps * settings.epochs // 4))
     schedule = paddle.optimizer.lr.LinearWarmup(piecewise, warm, settings.learning_rate * 1e-3, settings.learning_rate)
     return paddle.optimizer.Adam(schedule, parameters=layer.parameters())
 
@@ -158,8 +170,13 @@ def shortened(settings: Settings, epochs: int | None) -> Settings:
     """Return ``settings`` with another number of epochs, the milestones moved in proportion."""
     if epochs is None:
         return settings
-    moved = tuple(max(1, round(m * epochs / settings.epochs)) for m in settings.milestones)
-    return replace(settings, epochs=epochs, milestones=moved if epochs > 2 else ())
+    moved = tuple(milestone * epochs / settings.epochs for milestone in settings.milestones)
+    return replace(settings, epochs=epochs, milestones=moved)
+
+
+def steps_per_epoch(data: KeypointDataset, settings: Settings) -> int:
+    """Return how many batches each process trains on in an epoch."""
+    return -(-len(data) // (settings.batch_size * paddle.distributed.get_world_size()))
 
 
 def flip_tested(layer: paddle.nn.Layer, *, udp: bool) -> paddle.nn.Layer:

@@ -6,14 +6,19 @@ On several processes: ``python -m paddle.distributed.launch --nproc_per_node 2 e
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
+from dataset import KeypointDataset
+from distilling import add_distill_flags, distillation
 from evaluation import KeypointAP, write_results
 from settings import (
     NETWORKS,
     SETTINGS,
+    Settings,
     add_data_flags,
     datasets,
     flip_tested,
@@ -22,9 +27,10 @@ from settings import (
     network,
     optimizer,
     shortened,
+    steps_per_epoch,
 )
 
-from paddlelite_callbacks import DistillCallback, PACTQuantCallback
+from paddlelite_callbacks import PACTQuantCallback
 
 
 def parse() -> argparse.Namespace:
@@ -35,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="start from this .pdparams (ours or the guide's)")
     parser.add_argument("--teacher", choices=NETWORKS, help="distil from this network")
     parser.add_argument("--teacher-weights", type=Path, help="its .pdparams (ours or the guide's)")
-    parser.add_argument("--distill-weight", type=float, default=1.0)
+    add_distill_flags(parser)
     parser.add_argument("--pact", action="store_true", help="quantisation-aware training")
     parser.add_argument("--epochs", type=int, help="in place of the settings' number")
     parser.add_argument("--learning-rate", type=float, help="in place of the settings' rate")
@@ -49,6 +55,7 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
     if (flags.teacher is None) != (flags.teacher_weights is None):
         raise SystemExit("--teacher and --teacher-weights go together.")
     paddle.seed(flags.seed)
+    np.random.seed(flags.seed + paddle.distributed.get_rank())
     train, held_out = datasets(flags)
     settings = shortened(SETTINGS[flags.settings], flags.epochs)
     student = network(flags.network)
@@ -56,9 +63,7 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
         load_weights(student, flags.weights)
     callbacks: list[Any] = []
     if flags.teacher:
-        teacher = network(flags.teacher)
-        load_weights(teacher, flags.teacher_weights)
-        callbacks.append(DistillCallback(teacher, loss="mse", weight=flags.distill_weight))
+        callbacks.append(distillation(flags, flags.teacher, flags.teacher_weights))
     if flags.pact:
         callbacks.append(PACTQuantCallback())
     figures = fit(student, train, held_out, settings, flags, callbacks)
@@ -67,13 +72,27 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def fit(
-    student: Any, train: Any, held_out: Any, settings: Any, flags: argparse.Namespace, callbacks: list[Any]
+    student: paddle.nn.Layer,
+    train: KeypointDataset,
+    held_out: KeypointDataset,
+    settings: Settings,
+    flags: argparse.Namespace,
+    callbacks: list[Any],
 ) -> dict[str, float]:
-    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test."""
+    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test.
+
+    Args:
+        student: is trained.
+        train: augmented.
+        held_out: for the evaluation.
+        settings: of the training.
+        flags: of the command line: ``out``, ``workers``, ``learning_rate``, ``dark``, ``udp``.
+        callbacks: for ``fit``.
+    """
     flags.out.mkdir(parents=True, exist_ok=True)
-    steps = -(-len(train) // (settings.batch_size * paddle.distributed.get_world_size()))
+    steps = steps_per_epoch(train, settings)
     if getattr(flags, "learning_rate", None):
-        settings = type(settings)(**{**vars(settings), "learning_rate": flags.learning_rate})
+        settings = replace(settings, learning_rate=flags.learning_rate)
     model = hapi_model(student, settings, optim=optimizer(settings, student, steps))
     model.fit(
         train,
@@ -89,7 +108,9 @@ def fit(
     return evaluate(student, held_out, settings, flags)
 
 
-def evaluate(student: Any, held_out: Any, settings: Any, flags: argparse.Namespace) -> dict[str, float]:
+def evaluate(
+    student: paddle.nn.Layer, held_out: KeypointDataset, settings: Settings, flags: argparse.Namespace
+) -> dict[str, float]:
     """Evaluate with the flip test and write ``results.json`` into ``flags.out``."""
     metric = KeypointAP(held_out, dark=flags.dark)
     tested = hapi_model(flip_tested(student, udp=flags.udp), settings, metric)
