@@ -17,6 +17,7 @@ import affine
 import coco
 import evaluation
 import generator
+import layouts
 from dataset import Augment, KeypointDataset, read_image
 from paddlelite_callbacks.models import FlipTest, HeatmapLoss, decode_heatmaps, draw_heatmaps
 
@@ -145,7 +146,7 @@ def test_augmented_joints_land_on_the_drawn_joints(tmp_path, udp):
     people = coco.People(people=[person], dropped=coco.Counter(), annotations=tmp_path / "a.json", image_ids=[1])
     dataset = KeypointDataset(people, (128, 96), augment=Augment(), udp=udp)
     swapped = list(range(17))
-    for left, right in coco.FLIP_PAIRS:
+    for left, right in layouts.COCO_BODY.flip_pairs:
         swapped[left], swapped[right] = right, left
     np.random.seed(0)
     mirrored, checked = 0, 0
@@ -271,10 +272,17 @@ def test_oks_is_cocos_formula_and_pycocotools_value(toy):
     moved = joints[:, :2] + [3.0, -2.0]
     labelled = joints[:, 2] > 0
     by_hand = np.mean(
-        [np.exp(-13.0 / (2 * record["area"] * (2 * s) ** 2)) for s, ok in zip(coco.SIGMAS, labelled, strict=True) if ok]
+        [
+            np.exp(-13.0 / (2 * record["area"] * (2 * s) ** 2))
+            for s, ok in zip(layouts.COCO_BODY.sigmas, labelled, strict=True)
+            if ok
+        ]
     )
     got = evaluation.oks(
-        joints[labelled, :2], moved[labelled][None], np.array([record["area"]]), sigmas=coco.SIGMAS[labelled]
+        joints[labelled, :2],
+        moved[labelled][None],
+        np.array([record["area"]]),
+        sigmas=layouts.COCO_BODY.sigmas[labelled],
     )
     assert got[0] == pytest.approx(by_hand)
     truth = COCO(str(toy[0]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 from affine import box_to_region, joints_through, region_matrix, warp
-from coco import FLIP_PAIRS, UPPER_BODY, People, Person
+from coco import People, Person
 from paddlelite_callbacks.models import draw_heatmaps
 
 __all__ = ["Augment", "KeypointDataset", "normalised", "read_image"]
@@ -140,7 +140,7 @@ class KeypointDataset(paddle.io.Dataset):
         if random.rand() < change.flip:
             image, width = image[:, ::-1], image.shape[1]
             joints[:, 0], centre = width - 1 - joints[:, 0], np.array([width - 1 - centre[0], centre[1]])
-            for left, right in FLIP_PAIRS:
+            for left, right in self.source.layout.flip_pairs:
                 joints[[left, right]], visible[[left, right]] = joints[[right, left]], visible[[right, left]]
         size = size * np.clip(1 + change.scale * random.randn(), 1 - change.scale, 1 + change.scale)
         turned = random.rand() < 0.6
@@ -149,7 +149,7 @@ class KeypointDataset(paddle.io.Dataset):
 
     def _half_body(self, joints: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Region of the labelled upper or lower joints; ``None`` where fewer than three are left."""
-        upper = np.isin(np.arange(len(joints)), UPPER_BODY)
+        upper = np.isin(np.arange(len(joints)), self.source.layout.upper_body)
         chosen = (upper if np.random.rand() < 0.5 else ~upper) & (visible > 0)
         if chosen.sum() < 3:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from layouts import COCO_BODY, Layout
 from settings import load_weights, network
 
 from paddlelite_callbacks import DistillCallback, FeatureTerm
@@ -49,9 +50,9 @@ def _layer_and_index(text: str) -> tuple[str, int | None]:
     return name, int(index) if index else None
 
 
-def distillation(flags: argparse.Namespace, name: str, weights: Path) -> DistillCallback:
+def distillation(flags: argparse.Namespace, name: str, weights: Path, layout: Layout = COCO_BODY) -> DistillCallback:
     """Return the callback with network ``name`` as teacher; its heatmaps are compared by their mean squared error."""
-    teacher = network(name)
+    teacher = network(name, layout)
     load_weights(teacher, weights)
     terms = feature_terms(flags.distill_features, loss=flags.feature_loss, weight=flags.feature_weight)
     return DistillCallback(teacher, loss="mse", features=terms, weight=flags.distill_weight)

@@ -64,7 +64,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher-steps", type=int, default=500, help="batches of the teacher")
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...")
     parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
     flags = parser.parse_args(arguments)
@@ -85,21 +87,20 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
     if flags.jobs > 1:
         share_out(seeds, flags.jobs)
     for seed in seeds:
-        for row in ROWS:
+        for row in flags.rows:
             train_missing(row, seed, data, flags)
-    if seeds:
+    if seeds and not flags.no_timing:
         time_rows(min(seeds), data[1], flags)
     return write_table(flags)
 
 
 def share_out(seeds: list[int], jobs: int) -> None:
     """Run this command again in ``jobs`` processes, each with a share of the seeds."""
-    own = [arg for arg in sys.argv if not arg.startswith("--jobs")]
-    if "--jobs" in sys.argv:
-        own.remove(sys.argv[sys.argv.index("--jobs") + 1])
-    commands = [[sys.executable, *own, "--seed-list", *map(str, seeds[k::jobs])] for k in range(jobs) if seeds[k::jobs]]
-    running = [subprocess.Popen(command) for command in commands]
-    if any([process.wait() for process in running]):
+    command = [sys.executable, *sys.argv, "--jobs", "1", "--no-timing", "--seed-list"]
+    shares = [seeds[k::jobs] for k in range(min(jobs, len(seeds)))]
+    running = [subprocess.Popen([*command, *map(str, share)]) for share in shares]
+    codes = [process.wait() for process in running]
+    if any(codes):
         raise SystemExit("A process of the ladder failed; what it finished is kept. Start again to go on.")
 
 
@@ -198,7 +199,7 @@ def figures_of(record: Record) -> dict[str, Any]:
 def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
     """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
-    names = [(TEACHER, 0), *((row, seed) for row in ROWS)]
+    names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
     records = [by_name[label_of(*name)] for name in names]
     timed = timed_together(records, [held_out[0][0][None]], BenchOptions(warmup=5, repeats=50))
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}

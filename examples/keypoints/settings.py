@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from coco import FLIP_PAIRS, People, read_people
+from coco import People, read_people
 from dataset import Augment, KeypointDataset
 from evaluation import KeypointAP
 from generator import Scene, generate
+from layouts import COCO_BODY, Layout
+from mpii import PCKh, read_mpii
 
 from paddlelite_callbacks import models
 
@@ -77,6 +79,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which data."""
     parser.add_argument("--settings", choices=SETTINGS, default="toy", help="what to train with (default: toy)")
     parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
+    parser.add_argument("--mpii", type=Path, help="folder of MPII (annot/train.json, annot/valid.json, images/)")
     parser.add_argument("--boxes", type=Path, help="a detector's boxes for the evaluation (default: ground truth)")
     parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="where generated figures are kept")
     parser.add_argument("--toy-images", type=int, nargs=2, default=(1600, 200), metavar=("TRAIN", "VAL"))
@@ -93,7 +96,7 @@ def datasets(flags: argparse.Namespace) -> tuple[KeypointDataset, KeypointDatase
     for name, source in zip(("training", "evaluation"), sources, strict=True):
         print(f"{name}: {len(source.people)} persons, left out: {dict(source.dropped) or 'none'}")
     shared: dict[str, Any] = {"sigma": settings.sigma, "udp": flags.udp, "unbiased": flags.dark}
-    shared["keep_images"] = flags.coco is None
+    shared["keep_images"] = flags.coco is None and flags.mpii is None
     train = KeypointDataset(sources[0], settings.size, augment=settings.augment, **shared)
     return train, KeypointDataset(sources[1], settings.size, **shared)
 
@@ -103,17 +106,35 @@ def _sources(flags: argparse.Namespace) -> tuple[People, People]:
         notes = flags.coco / "annotations"
         train = read_people(notes / "person_keypoints_train2017.json", flags.coco / "train2017")
         return train, read_people(notes / "person_keypoints_val2017.json", flags.coco / "val2017", boxes=flags.boxes)
-    counts = flags.toy_images
-    train, held_out = (
-        generate(flags.toy / f"{part}-{count}", count, seed=seed, scene=TOY_SCENE)
-        for part, count, seed in (("train", counts[0], 1), ("val", counts[1], 2))
-    )
+    if flags.mpii is not None:
+        return _mpii(flags)
+    counts = dict(zip(("train", "val"), flags.toy_images, strict=True))
+    parts = [(flags.toy / f"{part}-{n}", n, seed) for seed, (part, n) in enumerate(counts.items(), 1)]
+    if paddle.distributed.get_rank() > 0:
+        paddle.distributed.barrier()  # the first process draws, the others wait
+    train, held_out = (generate(folder, count, seed=seed, scene=TOY_SCENE) for folder, count, seed in parts)
+    if paddle.distributed.get_world_size() > 1 and paddle.distributed.get_rank() == 0:
+        paddle.distributed.barrier()
     return read_people(*train), read_people(*held_out, boxes=flags.boxes)
 
 
-def network(name: str) -> paddle.nn.Layer:
-    """Build the keypoint network ``name``."""
-    return models.keypoint_net(NETWORKS[name]())
+def _mpii(flags: argparse.Namespace) -> tuple[People, People]:
+    if flags.boxes is not None:
+        raise ValueError("--boxes are COCO's; MPII's persons come with their centre and scale.")
+    notes, images = flags.mpii / "annot", flags.mpii / "images"
+    heads = notes / "gt_valid.mat"
+    held_out = read_mpii(notes / "valid.json", images, heads=heads if heads.is_file() else None)
+    return read_mpii(notes / "train.json", images), held_out
+
+
+def network(name: str, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
+    """Build the keypoint network ``name``, with a heatmap for each joint."""
+    return models.keypoint_net(NETWORKS[name](), len(layout.joints))
+
+
+def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | PCKh:
+    """Return COCO's metric, or MPII's for its joints."""
+    return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
 
 
 def load_weights(target: paddle.nn.Layer, path: Path) -> None:
@@ -151,14 +172,15 @@ def optimizer(settings: Settings, layer: paddle.nn.Layer, steps: int) -> paddle.
 def hapi_model(
     layer: paddle.nn.Layer,
     settings: Settings,
-    metric: KeypointAP | None = None,
+    metric: KeypointAP | PCKh | None = None,
     optim: paddle.optimizer.Optimizer | None = None,
+    joints: int = 17,
 ) -> paddle.Model:
     """Wrap ``layer`` for ``fit`` and ``evaluate`` over a `KeypointDataset`."""
     spec, (height, width) = paddle.static.InputSpec, settings.size
     labels = [
-        spec([None, 17, height // 4, width // 4], "float32", "heatmaps"),
-        spec([None, 17], "float32", "weight"),
+        spec([None, joints, height // 4, width // 4], "float32", "heatmaps"),
+        spec([None, joints], "float32", "weight"),
         spec([None], "int64", "index"),
     ]
     model = paddle.Model(layer, [spec([None, 3, height, width], "float32", "x")], labels)
@@ -179,6 +201,6 @@ def steps_per_epoch(data: KeypointDataset, settings: Settings) -> int:
     return -(-len(data) // (settings.batch_size * paddle.distributed.get_world_size()))
 
 
-def flip_tested(layer: paddle.nn.Layer, *, udp: bool) -> paddle.nn.Layer:
+def flip_tested(layer: paddle.nn.Layer, *, udp: bool, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
     """Return ``layer`` averaged with its mirror image."""
-    return models.FlipTest(layer, FLIP_PAIRS, shift=not udp)
+    return models.FlipTest(layer, list(layout.flip_pairs), shift=not udp)

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from dataset import KeypointDataset
 from distilling import add_distill_flags, distillation
-from evaluation import KeypointAP, write_results
+from evaluation import write_results
 from settings import (
     NETWORKS,
     SETTINGS,
@@ -24,6 +24,7 @@ from settings import (
     flip_tested,
     hapi_model,
     load_weights,
+    metric_of,
     network,
     optimizer,
     shortened,
@@ -54,20 +55,23 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
     """Train, save, evaluate; return the figures."""
     if (flags.teacher is None) != (flags.teacher_weights is None):
         raise SystemExit("--teacher and --teacher-weights go together.")
+    if paddle.distributed.get_world_size() > 1:
+        paddle.distributed.init_parallel_env()
     paddle.seed(flags.seed)
     np.random.seed(flags.seed + paddle.distributed.get_rank())
     train, held_out = datasets(flags)
     settings = shortened(SETTINGS[flags.settings], flags.epochs)
-    student = network(flags.network)
+    student = network(flags.network, train.source.layout)
     if flags.weights:
         load_weights(student, flags.weights)
     callbacks: list[Any] = []
     if flags.teacher:
-        callbacks.append(distillation(flags, flags.teacher, flags.teacher_weights))
+        callbacks.append(distillation(flags, flags.teacher, flags.teacher_weights, train.source.layout))
     if flags.pact:
         callbacks.append(PACTQuantCallback())
     figures = fit(student, train, held_out, settings, flags, callbacks)
-    print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    if paddle.distributed.get_rank() == 0:
+        print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     return figures
 
 
@@ -93,7 +97,8 @@ def fit(
     steps = steps_per_epoch(train, settings)
     if getattr(flags, "learning_rate", None):
         settings = replace(settings, learning_rate=flags.learning_rate)
-    model = hapi_model(student, settings, optim=optimizer(settings, student, steps))
+    joints = len(train.source.layout.joints)
+    model = hapi_model(student, settings, optim=optimizer(settings, student, steps), joints=joints)
     model.fit(
         train,
         batch_size=settings.batch_size,
@@ -112,8 +117,10 @@ def evaluate(
     student: paddle.nn.Layer, held_out: KeypointDataset, settings: Settings, flags: argparse.Namespace
 ) -> dict[str, float]:
     """Evaluate with the flip test and write ``results.json`` into ``flags.out``."""
-    metric = KeypointAP(held_out, dark=flags.dark)
-    tested = hapi_model(flip_tested(student, udp=flags.udp), settings, metric)
+    layout = held_out.source.layout
+    metric = metric_of(held_out, dark=flags.dark)
+    layer = flip_tested(student, udp=flags.udp, layout=layout)
+    tested = hapi_model(layer, settings, metric, joints=len(layout.joints))
     figures = tested.evaluate(held_out, batch_size=settings.batch_size, num_workers=flags.workers, verbose=0)
     if paddle.distributed.get_rank() == 0:
         write_results(metric.results, flags.out / "results.json")
