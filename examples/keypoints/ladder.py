@@ -66,13 +66,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--repeats", type=int, default=50, help="of the timed calls at the end")
     parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
     flags = parser.parse_args(arguments)
     if flags.quick:
         flags.settings, flags.seeds, flags.toy_images, flags.light_images = "toy-quick", 1, (64, 16), 32
-        flags.steps, flags.short_steps, flags.teacher_steps = 4, 2, 4
+        flags.steps, flags.short_steps, flags.teacher_steps, flags.repeats = 4, 2, 4, 5
     if flags.seed_list is None:
         flags.seed_list = list(range(flags.seeds))
     return flags
@@ -201,7 +202,7 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
     names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
     records = [by_name[label_of(*name)] for name in names]
-    timed = timed_together(records, [held_out[0][0][None]], BenchOptions(warmup=5, repeats=50))
+    timed = timed_together(records, [held_out[0][0][None]], BenchOptions(warmup=2, repeats=flags.repeats))
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
     machine = timed[0].machine
     (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
