@@ -145,7 +145,8 @@ def test_train_on_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_path):
-    flags = ["--quick", "--teacher", "naive_lite_hrnet_18", "--light", "naive_lite_hrnet_18"]
+    flags = ["--quick", "--teacher", SMALL[1], "--light", SMALL[1], "--engines", "openvino"]
+    flags += ["--toy-images", 16, 4, "--light-images", 8, "--steps", 1, "--short-steps", 1, "--teacher-steps", 1]
     rows = ["--rows", "distilled", "distilled + PACT"]
     succeed("ladder", *flags, *rows, cwd=tmp_path)
     out = tmp_path / "keypoints-ladder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ def artefacts_in(folder: Path) -> list[Artefact]:
 
 
 def ap_of_files(
-    folder: Path, dataset: KeypointDataset, *, dark: bool = False, batch_size: int = 16, threads: int = 1
+    folder: Path,
+    dataset: KeypointDataset,
+    *,
+    dark: bool = False,
+    batch_size: int = 16,
+    threads: int = 1,
+    engines: Sequence[str] = tuple(ENGINES),
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every exported file of ``folder`` on every engine of its kind, without the flip test.
 
@@ -44,7 +50,7 @@ def ap_of_files(
     """
     table: dict[str, dict[str, Any]] = {}
     for artefact in artefacts_in(folder):
-        for engine in ENGINES.values():
+        for engine in (ENGINES[name] for name in engines):
             if engine.kind != artefact.kind:
                 continue
             key, missing = f"{artefact.path.name} on {engine.name}", missing_reason(engine)

@@ -34,6 +34,7 @@ from train import fit
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.report.ladder import timed_together
 from paddlelite_callbacks.report.record import Record, read_records
 
@@ -66,14 +67,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=list(ENGINES), help="to evaluate and time on")
     parser.add_argument("--repeats", type=int, default=50, help="of the timed calls at the end")
     parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
+    if parser.parse_known_args(arguments)[0].quick:
+        parser.set_defaults(settings="toy-quick", toy_images=(64, 16), light_images=32, seeds=1)
+        parser.set_defaults(steps=4, short_steps=2, teacher_steps=4, repeats=5)
     flags = parser.parse_args(arguments)
-    if flags.quick:
-        flags.settings, flags.seeds, flags.toy_images, flags.light_images = "toy-quick", 1, (64, 16), 32
-        flags.steps, flags.short_steps, flags.teacher_steps, flags.repeats = 4, 2, 4, 5
     if flags.seed_list is None:
         flags.seed_list = list(range(flags.seeds))
     return flags
@@ -170,7 +172,14 @@ def run(
     if ROWS.get(name):
         load_weights(layer, flags.out / f"weights-{label_of(ROWS[name] or '', seed)}" / "last.pdparams")
     bench = ExportBenchCallback(
-        flags.out, name=label_of(name, seed), repeats=10, warmup=3, peak_memory=False, roofline=False, report=False
+        flags.out,
+        name=label_of(name, seed),
+        engines=flags.engines,
+        repeats=3,  # the rows are timed against each other at the end
+        warmup=1,
+        peak_memory=False,
+        roofline=False,
+        report=False,
     )
     callbacks: list[Any] = [bench]
     if "distilled" in name:
@@ -183,7 +192,8 @@ def run(
     if bench.record is None:
         raise RuntimeError(f"{name}: nothing was exported.")
     row = {"name": name, "seed": seed, **figures_of(bench.record), **figures}
-    row["files"] = ap_of_files(flags.out / label_of(name, seed), held_out, dark=flags.dark)
+    exported = flags.out / label_of(name, seed)
+    row["files"] = ap_of_files(exported, held_out, dark=flags.dark, engines=flags.engines)
     return {**row, "seconds": round(time.perf_counter() - begin)}
 
 
@@ -202,7 +212,9 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
     names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
     records = [by_name[label_of(*name)] for name in names]
-    timed = timed_together(records, [held_out[0][0][None]], BenchOptions(warmup=2, repeats=flags.repeats))
+    timed = timed_together(
+        records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)
+    )
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
     machine = timed[0].machine
     (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
