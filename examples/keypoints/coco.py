@@ -79,8 +79,11 @@ def read_people(
     """
     annotations, images = Path(annotations), Path(images)
     content = load_json(annotations)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise ValueError(f"{annotations} is no COCO file: it must be an object with 'images' and 'annotations'.")
+    if not _is_coco(content):
+        raise ValueError(
+            f"{annotations} is no COCO file: it must be an object with 'images' (each with 'id' and 'file_name') and "
+            "'annotations'."
+        )
     if not images.is_dir():
         raise FileNotFoundError(f"There is no image folder {images}.")
     paths = {item["id"]: images / item["file_name"] for item in content["images"]}
@@ -105,6 +108,16 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
+
+
+def _is_coco(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    images, notes = content.get("images"), content.get("annotations")
+    if not isinstance(images, list) or not isinstance(notes, list):
+        return False
+    named = all(isinstance(item, dict) and {"id", "file_name"} <= item.keys() for item in images)
+    return named and all(isinstance(item, dict) for item in notes)
 
 
 def _detections(path: Path) -> list[dict[str, Any]]:
