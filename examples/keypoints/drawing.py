@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 __all__ = ["draw_skeletons"]
 
 _COLOURS = {"left": (255, 140, 0), "right": (0, 160, 255), "middle": (80, 220, 80)}
+_RIM = (20, 20, 20)
 
 
 def draw_skeletons(
@@ -25,15 +26,25 @@ def draw_skeletons(
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for person in people:
-        extent = np.ptp(person[person[:, 2] >= least, :2], axis=0).max() if (person[:, 2] >= least).any() else 0
-        width = max(1, int(extent / 80))
-        for a, b in layout.skeleton:
-            if min(person[a, 2], person[b, 2]) >= least:
-                pen.line([*person[a, :2], *person[b, :2]], fill=_colour(layout, a, b), width=width)
-        for k, (x, y, height) in enumerate(person):
-            if height >= least:
-                pen.ellipse([x - width - 1, y - width - 1, x + width + 1, y + width + 1], fill=_colour(layout, k))
+        _draw(pen, person[:, :2], person[:, 2] >= least, layout)
     return np.asarray(picture)
+
+
+def _draw(pen: ImageDraw.ImageDraw, joints: np.ndarray, shown: np.ndarray, layout: Layout) -> None:
+    """Draw bones with a dark rim, so that they are seen on any colour, and dots that do not cover their neighbours."""
+    extent = np.ptp(joints[shown], axis=0).max() if shown.any() else 0
+    width = max(1, int(extent / 80))
+    bones = [(a, b) for a, b in layout.skeleton if shown[a] and shown[b]]
+    for rim in (1, 0):
+        for a, b in bones:
+            fill = _RIM if rim else _colour(layout, a, b)
+            pen.line([*joints[a], *joints[b]], fill=fill, width=width + 2 * rim)
+    apart = np.linalg.norm(joints[:, None] - joints, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    for k in np.flatnonzero(shown):
+        radius = max(1.0, min(width + 1.0, apart[k][shown].min() / 2.5))
+        low, high = joints[k] - radius, joints[k] + radius
+        pen.ellipse([*low, *high], fill=_colour(layout, k), outline=_RIM if radius > width else None)
 
 
 def _colour(layout: Layout, *joints: int) -> tuple[int, int, int]:
