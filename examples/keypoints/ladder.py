@@ -28,6 +28,7 @@ import paddle
 from dataset import KeypointDataset
 from distilling import add_distill_flags, distillation
 from evaluate import ap_of_files
+from ladder_picture import draw_files
 from ladder_table import markdown
 from settings import SETTINGS, Settings, add_data_flags, datasets, load_weights, network, shortened, steps_per_epoch
 from train import fit
@@ -94,6 +95,7 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
             train_missing(row, seed, data, flags)
     if seeds and not flags.no_timing:
         time_rows(min(seeds), data[1], flags)
+        draw_rows(min(seeds), data[1], flags)
     return write_table(flags)
 
 
@@ -218,6 +220,15 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
     machine = timed[0].machine
     (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
+
+
+def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Draw what the teacher, and the first and the last row of one seed, find: ``figures.jpg``."""
+    labels = {name: label_of(name, 0 if name == TEACHER else seed) for name in (TEACHER, flags.rows[0], flags.rows[-1])}
+    folders = {name: flags.out / label for name, label in labels.items()}
+    found = {name: [folder / "model.int8.onnx", folder / "model.onnx"] for name, folder in folders.items()}
+    files = {name: path for name, paths in found.items() for path in paths[::-1] if path.is_file()}
+    draw_files({f"{name}, {path.name}": path for name, path in files.items()}, held_out, flags.out / "figures.jpg")
 
 
 if __name__ == "__main__":
