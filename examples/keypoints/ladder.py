@@ -64,6 +64,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300, help="batches of light and distilled")
     parser.add_argument("--short-steps", type=int, default=100, help="batches of the second training")
     parser.add_argument("--teacher-steps", type=int, default=500, help="batches of the teacher")
+    parser.add_argument(
+        "--pact-skip", nargs="*", default=["*depthwise*"], help="layers that PACT leaves in fp32 (default: *depthwise*)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...")
     parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
@@ -187,7 +190,7 @@ def run(
     if "distilled" in name:
         callbacks.append(distillation(flags, flags.teacher, flags.out / f"weights-{TEACHER}-0" / "last.pdparams"))
     if "PACT" in name:
-        callbacks.append(PACTQuantCallback())
+        callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
     own = argparse.Namespace(**{**vars(flags), "out": flags.out / f"weights-{label_of(name, seed)}"})
     data, begin = training_data(name, train, flags), time.perf_counter()
     figures = fit(layer, data, held_out, training_of(name, data, flags), own, callbacks)

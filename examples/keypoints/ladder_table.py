@@ -68,8 +68,8 @@ def _files(rows: Sequence[Row]) -> str:
     keys = sorted({key for row in rows for key in row["files"] if ap_of(row, key) is not None})
     lines = [f"| AP of the files | {' | '.join(keys)} |", "|---" + "|---:" * len(keys) + "|"]
     for name, same in by_name(rows).items():
-        values = [[ap_of(row, key) for row in same] for key in keys]
-        cells = [interval([x for x in v if x is not None]) if None not in v else "-" for v in values]
+        found = [[ap for row in same if (ap := ap_of(row, key)) is not None] for key in keys]
+        cells = [interval(aps) if aps else "-" for aps in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

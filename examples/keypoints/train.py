@@ -44,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--teacher-weights", type=Path, help="its .pdparams (ours or the guide's)")
     add_distill_flags(parser)
     parser.add_argument("--pact", action="store_true", help="quantisation-aware training")
+    parser.add_argument("--pact-skip", nargs="*", default=[], help="layers it leaves in fp32, as '*depthwise*'")
     parser.add_argument("--epochs", type=int, help="in place of the settings' number")
     parser.add_argument("--learning-rate", type=float, help="in place of the settings' rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -68,7 +69,7 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
     if flags.teacher:
         callbacks.append(distillation(flags, flags.teacher, flags.teacher_weights, train.source.layout))
     if flags.pact:
-        callbacks.append(PACTQuantCallback())
+        callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
     figures = fit(student, train, held_out, settings, flags, callbacks)
     if paddle.distributed.get_rank() == 0:
         print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
