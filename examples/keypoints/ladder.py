@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pact-skip", nargs="*", default=["*depthwise*"], help="layers that PACT leaves in fp32 (default: *depthwise*)"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...")
     parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
