@@ -17,6 +17,7 @@ import affine
 import coco
 import evaluation
 import generator
+import layouts
 from dataset import Augment, KeypointDataset, read_image
 from paddlelite_callbacks.models import FlipTest, HeatmapLoss, decode_heatmaps, draw_heatmaps
 
@@ -145,7 +146,7 @@ def test_augmented_joints_land_on_the_drawn_joints(tmp_path, udp):
     people = coco.People(people=[person], dropped=coco.Counter(), annotations=tmp_path / "a.json", image_ids=[1])
     dataset = KeypointDataset(people, (128, 96), augment=Augment(), udp=udp)
     swapped = list(range(17))
-    for left, right in coco.FLIP_PAIRS:
+    for left, right in layouts.COCO_BODY.flip_pairs:
         swapped[left], swapped[right] = right, left
     np.random.seed(0)
     mirrored, checked = 0, 0
@@ -200,14 +201,40 @@ def test_wrong_data_is_refused_before_training(toy, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
         coco.read_people(tmp_path / "bad.json", toy[1])
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="no COCO file"):
-        coco.read_people(tmp_path / "list.json", toy[1])
+    for content in ([], {"images": []}, {"images": {}, "annotations": []}, {"images": [{"id": 1}], "annotations": []}):
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="no COCO file"):
+            coco.read_people(tmp_path / "other.json", toy[1])
     with pytest.raises(ValueError, match="has 17 joints, expected 16"):
         coco.read_people(toy[0], toy[1], num_joints=16)
     (tmp_path / "zero.json").write_text(json.dumps({"images": [], "annotations": []}))
-    with pytest.raises(ValueError, match="No person left"):
+    with pytest.raises(ValueError, match=r"No person left.*there are no records"):
         coco.read_people(tmp_path / "zero.json", toy[1])
+    only_crowds = json.loads(toy[0].read_text())
+    for record in only_crowds["annotations"]:
+        record["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(only_crowds))
+    with pytest.raises(ValueError, match=r"No person left.*crowd"):
+        coco.read_people(tmp_path / "crowds.json", toy[1])
+
+
+def test_wrong_boxes_are_refused_before_the_evaluation(toy, tmp_path):
+    path = tmp_path / "boxes.json"
+    with pytest.raises(FileNotFoundError, match="no file"):
+        coco.read_people(*toy, boxes=path)
+    path.write_text("[{")
+    with pytest.raises(ValueError, match="no JSON"):
+        coco.read_people(*toy, boxes=path)
+    for content in ({"boxes": []}, [[1, 2, 3, 4]], [{"image_id": 1, "category_id": 1}]):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="no list of boxes"):
+            coco.read_people(*toy, boxes=path)
+    path.write_text(json.dumps([{"image_id": 999, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 1.0}]))
+    with pytest.raises(ValueError, match=r"No person left.*image not listed"):
+        coco.read_people(*toy, boxes=path)
+    path.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [1, 1, "a", 5], "score": 1.0}]))
+    with pytest.raises(ValueError, match=r"No person left.*empty box"):
+        coco.read_people(*toy, boxes=path)
 
 
 def test_a_damaged_image_is_a_black_sample_without_target(toy, tmp_path):
@@ -235,6 +262,23 @@ def test_detector_boxes(toy, tmp_path):
     people = coco.read_people(*toy, boxes=tmp_path / "boxes.json", min_box_score=0.1)
     assert [person.score for person in people.people] == [0.9]
     assert people.dropped == {"box score too low": 1, "not a person": 1}
+
+
+def test_a_part_of_the_data_and_hidden_labels(toy):
+    dataset = KeypointDataset(coco.read_people(*toy), (64, 64), keep_images=True)
+    part = dataset.first(3)
+    assert {person.image_id for person in part.people} == {1, 2, 3}
+    taught = dataset.first(3, others_unlabelled=True)
+    assert len(taught) == len(dataset)
+    for index, person in enumerate(taught.people):
+        image, maps, weight, _ = taught[index]
+        assert weight.any() == (person.image_id <= 3)
+        assert maps.any() == (person.image_id <= 3)
+        assert np.ptp(image) > 0
+    assert all(person.visible.any() for person in dataset.people)  # the whole keeps its labels
+    np.testing.assert_array_equal(part[0][0], dataset[0][0])
+    with pytest.raises(ValueError, match="Nobody is on the first 0"):
+        dataset.first(0)
 
 
 # generator
@@ -271,10 +315,17 @@ def test_oks_is_cocos_formula_and_pycocotools_value(toy):
     moved = joints[:, :2] + [3.0, -2.0]
     labelled = joints[:, 2] > 0
     by_hand = np.mean(
-        [np.exp(-13.0 / (2 * record["area"] * (2 * s) ** 2)) for s, ok in zip(coco.SIGMAS, labelled, strict=True) if ok]
+        [
+            np.exp(-13.0 / (2 * record["area"] * (2 * s) ** 2))
+            for s, ok in zip(layouts.COCO_BODY.sigmas, labelled, strict=True)
+            if ok
+        ]
     )
     got = evaluation.oks(
-        joints[labelled, :2], moved[labelled][None], np.array([record["area"]]), sigmas=coco.SIGMAS[labelled]
+        joints[labelled, :2],
+        moved[labelled][None],
+        np.array([record["area"]]),
+        sigmas=layouts.COCO_BODY.sigmas[labelled],
     )
     assert got[0] == pytest.approx(by_hand)
     truth = COCO(str(toy[0]))

@@ -1,8 +1,10 @@
-"""The scripts end to end on a handful of generated pictures."""
+"""The keypoint scripts as commands, on a handful of generated pictures."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,31 +14,175 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "examples" / "keypoints"
+DATA = ("--settings", "toy-quick", "--toy-images", 6, 3)
+SMALL = ("--network", "naive_lite_hrnet_18")
 
 
-def run(script, *flags, cwd):
-    command = [sys.executable, str(FOLDER / f"{script}.py"), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+def run(script, *flags, cwd, launch=()):
+    command = [sys.executable, *launch, str(FOLDER / f"{script}.py"), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def succeed(script, *flags, cwd, launch=()):
+    done = run(script, *flags, cwd=cwd, launch=launch)
+    logs = "".join(log.read_text()[-2000:] for log in cwd.glob("log/workerlog.*"))
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:] + logs
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which ``train.py`` has run for one epoch, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, succeed("train", *DATA, *SMALL, "--epochs", 1, cwd=folder)
 
 
 @pytest.mark.slow
-def test_train_then_evaluate_then_infer(tmp_path):
-    data = ["--settings", "toy-quick", "--toy-images", 6, 3, "--network", "naive_lite_hrnet_18"]
-    done = run("train", *data, "--epochs", 1, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "AR75" in done.stdout
-    weights = tmp_path / "keypoints-out" / "last.pdparams"
-    results = json.loads((tmp_path / "keypoints-out" / "results.json").read_text())
+def test_evaluate_gives_what_train_printed(trained):
+    folder, printed = trained
+    weights = folder / "keypoints-out" / "last.pdparams"
+    results = json.loads((folder / "keypoints-out" / "results.json").read_text())
     assert set(results[0]) == {"image_id", "category_id", "keypoints", "score"}
-    picture = tmp_path / "toy-keypoints" / "val-3" / "images" / "000001.png"
-    flags = ["--network", "naive_lite_hrnet_18", "--weights", weights, "--settings", "toy-quick", "--least", -1]
-    done = run("infer", picture, *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    drawn = np.asarray(Image.open(tmp_path / "keypoints-out" / "drawn" / "000001.png")).astype(int)
-    assert np.abs(drawn - np.asarray(Image.open(picture))).max() > 50
+    again = succeed("evaluate", *DATA, *SMALL, "--weights", weights, "--out", "again", cwd=folder)
+    figures = dict(line.split() for line in again.splitlines() if line.startswith("A"))
+    last = printed.strip().splitlines()[-1].split()
+    assert {name: f"{float(value):.3f}" for name, value in figures.items()} == dict(
+        zip(last[::2], last[1::2], strict=True)
+    )
+    for old, new in zip(results, json.loads((folder / "again" / "results.json").read_text()), strict=True):
+        np.testing.assert_allclose(old["keypoints"], new["keypoints"], rtol=1e-4, atol=1e-3)
 
 
-def test_missing_data_is_one_clear_line_before_training(tmp_path):
-    done = run("train", "--coco", tmp_path / "none", cwd=tmp_path)
+@pytest.mark.slow
+def test_export_then_evaluate_the_files(trained):
+    folder, _ = trained
+    weights = folder / "keypoints-out" / "last.pdparams"
+    printed = succeed("export", *SMALL, "--weights", weights, "--settings", "toy-quick", cwd=folder)
+    assert "model.onnx: " in printed
+    assert "DIFFERS" not in printed
+    exported = folder / "keypoints-out" / "exported"
+    printed = succeed("evaluate", *DATA, "--exported", exported, cwd=folder)
+    for row in ("model.onnx on onnxruntime AP ", "model.onnx on openvino AP ", "model.json on paddle AP "):
+        assert row in printed
+
+
+@pytest.mark.slow
+def test_infer_draws_every_picture_with_a_box(trained):
+    folder, _ = trained
+    pictures = folder / "toy-keypoints" / "val-3" / "images"
+    boxes = {"000001.png": [[10, 10, 100, 200], [150, 20, 90, 180]], "000002.png": [[5, 5, 200, 200]]}
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    flags = ["--weights", folder / "keypoints-out" / "last.pdparams", "--settings", "toy-quick", "--least", -1]
+    succeed("infer", pictures, *SMALL, *flags, "--boxes", "boxes.json", cwd=folder)
+    out = folder / "keypoints-out" / "drawn"
+    assert sorted(path.name for path in out.glob("*.png")) == ["000001.png", "000002.png"]
+    for path in out.glob("*.png"):
+        drawn, before = (np.asarray(Image.open(p)).astype(int) for p in (path, pictures / path.name))
+        assert np.abs(drawn - before).max() > 50
+    (folder / "boxes.json").write_text('{"000001.png": [[10, 10, 0, 200]]}')
+    done = run("infer", pictures, *SMALL, *flags, "--boxes", "boxes.json", cwd=folder)
+    assert "with sizes above 0" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_train_with_a_teacher_of_heatmaps_and_layers_and_pact(trained):
+    folder, _ = trained
+    weights = folder / "keypoints-out" / "last.pdparams"
+    layers = ["backbone.head.projects.3=backbone.head.projects.3", "backbone.stages.1.3:1=backbone.stages.1.3:1"]
+    teacher = ["--teacher", "wider_naive_lite_hrnet_18", "--teacher-weights", weights]
+    flags = [
+        *DATA,
+        *SMALL,
+        "--weights",
+        weights,
+        "--epochs",
+        1,
+        "--pact",
+        "--pact-skip",
+        "*depthwise*",
+        "--distill-features",
+        *layers,
+    ]
+    done = run("train", *flags, *teacher, "--out", "taught", cwd=folder)
+    assert "belongs to another network" in done.stderr.strip().splitlines()[-1]
+    teacher[1] = "naive_lite_hrnet_18"
+    printed = succeed("train", *flags, *teacher, "--out", "taught", cwd=folder)
+    for figure in ("task_loss", "distill_mse", "distill_fitnet"):
+        assert figure in printed
+    assert (folder / "taught" / "last.pdparams").is_file()
+    done = run("train", *flags[:-2], "no.such.layer=head", *teacher, "--out", "wrong", cwd=folder)
+    assert "no.such.layer" in done.stderr.strip().splitlines()[-1]
+    assert not (folder / "wrong" / "last.pdparams").exists()
+
+
+@pytest.mark.slow
+def test_train_on_mpii(tmp_path):
+    random = np.random.RandomState(0)
+    (tmp_path / "annot").mkdir()
+    (tmp_path / "images").mkdir()
+    for part in ("train", "valid"):
+        records = []
+        for k in range(4):
+            name = f"{part}{k}.jpg"
+            Image.fromarray(random.randint(0, 255, (120, 160, 3), dtype="uint8")).save(tmp_path / "images" / name)
+            joints = random.uniform(40, 110, (16, 2)).tolist()
+            records.append({"image": name, "center": [75, 70], "scale": 0.5, "joints": joints, "joints_vis": [1] * 16})
+        (tmp_path / "annot" / f"{part}.json").write_text(json.dumps(records))
+    printed = succeed("train", "--mpii", tmp_path, "--settings", "toy-quick", *SMALL, "--epochs", 1, cwd=tmp_path)
+    assert "Head " in printed.splitlines()[-1]
+    assert "Mean@0.1 " in printed.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_train_on_two_processes(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--master", f"127.0.0.1:{port}"]
+    flags = ["--settings", "toy-quick", "--toy-images", 7, 5, *SMALL, "--epochs", 1]
+    succeed("train", *flags, cwd=tmp_path, launch=launch)
+    first, second = ((tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1))
+    assert "AR75 " in first.strip().splitlines()[-1]
+    assert "AR75 " not in second
+    out = tmp_path / "keypoints-out"
+    assert sorted(path.name for path in out.iterdir()) == ["last.pdparams", "results.json"]
+    images = [item["image_id"] for item in json.loads((out / "results.json").read_text())]
+    assert sorted(images) == [1, 2, 3, 4, 5]  # each once, though the two processes got six samples
+    alone = succeed("evaluate", *flags[:-2], "--weights", out / "last.pdparams", "--out", "alone", cwd=tmp_path)
+    figures = dict(line.split() for line in alone.splitlines() if line.startswith("A"))
+    last = first.strip().splitlines()[-1].split()
+    assert {n: f"{float(v):.3f}" for n, v in figures.items()} == dict(zip(last[::2], last[1::2], strict=True))
+
+
+@pytest.mark.slow
+def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_path):
+    flags = ["--quick", "--teacher", SMALL[1], "--light", SMALL[1], "--engines", "openvino"]
+    flags += ["--toy-images", 16, 4, "--light-images", 8, "--steps", 1, "--short-steps", 1, "--teacher-steps", 1]
+    rows = ["--rows", "distilled", "distilled + PACT"]
+    succeed("ladder", *flags, *rows, cwd=tmp_path)
+    out = tmp_path / "keypoints-ladder"
+    lines = (out / "ladder.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["name"] for row in found] == ["teacher", "distilled", "distilled + PACT"]
+    assert "model.int8.onnx on openvino" in found[-1]["files"]
+    table = (out / "table.md").read_text()
+    assert "| distilled + PACT (int8) |" in table
+    assert "the same weights in fp32" in table
+    succeed("ladder", *flags, *rows, "--no-timing", cwd=tmp_path)
+    assert (out / "ladder.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--coco", "none"], "There is no file"),
+        (["--mpii", "none"], "There is no file"),
+        (["--teacher", "hrnet_w18"], "go together"),
+    ],
+)
+def test_missing_data_is_one_clear_line_before_training(flags, message, tmp_path):
+    done = run("train", *flags, cwd=tmp_path)
     assert done.returncode != 0
-    assert "There is no file" in done.stderr.strip().splitlines()[-1]
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "keypoints-out").exists()

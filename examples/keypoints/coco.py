@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layouts import COCO_BODY, Layout
 
-__all__ = ["FLIP_PAIRS", "SIGMAS", "SKELETON", "UPPER_BODY", "People", "Person", "read_people"]
-
-FLIP_PAIRS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)]
-UPPER_BODY = list(range(11))
-SKELETON = [
-    *[(0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)],
-    *[(5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)],
-]
-# pycocotools' per-joint constants
-SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+__all__ = ["People", "Person", "is_box", "load_json", "read_people"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +25,7 @@ class Person:
         joints: ``[J, 2]`` pixels; zeros for a detected box.
         visible: ``[J]``: 0 not labelled, 1 hidden, 2 seen.
         score: of the box; 1 for ground truth.
+        head: length of the head in pixels, for PCKh; 0 where unknown.
     """
 
     image_id: int
@@ -41,6 +34,7 @@ class Person:
     joints: np.ndarray
     visible: np.ndarray
     score: float = 1.0
+    head: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +44,16 @@ class People:
     Args:
         people: the samples.
         dropped: counts by reason.
-        annotations: the COCO file itself, for `pycocotools`.
+        annotations: the file itself; a COCO file is for `pycocotools`.
         image_ids: of all images of the file; evaluation counts persons nobody found.
+        layout: of the joints.
     """
 
     people: list[Person]
     dropped: Counter[str]
     annotations: Path
     image_ids: list[int]
+    layout: Layout = COCO_BODY
 
 
 def read_people(
@@ -82,9 +78,12 @@ def read_people(
         ValueError: no COCO keypoint file, another number of joints, or nobody left.
     """
     annotations, images = Path(annotations), Path(images)
-    content = _load(annotations)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise ValueError(f"{annotations} is no COCO file: it must be an object with 'images' and 'annotations'.")
+    content = load_json(annotations)
+    if not _is_coco(content):
+        raise ValueError(
+            f"{annotations} is no COCO file: it must be an object with 'images' (each with 'id' and 'file_name') and "
+            "'annotations'."
+        )
     if not images.is_dir():
         raise FileNotFoundError(f"There is no image folder {images}.")
     paths = {item["id"]: images / item["file_name"] for item in content["images"]}
@@ -92,7 +91,7 @@ def read_people(
     if boxes is None:
         people = [_labelled(item, paths, num_joints, dropped) for item in content["annotations"]]
     else:
-        people = [_detected(item, paths, num_joints, min_box_score, dropped) for item in _load(Path(boxes))]
+        people = [_detected(item, paths, num_joints, min_box_score, dropped) for item in _detections(Path(boxes))]
     missing = {path for path in paths.values() if not path.is_file()}
     kept = [person for person in people if person is not None and person.path not in missing]
     dropped["image file missing"] += sum(person is not None for person in people) - len(kept)
@@ -101,13 +100,31 @@ def read_people(
     return People(people=kept, dropped=+dropped, annotations=annotations, image_ids=sorted(paths))
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds, or say plainly why not."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
+
+
+def _is_coco(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    images, notes = content.get("images"), content.get("annotations")
+    if not isinstance(images, list) or not isinstance(notes, list):
+        return False
+    named = all(isinstance(item, dict) and {"id", "file_name"} <= item.keys() for item in images)
+    return named and all(isinstance(item, dict) for item in notes)
+
+
+def _detections(path: Path) -> list[dict[str, Any]]:
+    found = load_json(path)
+    if not isinstance(found, list) or not all(isinstance(item, dict) and "bbox" in item for item in found):
+        raise ValueError(f'{path} is no list of boxes: [{{"image_id", "category_id", "bbox", "score"}}, ...].')
+    return found
 
 
 def _labelled(item: dict[str, Any], paths: dict[int, Path], count: int, dropped: Counter[str]) -> Person | None:
@@ -125,7 +142,7 @@ def _labelled(item: dict[str, Any], paths: dict[int, Path], count: int, dropped:
         )
     elif not any(points[2::3]):
         dropped["no visible joint"] += 1
-    elif not _is_box(item.get("bbox")):
+    elif not is_box(item.get("bbox")):
         dropped["empty box"] += 1
     else:
         joints = np.asarray(points, dtype=float).reshape(-1, 3)
@@ -149,7 +166,7 @@ def _detected(
         dropped["image not listed"] += 1
     elif item.get("score", 1.0) < least:
         dropped["box score too low"] += 1
-    elif not _is_box(item.get("bbox")):
+    elif not is_box(item.get("bbox")):
         dropped["empty box"] += 1
     else:
         return Person(
@@ -163,5 +180,7 @@ def _detected(
     return None
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and box[2] > 0 and box[3] > 0
+def is_box(box: Any) -> bool:
+    """Whether ``box`` is ``[x, y, width, height]`` with sizes above 0."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
+    return numbers and box[2] > 0 and box[3] > 0

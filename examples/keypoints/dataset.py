@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import paddle
 from affine import box_to_region, joints_through, region_matrix, warp
-from coco import FLIP_PAIRS, UPPER_BODY, People, Person
+from coco import People, Person
 from paddlelite_callbacks.models import draw_heatmaps
 
 __all__ = ["Augment", "KeypointDataset", "normalised", "read_image"]
@@ -50,6 +51,7 @@ class KeypointDataset(paddle.io.Dataset):
         augment: ``None`` for evaluation.
         udp: unbiased data preparation, see `region_matrix`.
         unbiased: targets that keep their fraction of a pixel, for DARK.
+        keep_images: hold decoded images in memory from their first use on; for data that fit there.
     """
 
     def __init__(
@@ -61,15 +63,35 @@ class KeypointDataset(paddle.io.Dataset):
         augment: Augment | None = None,
         udp: bool = False,
         unbiased: bool = False,
+        keep_images: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.people, self.size = source, source.people, size
         self.sigma, self.augment, self.udp, self.unbiased = sigma, augment, udp, unbiased or udp
         self.heatmap_size = (size[0] // 4, size[1] // 4)
         self.damaged: set[Path] = set()
+        self._images: dict[Path, np.ndarray | None] | None = {} if keep_images else None
 
     def __len__(self) -> int:
         return len(self.people)
+
+    def first(self, images: int, *, others_unlabelled: bool = False) -> KeypointDataset:
+        """Return the same data with the first ``images`` images alone, or with all but only theirs labelled.
+
+        Raises:
+            ValueError: nobody is on them.
+        """
+        ids = set(self.source.image_ids[:images])
+        people = [person for person in self.people if person.image_id in ids]
+        if not people:
+            raise ValueError(f"Nobody is on the first {images} of {len(self.source.image_ids)} images.")
+        if others_unlabelled:
+            others = [person for person in self.people if person.image_id not in ids]
+            people += [replace(person, visible=np.zeros_like(person.visible)) for person in others]
+        part = copy.copy(self)
+        part.source = replace(self.source, people=people)
+        part.people, part.damaged = people, set()
+        return part
 
     def region(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return centre and size of the region of person ``index``, without augmentation."""
@@ -90,7 +112,7 @@ class KeypointDataset(paddle.io.Dataset):
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the (augmented) cut-out ``[H, W, 3]`` uint8, its joints ``[J, 2]`` in its pixels, and visibility."""
         person = self.people[index]
-        image = read_image(person.path)
+        image = self._image(person.path)
         if image is None:
             if person.path not in self.damaged:
                 _log.warning("%s cannot be read as an image; its persons count as unlabelled.", person.path)
@@ -103,6 +125,13 @@ class KeypointDataset(paddle.io.Dataset):
         matrix = region_matrix(centre, size, self.size, degrees=degrees, udp=self.udp)
         return warp(image, matrix, self.size), joints_through(matrix, joints), visible
 
+    def _image(self, path: Path) -> np.ndarray | None:
+        if self._images is None:
+            return read_image(path)
+        if path not in self._images:
+            self._images[path] = read_image(path)
+        return self._images[path]
+
     def _augmented(self, image: np.ndarray, person: Person, centre: np.ndarray, size: np.ndarray) -> tuple:
         change, random = self.augment or Augment(), np.random
         joints, visible = person.joints.copy(), person.visible.copy()
@@ -111,7 +140,7 @@ class KeypointDataset(paddle.io.Dataset):
         if random.rand() < change.flip:
             image, width = image[:, ::-1], image.shape[1]
             joints[:, 0], centre = width - 1 - joints[:, 0], np.array([width - 1 - centre[0], centre[1]])
-            for left, right in FLIP_PAIRS:
+            for left, right in self.source.layout.flip_pairs:
                 joints[[left, right]], visible[[left, right]] = joints[[right, left]], visible[[right, left]]
         size = size * np.clip(1 + change.scale * random.randn(), 1 - change.scale, 1 + change.scale)
         turned = random.rand() < 0.6
@@ -120,7 +149,7 @@ class KeypointDataset(paddle.io.Dataset):
 
     def _half_body(self, joints: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Region of the labelled upper or lower joints; ``None`` where fewer than three are left."""
-        upper = np.isin(np.arange(len(joints)), UPPER_BODY)
+        upper = np.isin(np.arange(len(joints)), self.source.layout.upper_body)
         chosen = (upper if np.random.rand() < 0.5 else ~upper) & (visible > 0)
         if chosen.sum() < 3:
             return None

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import numpy as np
-from coco import SKELETON
+from layouts import COCO_BODY, Layout
 from PIL import Image, ImageDraw
 
 __all__ = ["draw_skeletons"]
 
-_LEFT, _RIGHT, _MIDDLE = (255, 140, 0), (0, 160, 255), (80, 220, 80)
+_COLOURS = {"left": (255, 140, 0), "right": (0, 160, 255), "middle": (80, 220, 80)}
+_RIM = (20, 20, 20)
 
 
-def draw_skeletons(image: np.ndarray, people: list[np.ndarray], *, least: float = 0.2) -> np.ndarray:
+def draw_skeletons(
+    image: np.ndarray, people: list[np.ndarray], *, least: float = 0.2, layout: Layout = COCO_BODY
+) -> np.ndarray:
     """Draw joints and bones: left orange, right blue, others green.
 
     Args:
         image: ``[H, W, 3]`` uint8; not changed.
-        people: ``[17, 3]`` each: x, y and the height of the joint's heatmap (or its visibility).
+        people: ``[J, 3]`` each: x, y and the height of the joint's heatmap (or its visibility).
         least: joints below are left out.
+        layout: of the joints.
     """
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for person in people:
-        extent = np.ptp(person[person[:, 2] >= least, :2], axis=0).max() if (person[:, 2] >= least).any() else 0
-        width = max(1, int(extent / 80))
-        for a, b in SKELETON:
-            if min(person[a, 2], person[b, 2]) >= least:
-                pen.line([*person[a, :2], *person[b, :2]], fill=_side(a, b), width=width)
-        for k, (x, y, height) in enumerate(person):
-            if height >= least:
-                pen.ellipse([x - width - 1, y - width - 1, x + width + 1, y + width + 1], fill=_side(k, k))
+        _draw(pen, person[:, :2], person[:, 2] >= least, layout)
     return np.asarray(picture)
 
 
-def _side(a: int, b: int) -> tuple[int, int, int]:
-    if a == 0 or b == 0 or a % 2 != b % 2:
-        return _MIDDLE
-    return _LEFT if a % 2 else _RIGHT
+def _draw(pen: ImageDraw.ImageDraw, joints: np.ndarray, shown: np.ndarray, layout: Layout) -> None:
+    """Draw bones with a dark rim, so that they are seen on any colour, and dots that do not cover their neighbours."""
+    extent = np.ptp(joints[shown], axis=0).max() if shown.any() else 0
+    width = max(1, int(extent / 80))
+    bones = [(a, b) for a, b in layout.skeleton if shown[a] and shown[b]]
+    for rim in (1, 0):
+        for a, b in bones:
+            fill = _RIM if rim else _colour(layout, a, b)
+            pen.line([*joints[a], *joints[b]], fill=fill, width=width + 2 * rim)
+    apart = np.linalg.norm(joints[:, None] - joints, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    for k in np.flatnonzero(shown):
+        radius = max(1.0, min(width + 1.0, apart[k][shown].min() / 2.5))
+        low, high = joints[k] - radius, joints[k] + radius
+        pen.ellipse([*low, *high], fill=_colour(layout, k), outline=_RIM if radius > width else None)
+
+
+def _colour(layout: Layout, *joints: int) -> tuple[int, int, int]:
+    sides = {layout.side(joint) for joint in joints}
+    return _COLOURS[sides.pop()] if len(sides) == 1 else _COLOURS["middle"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dataset import KeypointDataset
-from evaluation import coco_ap, suppressed, to_results
-from settings import NETWORKS, SETTINGS, add_data_flags, datasets, load_weights, network
+from settings import NETWORKS, SETTINGS, add_data_flags, datasets, load_weights, metric_of, network
 from train import evaluate
 
 from paddlelite_callbacks.deploy.engines import ENGINES, EngineError, missing_reason
@@ -36,7 +35,13 @@ def artefacts_in(folder: Path) -> list[Artefact]:
 
 
 def ap_of_files(
-    folder: Path, dataset: KeypointDataset, *, dark: bool = False, batch_size: int = 16, threads: int = 1
+    folder: Path,
+    dataset: KeypointDataset,
+    *,
+    dark: bool = False,
+    batch_size: int = 16,
+    threads: int = 1,
+    engines: Sequence[str] = tuple(ENGINES),
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every exported file of ``folder`` on every engine of its kind, without the flip test.
 
@@ -45,27 +50,26 @@ def ap_of_files(
     """
     table: dict[str, dict[str, Any]] = {}
     for artefact in artefacts_in(folder):
-        for engine in ENGINES.values():
+        for engine in (ENGINES[name] for name in engines):
             if engine.kind != artefact.kind:
                 continue
             key, missing = f"{artefact.path.name} on {engine.name}", missing_reason(engine)
             try:
                 if missing:
                     raise EngineError(missing)
-                results = _results(engine.load(artefact, threads=threads), dataset, dark, batch_size)
-                table[key] = coco_ap(results, dataset.source.annotations)
+                table[key] = _figures(engine.load(artefact, threads=threads), dataset, dark, batch_size)
             except (EngineError, RuntimeError, ValueError) as error:
                 table[key] = {"error": str(error).strip().splitlines()[-1]}
     return table
 
 
-def _results(predict: Callable, dataset: KeypointDataset, dark: bool, batch_size: int) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
+def _figures(predict: Callable, dataset: KeypointDataset, dark: bool, batch_size: int) -> dict[str, float]:
+    metric = metric_of(dataset, dark=dark)
     for begin in range(0, len(dataset), batch_size):
         indices = np.arange(begin, min(begin + batch_size, len(dataset)))
         images = np.stack([dataset[int(i)][0] for i in indices])
-        results += to_results(predict([images])[0], indices, dataset, dark=dark)
-    return suppressed(results)
+        metric.update(predict([images])[0], indices)
+    return dict(zip(metric.name(), metric.accumulate(), strict=True))
 
 
 def main() -> None:
@@ -82,10 +86,10 @@ def main() -> None:
     held_out = datasets(flags)[1]
     if flags.exported:
         for name, figures in ap_of_files(flags.exported, held_out, dark=flags.dark).items():
-            print(name, figures.get("error") or f"AP {figures['AP']:.4f}  AP50 {figures['AP50']:.4f}")
+            print(name, figures.get("error") or "  ".join(f"{k} {value:.4f}" for k, value in figures.items()))
         return
     flags.out.mkdir(parents=True, exist_ok=True)
-    layer = network(flags.network)
+    layer = network(flags.network, held_out.source.layout)
     load_weights(layer, flags.weights)
     for name, value in evaluate(layer, held_out, SETTINGS[flags.settings], flags).items():
         print(f"{name} {value:.4f}")

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import paddle
-from coco import SIGMAS
 from dataset import KeypointDataset
+from layouts import COCO_BODY
 from paddlelite_callbacks.models import decode_heatmaps
 
 from paddlelite_callbacks.files import staged_file
@@ -21,7 +21,7 @@ __all__ = ["KeypointAP", "coco_ap", "oks", "oks_nms", "to_results", "write_resul
 _NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
 
 
-def oks(joints: np.ndarray, others: np.ndarray, areas: np.ndarray, *, sigmas: np.ndarray = SIGMAS) -> np.ndarray:
+def oks(joints: np.ndarray, others: np.ndarray, areas: np.ndarray, *, sigmas: Any = COCO_BODY.sigmas) -> np.ndarray:
     """Object keypoint similarity of one person to others, COCO's formula without visibility.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+from layouts import LAYOUTS
 from settings import NETWORKS, SETTINGS, load_weights, network
 
 from paddlelite_callbacks.deploy.bench import BenchOptions, bench
@@ -18,11 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
     parser.add_argument("--weights", type=Path, help=".pdparams, ours or the guide's (default: random weights)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joints of the network (default: coco)")
     parser.add_argument("--settings", choices=SETTINGS, default="coco-lite", help="for the size of the input")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("keypoints-out/exported"))
     flags = parser.parse_args()
-    layer = network(flags.network)
+    layer = network(flags.network, LAYOUTS[flags.layout])
     if flags.weights:
         load_weights(layer, flags.weights)
     layer.eval()

@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coco import SKELETON
+from layouts import COCO_BODY
 from PIL import Image, ImageDraw, ImageFilter
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.files import staged_folder
 
 __all__ = ["Scene", "generate"]
-
-_NAMES = [
-    *["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow"],
-    *["right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle"],
-    "right_ankle",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +52,30 @@ def generate(folder: str | Path, count: int, *, seed: int, scene: Scene | None =
     stamp = {"count": count, "seed": seed, "scene": repr(scene)}
     if annotations.is_file() and json.loads(annotations.read_text()).get("info") == stamp:
         return annotations, images
-    images.mkdir(parents=True, exist_ok=True)
-    random = np.random.RandomState(seed)
-    content: dict[str, Any] = {
-        "info": stamp,
-        "images": [],
-        "annotations": [],
-        "categories": [
-            {"id": 1, "name": "person", "keypoints": _NAMES, "skeleton": [[a + 1, b + 1] for a, b in SKELETON]}
-        ],
-    }
+    with staged_folder(folder) as stage:
+        content = _drawn_in(stage / "images", np.random.RandomState(seed), count, scene)
+        (stage / "annotations.json").write_text(json.dumps({"info": stamp, **content}), encoding="utf-8")
+    return annotations, images
+
+
+def _drawn_in(images: Path, random: np.random.RandomState, count: int, scene: Scene) -> dict[str, Any]:
+    """Draw ``count`` pictures into ``images`` and return what COCO's file says of them."""
+    images.mkdir()
+    bones = [[a + 1, b + 1] for a, b in COCO_BODY.skeleton]
+    person = {"id": 1, "name": "person", "keypoints": list(COCO_BODY.joints), "skeleton": bones}
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [person]}
+    height, width = scene.size
     for image_id in range(1, count + 1):
         picture, figures = draw_scene(random, scene)
         name = f"{image_id:06d}.png"
         picture.save(images / name)
-        height, width = scene.size
         content["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
         for joints, visible in figures:
             record = _record(joints, visible, scene.size)
             if record is not None:
                 ids = {"id": len(content["annotations"]) + 1, "image_id": image_id}
                 content["annotations"].append({**ids, **record})
-    with staged_file(annotations) as partial:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-    return annotations, images
+    return content
 
 
 def draw_scene(random: np.random.RandomState, scene: Scene) -> tuple[Image.Image, list[tuple[np.ndarray, np.ndarray]]]:

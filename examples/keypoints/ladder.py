@@ -1,130 +1,237 @@
-"""The guide's ladder on generated figures: teacher, light, distilled, PACT, distilled + PACT, several seeds.
+"""The guide's ladder on generated figures: teacher, light, distilled, PACT, distilled + PACT, over several seeds.
 
-Every row is trained, exported, checked, timed on every engine, and its exported files are evaluated. Writes
-``ladder.md`` and ``ladder.jsonl`` after every finished row; a row that is there already is not trained again.
+Per seed: a light network trained alone and one trained with the teacher; from the weights of each, a second, shorter
+training at half the rate, once with PACT (the guide's recipe) and once in fp32, the fair comparison for it. Every row
+is exported, checked, and its real files are evaluated and timed on every engine. Writes ``table.md`` and
+``ladder.jsonl`` after every finished row; a row that is there already is not trained again.
+
+    python examples/keypoints/ladder.py --quick     # minutes, one seed: shows that everything runs, learns little
+    python examples/keypoints/ladder.py --jobs 2    # seeds in two processes
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several single-threaded processes do more than one with many threads
+
 import numpy as np
 import paddle
+from dataset import KeypointDataset
+from distilling import add_distill_flags, distillation
 from evaluate import ap_of_files
-from settings import SETTINGS, add_data_flags, datasets, load_weights, network, shortened
+from ladder_picture import draw_files
+from ladder_table import markdown
+from settings import SETTINGS, Settings, add_data_flags, datasets, load_weights, network, shortened, steps_per_epoch
 from train import fit
 
-from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks.deploy.engines import ENGINES
+from paddlelite_callbacks.report.ladder import timed_together
+from paddlelite_callbacks.report.record import Record, read_records
 
-ROWS = ("light", "distilled", "pact", "distilled + pact")
+TEACHER = "teacher"
+# row: whose weights it starts from
+ROWS = {
+    "light": None,
+    "distilled": None,
+    "light, longer": "light",
+    "distilled, longer": "distilled",
+    "PACT": "light",
+    "distilled + PACT": "distilled",
+}
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    parser.add_argument("--quick", action="store_true", help="a few minutes: small input, few epochs, one seed")
-    parser.add_argument("--teacher", default="hrnet_w32")
-    parser.add_argument("--light", default="lite_hrnet_30")
-    parser.add_argument("--epochs", type=int, help="of every row")
-    parser.add_argument("--teacher-epochs", type=int, help="of the teacher")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--distill-weight", type=float, default=1.0)
+    add_distill_flags(parser)
+    parser.add_argument("--quick", action="store_true", help="a few minutes: few pictures, few epochs, one seed")
+    parser.add_argument("--teacher", default="hrnet_w18")
+    parser.add_argument("--light", default="lite_hrnet_18")
+    parser.add_argument("--light-images", type=int, default=96, help="whose labels the light networks get")
+    parser.add_argument("--same-images", action="store_true", help="distil on these images alone, not on all")
+    parser.add_argument("--steps", type=int, default=300, help="batches of light and distilled")
+    parser.add_argument("--short-steps", type=int, default=100, help="batches of the second training")
+    parser.add_argument("--teacher-steps", type=int, default=500, help="batches of the teacher")
+    parser.add_argument(
+        "--pact-skip", nargs="*", default=["*depthwise*"], help="layers that PACT leaves in fp32 (default: *depthwise*)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...")
+    parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=list(ENGINES), help="to evaluate and time on")
+    parser.add_argument("--repeats", type=int, default=50, help="of the timed calls at the end")
+    parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
-    flags = parser.parse_args()
-    if flags.quick:
-        flags.settings, flags.seeds, flags.toy_images = "toy-quick", 1, (150, 40)
-        flags.teacher, flags.light = "hrnet_w18", "lite_hrnet_18"
+    parser.set_defaults(dark=True)
+    if parser.parse_known_args(arguments)[0].quick:
+        parser.set_defaults(settings="toy-quick", toy_images=(64, 16), light_images=32, seeds=1)
+        parser.set_defaults(steps=4, short_steps=2, teacher_steps=4, repeats=5)
+    flags = parser.parse_args(arguments)
+    if flags.seed_list is None:
+        flags.seed_list = list(range(flags.seeds))
     return flags
 
 
 def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what is missing and write the table."""
-    train, held_out = datasets(flags)
+    data = datasets(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
+    train_missing(TEACHER, 0, data, flags)
+    seeds = flags.seed_list
+    if flags.jobs > 1:
+        share_out(seeds, flags.jobs)
+    for seed in seeds:
+        for row in flags.rows:
+            train_missing(row, seed, data, flags)
+    if seeds and not flags.no_timing:
+        time_rows(min(seeds), data[1], flags)
+        draw_rows(min(seeds), data[1], flags)
+    return write_table(flags)
+
+
+def share_out(seeds: list[int], jobs: int) -> None:
+    """Run this command again in ``jobs`` processes, each with a share of the seeds."""
+    command = [sys.executable, *sys.argv, "--jobs", "1", "--no-timing", "--seed-list"]
+    shares = [seeds[k::jobs] for k in range(min(jobs, len(seeds)))]
+    running = [subprocess.Popen([*command, *map(str, share)]) for share in shares]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("A process of the ladder failed; what it finished is kept. Start again to go on.")
+
+
+def rows_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the finished rows."""
     path = flags.out / "ladder.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    done = {(row["name"], row["seed"]) for row in rows}
-    wanted = [("teacher", 0), *((name, seed) for seed in range(flags.seeds) for name in ROWS)]
-    for name, seed in wanted:
-        if (name, seed) in done:
-            continue
-        row = run(name, seed, train, held_out, flags)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        rows.append(row)
-        table = markdown(rows)
-        (flags.out / "ladder.md").write_text(table, encoding="utf-8")
-        print(table, flush=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) -> None:
+    """Run a row unless it is there."""
+    if (name, seed) in {(row["name"], row["seed"]) for row in rows_of(flags)}:
+        return
+    print(f"--- {name}, seed {seed}", flush=True)
+    row = run(name, seed, *data, flags)
+    with (flags.out / "ladder.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    write_table(flags)
+
+
+def write_table(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write ``table.md`` from all finished rows, and return these."""
+    rows = rows_of(flags)
+    path, partial = flags.out / "table.md", flags.out / f".table-{os.getpid()}.part"
+    times = flags.out / "times.json"
+    partial.write_text(markdown(rows, json.loads(times.read_text()) if times.is_file() else None), encoding="utf-8")
+    partial.replace(path)
     return rows
 
 
-def run(name: str, seed: int, train: Any, held_out: Any, flags: argparse.Namespace) -> dict[str, Any]:
-    """Train, export, time and evaluate one row."""
-    print(f"--- {name}, seed {seed}", flush=True)
+def label_of(name: str, seed: int) -> str:
+    """Return the name of a row's folders."""
+    return f"{name}-{seed}".replace(" + ", "-").replace(", ", "-").lower()
+
+
+def training_of(name: str, data: KeypointDataset, flags: argparse.Namespace) -> Settings:
+    """Return how the row ``name`` is trained: the settings' schedule over the row's number of steps."""
+    settings = SETTINGS[flags.settings]
+    first = flags.teacher_steps if name == TEACHER else flags.steps
+    steps = flags.short_steps if ROWS.get(name) else first
+    settings = shortened(settings, max(1, round(steps / steps_per_epoch(data, settings))))
+    factor = 0.25 if name == TEACHER else 1.0  # the guide trains HRNet with a quarter of Lite-HRNet's rate
+    if ROWS.get(name) and "PACT" not in name:
+        factor = 0.5  # PACTQuantCallback does this itself
+    return replace(settings, learning_rate=factor * settings.learning_rate)
+
+
+def training_data(name: str, train: KeypointDataset, flags: argparse.Namespace) -> KeypointDataset:
+    """Return what the row ``name`` is trained on.
+
+    The teacher has all labels, the light networks those of the first images; a light network with a teacher also sees
+    the other images, on which only the teacher tells it anything.
+    """
+    if name == TEACHER:
+        return train
+    return train.first(flags.light_images, others_unlabelled=name.startswith("distilled") and not flags.same_images)
+
+
+def run(
+    name: str, seed: int, train: KeypointDataset, held_out: KeypointDataset, flags: argparse.Namespace
+) -> dict[str, Any]:
+    """Train, export and evaluate one row."""
     paddle.seed(seed)
     np.random.seed(seed)
-    is_teacher = name == "teacher"
-    layer = network(flags.teacher if is_teacher else flags.light)
-    epochs = flags.teacher_epochs if is_teacher and flags.teacher_epochs else flags.epochs
-    settings = shortened(SETTINGS[flags.settings], epochs)
-    label = f"{name}-{seed}".replace(" + ", "-")
-    bench = ExportBenchCallback(flags.out, name=label)
+    layer = network(flags.teacher if name == TEACHER else flags.light)
+    if ROWS.get(name):
+        load_weights(layer, flags.out / f"weights-{label_of(ROWS[name] or '', seed)}" / "last.pdparams")
+    bench = ExportBenchCallback(
+        flags.out,
+        name=label_of(name, seed),
+        engines=flags.engines,
+        repeats=3,  # the rows are timed against each other at the end
+        warmup=1,
+        peak_memory=False,
+        roofline=False,
+        report=False,
+    )
     callbacks: list[Any] = [bench]
     if "distilled" in name:
-        teacher = network(flags.teacher)
-        load_weights(teacher, flags.out / "weights-teacher-0" / "last.pdparams")
-        callbacks.append(DistillCallback(teacher, loss="mse", weight=flags.distill_weight))
-    if "pact" in name:
-        callbacks.append(PACTQuantCallback())
-    own = argparse.Namespace(**{**vars(flags), "out": flags.out / f"weights-{label}", "verbose": 2})
-    figures = fit(layer, train, held_out, settings, own, callbacks)
-    record = bench.record
-    if record is None:
+        callbacks.append(distillation(flags, flags.teacher, flags.out / f"weights-{TEACHER}-0" / "last.pdparams"))
+    if "PACT" in name:
+        callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
+    own = argparse.Namespace(**{**vars(flags), "out": flags.out / f"weights-{label_of(name, seed)}"})
+    data, begin = training_data(name, train, flags), time.perf_counter()
+    figures = fit(layer, data, held_out, training_of(name, data, flags), own, callbacks)
+    if bench.record is None:
         raise RuntimeError(f"{name}: nothing was exported.")
+    row = {"name": name, "seed": seed, **figures_of(bench.record), **figures}
+    exported = flags.out / label_of(name, seed)
+    row["files"] = ap_of_files(exported, held_out, dark=flags.dark, engines=flags.engines)
+    return {**row, "seconds": round(time.perf_counter() - begin)}
+
+
+def figures_of(record: Record) -> dict[str, Any]:
+    """Return what the table shows of a record."""
     return {
-        "name": name,
-        "seed": seed,
-        "AP": figures["AP"],
-        "AR": figures["AR"],
-        "files": ap_of_files(flags.out / label, held_out, dark=flags.dark),
         "parameters": record.parameters,
-        "size_mb": {f"{a.kind} {a.precision}": a.size_mb for a in record.artefacts if a.size_mb},
-        "ms": {item.engine: item.p50_ms for item in record.latencies if item.p50_ms},
+        "size_mb": {f"{a.precision} {a.kind}": a.size_mb for a in record.artefacts if a.size_mb},
+        "ms": {f"{item.precision} {item.engine}": item.p50_ms for item in record.latencies if item.p50_ms},
+        "failed": {f"{check.precision} {check.engine}": check.error for check in record.checks if not check.passed},
     }
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the guide's table; AP as mean and 95 % interval over the seeds (Student's t)."""
-    engines = list(dict.fromkeys(engine for row in rows for engine in row["ms"]))
-    lines = [
-        "| model | AP, flip test | AP of the files, worst | parameters | MB | "
-        + " | ".join(f"{engine} ms" for engine in engines)
-        + " |",
-        "|---" + "|---:" * (4 + len(engines)) + "|",
-    ]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        same = [row for row in rows if row["name"] == name]
-        worst = [min((f["AP"] for f in row["files"].values() if "AP" in f), default=float("nan")) for row in same]
-        sizes = ", ".join(f"{np.mean([r['size_mb'].get(k, np.nan) for r in same]):.2f}" for k in same[0]["size_mb"])
-        times = [f"{np.median([r['ms'].get(e, np.nan) for r in same]):.2f}" for e in engines]
-        cells = [name, interval([row["AP"] for row in same]), interval(worst)]
-        cells += [f"{same[0]['parameters'] / 1e6:.2f} M", sizes, *times]
-        lines.append("| " + " | ".join(cells) + " |")
-    kinds = list(rows[0]["size_mb"]) if rows else []
-    return "\n".join([*lines, "", f"MB of {' and of '.join(k.split()[0] for k in kinds)}; 1 thread, batch 1.", ""])
+def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
+    by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
+    names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
+    records = [by_name[label_of(*name)] for name in names]
+    timed = timed_together(
+        records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)
+    )
+    times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
+    machine = timed[0].machine
+    (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
 
 
-def interval(values: list[float]) -> str:
-    """``mean ± half width`` of the 95 % interval of a mean, in per cent."""
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 1.96)
-    mean = f"{100 * np.mean(values):.1f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {100 * quantile * np.std(values, ddof=1) / np.sqrt(len(values)):.1f}"
+def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Draw what the teacher, and the first and the last row of one seed, find: ``figures.jpg``."""
+    labels = {name: label_of(name, 0 if name == TEACHER else seed) for name in (TEACHER, flags.rows[0], flags.rows[-1])}
+    folders = {name: flags.out / label for name, label in labels.items()}
+    found = {name: [folder / "model.int8.onnx", folder / "model.onnx"] for name, folder in folders.items()}
+    files = {name: path for name, paths in found.items() for path in paths[::-1] if path.is_file()}
+    draw_files({f"{name}, {path.name}": path for name, path in files.items()}, held_out, flags.out / "figures.jpg")
 
 
 if __name__ == "__main__":

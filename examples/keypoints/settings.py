@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from coco import FLIP_PAIRS, People, read_people
+from coco import People, read_people
 from dataset import Augment, KeypointDataset
 from evaluation import KeypointAP
-from generator import generate
+from generator import Scene, generate
+from layouts import COCO_BODY, Layout
+from mpii import PCKh, read_mpii
 
 from paddlelite_callbacks import models
 from paddlelite_callbacks.saved import read_saved
@@ -40,7 +42,7 @@ class Settings:
         epochs: passes over the data.
         learning_rate: of Adam behind the warm-up.
         warmup_steps: steps of linear warm-up.
-        milestones: epochs at whose end the rate is divided by ten.
+        milestones: epochs, also fractions of one, after which the rate is divided by ten.
         augment: of the training images.
     """
 
@@ -50,30 +52,42 @@ class Settings:
     epochs: int = 210
     learning_rate: float = 2e-3
     warmup_steps: int = 500
-    milestones: tuple[int, ...] = (170, 200)
+    milestones: tuple[float, ...] = (170, 200)
     augment: Augment = field(default_factory=Augment)
 
 
-_TOY = {"batch_size": 16, "warmup_steps": 20, "augment": Augment(scale=0.2, degrees=15.0, half_body=0.0)}
+_TOY = {
+    "size": (64, 64),
+    "sigma": 1.5,
+    "batch_size": 16,
+    "learning_rate": 4e-3,
+    "warmup_steps": 20,
+    "augment": Augment(scale=0.2, degrees=15.0, half_body=0.0),
+}
 SETTINGS = {
     # the guide's hrnet_w32_256x192.yml and lite_hrnet_30_256x192_coco.yml
     "coco-hrnet": Settings(learning_rate=5e-4, warmup_steps=1000, augment=Augment(scale=0.5, degrees=40.0)),
     "coco-lite": Settings(),
     # generated figures on a few CPU cores
-    "toy": Settings(size=(128, 96), sigma=1.5, epochs=30, milestones=(20, 26), **_TOY),
-    "toy-quick": Settings(size=(64, 64), sigma=1.0, epochs=6, milestones=(4,), **_TOY),
+    "toy": Settings(epochs=6, milestones=(4, 5), **_TOY),
+    "toy-quick": Settings(epochs=2, milestones=(1.4, 1.8), **_TOY),
 }
+# of the pictures that are generated: one figure each, so that an hour of training on a CPU core gets somewhere
+TOY_SCENE = Scene(people=1, clutter=6, occluders=1, noise=6.0)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which data."""
     parser.add_argument("--settings", choices=SETTINGS, default="toy", help="what to train with (default: toy)")
     parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
+    parser.add_argument("--mpii", type=Path, help="folder of MPII (annot/train.json, annot/valid.json, images/)")
     parser.add_argument("--boxes", type=Path, help="a detector's boxes for the evaluation (default: ground truth)")
     parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="where generated figures are kept")
-    parser.add_argument("--toy-images", type=int, nargs=2, default=(600, 150), metavar=("TRAIN", "VAL"))
+    parser.add_argument("--toy-images", type=int, nargs=2, default=(1600, 200), metavar=("TRAIN", "VAL"))
     parser.add_argument("--udp", action="store_true", help="unbiased data preparation (arXiv:1911.07524)")
-    parser.add_argument("--dark", action="store_true", help="DARK targets and decoding (arXiv:1910.06278)")
+    parser.add_argument(
+        "--dark", action=argparse.BooleanOptionalAction, help="DARK targets and decoding (arXiv:1910.06278)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
 
 
@@ -83,6 +97,7 @@ def datasets(flags: argparse.Namespace) -> tuple[KeypointDataset, KeypointDatase
     for name, source in zip(("training", "evaluation"), sources, strict=True):
         print(f"{name}: {len(source.people)} persons, left out: {dict(source.dropped) or 'none'}")
     shared: dict[str, Any] = {"sigma": settings.sigma, "udp": flags.udp, "unbiased": flags.dark}
+    shared["keep_images"] = flags.coco is None and flags.mpii is None
     train = KeypointDataset(sources[0], settings.size, augment=settings.augment, **shared)
     return train, KeypointDataset(sources[1], settings.size, **shared)
 
@@ -92,17 +107,35 @@ def _sources(flags: argparse.Namespace) -> tuple[People, People]:
         notes = flags.coco / "annotations"
         train = read_people(notes / "person_keypoints_train2017.json", flags.coco / "train2017")
         return train, read_people(notes / "person_keypoints_val2017.json", flags.coco / "val2017", boxes=flags.boxes)
-    counts = flags.toy_images
-    train, held_out = (
-        generate(flags.toy / f"{part}-{count}", count, seed=seed)
-        for part, count, seed in (("train", counts[0], 1), ("val", counts[1], 2))
-    )
+    if flags.mpii is not None:
+        return _mpii(flags)
+    counts = dict(zip(("train", "val"), flags.toy_images, strict=True))
+    parts = [(flags.toy / f"{part}-{n}", n, seed) for seed, (part, n) in enumerate(counts.items(), 1)]
+    if paddle.distributed.get_rank() > 0:
+        paddle.distributed.barrier()  # the first process draws, the others wait
+    train, held_out = (generate(folder, count, seed=seed, scene=TOY_SCENE) for folder, count, seed in parts)
+    if paddle.distributed.get_world_size() > 1 and paddle.distributed.get_rank() == 0:
+        paddle.distributed.barrier()
     return read_people(*train), read_people(*held_out, boxes=flags.boxes)
 
 
-def network(name: str) -> paddle.nn.Layer:
-    """Build the keypoint network ``name``."""
-    return models.keypoint_net(NETWORKS[name]())
+def _mpii(flags: argparse.Namespace) -> tuple[People, People]:
+    if flags.boxes is not None:
+        raise ValueError("--boxes are COCO's; MPII's persons come with their centre and scale.")
+    notes, images = flags.mpii / "annot", flags.mpii / "images"
+    heads = notes / "gt_valid.mat"
+    held_out = read_mpii(notes / "valid.json", images, heads=heads if heads.is_file() else None)
+    return read_mpii(notes / "train.json", images), held_out
+
+
+def network(name: str, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
+    """Build the keypoint network ``name``, with a heatmap for each joint."""
+    return models.keypoint_net(NETWORKS[name](), len(layout.joints))
+
+
+def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | PCKh:
+    """Return COCO's metric, or MPII's for its joints."""
+    return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
 
 
 def load_weights(target: paddle.nn.Layer, path: Path) -> None:
@@ -127,12 +160,12 @@ def load_weights(target: paddle.nn.Layer, path: Path) -> None:
     target.set_state_dict(state)
 
 
-def optimizer(settings: Settings, layer: paddle.nn.Layer, steps_per_epoch: int) -> paddle.optimizer.Optimizer:
-    """Adam with the guide's schedule: linear warm-up, then a tenth behind each milestone."""
-    bounds = [epoch * steps_per_epoch for epoch in settings.milestones]
+def optimizer(settings: Settings, layer: paddle.nn.Layer, steps: int) -> paddle.optimizer.Optimizer:
+    """Adam with the guide's schedule (``steps`` an epoch): linear warm-up, then a tenth behind each milestone."""
+    bounds = [round(epoch * steps) for epoch in settings.milestones]
     rates = [settings.learning_rate * 0.1**k for k in range(len(bounds) + 1)]
     piecewise: Any = paddle.optimizer.lr.PiecewiseDecay(bounds, rates) if bounds else settings.learning_rate
-    warm = min(settings.warmup_steps, max(1, steps_per_epoch * settings.epochs // 4))
+    warm = min(settings.warmup_steps, max(1, steps * settings.epochs // 4))
     schedule = paddle.optimizer.lr.LinearWarmup(piecewise, warm, settings.learning_rate * 1e-3, settings.learning_rate)
     return paddle.optimizer.Adam(schedule, parameters=layer.parameters())
 
@@ -140,14 +173,15 @@ def optimizer(settings: Settings, layer: paddle.nn.Layer, steps_per_epoch: int) 
 def hapi_model(
     layer: paddle.nn.Layer,
     settings: Settings,
-    metric: KeypointAP | None = None,
+    metric: KeypointAP | PCKh | None = None,
     optim: paddle.optimizer.Optimizer | None = None,
+    joints: int = 17,
 ) -> paddle.Model:
     """Wrap ``layer`` for ``fit`` and ``evaluate`` over a `KeypointDataset`."""
     spec, (height, width) = paddle.static.InputSpec, settings.size
     labels = [
-        spec([None, 17, height // 4, width // 4], "float32", "heatmaps"),
-        spec([None, 17], "float32", "weight"),
+        spec([None, joints, height // 4, width // 4], "float32", "heatmaps"),
+        spec([None, joints], "float32", "weight"),
         spec([None], "int64", "index"),
     ]
     model = paddle.Model(layer, [spec([None, 3, height, width], "float32", "x")], labels)
@@ -159,10 +193,15 @@ def shortened(settings: Settings, epochs: int | None) -> Settings:
     """Return ``settings`` with another number of epochs, the milestones moved in proportion."""
     if epochs is None:
         return settings
-    moved = tuple(max(1, round(m * epochs / settings.epochs)) for m in settings.milestones)
-    return replace(settings, epochs=epochs, milestones=moved if epochs > 2 else ())
+    moved = tuple(milestone * epochs / settings.epochs for milestone in settings.milestones)
+    return replace(settings, epochs=epochs, milestones=moved)
 
 
-def flip_tested(layer: paddle.nn.Layer, *, udp: bool) -> paddle.nn.Layer:
+def steps_per_epoch(data: KeypointDataset, settings: Settings) -> int:
+    """Return how many batches each process trains on in an epoch."""
+    return -(-len(data) // (settings.batch_size * paddle.distributed.get_world_size()))
+
+
+def flip_tested(layer: paddle.nn.Layer, *, udp: bool, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
     """Return ``layer`` averaged with its mirror image."""
-    return models.FlipTest(layer, FLIP_PAIRS, shift=not udp)
+    return models.FlipTest(layer, list(layout.flip_pairs), shift=not udp)

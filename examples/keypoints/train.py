@@ -6,25 +6,32 @@ On several processes: ``python -m paddle.distributed.launch --nproc_per_node 2 e
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
-from evaluation import KeypointAP, write_results
+from dataset import KeypointDataset
+from distilling import add_distill_flags, distillation
+from evaluation import write_results
 from settings import (
     NETWORKS,
     SETTINGS,
+    Settings,
     add_data_flags,
     datasets,
     flip_tested,
     hapi_model,
     load_weights,
+    metric_of,
     network,
     optimizer,
     shortened,
+    steps_per_epoch,
 )
 
-from paddlelite_callbacks import DistillCallback, PACTQuantCallback
+from paddlelite_callbacks import PACTQuantCallback
 
 
 def parse() -> argparse.Namespace:
@@ -35,8 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="start from this .pdparams (ours or the guide's)")
     parser.add_argument("--teacher", choices=NETWORKS, help="distil from this network")
     parser.add_argument("--teacher-weights", type=Path, help="its .pdparams (ours or the guide's)")
-    parser.add_argument("--distill-weight", type=float, default=1.0)
+    add_distill_flags(parser)
     parser.add_argument("--pact", action="store_true", help="quantisation-aware training")
+    parser.add_argument("--pact-skip", nargs="*", default=[], help="layers it leaves in fp32, as '*depthwise*'")
     parser.add_argument("--epochs", type=int, help="in place of the settings' number")
     parser.add_argument("--learning-rate", type=float, help="in place of the settings' rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,33 +56,50 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
     """Train, save, evaluate; return the figures."""
     if (flags.teacher is None) != (flags.teacher_weights is None):
         raise SystemExit("--teacher and --teacher-weights go together.")
+    if paddle.distributed.get_world_size() > 1:
+        paddle.distributed.init_parallel_env()
     paddle.seed(flags.seed)
+    np.random.seed(flags.seed + paddle.distributed.get_rank())
     train, held_out = datasets(flags)
     settings = shortened(SETTINGS[flags.settings], flags.epochs)
-    student = network(flags.network)
+    student = network(flags.network, train.source.layout)
     if flags.weights:
         load_weights(student, flags.weights)
     callbacks: list[Any] = []
     if flags.teacher:
-        teacher = network(flags.teacher)
-        load_weights(teacher, flags.teacher_weights)
-        callbacks.append(DistillCallback(teacher, loss="mse", weight=flags.distill_weight))
+        callbacks.append(distillation(flags, flags.teacher, flags.teacher_weights, train.source.layout))
     if flags.pact:
-        callbacks.append(PACTQuantCallback())
+        callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
     figures = fit(student, train, held_out, settings, flags, callbacks)
-    print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    if paddle.distributed.get_rank() == 0:
+        print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     return figures
 
 
 def fit(
-    student: Any, train: Any, held_out: Any, settings: Any, flags: argparse.Namespace, callbacks: list[Any]
+    student: paddle.nn.Layer,
+    train: KeypointDataset,
+    held_out: KeypointDataset,
+    settings: Settings,
+    flags: argparse.Namespace,
+    callbacks: list[Any],
 ) -> dict[str, float]:
-    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test."""
+    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test.
+
+    Args:
+        student: is trained.
+        train: augmented.
+        held_out: for the evaluation.
+        settings: of the training.
+        flags: of the command line: ``out``, ``workers``, ``learning_rate``, ``dark``, ``udp``.
+        callbacks: for ``fit``.
+    """
     flags.out.mkdir(parents=True, exist_ok=True)
-    steps = -(-len(train) // (settings.batch_size * paddle.distributed.get_world_size()))
+    steps = steps_per_epoch(train, settings)
     if getattr(flags, "learning_rate", None):
-        settings = type(settings)(**{**vars(settings), "learning_rate": flags.learning_rate})
-    model = hapi_model(student, settings, optim=optimizer(settings, student, steps))
+        settings = replace(settings, learning_rate=flags.learning_rate)
+    joints = len(train.source.layout.joints)
+    model = hapi_model(student, settings, optim=optimizer(settings, student, steps), joints=joints)
     model.fit(
         train,
         batch_size=settings.batch_size,
@@ -89,10 +114,14 @@ def fit(
     return evaluate(student, held_out, settings, flags)
 
 
-def evaluate(student: Any, held_out: Any, settings: Any, flags: argparse.Namespace) -> dict[str, float]:
+def evaluate(
+    student: paddle.nn.Layer, held_out: KeypointDataset, settings: Settings, flags: argparse.Namespace
+) -> dict[str, float]:
     """Evaluate with the flip test and write ``results.json`` into ``flags.out``."""
-    metric = KeypointAP(held_out, dark=flags.dark)
-    tested = hapi_model(flip_tested(student, udp=flags.udp), settings, metric)
+    layout = held_out.source.layout
+    metric = metric_of(held_out, dark=flags.dark)
+    layer = flip_tested(student, udp=flags.udp, layout=layout)
+    tested = hapi_model(layer, settings, metric, joints=len(layout.joints))
     figures = tested.evaluate(held_out, batch_size=settings.batch_size, num_workers=flags.workers, verbose=0)
     if paddle.distributed.get_rank() == 0:
         write_results(metric.results, flags.out / "results.json")

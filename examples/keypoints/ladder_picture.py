@@ -1,0 +1,59 @@
+"""What the exported files of a ladder see: skeletons on held-out pictures, a row of pictures a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from dataset import KeypointDataset, read_image
+from drawing import draw_skeletons
+from evaluation import to_results
+from PIL import Image, ImageDraw
+
+from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.files import staged_file
+
+__all__ = ["draw_files"]
+
+_TITLE = 16  # pixels above each row
+
+
+def draw_files(files: Mapping[str, Path], dataset: KeypointDataset, out: Path, *, pictures: int = 5) -> None:
+    """Draw the persons that each ONNX file finds on the first ``pictures`` pictures, and the truth, into ``out``.
+
+    Nothing is drawn where no engine for ONNX files is installed.
+
+    Args:
+        files: by title.
+        dataset: whose first persons are taken.
+        out: a JPEG or PNG.
+        pictures: in a row.
+    """
+    engines = [ENGINES[name] for name in ("onnxruntime", "openvino") if not missing_reason(ENGINES[name])]
+    if not engines:
+        return
+    indices = np.arange(min(pictures, len(dataset)))
+    people = [dataset.people[i] for i in indices]
+    rows = {"truth": [np.concatenate([p.joints, p.visible[:, None]], axis=1) for p in people]}
+    images = np.stack([dataset[int(i)][0] for i in indices])
+    for title, path in files.items():
+        predict = engines[0].load(Artefact(kind="onnx", path=path, files=(path,)), threads=1)
+        results = to_results(predict([images])[0], indices, dataset, dark=True)
+        rows[title] = [np.reshape(result["keypoints"], (-1, 3)) for result in results]
+    sheet = np.concatenate([_row(title, found, [p.path for p in people]) for title, found in rows.items()])
+    with staged_file(out) as partial:
+        Image.fromarray(sheet).save(partial, quality=85)
+
+
+def _row(title: str, found: list[np.ndarray], paths: list[Path]) -> np.ndarray:
+    drawn = []
+    for joints, path in zip(found, paths, strict=True):
+        image = read_image(path)
+        drawn.append(draw_skeletons(np.zeros((8, 8, 3), "uint8") if image is None else image, [joints]))
+    height = min(picture.shape[0] for picture in drawn)
+    body = np.concatenate([picture[:height] for picture in drawn], axis=1)
+    head = Image.new("RGB", (body.shape[1], _TITLE), "white")
+    ImageDraw.Draw(head).text((4, 2), title, fill="black")
+    return np.concatenate([np.asarray(head), body])

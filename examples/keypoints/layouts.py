@@ -1,0 +1,67 @@
+"""Which joints a data set labels, in which order, and which of them change places in a mirror."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["COCO_BODY", "LAYOUTS", "MPII_BODY", "Layout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The joints of a data set.
+
+    Args:
+        name: for the command line.
+        joints: their names, in the order of annotations and heatmaps.
+        flip_pairs: joints that change places in a mirror, left first.
+        upper_body: those that count as the upper half.
+        skeleton: pairs to draw a bone between.
+        sigmas: COCO's constant of each joint for object keypoint similarity; ``None`` where it is not defined.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    flip_pairs: tuple[tuple[int, int], ...]
+    upper_body: tuple[int, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    sigmas: np.ndarray | None = None
+
+    def side(self, joint: int) -> str:
+        """``"left"`` or ``"right"`` of the person, or ``"middle"``."""
+        for left, right in self.flip_pairs:
+            if joint in (left, right):
+                return "left" if joint == left else "right"
+        return "middle"
+
+
+_COCO_PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_BODY = Layout(
+    name="coco",
+    joints=("nose", *(f"{side}_{part}" for part in _COCO_PARTS for side in ("left", "right"))),
+    flip_pairs=tuple((k, k + 1) for k in range(1, 17, 2)),
+    upper_body=tuple(range(11)),
+    skeleton=(
+        *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
+        *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
+    ),
+    # pycocotools' constants
+    sigmas=np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000,
+)
+MPII_BODY = Layout(
+    name="mpii",
+    joints=(
+        *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax"),
+        *("upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow"),
+        "left_wrist",
+    ),
+    flip_pairs=((5, 0), (4, 1), (3, 2), (15, 10), (14, 11), (13, 12)),
+    upper_body=tuple(range(7, 16)),
+    skeleton=(
+        *((0, 1), (1, 2), (2, 6), (6, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9)),
+        *((8, 12), (12, 11), (11, 10), (8, 13), (13, 14), (14, 15)),
+    ),
+)
+LAYOUTS = {layout.name: layout for layout in (COCO_BODY, MPII_BODY)}

@@ -1,0 +1,178 @@
+"""Read people from MPII's annotations in the JSON form of the HRNet repositories, and score them by PCKh.
+
+Data set and PCKh: Andriluka et al., CVPR 2014. A file is a list of persons, ``{"image": name, "center": [x, y],
+"scale": s, "joints": [[x, y], ...], "joints_vis": [0 or 1, ...]}``, with 16 joints, places counted from 1 as in MATLAB
+and a person's height of about ``200 * scale`` pixels. (HRNet's repositories: github.com/leoxiaobin, MIT.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from coco import People, Person, load_json
+from dataset import KeypointDataset
+from evaluation import to_results
+from layouts import MPII_BODY
+
+__all__ = ["PCKh", "pckh", "read_mpii"]
+
+_FIELDS = ("image", "center", "scale", "joints", "joints_vis")
+_HEAD_TOP, _NECK, _UNCOUNTED = 9, 8, (6, 7)  # pelvis and thorax do not count
+_PARTS = {
+    "Head": (9,),
+    "Shoulder": (12, 13),
+    "Elbow": (11, 14),
+    "Wrist": (10, 15),
+    "Hip": (2, 3),
+    "Knee": (1, 4),
+    "Ankle": (0, 5),
+}
+
+
+def read_mpii(annotations: str | Path, images: str | Path, *, heads: str | Path | None = None) -> People:
+    """Read the persons of ``annotations``.
+
+    Args:
+        annotations: MPII's ``train.json`` or ``valid.json``.
+        images: folder of the images.
+        heads: ``gt_valid.mat``, whose ``headboxes_src`` give the official head sizes (0.6 of the box's diagonal) of the
+            persons in the order of ``annotations``; needs SciPy. Without it a head is as long as from upper neck to
+            head top, and PCKh differs a little from published figures.
+
+    Raises:
+        FileNotFoundError: a file or the folder is not there.
+        ValueError: no MPII file, another number of joints, heads of other persons, or nobody left.
+    """
+    annotations, images = Path(annotations), Path(images)
+    content = load_json(annotations)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ValueError(f"{annotations} is no MPII file: it must be a list of objects with {', '.join(_FIELDS)}.")
+    if not images.is_dir():
+        raise FileNotFoundError(f"There is no image folder {images}.")
+    sizes = [None] * len(content) if heads is None else _head_sizes(Path(heads), len(content))
+    ids: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
+    people = [_person(k, item, images, ids, size) for k, (item, size) in enumerate(zip(content, sizes, strict=True))]
+    kept = [person for person in people if person.path.is_file()]
+    dropped["image file missing"] = len(people) - len(kept)
+    labelled = [person for person in kept if person.visible.any()]
+    dropped["no visible joint"] = len(kept) - len(labelled)
+    if not labelled:
+        raise ValueError(f"No person left in {annotations}: {dict(+dropped) or 'there are no records'}.")
+    return People(
+        people=labelled, dropped=+dropped, annotations=annotations, image_ids=sorted(ids.values()), layout=MPII_BODY
+    )
+
+
+def _person(number: int, item: dict[str, Any], images: Path, ids: dict[str, int], head: float | None) -> Person:
+    missing = [name for name in _FIELDS if name not in item]
+    if missing:
+        raise ValueError(f"Record {number} lacks {missing}: an MPII person has {', '.join(_FIELDS)}.")
+    count = len(MPII_BODY.joints)
+    if len(item["joints"]) != count or len(item["joints_vis"]) != count:
+        raise ValueError(
+            f"Record {number} has {len(item['joints'])} joints and {len(item['joints_vis'])} visibilities, expected "
+            f"{count} each: this is no MPII file."
+        )
+    if not item["scale"] > 0:
+        raise ValueError(f"Record {number} has scale {item['scale']}, it must be above 0.")
+    joints, visible = np.asarray(item["joints"], dtype=float) - 1, np.asarray(item["joints_vis"], dtype=float)
+    side = 200 * float(item["scale"])
+    x, y = np.asarray(item["center"], dtype=float) - 1 + [0, 15 * item["scale"]]  # lower, so that ankles are inside
+    if head is None:
+        seen = visible[_HEAD_TOP] and visible[_NECK]
+        head = float(np.linalg.norm(joints[_HEAD_TOP] - joints[_NECK])) if seen else 0.0
+    return Person(
+        image_id=ids.setdefault(item["image"], len(ids) + 1),
+        path=images / item["image"],
+        box=(x - side / 2, y - side / 2, side, side),
+        joints=joints * (visible[:, None] > 0),
+        visible=2 * (visible > 0).astype(float),
+        head=head,
+    )
+
+
+def _head_sizes(path: Path, count: int) -> list[float]:
+    from scipy.io import loadmat
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    boxes = loadmat(str(path)).get("headboxes_src")
+    if boxes is None or boxes.shape != (2, 2, count):
+        shape = None if boxes is None else boxes.shape
+        raise ValueError(f"{path} must hold headboxes_src of shape {(2, 2, count)}, one per person, got {shape}.")
+    return (0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0)).tolist()
+
+
+def pckh(places: np.ndarray, people: list[Person], *, threshold: float = 0.5) -> dict[str, float]:
+    """Share of labelled joints that lie within ``threshold`` heads of the truth (PCKh), by part and in the mean.
+
+    Persons whose head size is unknown do not count; neither do pelvis and thorax.
+
+    Args:
+        places: ``[N, 16, 2]`` pixels of the image, of ``people``.
+        people: from `read_mpii`.
+        threshold: in head sizes.
+    """
+    truth = np.stack([person.joints for person in people])
+    counted = np.stack([(person.visible > 0) & (person.head > 0) for person in people])
+    counted[:, _UNCOUNTED] = False
+    heads = np.array([person.head for person in people]).clip(1e-9)
+    right = (np.linalg.norm(places - truth, axis=2) / heads[:, None] <= threshold) & counted
+    by_joint = right.sum(0) / counted.sum(0).clip(1)
+    figures = {part: float(by_joint[list(joints)].mean()) for part, joints in _PARTS.items()}
+    return {**figures, "Mean": float(right.sum() / max(1, counted.sum()))}
+
+
+class PCKh(paddle.metric.Metric):
+    """PCKh@0.5 by part, its mean, and the mean at 0.1, over the persons of a dataset, for ``model.prepare``.
+
+    Training batches are not counted (their regions are augmented): there the figures are 0.
+
+    Args:
+        dataset: whose indices come with the labels; without augmentation.
+        dark: how to decode.
+
+    Attributes:
+        results: of the last evaluation, for `write_results`.
+    """
+
+    def __init__(self, dataset: KeypointDataset, *, dark: bool = False) -> None:
+        super().__init__()
+        self.dataset, self.dark = dataset, dark
+        self._by_index: dict[int, dict[str, Any]] = {}
+        self.results: list[dict[str, Any]] = []
+        self._training = False
+
+    def compute(self, output: paddle.Tensor, *labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Hand on the heatmaps and the indices (the last label); ``evaluate`` runs without gradients."""
+        self._training = not output.stop_gradient
+        return output, labels[-1]
+
+    def update(self, heatmaps: Any, indices: Any) -> list[float]:
+        """Decode one batch; a sample that comes twice (the padding of several processes) counts once."""
+        if not self._training:
+            found = to_results(np.asarray(heatmaps), np.asarray(indices), self.dataset, dark=self.dark)
+            self._by_index.update({item["index"]: item for item in found})
+        return [0.0] * len(self.name())
+
+    def accumulate(self) -> list[float]:
+        """Return the figures in the order of `name`."""
+        if not self._by_index:
+            return [0.0] * len(self.name())
+        self.results = list(self._by_index.values())
+        places = np.stack([np.reshape(item["keypoints"], (-1, 3))[:, :2] for item in self.results])
+        people = [self.dataset.people[index] for index in self._by_index]
+        return [*pckh(places, people).values(), pckh(places, people, threshold=0.1)["Mean"]]
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._by_index = {}
+
+    def name(self) -> list[str]:
+        """Return the names of the figures."""
+        return [*_PARTS, "Mean", "Mean@0.1"]
