@@ -780,7 +780,7 @@ ROWS = [
         "budget-metric",
         lambda b: Budget(baseline=0.9),
         V,
-        "baseline=0.9",
+        "got baseline=0.9 alone",
         "goes with metric=",
         "for instance metric='acc'",
     ),

@@ -58,6 +58,13 @@ class Spoilt:
         return output + self.value if self.left == -1 else output
 
 
+class Plain(TinyNet):
+    """Without a batch norm."""
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.relu(self.conv1(x))).mean(axis=[2, 3]))
+
+
 def break_(weight) -> None:
     value = weight.numpy()
     value.flat[0] = NAN
@@ -208,6 +215,22 @@ def test_weights_that_an_earlier_step_broke():
         assert error.batch == BAD
         assert "conv2.weight of the network with 1 NaN of 144 values" in str(error)
         assert "go back to a checkpoint" in str(error)
+
+
+@pytest.mark.parametrize("make", [lambda: DistillCallback(Plain()), PACTQuantCallback], ids=["distill", "pact"])
+def test_weights_that_break_unseen_are_not_saved(make, tmp_path):
+    """Without batch norm the ReLU hides what the gradient did; the end of the epoch looks, before the checkpoint."""
+
+    class Breaker(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if step == 3:
+                break_(self.model.network.conv1.weight)
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"at the end of epoch 0.*conv1\.weight of the network with 1 NaN of 108"
+    ):
+        fit(hapi_model(Plain()), [make(), Breaker()], data=Images(32), evaluate=False, save_dir=str(tmp_path / "ck"))
+    assert not (tmp_path / "ck").exists()
 
 
 def test_pact_alone():

@@ -46,6 +46,7 @@ class NaNGuard:
         self.model, self.policy = model, policy
         self.epoch, self.batch = 0, 0
         self.skipped: list[tuple[int, int]] = []
+        self._checked: int | None = None
         self._networks: dict[str, Layer] = {"the network": model.network}
         self._others: dict[str, Layer] = {}
         self._probes: list[Tensor] = []
@@ -80,6 +81,28 @@ class NaNGuard:
         """Note what the loss was made from: tensors, lists or dictionaries of them."""
         if self.policy != "ignore":
             self._causes[name] = values
+
+    @paddle.no_grad()
+    def check_weights(self) -> None:
+        """Look at the weights at the end of an epoch, before hapi saves them: a gradient may have broken them unseen.
+
+        Raises:
+            NonFiniteLossError: names those that are not finite.
+        """
+        if self.policy == "ignore" or self._checked == self.epoch:
+            return
+        self._checked = self.epoch
+        tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
+        if math.isfinite(float(paddle.add_n([paddle.zeros([]), *_zero_times(tensors)]))):
+            return
+        broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
+        raise NonFiniteLossError(
+            f"Weights are not finite at the end of epoch {self.epoch} (counted from 0): "
+            f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {_remedy(broken, broken)}",
+            epoch=self.epoch,
+            batch=max(self.batch - 1, 0),
+            terms=[],
+        )
 
     def notes(self) -> list[str]:
         """Return what a report should say of the batches that were left out."""

@@ -60,8 +60,8 @@ class Budget:
             raise ValueError(f"baseline must be a finite number or None, got {baseline!r}: the big model's metric.")
         if self.metric is None:
             raise ValueError(
-                f"baseline={baseline} goes with metric='...', the name of the figure it is compared with: for instance "
-                "metric='acc'."
+                f"baseline goes with metric='...', the name of the figure it is compared with, got baseline={baseline} "
+                "alone: for instance metric='acc'."
             )
         if self.relative and baseline == 0:
             raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")
