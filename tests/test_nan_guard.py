@@ -185,6 +185,22 @@ def test_the_data():
     assert "Clean this batch of the data" in str(error)
 
 
+def test_arrays_of_a_loader_of_ones_own():
+    class Arrays:
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            data = SpoiltImages()
+            for i in range(0, 32, 8):
+                yield data.images[i : i + 8], data.labels[i : i + 8]
+
+    model = hapi_model()
+    with pytest.raises(NonFiniteLossError, match="input 0 with 1 NaN of 1536 values") as caught:
+        model.fit(Arrays(), verbose=0, callbacks=[DistillCallback(TinyNet())])
+    assert caught.value.batch == BAD
+
+
 def test_stored_outputs(tmp_path):
     teacher, data = TinyNet(), Images(32)
     Spoilt(teacher.fc)
