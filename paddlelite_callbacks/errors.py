@@ -83,7 +83,13 @@ def require_installed(name: str, *, needed_for: str) -> None:
 
 
 def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
-    """Return up to ``limit`` of ``names`` that look most like ``wrong``; the first few names where none does."""
+    """Return up to ``limit`` of ``names`` that look most like ``wrong``; the first few names where none does.
+
+    Args:
+        wrong: that was given.
+        names: that there are.
+        limit: of the list.
+    """
     known = list(names)
     return difflib.get_close_matches(wrong, known, n=limit, cutoff=0.5) or known[:limit]
 

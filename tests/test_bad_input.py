@@ -780,7 +780,7 @@ ROWS = [
         "budget-metric",
         lambda b: Budget(baseline=0.9),
         V,
-        "baseline=0.9",
+        "got baseline=0.9 alone",
         "goes with metric=",
         "for instance metric='acc'",
     ),
@@ -794,6 +794,11 @@ ROWS = [
     ),
     ("budget-zero", lambda b: Budget(metric="acc", baseline=0), V, "got 0", "other than 0", "use relative=False"),
     ("budget-engine", lambda b: Budget(engine="ort"), V, "'ort'", "known are ['paddle'", "Leave engine out"),
+    (
+        "budget-direction",
+        lambda b: Budget(metric="top1_err", baseline=0.1),
+        *(V, "metric='top1_err'", "falls where quality grows", "give higher_is_better=False"),
+    ),
     ("most-accurate", lambda b: most_accurate([], Budget()), V, "metric=None", "needs Budget(metric=", "name a figure"),
     (
         "records-missing",

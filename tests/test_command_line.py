@@ -185,5 +185,6 @@ def test_help_and_a_command_that_fails_in_a_process_of_its_own(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.strip().splitlines()
     assert [line for line in lines if "ccache" not in line and "warnings.warn" not in line] == [
-        f"python -m paddlelite_callbacks gate: No record file {tmp_path}/runs.jsonl."
+        f"python -m paddlelite_callbacks gate: No record file {tmp_path}/runs.jsonl: give the folder that "
+        "ExportBenchCallback(folder) was given, once a fit has ended."
     ]

@@ -58,6 +58,13 @@ class Spoilt:
         return output + self.value if self.left == -1 else output
 
 
+class Plain(TinyNet):
+    """Without a batch norm."""
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.relu(self.conv1(x))).mean(axis=[2, 3]))
+
+
 def break_(weight) -> None:
     value = weight.numpy()
     value.flat[0] = NAN
@@ -178,6 +185,22 @@ def test_the_data():
     assert "Clean this batch of the data" in str(error)
 
 
+def test_arrays_of_a_loader_of_ones_own():
+    class Arrays:
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            data = SpoiltImages()
+            for i in range(0, 32, 8):
+                yield data.images[i : i + 8], data.labels[i : i + 8]
+
+    model = hapi_model()
+    with pytest.raises(NonFiniteLossError, match="input 0 with 1 NaN of 1536 values") as caught:
+        model.fit(Arrays(), verbose=0, callbacks=[DistillCallback(TinyNet())])
+    assert caught.value.batch == BAD
+
+
 def test_stored_outputs(tmp_path):
     teacher, data = TinyNet(), Images(32)
     Spoilt(teacher.fc)
@@ -208,6 +231,22 @@ def test_weights_that_an_earlier_step_broke():
         assert error.batch == BAD
         assert "conv2.weight of the network with 1 NaN of 144 values" in str(error)
         assert "go back to a checkpoint" in str(error)
+
+
+@pytest.mark.parametrize("make", [lambda: DistillCallback(Plain()), PACTQuantCallback], ids=["distill", "pact"])
+def test_weights_that_break_unseen_are_not_saved(make, tmp_path):
+    """Without batch norm the ReLU hides what the gradient did; the end of the epoch looks, before the checkpoint."""
+
+    class Breaker(paddle.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if step == 3:
+                break_(self.model.network.conv1.weight)
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"at the end of epoch 0.*conv1\.weight of the network with 1 NaN of 108"
+    ):
+        fit(hapi_model(Plain()), [make(), Breaker()], data=Images(32), evaluate=False, save_dir=str(tmp_path / "ck"))
+    assert not (tmp_path / "ck").exists()
 
 
 def test_pact_alone():

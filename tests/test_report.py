@@ -72,7 +72,7 @@ def test_the_gate_by_hand():
         ({"agree": ("paddle",)}, {}, "latency 50 > 10 ms"),  # a fast engine that computes something else does not count
         ({}, {"engine": "paddle"}, "latency 50 > 10 ms"),
         ({"agree": ()}, {}, "latency unknown (no engine ran the exported file and agreed with the network)"),
-        ({}, {"engine": "tensorrt"}, "latency unknown"),
+        ({}, {"engine": "openvino"}, "latency unknown"),
         ({"acc": 0.89}, {}, "drop 5.319 > 5 %"),
         ({}, {"metric": "ap"}, "drop unknown (no metric 'ap' among ['acc'])"),
         ({"acc": float("nan")}, {}, "drop unknown"),

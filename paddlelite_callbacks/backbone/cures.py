@@ -34,7 +34,7 @@ def upsample_nearest(x: Tensor, factor: int) -> Tensor:
     """Repeat every pixel of ``[N, C, H, W]`` ``factor`` times in both directions.
 
     Equal bit for bit to ``F.interpolate(x, scale_factor=factor, mode="nearest")``, whose operation neither oneDNN in
-    Paddle 3.3 (`ConvertPirAttribute2RuntimeAttribute`) nor paddle2onnx 2.1.0 can read.
+    Paddle 3.3 (``ConvertPirAttribute2RuntimeAttribute``) nor paddle2onnx 2.1.0 can read.
     """
     repeated = paddle.tile(paddle.unsqueeze(x, [3, 5]), [1, 1, 1, factor, 1, factor])
     return paddle.flatten(paddle.flatten(repeated, 4, 5), 2, 3)

@@ -92,6 +92,11 @@ class ScopedCallback(paddle.callbacks.Callback):
         """Note where the training stands (called by hapi)."""
         self.session.guard.epoch, self.session.guard.batch = epoch, 0
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the weights before hapi saves them, for those who guard the loss (called by hapi)."""
+        if self.guards_loss:
+            self.session.guard.check_weights()
+
     def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
         """Keep ``logs``, where the figures of the batch go (called by hapi)."""
         self.session.logs, self.session.guard.batch = logs, step

@@ -111,8 +111,7 @@ class DistillCallback(ScopedCallback):
         self._source, count = source_of(teacher)
         self._shares = normalised(teacher_weights, count)
         self._objective: Objective | None = None
-        self._bridges = BridgeTrainer()
-        self._position = Position()
+        self._bridges, self._position = BridgeTrainer(), Position()
         self._loaded: dict[str, Any] | None = None
         if resume is not None:
             self.load(resume)
@@ -192,6 +191,7 @@ class DistillCallback(ScopedCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the schedules stand (called by hapi)."""
         self._position.at_epoch(epoch + 1)
+        super().on_epoch_end(epoch, logs)
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the peer's figures beside the student's (called by hapi)."""

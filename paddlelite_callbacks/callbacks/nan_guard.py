@@ -12,7 +12,14 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.nan_search import Finding, broken_state, not_finite, tensors_and_arrays
+from paddlelite_callbacks.callbacks.nan_search import (
+    Finding,
+    broken_state,
+    host_is_finite,
+    not_finite,
+    tensors_and_arrays,
+    zero_times,
+)
 from paddlelite_callbacks.callbacks.still_buffers import StillBuffers
 from paddlelite_callbacks.errors import NonFiniteLossError
 from paddlelite_callbacks.hapi import LossFunction, SkipBatch, prepared_optimizer, replaced_loss, skippable_batches
@@ -46,6 +53,7 @@ class NaNGuard:
         self.model, self.policy = model, policy
         self.epoch, self.batch = 0, 0
         self.skipped: list[tuple[int, int]] = []
+        self._checked: int | None = None
         self._networks: dict[str, Layer] = {"the network": model.network}
         self._others: dict[str, Layer] = {}
         self._probes: list[Tensor] = []
@@ -80,6 +88,28 @@ class NaNGuard:
         """Note what the loss was made from: tensors, lists or dictionaries of them."""
         if self.policy != "ignore":
             self._causes[name] = values
+
+    @paddle.no_grad()
+    def check_weights(self) -> None:
+        """Look at the weights at the end of an epoch, before hapi saves them: a gradient may have broken them unseen.
+
+        Raises:
+            NonFiniteLossError: names those that are not finite.
+        """
+        if self.policy == "ignore" or self._checked == self.epoch:
+            return
+        self._checked = self.epoch
+        tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
+        if math.isfinite(float(paddle.add_n([paddle.zeros([]), *zero_times(tensors)]))):
+            return
+        broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
+        raise NonFiniteLossError(
+            f"Weights are not finite at the end of epoch {self.epoch} (counted from 0): "
+            f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {_remedy(broken, broken)}",
+            epoch=self.epoch,
+            batch=max(self.batch - 1, 0),
+            terms=[],
+        )
 
     def notes(self) -> list[str]:
         """Return what a report should say of the batches that were left out."""
@@ -145,7 +175,10 @@ class NaNGuard:
         values = [part.detach().astype("float32").sum() for part in (*parts, *self._losses)]
         if self._probes:
             values.append(paddle.concat([probe.detach().reshape([-1]) for probe in self._probes]).sum() * 0)
-        values += [*self._buffers.probes(), *_zero_times(self._causes["input"])]
+        inputs = tensors_and_arrays(self._causes["input"])
+        values += [*self._buffers.probes(), *zero_times([x for x in inputs if isinstance(x, Tensor)])]
+        if not host_is_finite(inputs):
+            values.append(paddle.full([], math.nan))
         total = values[0] if len(values) == 1 else paddle.add_n(values)
         if paddle.distributed.is_initialized() and paddle.distributed.get_world_size() > 1:
             flag = paddle.isfinite(total).astype("float32").reshape([1])
@@ -198,12 +231,6 @@ class NaNGuard:
         traced = "; ".join(cause.text for cause in causes[:6]) or "finite weights, inputs and outputs: the loss itself"
         more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
         return f"{what} It comes from {traced}{more}. {_remedy(causes, broken)}"
-
-
-def _zero_times(values: Any) -> list[Tensor]:
-    """Return a scalar per floating tensor or array of ``values``: 0 if all of it is finite, NaN otherwise."""
-    tensors = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in tensors_and_arrays(values)]
-    return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
 
 
 def _remedy(causes: list[Finding], broken: list[Finding]) -> str:

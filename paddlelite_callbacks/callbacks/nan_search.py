@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.outputs import tensors_of
 
-__all__ = ["Finding", "broken_state", "not_finite", "tensors_and_arrays"]
+__all__ = ["Finding", "broken_state", "host_is_finite", "not_finite", "tensors_and_arrays", "zero_times"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,25 @@ def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
     """Return the tensors and arrays of one batch: ``values`` itself, or those in a list."""
     items = values if isinstance(values, (list, tuple)) else [values]
     return [item for item in items if isinstance(item, (Tensor, np.ndarray))]
+
+
+def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a scalar per floating tensor: 0 if all of it is finite, NaN otherwise; nothing waits for the device.
+
+    Args:
+        tensors: of any type; those of integers are passed over.
+    """
+    return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
+
+
+def host_is_finite(values: Sequence[Any]) -> bool:
+    """Whether the arrays among ``values``, which are on the host, are finite.
+
+    Args:
+        values: of a batch; tensors among them are passed over.
+    """
+    arrays = [x for x in values if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+    return all(math.isfinite(float(x.sum(dtype="float64"))) for x in arrays)
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:

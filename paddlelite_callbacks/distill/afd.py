@@ -27,6 +27,9 @@ class AttentionFeatureLoss(Layer):
 
     Args:
         width: ``d``, of queries and keys.
+
+    Raises:
+        ValueError: ``width`` is less than 1.
     """
 
     def __init__(self, width: int = 128) -> None:

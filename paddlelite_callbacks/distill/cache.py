@@ -126,7 +126,13 @@ def cache_teacher(
 
     Raises:
         TypeError: an ``IterableDataset``, which has no numbered samples.
-        ValueError: random augmentation; a folder of another teacher or other options; data that changed.
+        ValueError: random augmentation; a folder of another teacher or other options; data that changed; an empty
+            data set; a number out of range.
+        PermissionError: ``path`` cannot be written to.
+
+    Example:
+        >>> cached = cache_teacher(teacher, train_data, "teacher-outputs")  # doctest: +SKIP
+        >>> model.fit(cached, callbacks=[DistillCallback(cached)])  # doctest: +SKIP
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(

@@ -32,6 +32,10 @@ class MutualPeer:
     Raises:
         TypeError: ``network`` is no layer, or ``optimizer`` no optimizer.
         ValueError: an unknown ``keep``.
+
+    Example:
+        >>> peer = MutualPeer(network, paddle.optimizer.Adam(1e-3, parameters=network.parameters()))  # doctest: +SKIP
+        >>> model.fit(train_data, eval_data, callbacks=[DistillCallback(peer, loss="dml")])  # doctest: +SKIP
     """
 
     def __init__(

@@ -91,6 +91,11 @@ def stop_at(epoch: float, weight: Weight = 1.0) -> Schedule:
 def value_at(weight: Weight, epoch: float, epochs: float) -> float:
     """Return the number that ``weight`` (a number or a schedule) is at ``epoch`` of ``epochs``.
 
+    Args:
+        weight: as `checked_weight` returned it.
+        epoch: epochs trained so far, with fractions.
+        epochs: in all.
+
     Raises:
         ValueError: a schedule of the user's own gave no finite number of at least 0.
     """

@@ -26,6 +26,10 @@ class OutputTerm:
         temperature: of tempered losses; ``None`` for the loss's own default.
         label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
         name: of the figure in ``logs``; ``None`` makes one of the loss's name.
+
+    Raises:
+        TypeError: a loss that is neither a name nor callable.
+        ValueError: a weight or temperature out of range, an unknown loss, a label for a loss that takes none.
     """
 
     loss: str | AnyLoss
@@ -67,6 +71,11 @@ class FeatureTerm:
         temperature: of tempered losses.
         label: as in `OutputTerm`.
         name: of the figure in ``logs``; ``None`` makes one of the loss's and the layer's name.
+
+    Raises:
+        TypeError: a ``project`` that is no layer, a name on one side and a tuple on the other, a loss that is neither a
+            name nor callable.
+        ValueError: a weight or temperature out of range, an unknown loss, tuples of layers with a named loss.
     """
 
     student: str | tuple[str, ...]

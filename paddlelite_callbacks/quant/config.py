@@ -99,8 +99,8 @@ class PACTConfig:
                 _whole(name, getattr(self, name), 0)
         if self.fp32_epochs is not None:
             _whole("fp32_epochs", self.fp32_epochs, 1)
-        self._check("alpha_percentile", lambda value: 50 < value <= 100, "a number in (50, 100]")
-        self._check("observer_momentum", lambda value: 0 <= value < 1, "a number in [0, 1)")
+        self._check("alpha_percentile", lambda value: 50 < value <= 100, "in (50, 100]")
+        self._check("observer_momentum", lambda value: 0 <= value < 1, "in [0, 1)")
         self._check("alpha_lr_scale", lambda value: 0 <= value < math.inf, "a finite number of at least 0")
         if self.alpha_decay is not None:
             self._check("alpha_decay", lambda value: 0 <= value < math.inf, "a finite number of at least 0, or None")

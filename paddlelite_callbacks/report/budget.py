@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from paddlelite_callbacks.deploy.engines import ENGINES
@@ -27,7 +28,7 @@ class Budget:
 
     Raises:
         ValueError: a limit that is not a positive finite number, a baseline that is not finite or without its metric's
-            name, or an unknown engine.
+            name, a loss or error for which higher would be better, or an unknown engine.
     """
 
     size_mb: float | None = 20.0
@@ -60,8 +61,13 @@ class Budget:
             raise ValueError(f"baseline must be a finite number or None, got {baseline!r}: the big model's metric.")
         if self.metric is None:
             raise ValueError(
-                f"baseline={baseline} goes with metric='...', the name of the figure it is compared with: for instance "
-                "metric='acc'."
+                f"baseline goes with metric='...', the name of the figure it is compared with, got baseline={baseline} "
+                "alone: for instance metric='acc'."
+            )
+        if self.higher_is_better and {"loss", "err", "error"} & set(re.split(r"[^a-z]+", self.metric.lower())):
+            raise ValueError(
+                f"metric={self.metric!r} falls where quality grows, got higher_is_better=True: give "
+                "higher_is_better=False (--lower-is-better)."
             )
         if self.relative and baseline == 0:
             raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")
