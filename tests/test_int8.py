@@ -187,7 +187,7 @@ def test_forms_of_a_quantised_network(tmp_path):
     assert np.abs(run(OnnxRuntime(), plain, x) - quantised).max() > 1e-4  # quantisers are off in it
 
 
-@needs("paddleclas", "paddle2onnx")
+@needs("paddle2onnx")
 def test_the_files_of_a_real_backbone_are_small(tmp_path):
     class Wide(nn.Layer):
         def __init__(self):
