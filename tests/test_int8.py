@@ -292,6 +292,7 @@ fit(hapi_model(), [PACTQuantCallback(), ExportBenchCallback({folder!r}, name="ti
 """
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
     def export():
