@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
     paddle.seed(options.seed)
     random.seed(options.seed)  # of Paddle's transforms
     np.random.seed(options.seed)
-    out = Path(options.out)
+    swap, out = BackboneSwap(options.light), Path(options.out)  # an unknown name is refused before anything is trained
     images = options.images or draw_pictures(out / "pictures", 24 if options.quick else 120, options.seed)
     folder = paddle.vision.datasets.DatasetFolder(str(images))  # classes are the sub-folders, in the order of names
     train, test = split(readable(folder.samples), folder.classes, options.seed)
@@ -200,7 +200,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"The teacher's accuracy on the test pictures: {accuracy:.4f}")
     budget = Budget(**limits, metric="acc", baseline=accuracy) if accuracy else Budget(**limits)
 
-    light = BackboneSwap(options.light)(teacher)  # as many classes as the teacher
+    light = swap(teacher)  # as many classes as the teacher
     distil = DistillCallback(teacher)
     fit("light", light, options.epochs, [distil], budget)
     last = fit("light-int8", light, options.int8_epochs, [distil, PACTQuantCallback()], budget)

@@ -16,7 +16,8 @@ __all__ = ["MissingDependencyError", "NonFiniteLossError", "near_names", "requir
 
 _REMEDIES = {
     "paddleclas": (
-        "paddleclas 2.6.0 pins numpy 1.24.4, which has no build for Python 3.12 and later: use Python 3.10 or 3.11"
+        "paddleclas 2.6.0 pins numpy 1.24.4, which has no build for Python 3.12 and later: use Python 3.10 or 3.11, or "
+        "a network of paddle.vision, such as mobilenet_v3_small"
     ),
     "paddleslim": "pip install paddleslim==2.6.0 decorator six 'setuptools<81', on Python 3.10 to 3.12",
     "paddle2onnx": "pip install 'paddlelite_callbacks[deploy]' (paddle2onnx has no build for Python 3.13 yet)",

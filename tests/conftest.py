@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 import random
+import signal
 
 import numpy as np
 import paddle
@@ -22,6 +23,7 @@ with contextlib.suppress(ImportError):  # without it its tests are skipped
         "repeatable", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=checks
     )
     settings.load_profile("repeatable")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 
 
 @pytest.fixture(autouse=True)

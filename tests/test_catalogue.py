@@ -171,6 +171,7 @@ def test_what_cannot_serve_is_left_out_with_the_reason():
         measure("HRNet_W60_C")
 
 
+@needs("paddleclas")
 @pytest.mark.slow
 def test_the_generating_command_adds_to_a_file_and_keeps_the_rest(tmp_path, capsys):
     file = tmp_path / "data.json"

@@ -43,6 +43,7 @@ def in_evaluation(network, *inputs):
         return copied(*[paddle.to_tensor(item) for item in inputs]).numpy()
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_computes_what_the_network_does(engine, batch, trained, files):
@@ -52,6 +53,7 @@ def test_every_engine_computes_what_the_network_does(engine, batch, trained, fil
     np.testing.assert_allclose(got, in_evaluation(trained, x), atol=1e-5)
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_signals_are_handled_as_before(engine, files):
     """OpenVINO leaves a freed signal stack behind: the next signal would kill the process."""
@@ -74,6 +76,7 @@ def test_signals_are_handled_as_before(engine, files):
     assert (done.returncode, done.stdout.count("handled")) == (0, 2), done.stderr
 
 
+@needs("paddle2onnx")
 def test_paddle_jit_load_computes_it_too(trained, files):
     loaded = paddle.jit.load(str(files["paddle"].path.with_suffix("")))
     loaded.eval()
@@ -96,6 +99,7 @@ def test_export_leaves_the_network_as_it_is(tmp_path):
     assert calls == [1]
 
 
+@needs("paddle2onnx")
 def test_size_and_checksum_are_those_of_the_files(files):
     program = files["paddle"]
     assert program.size_mb == sum(file.stat().st_size for file in program.files) / 1e6

@@ -157,6 +157,7 @@ def test_a_whole_classifier_freezes_too():
     assert all(np.array_equal(weights_of(network)[key], before[key]) for key in before)
 
 
+@needs("paddleclas")
 def test_stages_that_there_are_not_are_refused():
     with pytest.raises(
         ValueError, match=r"freeze_stages must be from 0 to 5 for PPLCNet, got 6: its stages end with \["

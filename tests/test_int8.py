@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
@@ -91,6 +92,7 @@ OPTIONS = {
 }
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_engines_give_what_was_simulated(options, tmp_path):
     network = trained(Zoo(), **options)
@@ -106,6 +108,7 @@ def test_engines_give_what_was_simulated(options, tmp_path):
     np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
 
 
+@needs("paddle2onnx")
 @pytest.mark.parametrize("outputs", [False, True])
 def test_top1_of_a_thousand_inputs(outputs, tmp_path):
     """All agree, save where the two best scores are nearer than rounding alone moves them."""
@@ -120,6 +123,7 @@ def test_top1_of_a_thousand_inputs(outputs, tmp_path):
         assert ((best[:, -1] - best[:, -2])[other] < 4 * noise).all()
 
 
+@needs("paddle2onnx")
 def test_integers_and_scales_are_those_of_training(tmp_path):
     network = trained(Zoo())
     model = onnx.load(str(int8_file(network, tmp_path).path))
@@ -146,6 +150,7 @@ def _equal_up_to_channel_signs(a, b, axes) -> bool:
     return np.array_equal(a, b * np.where(signs == 0, 1, signs))
 
 
+@needs("paddle2onnx")
 def test_with_quantised_outputs_onnxruntime_computes_every_inner_convolution_in_int8(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     counts = []
@@ -161,6 +166,7 @@ def test_with_quantised_outputs_onnxruntime_computes_every_inner_convolution_in_
     assert counts[0] < counts[1]
 
 
+@needs("paddle2onnx")
 def test_forms_of_a_quantised_network(tmp_path):
     network = trained(Zoo())
     forms = export_forms(network, tmp_path, input_spec=SPEC)
@@ -181,6 +187,7 @@ def test_forms_of_a_quantised_network(tmp_path):
     assert np.abs(run(OnnxRuntime(), plain, x) - quantised).max() > 1e-4  # quantisers are off in it
 
 
+@needs("paddle2onnx")
 def test_the_files_of_a_real_backbone_are_small(tmp_path):
     class Wide(nn.Layer):
         def __init__(self):
@@ -202,6 +209,7 @@ def test_the_files_of_a_real_backbone_are_small(tmp_path):
     assert sizes["paddle", "int8"] / plain.size_mb <= 0.3
 
 
+@needs("paddle2onnx")
 def test_a_float_file_is_refused(tmp_path):
     plain = export_onnx(export_paddle(TinyNet(), tmp_path, input_spec=SPEC), tmp_path / "m.onnx")
     with pytest.raises(ExportError, match="holds no quantiser"):
@@ -209,6 +217,7 @@ def test_a_float_file_is_refused(tmp_path):
     assert not (tmp_path / "q.onnx").exists()
 
 
+@needs("paddle2onnx")
 def test_the_callback_hands_the_int8_file_out(tmp_path):
     export = ExportBenchCallback(tmp_path, name="tiny", warmup=1, repeats=3, verbose=0)
     fit(hapi_model(), [export, PACTQuantCallback()], epochs=2)
@@ -247,6 +256,7 @@ def test_the_result_says_where_int8_loses():
     assert int8_notes([row("openvino", "fp32", 1.0), row("paddle", "int8", 2.0)]) == ()
 
 
+@needs("paddle2onnx")
 def test_ptq_calibrates_on_the_float_network_and_ships(tmp_path):
     network = Zoo()
     network.eval()
@@ -282,6 +292,7 @@ fit(hapi_model(), [PACTQuantCallback(), ExportBenchCallback({folder!r}, name="ti
 """
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
     def export():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet
 
@@ -91,6 +92,7 @@ def test_order_changes_and_untimed_calls_go_in_front():
     assert [len(values) for values in durations.values()] == [20] * 3
 
 
+@needs("paddle2onnx")
 def test_every_setting_has_its_rows_and_the_first_one_counts(network, files):
     options = BenchOptions(threads=[1, 2], batch_size=(2, 5), warmup=1, repeats=3)
     x = [Images(4).images]
@@ -105,6 +107,7 @@ def test_every_setting_has_its_rows_and_the_first_one_counts(network, files):
         assert row.spread == pytest.approx((row.p75_ms - row.p25_ms) / row.p50_ms)
 
 
+@needs("paddle2onnx")
 def test_a_file_of_a_fixed_batch(network, tmp_path):
     program = export_paddle(network, tmp_path, input_spec=[InputSpec([3, 3, 8, 8], name="x")])
     made = [program, export_onnx(program, tmp_path / "model.onnx")]
@@ -119,6 +122,7 @@ def test_a_file_of_a_fixed_batch(network, tmp_path):
     np.testing.assert_allclose(in_batches(predict, 3)(x)[0], references(network, x)["fp32"].outputs[0], atol=1e-5)
 
 
+@needs("paddle2onnx")
 def test_footprint_in_a_process_of_its_own(files, tmp_path):
     x = [Images(1).images]
     taken = measure_footprint("onnxruntime", files[1], x, threads=1)
@@ -132,6 +136,7 @@ def test_footprint_in_a_process_of_its_own(files, tmp_path):
     assert "the child process ended with 1" in failed.error
 
 
+@needs("paddle2onnx")
 def test_more_memory_is_seen(tmp_path):
     """A linear layer of 64 MB takes at least as much."""
     big = paddle.nn.Linear(4096, 4096)
@@ -150,6 +155,7 @@ def test_roofline():
     assert roofline_share(1, 1, 1.0, {}) is None
 
 
+@needs("paddle2onnx")
 def test_macs_of_an_onnx_file_by_hand(files):
     """conv1 8*8*3*3*3*4, conv2 8*8*3*3*4*4, linear 4*4; its shapes come from the file, at any batch."""
     by_hand = 8 * 8 * 9 * 3 * 4 + 8 * 8 * 9 * 4 * 4 + 16

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from paddlelite_callbacks.models.inference import FoldedConv
 from test_models import calibrated
@@ -18,6 +19,7 @@ from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
 SIZE = (64, 64)
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "fused"), [(models.lite_hrnet_18, False), (models.lite_hrnet_18, True), (models.hrnet_w18, True)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
@@ -221,6 +222,7 @@ def test_sqnr_is_that_of_the_formula():
     assert layer_sqnr(network, [[x]])["0"] == pytest.approx(expected, rel=1e-4)
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     model = hapi_model()
@@ -244,6 +246,7 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     assert "forward" not in vars(model.network)
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 @pytest.mark.parametrize("export_first", [False, True])
 def test_the_diagnosis_stands_in_the_record(export_first, tmp_path):
