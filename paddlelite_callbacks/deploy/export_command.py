@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, check, and only then put the files into place."""
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
     from paddlelite_callbacks.deploy.foreign import find_model, parse_input, random_inputs
     from paddlelite_callbacks.deploy.half import write_fp16_onnx

@@ -16,6 +16,7 @@ from paddle.io import Dataset
 
 from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.files import staged_folder
+from paddlelite_callbacks.loaders import read_undisturbed
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.surgery import frozen
 
@@ -89,7 +90,7 @@ def _fill(
         scope.enter_context(frozen(network))
         scope.enter_context(paddle.no_grad())
         bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
-        for batch in loader:
+        for batch in scope.enter_context(read_undisturbed(loader)):
             fields, crc = batch[:-1], batch[-1]
             outputs = network(*fields[: meta["inputs"]])
             found = tensors_of(outputs)

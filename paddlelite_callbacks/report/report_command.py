@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 __all__ = ["add_arguments", "run"]
@@ -20,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the report; write the places of its files to the standard output."""
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.report.run_report import write_report
 
     folder = Path(options.folder)
