@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.load().add_arguments(sub)
     options = parser.parse_args(given)
     try:
-        return int(COMMANDS[options.command].load().run(options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(COMMANDS[options.command].load().run(options))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):  # "... | head"
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
@@ -27,6 +28,8 @@ _REMEDIES = {
     "matplotlib": "pip install 'paddlelite_callbacks[examples]'",
     "sklearn": "pip install 'paddlelite_callbacks[examples]'",
 }
+
+_REPORTERS = {"openvino": "openvino_telemetry"}  # tells its makers of every import, from a thread that stays
 
 
 class MissingDependencyError(ImportError):
@@ -63,7 +66,7 @@ def require(name: str, *, needed_for: str) -> ModuleType:
         MissingDependencyError: the package is absent or cannot be imported; says what to install.
     """
     try:
-        with _hushed():
+        with _hushed(), _hidden(_REPORTERS.get(name)):
             return importlib.import_module(name)
     except ImportError as error:
         raise _missing(name.partition(".")[0], str(error), needed_for) from error
@@ -98,6 +101,19 @@ def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]
 def _missing(package: str, why: str, needed_for: str) -> MissingDependencyError:
     remedy = _REMEDIES.get(package, f"pip install {package}")
     return MissingDependencyError(f"{needed_for} needs {package} ({why}). Remedy: {remedy}.")
+
+
+@contextlib.contextmanager
+def _hidden(module: str | None) -> Iterator[None]:
+    """Let ``module`` count as not installed, unless the user has imported it already."""
+    if module is None or module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 @contextlib.contextmanager

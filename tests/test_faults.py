@@ -191,7 +191,7 @@ def test_an_iterator_of_the_users_own_can_go_on(teacher):
 
 
 def test_paddle_alone_leaves_its_workers_behind():
-    """The reproduction without us. Should Paddle mend it one day, `hapi/loaders.py` can go."""
+    """The reproduction without us. Should Paddle mend it one day, `loaders.py` can go."""
     with pytest.raises(Boom):
         hapi_model().fit(Images(64), batch_size=4, num_workers=2, verbose=0, callbacks=[Crash("on_train_batch_end")])
     gc.collect()

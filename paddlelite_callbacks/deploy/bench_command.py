@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,6 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0, or 3 where a limit is not kept.
     """
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.foreign import find_model, parse_input
     from paddlelite_callbacks.deploy.foreign_bench import bench_model
     from paddlelite_callbacks.deploy.options import BenchOptions

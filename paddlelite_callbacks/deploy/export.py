@@ -6,6 +6,7 @@ import copy
 import hashlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.deploy.stacks import without_call_stacks
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
 
@@ -91,7 +93,8 @@ def export_paddle(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
+        with warnings.catch_warnings(), without_call_stacks():  # paddle.jit changes the filters
+            paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
         raise ExportError(

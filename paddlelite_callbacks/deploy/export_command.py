@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,6 @@ def run(options: argparse.Namespace) -> int:
         ValueError: the model is ONNX already, or the target is a file or holds other files.
         ExportError: the file that was written computes something else.
     """
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
     from paddlelite_callbacks.deploy.foreign import find_model, parse_input, random_inputs
     from paddlelite_callbacks.deploy.half import write_fp16_onnx

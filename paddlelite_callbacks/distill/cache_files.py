@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.files import staged_folder
+from paddlelite_callbacks.loaders import read_undisturbed
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.surgery import frozen
 
@@ -93,7 +94,7 @@ def _fill(
         scope.enter_context(frozen(network))
         scope.enter_context(paddle.no_grad())
         bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
-        for batch in _batches(_Checked(dataset), batch_size, num_workers):
+        for batch in scope.enter_context(_batches(_Checked(dataset), batch_size, num_workers)):
             fields, crc = batch[:-1], batch[-1]
             outputs = network(*fields[: meta["inputs"]])
             found = tensors_of(outputs)
@@ -112,13 +113,17 @@ def _fill(
     (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterable[Any]:
+@contextmanager
+def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterator[Iterable[Any]]:
     if num_workers:
-        return paddle.io.DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=num_workers)
+        loader = paddle.io.DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=num_workers)
+        with read_undisturbed(loader) as batches:
+            yield batches
+        return
     # Without worker processes Paddle's loader waits for ever once a sample has raised (in a thread of its own).
     starts = range(0, len(data), batch_size)
     samples = ([data[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
-    return ([paddle.to_tensor(field) for field in default_collate_fn(batch)] for batch in samples)
+    yield ([paddle.to_tensor(field) for field in default_collate_fn(batch)] for batch in samples)
 
 
 def _empty(file: Path, meta: dict[str, Any], shape: list[int]) -> Any:

@@ -14,6 +14,7 @@ from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.config import SingleLayerConfig
 
+from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.outputs import attach_output_quanter_, detach_output_quanter_, output_places
@@ -69,7 +70,9 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
         convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
         places = output_places(network, convolutions) if config.quantize_outputs else []
         for name, layer in layers.items():
-            replace_sublayer(network, name, _quantized(layer, config))
+            with same_random_streams():  # a layer draws weights when it is made, which the old ones replace
+                new = _quantized(layer, config)
+            replace_sublayer(network, name, new)
             undo.callback(replace_sublayer, network, name, layer)
         sublayers = dict(network.named_sublayers())
         for name in places:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 __all__ = ["add_arguments", "run"]
@@ -46,7 +45,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: no limit, an unknown engine or run, or no record.
     """
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.deploy.engines import ENGINES
     from paddlelite_callbacks.errors import near_names
     from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge, most_accurate

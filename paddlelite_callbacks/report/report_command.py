@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 __all__ = ["add_arguments", "run"]
@@ -28,7 +27,6 @@ def run(options: argparse.Namespace) -> int:
     Args:
         options: as parsed.
     """
-    warnings.simplefilter("ignore")
     from paddlelite_callbacks.report.run_report import write_report
 
     folder = Path(options.folder)

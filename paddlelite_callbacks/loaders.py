@@ -1,16 +1,22 @@
-"""Data loaders whose worker processes and threads end with the epoch that read from them, however it ends."""
+"""Data loaders whose worker processes and threads end with the one who read from them, however that ends."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
+import signal
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import paddle
+from paddle.io import multiprocess_utils
 from paddle.io.dataloader.dataloader_iter import _DataLoaderIterBase, _DataLoaderIterMultiProcess, _ResumeIteration
 
-__all__ = ["ended_with_the_epoch"]
+__all__ = ["ended_with_the_epoch", "read_undisturbed"]
 
 _SECONDS = 5  # for a worker process or thread to end by itself
+_WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
 
 
 class _Watched:
@@ -51,22 +57,42 @@ def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
                 _shut_down(iterator)
 
 
+@contextlib.contextmanager
+def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
+    """Give a stand-in for a loader of our own, which leaves no trace in the user's process.
+
+    Besides what `ended_with_the_epoch` does: NumPy's random stream, from which workers are seeded, comes back, and so
+    does the user's handler of SIGCHLD, which Paddle's first loader with workers takes over for good.
+    """
+    handler, known = signal.getsignal(signal.SIGCHLD), multiprocess_utils._SIGCHLD_handler_set
+    stream = np.random.get_state()
+    try:
+        with ended_with_the_epoch(loader) as watched:
+            yield watched
+    finally:
+        np.random.set_state(stream)
+        if multiprocess_utils._SIGCHLD_handler_set and not known:
+            signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
+            multiprocess_utils._SIGCHLD_handler_set = False  # the next loader with workers sets it again
+
+
 def _shut_down(iterator: Any) -> None:
-    """End thread and workers; an iterator whose data ran out has done so itself."""
-    if iterator._shutdown:
-        return
-    iterator._exit_thread_expectedly()
-    if isinstance(iterator, _DataLoaderIterMultiProcess):
-        with contextlib.suppress(OSError, ValueError):  # closed already
-            iterator._data_queue.put((_ResumeIteration(), None, None))  # the thread would wait 5 s for the next batch
+    """End thread and workers; where the data ran out, Paddle has done so but for a thread that waits up to 5 s."""
+    many = isinstance(iterator, _DataLoaderIterMultiProcess)
+    if not iterator._shutdown:
+        iterator._exit_thread_expectedly()
+        if many:
+            iterator._data_queue.put(_WAKE)
+    elif many:
+        with contextlib.suppress(OSError):
+            iterator._data_queue._writer.send_bytes(pickle.dumps(_WAKE))  # the queue itself is closed
     if iterator._thread is not None:
         iterator._thread.join(_SECONDS)
-    iterator._reader.shutdown()
-    if not isinstance(iterator, _DataLoaderIterMultiProcess):
-        iterator._try_shutdown_all()
+    if iterator._shutdown:
         return
-    iterator._try_shutdown_all(_SECONDS)
-    for worker in iterator._workers:
+    iterator._reader.shutdown()
+    iterator._try_shutdown_all(*([_SECONDS] if many else []))
+    for worker in iterator._workers if many else ():
         if worker.is_alive():  # busy in the data set, or deaf
             worker.terminate()
             worker.join()

@@ -1,0 +1,38 @@
+"""200 fits (``SOAK_FITS``) in one process: what grows? ``python -m pytest tests/benchmarks/bench_soak.py -s``.
+
+A tiny network, all four parts; every tenth fit has worker processes, every tenth one fails half-way, every 25th exports
+to ONNX too. The slopes are
+of a line through the second half of the fits. What grows a little is Paddle's own: each trace of a program leaves some
+150 small objects (names of scopes and arguments); `test_soak` holds those of this package to none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from soak import Soak, slope
+
+FITS = int(os.environ.get("SOAK_FITS", "200"))
+
+
+def test_soak(tmp_path, report):
+    soak = Soak(tmp_path)
+    for number in range(FITS):
+        soak.engines = ("paddle", "onnxruntime", "openvino") if number % 25 == 3 else ("paddle",)
+        soak.step(number)
+    rows = soak.figures
+    quarter = rows[len(rows) // 4]
+    summary = {
+        name: {
+            "after a quarter": round(quarter[name], 2),
+            "at the end": round(rows[-1][name], 2),
+            "a fit": round(slope([row[name] for row in rows]), 4),
+        }
+        for name in rows[0]
+    }
+    report("soak", {"fits": FITS, "figures": summary})

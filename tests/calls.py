@@ -1,0 +1,288 @@
+"""Calls of all that is public, each scene in a process that imported nothing but Paddle and this package before."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import contextlib
+import functools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+from process_state import Watch
+from swap_nets import SPEC as SMALL
+from swap_nets import Detector
+from toy import Images, TinyNet, fit, hapi_model
+
+import paddlelite_callbacks as pc
+from paddlelite_callbacks.__main__ import main
+
+SPEC = [InputSpec([None, 3, 8, 8], name="x")]
+QUICK = {"warmup": 0, "repeats": 2, "verbose": 0}
+
+
+def watched(scene):
+    """Run ``scene(folder, watch)``; write what it called, and what was not as found, into ``folder/watched.json``.
+
+    A scene prepares what it needs (networks draw their weights from the generator) and enters the watch for the calls.
+    """
+
+    @functools.wraps(scene)
+    def run(folder, **arguments):
+        folder = Path(folder)
+        (folder / "tmp").mkdir()
+        tempfile.tempdir = str(folder / "tmp")
+        os.chdir(folder)
+        watch = Watch()
+        scene(folder, watch, **arguments)
+        (folder / "watched.json").write_text(json.dumps({"seen": watch.seen, "bad": watch.bad}))
+
+    return run
+
+
+def _fit(callbacks, watch, *, network=None, before=None, **options):
+    model = hapi_model(network or TinyNet(width=8), optimizer="Adam")
+    if before:
+        before(model)
+    with watch:
+        fit(model, callbacks, **options)
+    return model
+
+
+@watched
+def distil(folder, watch):
+    from paddlelite_callbacks.distill.losses import named_loss
+    from paddlelite_callbacks.distill.schedules import constant, cosine, linear, stop_at, warm_up
+
+    teachers = [TinyNet(width=6), TinyNet(width=6)]
+    names = ("kl", "jsdiv", "dml", "dkd", "dist", "mse", "l1", "smooth_l1")
+    maps = ("fitnet", "attention", "cwd", "rkd")
+    with watch:
+        losses = {**{name: constant(0.1) for name in names}, "mse": stop_at(1)}
+        features = [pc.FeatureTerm("conv1" if loss == "rkd" else "conv2", "conv2", loss=loss) for loss in maps]
+        weight, task_weight = warm_up(1, cosine(1.0, 0.1)), linear(1.0, 0.5)
+        callback = pc.DistillCallback(
+            teachers[0], loss=losses, features=features, weight=weight, task_weight=task_weight
+        )
+        named_loss("kl")
+    _fit([callback], watch, epochs=2, save_dir=str(folder / "ck"))
+    _fit([pc.DistillCallback(teachers, combine="each", loss=[pc.OutputTerm("kl")])], watch)
+    _fit([pc.DistillCallback(teachers, loss="kl")], watch)
+
+
+@watched
+def resume(folder, watch):
+    model = hapi_model(TinyNet())
+    fit(model, [pc.DistillCallback(TinyNet(), features={"conv*": "conv*"})], save_dir=str(folder))
+    paddle.save(model.network.state_dict(), str(folder / "teacher.pdparams"))
+    taken, given = {"loss": "kl", "features": {"conv*": "conv*"}}, (folder / "teacher.pdparams", TinyNet())
+    with watch:
+        callback = pc.DistillCallback(given, resume=folder / "final", **taken)
+    _fit([callback], watch, network=TinyNet())
+
+
+@watched
+def peers(folder, watch):
+    peer = TinyNet(width=8)
+    with watch:
+        mutual = pc.MutualPeer(peer, paddle.optimizer.Adam(1e-3, parameters=peer.parameters()))
+        average = pc.EMATeacher(0.9)
+    _fit([pc.DistillCallback(mutual, loss="dml")], watch)
+    _fit([pc.DistillCallback(average)], watch)
+
+
+@watched
+def heatmaps(folder, watch):
+    class Maps(Images):
+        def __getitem__(self, index):
+            return self.images[index], self.images[index][:2], np.ones([2, 1], "float32")
+
+    def loss(out, target, weight):
+        return ((out - target) ** 2).mean()
+
+    network, teacher = (paddle.nn.Sequential(paddle.nn.Conv2D(3, 2, 3, padding=1)) for _ in range(2))
+    labels = [InputSpec([None, 2, 8, 8], name="map"), InputSpec([None, 2, 1], name="weight")]
+    model = paddle.Model(network, SPEC, labels)
+    model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), loss)
+    with watch:
+        fit(model, [pc.DistillCallback(teacher, loss="heatmap_mse")], data=Maps(), evaluate=False)
+
+
+@watched
+def cache(folder, watch, *, num_workers):
+    teacher, data = TinyNet(), Images()
+    with watch:
+        cached = pc.cache_teacher(teacher, data, folder / "c", batch_size=4, num_workers=num_workers, progress=False)
+    if not num_workers:
+        _fit([pc.DistillCallback(cached, loss="kl")], watch, data=cached, evaluate=False)
+
+
+@watched
+def pact(folder, watch):
+    with watch:
+        callback = pc.PACTQuantCallback(evaluate_on=Images(), allowed_drop=0.0, start_epoch=1, freeze_bn_after=1)
+        pc.PACTQuantCallback.from_config({"activation_preprocess_type": "PACT"})
+    _fit([callback], watch, epochs=2)
+    with watch:
+        callback.find_skips(0.5)
+
+
+@watched
+def quantise(folder, watch):
+    from paddlelite_callbacks.deploy.export import copy_network
+    from paddlelite_callbacks.quant.convert import convert_for_export_
+    from paddlelite_callbacks.quant.noise import rounding_noise
+    from paddlelite_callbacks.quant.prepare import quantized_layers
+    from paddlelite_callbacks.quant.sensitivity import layer_sqnr, leave_one_out
+
+    class Up(TinyNet):
+        def __init__(self):
+            super().__init__(width=3)
+            self.up = paddle.nn.Conv2DTranspose(3, 3, 2, stride=2)
+
+        def forward(self, x):
+            return super().forward(self.up(x))
+
+    batches = [[paddle.to_tensor(Images(4).images)]]
+    networks = [Up(), TinyNet()]
+    with watch:
+        pc.prepare_pact_(networks[0], pc.PACTConfig(method="lsq", quantize_outputs=True))
+        networks[0](*batches[0])
+        layer_sqnr(networks[0], batches)
+        leave_one_out(networks[0], lambda: 1.0)
+        networks[0].eval()
+        rounding_noise(quantized_layers(networks[0]).values(), lambda: [networks[0](*batches[0])])
+        convert_for_export_(copy_network(networks[0]))
+        pc.ptq_int8(networks[1], batches)
+
+
+@watched
+def export(folder, watch):
+    from paddlelite_callbacks.deploy.int8 import int8_weights
+    from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
+    from paddlelite_callbacks.deploy.sidecar import read_sidecar
+    from paddlelite_callbacks.errors import require
+
+    with watch:
+        budget = pc.Budget(size_mb=20, latency_ms=0.0001, metric="acc", baseline=0.1)
+        callback = pc.ExportBenchCallback(
+            folder / "out",
+            name="n",
+            fp16=True,
+            which="best",
+            budget=budget,
+            gate="fail",
+            sidecar={"labels": ["a"]},
+            roofline=False,
+            peak_memory=False,
+            **QUICK,
+        )
+    with contextlib.suppress(pc.GateError):
+        _fit([pc.PACTQuantCallback(), callback], watch)
+    with watch:
+        read_sidecar(folder / "out/n")
+        onnx_cost(folder / "out/n/model.onnx", [(1, 3, 8, 8)])
+        int8_weights(require("onnx", needed_for="this").load(str(folder / "out/n/model.int8.onnx")))
+    assert {row.engine for row in callback.record.latencies if row.p50_ms} >= {"onnxruntime", "openvino", "paddle"}
+
+
+@watched
+def records(folder, watch):
+    """What is done with a record and its files, function by function; a run with memory and roofline figures."""
+    from paddlelite_callbacks.deploy.bench import bench
+    from paddlelite_callbacks.deploy.check import compare_outputs
+    from paddlelite_callbacks.deploy.forms import references
+    from paddlelite_callbacks.deploy.options import BenchOptions
+    from paddlelite_callbacks.report.ladder import timed_together
+    from paddlelite_callbacks.report.render import write_ladder
+
+    callback = pc.ExportBenchCallback(
+        folder / "out", name="n", engines=["paddle"], roofline=False, report=False, **QUICK
+    )
+    model, image = hapi_model(), [Images(1).images]
+    _fit([callback], watch, network=model.network)
+    rows, options = [callback.record], BenchOptions(engines=["paddle"], warmup=0, repeats=2)
+    model.network.eval()
+    with watch:
+        rows = timed_together(rows, image, options, progress=False)
+        write_ladder(folder / "ladder", rows, metric="acc")
+        expected = references(model.network, image)
+        bench([rows[0].artefacts[0].artefact()], image, expected, options, progress=False)
+        compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
+
+
+@watched
+def commands(folder, watch):
+    from paddlelite_callbacks.deploy.export import export_paddle
+
+    network, inputs = TinyNet(), ["--input", "1x3x8x8"]
+    quick = ["--warmup", "0", "--repeats", "2", "--no-memory", "--engines", "paddle"]
+    with watch:
+        export_paddle(network, folder / "program", input_spec=SPEC)
+        assert main(["bench", str(folder / "program"), *inputs, *quick, "--record", str(folder / "runs")]) == 0
+        assert main(["export", str(folder / "program"), str(folder / "onnx"), *inputs]) == 0
+        assert main(["gate", str(folder / "runs"), "--size-mb", "20", "--latency-ms", "1000"]) == 0
+        assert main(["report", str(folder / "runs")]) == 0
+        assert main(["backbones", "MobileNetV3_small_x1_0", "--left-out"]) == 0
+        assert main(["gate", str(folder / "nothing"), "--size-mb", "20"]) == 1
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@watched
+def swap(folder, watch):
+    heavy, x = paddle.vision.models.resnet18(num_classes=4), [InputSpec([None, 3, 64, 64])]
+    paddle.save(paddle.vision.models.mobilenet_v3_small(num_classes=4).state_dict(), str(folder / "w.pdparams"))
+    with watch:
+        swap = pc.BackboneSwap(
+            "mobilenet_v3_small", pretrained=folder / "w.pdparams", strict=False, freeze_norm=True, freeze_stages=1
+        )
+        network = swap(heavy, input_spec=x)
+        swap.summary(repeats=1)
+        pc.list_backbones("PPLCNet*")
+    assert network(paddle.rand([1, 3, 64, 64])).shape == [1, 4]
+
+
+@watched
+def swap_inside(folder, watch):
+    from paddlelite_callbacks.backbone.sources import known_names
+
+    detector = Detector()
+    with watch:
+        known_names()
+        pc.BackboneSwap("PPLCNet_x0_25", at="backbone")(detector, input_spec=SMALL)
+
+
+@watched
+def small_parts(folder, watch):
+    """Functions that no scene reaches."""
+    from paddlelite_callbacks.backbone import cures, sources, taps, weights
+    from paddlelite_callbacks.backbone.catalogue import render_table
+    from paddlelite_callbacks.deploy.engines import reason
+    from paddlelite_callbacks.distill import losses, outputs
+
+    x = paddle.rand([1, 2, 4, 4])
+    (folder / "file").write_text("x")
+    with watch:
+        render_table(pc.list_backbones("PPLCNet*"))
+        cures.upsample_nearest(x, 2)
+        taps.tap_spelling("blocks[2]")
+        sources.weights_file("mobilenet_v3_small", "https://nowhere/file.pdparams")
+        weights.fetch(f"file://{folder}/file", folder / "fetched")
+        losses.sum_over_outputs(losses.mse, [x], [x])
+        outputs.shapes_of({"a": x})
+        reason(ValueError("no"))
+
+
+@watched
+def catalogue(folder, watch):
+    from paddlelite_callbacks.backbone.measure import measure
+
+    with watch:
+        measure("mobilenet_v3_small", checks=["train"])

@@ -1,0 +1,101 @@
+"""Many fits in one process, and what grows."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+from toy import TinyNet, fingerprint, fit, hapi_model
+
+from paddlelite_callbacks import BackboneSwap, DistillCallback, ExportBenchCallback, PACTQuantCallback
+
+__all__ = ["Soak", "slope"]
+
+
+def slope(values: list[float]) -> float:
+    """Growth per fit: the slope of a line through the second half, when caches are filled."""
+    rest = values[len(values) // 2 :]
+    return float(np.polyfit(range(len(rest)), rest, 1)[0])
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _count(path: str) -> int:
+    return len(list(Path(path).iterdir()))
+
+
+class Soak:
+    """Fits of the four parts together, by turns with the same model and with a new one; `figures` has a row a fit.
+
+    Args:
+        folder: of the exports.
+        engines: that time them.
+    """
+
+    def __init__(self, folder: Path, engines: tuple[str, ...] = ("paddle",)):
+        self.folder, self.engines, self.figures = folder, engines, []
+        self.model, self.teacher = hapi_model(), TinyNet(width=8)
+        self.hooks = []
+
+    def callbacks(self):
+        export = ExportBenchCallback(
+            self.folder,
+            name="n",
+            engines=list(self.engines),
+            warmup=0,
+            repeats=1,
+            verbose=0,
+            peak_memory=False,
+            roofline=False,
+            report=False,
+        )
+        features = {"conv*": "conv*"}
+        return [DistillCallback(self.teacher, loss="kl", features=features), PACTQuantCallback(), export]
+
+    def step(self, number: int) -> None:
+        model = self.model if number % 2 else hapi_model()
+        fit(model, self.callbacks(), num_workers=1 if number % 10 == 0 else 0)
+        if number % 10 == 5:  # a fit that fails
+            with contextlib.suppress(ZeroDivisionError):
+                fit(model, [*self.callbacks(), _Fails()])
+        if number % 10 == 7:
+            BackboneSwap(TinyNet(width=2))(TinyNet(), input_spec=[paddle.static.InputSpec([1, 3, 8, 8])])
+        print_of = fingerprint(model, self.teacher)
+        self.hooks.append(sum(sum(pair) for net in print_of["hooks"] for pair in net))
+        del model
+        self.figures.append(self.measured())
+
+    def measured(self) -> dict[str, float]:
+        gc.collect()
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread():
+                thread.join(6)  # of a loader whose data have just run out
+        time.sleep(0.05)  # those of Paddle's C++ side
+        ours = [o for o in gc.get_objects() if type(o).__module__.partition(".")[0] == "paddlelite_callbacks"]
+        return {
+            "resident MB": resident_mb(),
+            "objects": len(gc.get_objects()),
+            "objects of ours": len(ours),
+            "tensors": sum(isinstance(o, paddle.Tensor) for o in gc.get_objects()),
+            "threads of Python": threading.active_count(),
+            "threads": _count("/proc/self/task"),
+            "child processes": len(multiprocessing.active_children()),
+            "open files": _count("/proc/self/fd"),
+            "hooks": self.hooks[-1],
+            "files": sum(1 for _ in self.folder.rglob("*")),
+        }
+
+
+class _Fails(paddle.callbacks.Callback):
+    def on_train_batch_end(self, step, logs=None):
+        raise ZeroDivisionError
