@@ -6,9 +6,11 @@ import os
 import signal
 
 import paddle
+import pytest
 from toy import Images
 
-from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import DistillCallback, EMATeacher, ExportBenchCallback, MutualPeer, PACTQuantCallback
+from paddlelite_callbacks.distill.schedules import linear
 
 
 class Boom(Exception):
@@ -61,6 +63,22 @@ def together(folder, teacher):
     return [*export(folder, teacher), *distill(folder, teacher), *pact(folder, teacher)]
 
 
+def features(folder, teacher):
+    return [DistillCallback(teacher, loss="kl", features={"conv*": "conv*"}, weight=linear(1.0, 0.0))]
+
+
+def average(folder, teacher):
+    return [DistillCallback(EMATeacher(0.9))]
+
+
+def mutual(folder, teacher):
+    return [DistillCallback(MutualPeer(teacher, paddle.optimizer.Adam(1e-3, parameters=teacher.parameters())))]
+
+
+def scheduled(folder, teacher):
+    return [PACTQuantCallback(start_epoch=1, freeze_bn_after=1, freeze_scales_after=1)]
+
+
 CALLBACKS = [distill, pact, export, together]
 KEEPS_LAYERS = (pact, together)
 
@@ -86,3 +104,13 @@ def check_as_found(make, found: dict, now: dict, *, trained: bool) -> None:
         kept_by_pact(found, now)
     else:
         assert now == found
+
+
+def optimizer_is_whole(model) -> None:
+    """The rate is the user's, there is no state of parameters that are not trained, and it can go on."""
+    optimizer = model._optimizer
+    assert optimizer.get_lr() == pytest.approx(0.05)
+    names = {parameter.name for parameter in optimizer._parameter_list}
+    assert all(set(held) <= names for held in optimizer._accumulators.values())
+    data = Images(8)
+    model.train_batch([paddle.to_tensor(data.images)], [paddle.to_tensor(data.labels)])

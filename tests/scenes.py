@@ -69,12 +69,25 @@ def both(**resume):
     return [*lsq(), *features(**resume)]
 
 
+def average_and_pact(**resume):
+    return [*pact(), *average(**resume)]
+
+
 def mutual_and_pact(**resume):
     return [*mutual(**resume), *pact()]
 
 
-CALLBACKS = {f.__name__: f for f in (features, average, mutual, pact, lsq, schedule, both, mutual_and_pact)}
-CONVERTED = {"pact": {}, "schedule": {}, "lsq": PACT, "both": PACT, "mutual_and_pact": {}}
+CALLBACKS = {
+    f.__name__: f for f in (features, average, mutual, pact, lsq, schedule, both, average_and_pact, mutual_and_pact)
+}
+CONVERTED = {"pact": {}, "schedule": {}, "lsq": PACT, "both": PACT, "average_and_pact": {}, "mutual_and_pact": {}}
+
+
+def shuffled(done):
+    """Other batches in every epoch, and after resuming those that come then."""
+    sampler = paddle.io.DistributedBatchSampler(Images(), batch_size=8, shuffle=True)
+    sampler.set_epoch(done)
+    return paddle.io.DataLoader(Images(), batch_sampler=sampler)
 
 
 class ArmAt(paddle.callbacks.Callback):
@@ -110,7 +123,8 @@ def train(folder, *, what, epochs, done=0, save_dir=None, resume=None, arm=None,
     if arm == "start":
         die_from_now_on(folder)
     if epochs:
-        fit(model, [*arms, *callbacks], epochs=epochs, evaluate=False, save_dir=save_dir)
+        data = shuffled(done) if what == "average" else Images()
+        fit(model, [*arms, *callbacks], data=data, epochs=epochs, evaluate=False, save_dir=save_dir)
     if out:
         np.savez(out, **weights_of(network))
 

@@ -39,19 +39,18 @@ class Soak:
 
     Args:
         folder: of the exports.
-        engines: that time them.
     """
 
-    def __init__(self, folder: Path, engines: tuple[str, ...] = ("paddle",)):
-        self.folder, self.engines, self.figures = folder, engines, []
+    def __init__(self, folder: Path):
+        self.folder, self.figures = folder, []
         self.model, self.teacher = hapi_model(), TinyNet(width=8)
         self.hooks = []
 
-    def callbacks(self):
+    def callbacks(self, *, onnx: bool = False):
         export = ExportBenchCallback(
             self.folder,
             name="n",
-            engines=list(self.engines),
+            engines=["paddle", "onnxruntime", "openvino"] if onnx else ["paddle"],
             warmup=0,
             repeats=1,
             verbose=0,
@@ -60,11 +59,12 @@ class Soak:
             report=False,
         )
         features = {"conv*": "conv*"}
-        return [DistillCallback(self.teacher, loss="kl", features=features), PACTQuantCallback(), export]
+        others = [] if onnx else [PACTQuantCallback()]
+        return [DistillCallback(self.teacher, loss="kl", features=features), *others, export]
 
-    def step(self, number: int) -> None:
-        model = self.model if number % 2 else hapi_model()
-        fit(model, self.callbacks(), num_workers=1 if number % 10 == 0 else 0)
+    def step(self, number: int, *, onnx: bool = False) -> None:
+        model = self.model if number % 2 and not onnx else hapi_model()
+        fit(model, self.callbacks(onnx=onnx), num_workers=1 if number % 10 == 0 else 0)
         if number % 10 == 5:  # a fit that fails
             with contextlib.suppress(ZeroDivisionError):
                 fit(model, [*self.callbacks(), _Fails()])

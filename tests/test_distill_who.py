@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, OutputTerm
+from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, OutputTerm, prepare_pact_
 from paddlelite_callbacks.distill.losses import jsdiv
 
 
@@ -330,3 +330,24 @@ def test_heat_maps_masked_by_the_labels_target_weights():
     model = hapi_model(student, loss=task, metrics=False)
     fit(model, [DistillCallback(teacher, loss="heatmap_mse", weight=2.0)], data=data, evaluate=False)
     assert_same(student, by_hand)
+
+
+def test_a_checkpoint_alone_also_fits_a_student_that_is_quantised_by_now(tmp_path):
+    """As in a resumed run of PACT: the teacher is the float network that was trained before, or the quantised one."""
+    plain = TinyNet()
+    paddle.save(plain.state_dict(), str(tmp_path / "plain.pdparams"))
+    student = TinyNet()
+    prepare_pact_(student)
+    fit(hapi_model(student), [DistillCallback(tmp_path / "plain.pdparams", loss="kl")])
+    paddle.save(student.state_dict(), str(tmp_path / "quantised.pdparams"))
+    teachers = []
+    for name in ("plain", "quantised"):
+        callback = DistillCallback(tmp_path / f"{name}.pdparams", loss="kl")
+        fit(hapi_model(student), [callback])
+        teachers.append(callback.teacher)
+    assert "conv1.activation_quanter.alpha" not in teachers[0].state_dict()
+    assert "conv1.activation_quanter.alpha" in teachers[1].state_dict()
+    plain.eval()
+    x = paddle.to_tensor(Images(4).images)
+    teachers[0].eval()
+    np.testing.assert_array_equal(teachers[0](x).numpy(), plain(x).numpy())

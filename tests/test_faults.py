@@ -8,37 +8,27 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
-import signal
-import sys
 import threading
-from pathlib import Path
 
 import paddle
 import pytest
-from faults import CALLBACKS, KEEPS_LAYERS, Boom, Crash, check_as_found, pact, together
+from faults import (
+    CALLBACKS,
+    KEEPS_LAYERS,
+    Boom,
+    Crash,
+    average,
+    check_as_found,
+    features,
+    mutual,
+    optimizer_is_whole,
+    pact,
+    scheduled,
+    together,
+)
 from toy import Images, TinyNet, fingerprint, fit, hapi_model
 
-import paddlelite_callbacks
-from paddlelite_callbacks import DistillCallback, EMATeacher, MutualPeer, PACTQuantCallback
-from paddlelite_callbacks.distill.schedules import linear
-
-
-def features(folder, teacher):
-    return [DistillCallback(teacher, loss="kl", features={"conv*": "conv*"}, weight=linear(1.0, 0.0))]
-
-
-def average(folder, teacher):
-    return [DistillCallback(EMATeacher(0.9))]
-
-
-def mutual(folder, teacher):
-    return [DistillCallback(MutualPeer(teacher, paddle.optimizer.Adam(1e-3, parameters=teacher.parameters())))]
-
-
-def scheduled(folder, teacher):
-    return [PACTQuantCallback(start_epoch=1, freeze_bn_after=1, freeze_scales_after=1)]
-
+from paddlelite_callbacks import DistillCallback
 
 EVERY = [*CALLBACKS, features, average, mutual, scheduled]
 KEEPING = (*KEEPS_LAYERS, scheduled)
@@ -80,16 +70,6 @@ def _nobody_left():
     for thread in set(threading.enumerate()) - threads:
         thread.join(10)  # behind an epoch that came to its end Paddle takes up to 5 s
     assert set(threading.enumerate()) <= threads
-
-
-def optimizer_is_whole(model) -> None:
-    """The rate is the user's, there is no state of parameters that are not trained, and it can go on."""
-    optimizer = model._optimizer
-    assert optimizer.get_lr() == pytest.approx(0.05)
-    names = {parameter.name for parameter in optimizer._parameter_list}
-    assert all(set(held) <= names for held in optimizer._accumulators.values())
-    data = Images(8)
-    model.train_batch([paddle.to_tensor(data.images)], [paddle.to_tensor(data.labels)])
 
 
 MATRIX = [  # both kinds of fault at every place, for all callbacks together; for each alone in turn
@@ -201,62 +181,3 @@ def test_paddle_alone_leaves_its_workers_behind():
         shut_down(iterator)
     assert len(workers) == 2
     assert len(iterators) == 1
-
-
-HOME = str(Path(paddlelite_callbacks.__file__).parent)
-EDITING = ("hapi", "surgery", "session", "base", "distill_state", "prepare", "switch")
-
-
-class CtrlCAtALine:
-    """Sends SIGINT before a line of this package runs for the n-th time; counts the lines otherwise."""
-
-    def __init__(self, place=None, at: int = 1):
-        self.place, self.left, self.seen = place, at, {}
-
-    def __enter__(self):
-        sys.settrace(self._calls)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
-
-    def _calls(self, frame, event, argument):
-        name = frame.f_code.co_filename
-        return self._lines if name.startswith(HOME) and any(part in name for part in EDITING) else None
-
-    def _lines(self, frame, event, argument):
-        if event == "line":
-            here = frame.f_code.co_filename, frame.f_lineno
-            self.seen[here] = self.seen.get(here, 0) + 1
-            if here == self.place:
-                self.left -= 1
-                if self.left == 0:
-                    os.kill(os.getpid(), signal.SIGINT)
-        return self._lines
-
-
-def interrupted_at(place, at, make) -> bool:
-    model, teacher = hapi_model(), TinyNet(width=8)
-    found = fingerprint(model, teacher)
-    try:
-        with CtrlCAtALine(place, at):
-            fit(model, make(None, teacher), evaluate=False)
-    except KeyboardInterrupt:
-        pass
-    else:
-        return False
-    now = fingerprint(model, teacher)
-    trained = len(now["state keys"][0]) > len(found["state keys"][0])
-    check_as_found(pact if make is pact else features, found, now, trained=trained)
-    optimizer_is_whole(model)
-    return True
-
-
-@pytest.mark.parametrize("make", [features, pact])
-def test_ctrl_c_at_lines_of_our_own(make):
-    """While edits are made and undone as well: every 20th line of those modules that make them, first and last time."""
-    with CtrlCAtALine() as lines:
-        fit(hapi_model(), make(None, TinyNet(width=8)), evaluate=False)
-    places = sorted(lines.seen)[::20]
-    assert len(places) > 8
-    assert all(interrupted_at(place, at, make) for place in places for at in {1, lines.seen[place]})

@@ -2,8 +2,9 @@
 
 Each scene is a process of its own that the kernel ends at a chosen moment (see `crashing`). A run that goes on from
 the newest checkpoint comes to the weights of one that was never stopped, bit for bit: one process, the same seeds, the
-data in order. It cannot where the user's own randomness hangs on how many numbers were drawn before (dropout,
-augmentation, shuffling by hapi, which begins with epoch 0 in every ``fit``) or where several threads add up in turn.
+data in order, or shuffled by a sampler that is told the epoch (`scenes.shuffled`). It cannot where the user's own
+randomness hangs on how many numbers were drawn before (dropout, augmentation), where hapi shuffles, which begins with
+epoch 0 in every ``fit``, or where several threads add up in turn.
 """
 
 from __future__ import annotations

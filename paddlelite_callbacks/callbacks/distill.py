@@ -181,7 +181,9 @@ class DistillCallback(ScopedCallback):
         )
         step.attach(self.model, mine, scope)
         if self._has_state():
-            self.session.late.enter_context(alongside_checkpoints(self.model, self._save_beside))
+            self.session.late.enter_context(
+                alongside_checkpoints(self.model, lambda path: save_state_beside(self.state_dict(), path))
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the schedules stand (called by hapi)."""
@@ -251,9 +253,6 @@ class DistillCallback(ScopedCallback):
         if state is not None:
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])
-
-    def _save_beside(self, path: str) -> None:
-        save_state_beside(self.state_dict(), path)
 
     def _has_state(self) -> bool:
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]

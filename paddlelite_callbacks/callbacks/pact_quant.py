@@ -40,8 +40,8 @@ class PACTQuantCallback(ScopedCallback):
     names (see `prepare_pact_`) and the user's own optimizer is told of the new ``alpha`` parameters, which the first
     batch initialises. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5 (done here,
     ``lr_scale``, for the time of ``fit``), epochs x0.25-0.5. To resume: build the network, call `prepare_pact_` with
-    the same options, ``model.load``, and ``fit`` with this callback again; epochs of the schedule count from that
-    ``fit``.
+    the same options, ``paddle.Model``, ``model.load``, and ``fit`` with this callback again: in a new process that goes
+    on bit for bit. Epochs of the schedule count from that ``fit``: give what is left of them.
 
     What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; after a second
     ``fit`` nothing is converted twice. A ``fit`` that ends before its first batch was trained leaves neither.

@@ -9,6 +9,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.teachers import copied, load_weights_
+from paddlelite_callbacks.quant.switch import strip_quantisers_
 
 __all__ = ["EMATeacher"]
 
@@ -18,7 +19,7 @@ class EMATeacher:
 
     After each step of the optimizer: ``teacher = d teacher + (1 - d) student`` for every trainable parameter; all
     else (batch-norm statistics) is copied. It runs in eval mode and starts as a copy of the student. Its layers are
-    those of the network before PACT's conversion.
+    those of the network before PACT's conversion, also where that came first (a resumed run).
 
     Args:
         decay: ``d``, in ``[0, 1)``.
@@ -46,11 +47,13 @@ class EMATeacher:
         """Start as a copy of ``student``, unless it is followed already; return the averaged network."""
         sources = student.state_dict()
         if self.network is None or not self._follows(list(sources.values())):
-            fresh = copied(student)
+            fresh = strip_quantisers_(copied(student))
             self.network, self.steps = fresh, 0
             trained = {id(parameter) for parameter in student.parameters() if parameter.trainable}
             own = fresh.state_dict()
-            self._pairs = [(tensor, own[name], id(tensor) in trained) for name, tensor in sources.items()]
+            self._pairs = [
+                (tensor, own[name], id(tensor) in trained) for name, tensor in sources.items() if name in own
+            ]
         return self.network
 
     def _follows(self, tensors: list[Tensor]) -> bool:

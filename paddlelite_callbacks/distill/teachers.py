@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.quant.switch import strip_quantisers_
 from paddlelite_callbacks.saved import read_saved, refuse_code
 
 __all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
@@ -50,7 +51,7 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
     if prefix is not None:
         return _from_program(prefix)
     path = _checkpoint(teacher)
-    return None if student is None else _from_checkpoint(path, lambda: copied(student))
+    return None if student is None else _from_checkpoint(path, lambda: _like(student, path))
 
 
 def refuse_missing_files(teacher: TeacherLike) -> None:
@@ -100,6 +101,12 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str) -> None:
             "Give the architecture that it was saved from: teacher=(path, network)."
         )
     network.set_state_dict(state)
+
+
+def _like(student: Layer, path: Path) -> Layer:
+    """Copy ``student``, without the quantisers that it may have by now where the file ``path`` knows of none."""
+    network = copied(student)
+    return network if any("_quanter." in key for key in paddle.load(str(path))) else strip_quantisers_(network)
 
 
 def digest_of(network: Layer) -> str:

@@ -1,7 +1,7 @@
 """200 fits (``SOAK_FITS``) in one process: what grows? ``python -m pytest tests/benchmarks/bench_soak.py -s``.
 
 A tiny network, all four parts; every tenth fit has worker processes, every tenth one fails half-way, every 25th exports
-to ONNX too. The slopes are
+to ONNX (without PACT). The slopes are
 of a line through the second half of the fits. What grows a little is Paddle's own: each trace of a program leaves some
 150 small objects (names of scopes and arguments); `test_soak` holds those of this package to none.
 """
@@ -23,8 +23,7 @@ FITS = int(os.environ.get("SOAK_FITS", "200"))
 def test_soak(tmp_path, report):
     soak = Soak(tmp_path)
     for number in range(FITS):
-        soak.engines = ("paddle", "onnxruntime", "openvino") if number % 25 == 3 else ("paddle",)
-        soak.step(number)
+        soak.step(number, onnx=number % 25 == 3)
     rows = soak.figures
     quarter = rows[len(rows) // 4]
     summary = {
