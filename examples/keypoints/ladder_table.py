@@ -38,7 +38,7 @@ def markdown(rows: Sequence[Row], times: dict[str, Any] | None = None) -> str:
             the times that each row was measured with.
     """
     ms = times["ms"] if times else {name: same[0]["ms"] for name, same in by_name(rows).items()}
-    parts = [_main(rows, ms), _files(rows), _gains(rows)]
+    parts = [_main(rows, ms), _files(rows), _gains(rows), _notes(times)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -81,6 +81,16 @@ def _gains(rows: Sequence[Row]) -> str:
         if pairs:
             lines.append(f"| {what} | {interval(pairs, sign=True)} | {len(pairs)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _notes(times: dict[str, Any] | None) -> str:
+    """How to read the tables."""
+    timed = f"the files of one seed timed in turn, {times['cpu']}" if times else "each row when it was trained"
+    return (
+        "AP in per cent, mean and 95 % interval over the seeds (Student's t). AP of the files: without flip test, the "
+        "lowest of the engines that compute what the network does. MB: 1e6 bytes, Paddle's parameters and program, or "
+        f"the ONNX file. ms: median, batch 1, one thread, {timed}."
+    )
 
 
 def paired(rows: Sequence[Row], a: str, b: str, difference: Callable[[Row, Row], float]) -> list[float]:
