@@ -25,6 +25,7 @@ _GAINS = {
         ("distilled + PACT", "fp32"),
     ),
 }
+_ORDER = ("teacher", "light", "distilled", "light, longer", "distilled, longer", "PACT", "distilled + PACT")
 # two-sided 95 % quantiles of Student's t, by degrees of freedom
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -44,7 +45,7 @@ def markdown(rows: Sequence[Row], times: dict[str, Any] | None = None) -> str:
 
 def by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each name, by seed."""
-    names = dict.fromkeys(row["name"] for row in rows)
+    names = sorted({row["name"] for row in rows}, key=lambda name: (*_ORDER, name).index(name))
     return {name: sorted((r for r in rows if r["name"] == name), key=lambda r: r["seed"]) for name in names}
 
 
@@ -69,9 +70,14 @@ def _files(rows: Sequence[Row]) -> str:
     lines = [f"| AP of the files | {' | '.join(keys)} |", "|---" + "|---:" * len(keys) + "|"]
     for name, same in by_name(rows).items():
         found = [[ap for row in same if (ap := ap_of(row, key)) is not None] for key in keys]
-        cells = [interval(aps) if aps else "-" for aps in found]
+        cells = [_cell(aps, len(same)) for aps in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(aps: list[float], seeds: int) -> str:
+    part = f" ({len(aps)} of {seeds} seeds)" if len(aps) < seeds else ""
+    return interval(aps) + part if aps else "-"
 
 
 def _gains(rows: Sequence[Row]) -> str:
