@@ -25,6 +25,7 @@ _GAINS = {
         ("distilled + PACT", "fp32"),
     ),
 }
+_ORDER = ("teacher", "light", "distilled", "light, longer", "distilled, longer", "PACT", "distilled + PACT")
 # two-sided 95 % quantiles of Student's t, by degrees of freedom
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -38,13 +39,13 @@ def markdown(rows: Sequence[Row], times: dict[str, Any] | None = None) -> str:
             the times that each row was measured with.
     """
     ms = times["ms"] if times else {name: same[0]["ms"] for name, same in by_name(rows).items()}
-    parts = [_main(rows, ms), _files(rows), _gains(rows)]
+    parts = [_main(rows, ms), _files(rows), _gains(rows), _notes(times)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each name, by seed."""
-    names = dict.fromkeys(row["name"] for row in rows)
+    names = sorted({row["name"] for row in rows}, key=lambda name: (*_ORDER, name).index(name))
     return {name: sorted((r for r in rows if r["name"] == name), key=lambda r: r["seed"]) for name in names}
 
 
@@ -69,9 +70,14 @@ def _files(rows: Sequence[Row]) -> str:
     lines = [f"| AP of the files | {' | '.join(keys)} |", "|---" + "|---:" * len(keys) + "|"]
     for name, same in by_name(rows).items():
         found = [[ap for row in same if (ap := ap_of(row, key)) is not None] for key in keys]
-        cells = [interval(aps) if aps else "-" for aps in found]
+        cells = [_cell(aps, len(same)) for aps in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(aps: list[float], seeds: int) -> str:
+    part = f" ({len(aps)} of {seeds} seeds)" if len(aps) < seeds else ""
+    return interval(aps) + part if aps else "-"
 
 
 def _gains(rows: Sequence[Row]) -> str:
@@ -81,6 +87,16 @@ def _gains(rows: Sequence[Row]) -> str:
         if pairs:
             lines.append(f"| {what} | {interval(pairs, sign=True)} | {len(pairs)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _notes(times: dict[str, Any] | None) -> str:
+    """How to read the tables."""
+    timed = f"the files of one seed timed in turn, {times['cpu']}" if times else "each row when it was trained"
+    return (
+        "AP in per cent, mean and 95 % interval over the seeds (Student's t). AP of the files: without flip test, the "
+        "lowest of the engines that compute what the network does. MB: 1e6 bytes, Paddle's parameters and program, or "
+        f"the ONNX file. ms: median, batch 1, one thread, {timed}."
+    )
 
 
 def paired(rows: Sequence[Row], a: str, b: str, difference: Callable[[Row, Row], float]) -> list[float]:
