@@ -76,6 +76,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
     calls of hapi's own (Ctrl-C there), the guard is closed when ``callbacks`` is freed, which the traceback holds.
     """
     call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+    # not callbacks._call: a bound method would keep the list alive in a circle, and what was left unhealed with it
     begun: list[str] = []  # the outermost of train, eval, predict
 
     def left() -> None:
