@@ -200,6 +200,7 @@ def records(folder, watch):
     from paddlelite_callbacks.deploy.check import compare_outputs
     from paddlelite_callbacks.deploy.forms import references
     from paddlelite_callbacks.deploy.options import BenchOptions
+    from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
     from paddlelite_callbacks.report.ladder import timed_together
     from paddlelite_callbacks.report.render import write_ladder
 
@@ -216,6 +217,7 @@ def records(folder, watch):
         expected = references(model.network, image)
         bench([rows[0].artefacts[0].artefact()], image, expected, options, progress=False)
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
+        roofline_share(1000, 1, 1.0, measure_roofline(1))
 
 
 @watched

@@ -81,6 +81,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
         guard: is told.
     """
     call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
+    # not callbacks._call: a bound method would keep the list alive in a circle, and what was left unhealed with it
     begun: list[str] = []  # the outermost of train, eval, predict
 
     def left() -> None:
