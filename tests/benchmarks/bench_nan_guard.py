@@ -27,4 +27,4 @@ def test_guarded_step(interleaved, report, name):
         return DistillCallback(teacher, on_nan=on_nan) if name == "distill" else PACTQuantCallback(on_nan=on_nan)
 
     units = {on_nan: stepper(make, on_nan) for on_nan in ("ignore", "raise", "skip")}
-    report(f"nan-guard-{name}", interleaved.summary(interleaved.run(units, repeats=25, warmup=3), "ignore"))
+    report(f"nan-guard-{name}", interleaved.summary(interleaved.run(units, repeats=30, warmup=2), "ignore"))
