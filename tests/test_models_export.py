@@ -22,7 +22,7 @@ SIZE = (64, 64)
 @needs("paddle2onnx")
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "fused"), [(models.lite_hrnet_18, False), (models.lite_hrnet_18, True), (models.hrnet_w18, True)]
+    ("make", "fused"), [(models.lite_hrnet_18, False), (models.lite_hrnet_30, True), (models.hrnet_w18, True)]
 )
 def test_every_engine_computes_the_network(make, fused, tmp_path):
     net = calibrated(models.keypoint_net(make()), (128, 96))

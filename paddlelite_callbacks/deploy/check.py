@@ -9,6 +9,8 @@ import numpy as np
 
 __all__ = ["Check", "compare_outputs"]
 
+_FLIP_FACTOR = 1.5  # the flips of many rows and draws: nearly the worst is among them
+_FEW_ROWS = 4  # among fewer, a row that met a flip cannot be told from the others
 _NOISE_FACTOR = 4.0  # the noise is the largest of a few draws on a few images: a sample of what can happen
 
 
@@ -46,8 +48,13 @@ def compare_outputs(
     atol: float = 1e-4,
     rtol: float = 1e-3,
     noise: Sequence[float] = (),
+    middle: Sequence[float] = (),
+    flips: Sequence[float] = (),
 ) -> Check:
-    """Compare ``got`` with ``expected``: passed where no difference exceeds ``atol + rtol max |expected| + 4 noise``.
+    """Compare ``got`` with ``expected``: no difference may exceed ``atol + rtol max |expected| + 4 noise + 1.5 flips``.
+
+    So much may a row (image) of a quantised file be off that met a value on a rounding threshold. A wrong scale or
+    weight is off in every row: the middle one, of four and more, must keep ``atol + rtol max |expected| + 4 middle``.
 
     Args:
         expected: the live network's outputs.
@@ -57,6 +64,8 @@ def compare_outputs(
         atol: in units of the output.
         rtol: relative to the largest expected value of each output.
         noise: per output, how far it moves by rounding alone, see `rounding_noise`; empty for a float file.
+        middle: per output, how far the middle row moves by rounding alone, see `middle_noise`; the same.
+        flips: per output, how far a value in the next quantisation step moves it, see `flip_noise`; the same.
 
     Returns:
         The check; other numbers, shapes or non-finite values do not pass and say so.
@@ -68,8 +77,15 @@ def compare_outputs(
     if bad:
         return Check(engine=engine, precision=precision, error=f"NaN or Inf in output {bad[0]}")
     differences = [np.abs(a.astype("float64") - b) for a, b in zip(expected, got, strict=True)]
-    slack = [_NOISE_FACTOR * value for value in noise] or [0.0] * len(expected)
-    limits = [atol + rtol * float(np.abs(a).max(initial=0.0)) + s for a, s in zip(expected, slack, strict=True)]
+    count = len(expected)
+    plain = [atol + rtol * float(np.abs(a).max(initial=0.0)) for a in expected]
+    slack = [
+        (_NOISE_FACTOR * n, _FLIP_FACTOR * f)
+        for n, f in zip(noise or [0.0] * count, flips or [0.0] * count, strict=True)
+    ]
+    limits = [limit + by_noise + by_flip for limit, (by_noise, by_flip) in zip(plain, slack, strict=True)]
+    tight = [limit + _NOISE_FACTOR * value for limit, value in zip(plain, middle, strict=False)]
+    off = [i for i, limit in enumerate(tight) if _middle_row(differences[i]) > limit]
     worst = max(range(len(differences)), key=lambda i: differences[i].max(initial=0.0) / limits[i])
     flat = expected[0].ndim == 2 and expected[0].shape[1] > 1
     return Check(
@@ -79,5 +95,17 @@ def compare_outputs(
         mean_abs_diff=float(differences[worst].mean()),
         top1_agreement=float((expected[0].argmax(1) == got[0].argmax(1)).mean()) if flat else None,
         tolerance=limits[worst],
-        passed=bool(differences[worst].max(initial=0.0) <= limits[worst]),
+        passed=bool(differences[worst].max(initial=0.0) <= limits[worst]) and not off,
+        error=_said_of_middle(differences[off[0]], tight[off[0]]) if off else None,
     )
+
+
+def _said_of_middle(differences: np.ndarray, limit: float) -> str:
+    return f"half of the rows are off by {_middle_row(differences):.3g} and more, allowed {limit:.3g}"
+
+
+def _middle_row(differences: np.ndarray) -> float:
+    """Return the median over rows of each row's largest difference; 0 where there are too few rows."""
+    if differences.ndim < 2 or len(differences) < _FEW_ROWS or not differences.size:
+        return 0.0
+    return float(np.median(differences.reshape(len(differences), -1).max(axis=1)))

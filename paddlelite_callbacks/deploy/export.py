@@ -15,6 +15,7 @@ import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.deploy.lean import make_program_lean
 from paddlelite_callbacks.deploy.stacks import without_call_stacks
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
@@ -78,8 +79,8 @@ def export_paddle(
 ) -> Artefact:
     """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
 
-    The program is Paddle 3's own format (PIR). ``paddle.jit`` changes what it is given, so it is given a copy. Write
-    into a `staged_folder` where an older export stands.
+    The program is Paddle 3's own format (PIR), for inference alone, see `make_program_lean`. ``paddle.jit`` changes
+    what it is given, so it is given a copy. Write into a `staged_folder` where an older export stands.
 
     Args:
         network: any mode; not changed.
@@ -108,6 +109,7 @@ def export_paddle(
             f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its parameters. "
             "Does forward() leave Paddle's operations (numpy(), Python numbers), so that its result became a constant?"
         )
+    make_program_lean(program)
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
 
 

@@ -16,9 +16,10 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.export import Artefact, ExportError, copy_network, export_onnx, export_paddle
+from paddlelite_callbacks.deploy.fold import folded
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
-from paddlelite_callbacks.quant.convert import convert_for_export_
-from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
+from paddlelite_callbacks.quant.noise import flip_noise, middle_noise
 from paddlelite_callbacks.quant.outputs import quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import strip_quantisers_
@@ -35,27 +36,40 @@ class Reference:
     Args:
         outputs: of the live network.
         noise: per output, how far it moves by rounding alone; empty for a float network.
+        middle: per output, how far the middle one of its rows moves so; the same.
+        flips: per output, how far one value in the next quantisation step moves it; the same.
     """
 
     outputs: list[np.ndarray]
     noise: list[float] = field(default_factory=list)
+    middle: list[float] = field(default_factory=list)
+    flips: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Forms:
     """Exported files, and why others are missing.
 
     Args:
         artefacts: what was written.
         errors: reason by kind and precision.
+        plain: the float network as it stands in ``model.onnx``: quantisers off, batch norms folded.
     """
 
     artefacts: list[Artefact]
     errors: dict[tuple[str, str], str]
+    plain: Layer | None = None
 
 
-def export_forms(network: Layer, folder: Path, *, input_spec: Sequence[InputSpec], onnx: bool = True) -> Forms:
-    """Write every form of ``network`` into ``folder``.
+def export_forms(
+    network: Layer,
+    folder: Path,
+    *,
+    input_spec: Sequence[InputSpec],
+    onnx: bool = True,
+    sample: Sequence[np.ndarray] | None = None,
+) -> Forms:
+    """Write every form of ``network`` into ``folder``, with its batch norms folded (see `folded`).
 
     A float network: Paddle's program, and ``model.onnx``. A quantised one: Paddle's program with int8 weights (small;
     it computes in float), ``model.int8.onnx`` (computes in int8, see `write_int8_onnx`), and ``model.onnx``, the
@@ -66,35 +80,73 @@ def export_forms(network: Layer, folder: Path, *, input_spec: Sequence[InputSpec
         folder: exists.
         input_spec: one per input.
         onnx: whether to write the ONNX files.
+        sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
+            leaves only the batch open (otherwise nothing is folded).
 
     Raises:
         ExportError: Paddle's program cannot be written; a failing ONNX file is an entry of ``errors``.
         ValueError: a quantised layer has seen no batch.
     """
-    work = folder / ".work"
-    forms = Forms([], {})
-    quantized = bool(quantized_layers(network))
-    main = copy_network(network)
-    if quantized:
-        convert_for_export_(main)
-    program = export_paddle(main, folder, input_spec=input_spec, precision="int8" if quantized else "fp32")
-    forms.artefacts.append(program)
-    if not onnx:
-        return forms
+    forms, work = Forms([], {}), folder / ".work"
+    inputs = _inputs(sample, input_spec)
     try:
-        if quantized:
-            plain = strip_quantisers_(copy_network(network))
-            _attempt(
-                forms,
-                "fp32",
-                lambda: export_onnx(export_paddle(plain, work, input_spec=input_spec), folder / "model.onnx"),
-            )
-            _attempt(forms, "int8", lambda: _int8(program, work, folder / "model.int8.onnx"))
+        if quantized_layers(network):
+            _quantized_forms(forms, network, folder, work, input_spec, inputs, onnx)
         else:
-            _attempt(forms, "fp32", lambda: export_onnx(program, folder / "model.onnx"))
+            forms.plain = _folded(copy_network(network), inputs)
+            program = export_paddle(forms.plain, folder, input_spec=input_spec)
+            forms.artefacts.append(program)
+            if onnx:
+                _attempt(forms, "fp32", lambda: export_onnx(program, folder / "model.onnx"))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return forms
+
+
+def _quantized_forms(
+    forms: Forms,
+    network: Layer,
+    folder: Path,
+    work: Path,
+    input_spec: Sequence[InputSpec],
+    inputs: list[Tensor] | None,
+    onnx: bool,
+) -> None:
+    converted = copy_network(network)
+    convert_for_export_(converted)
+    converted = _folded(converted, inputs)
+    small = copy_network(converted)
+    store_small_in_float_(small)
+    forms.artefacts.append(export_paddle(small, folder, input_spec=input_spec, precision="int8"))
+    forms.plain = _folded(strip_quantisers_(copy_network(network)), inputs)
+    if not onnx:
+        return
+    plain = forms.plain
+
+    def write_int8() -> Artefact:
+        # The same network once more, with the integers of every layer in it: engines want them all.
+        whole = export_paddle(converted, work, input_spec=input_spec, precision="int8", name="int8")
+        return write_int8_onnx(export_onnx(whole, work / "int8.onnx"), folder / "model.int8.onnx")
+
+    _attempt(
+        forms, "fp32", lambda: export_onnx(export_paddle(plain, work, input_spec=input_spec), folder / "model.onnx")
+    )
+    _attempt(forms, "int8", write_int8)
+
+
+def _folded(network: Layer, inputs: list[Tensor] | None) -> Layer:
+    return network if inputs is None else folded(network, inputs)
+
+
+def _inputs(sample: Sequence[np.ndarray] | None, input_spec: Sequence[InputSpec]) -> list[Tensor] | None:
+    if sample is not None:
+        return [paddle.to_tensor(item) for item in sample]
+    shapes = [[2 if i == 0 and size in (None, -1) else size for i, size in enumerate(s.shape)] for s in input_spec]
+    if any(size in (None, -1) for shape in shapes for size in shape):
+        return None
+    random = np.random.RandomState(0)
+    noise = [random.standard_normal(shape) for shape in shapes]
+    return [paddle.to_tensor(x.astype("float32")).astype(s.dtype) for x, s in zip(noise, input_spec, strict=True)]
 
 
 def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Reference]:
@@ -115,16 +167,15 @@ def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Refere
         return {"fp32": Reference([item.numpy() for item in outputs_of(network)])}
     plain = strip_quantisers_(copy_network(network))
     moved = {id(layer): layer for layer in (*layers.values(), *quantized_outputs(network).values())}
-    noise = rounding_noise(moved.values(), lambda: outputs_of(network))
+    noise = middle_noise(moved.values(), lambda: outputs_of(network))
+    quanters = [layer.output_quanter for layer in quantized_outputs(network).values()]
+    flips = flip_noise([*layers.values(), *quanters], lambda: outputs_of(network))
     return {
         "fp32": Reference([item.numpy() for item in outputs_of(plain)]),
-        "int8": Reference([item.numpy() for item in outputs_of(network)], noise),
+        "int8": Reference(
+            [item.numpy() for item in outputs_of(network)], [a for a, _ in noise], [b for _, b in noise], flips
+        ),
     }
-
-
-def _int8(program: Artefact, work: Path, path: Path) -> Artefact:
-    work.mkdir(exist_ok=True)
-    return write_int8_onnx(export_onnx(program, work / "float.onnx"), path)
 
 
 def _attempt(forms: Forms, precision: str, make: Callable[[], Artefact]) -> None:

@@ -63,15 +63,16 @@ def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
     return replace(source, path=path, files=(path,), precision="fp16")
 
 
-def fp16_reference(network: Layer, sample: Sequence[np.ndarray]) -> Reference:
+def fp16_reference(network: Layer, sample: Sequence[np.ndarray], *, stored: Layer | None = None) -> Reference:
     """Return the fp32 outputs, and as noise how far rounding every parameter to fp16 moves them.
 
     Args:
         network: in eval mode; not changed.
         sample: one array per input.
+        stored: the same network with the parameters that the file holds (batch norms folded); ``None`` for ``network``.
     """
     exact = references(network, sample)["fp32"].outputs
-    rounded = copy_network(network)
+    rounded = copy_network(stored or network)
     with paddle.no_grad():
         for parameter in rounded.parameters():
             if parameter.dtype == paddle.float32:

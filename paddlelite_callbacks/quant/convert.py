@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -17,7 +18,16 @@ from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActiva
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.surgery import replace_sublayer
 
-__all__ = ["FixedActivation", "Int8Conv2D", "Int8Conv2DTranspose", "Int8Linear", "convert_for_export_"]
+__all__ = [
+    "FixedActivation",
+    "Int8Conv2D",
+    "Int8Conv2DTranspose",
+    "Int8Linear",
+    "convert_for_export_",
+    "store_small_in_float_",
+]
+
+_JOINING = 500  # bytes in Paddle's program and parameters file that a cast, a product and the entry of the steps take
 
 
 class FixedActivation(Layer):
@@ -67,12 +77,33 @@ class _Int8Layer(Layer):
         quanter: ChannelWeightQuanter = layer.weight_quanter
         self.activation = FixedActivation.of(layer.activation_quanter)
         self.bias = layer.bias
+        self._in_float = False
         self.register_buffer("weight_int8", quanter.integers(layer.weight))
         self.register_buffer("weight_step", quanter.steps(layer.weight))
 
     def weight(self) -> Tensor:
-        """Return the fp32 weight, equal to the one simulated in training."""
+        """Return the fp32 weight, equal to the one simulated in training (and scaled since, see `scale_channels_`)."""
+        if self._in_float:
+            return self.weight_on_grid
         return self.weight_int8.astype("float32") * self.weight_step
+
+    def scale_channels_(self, factor: np.ndarray) -> None:
+        """Multiply each output channel: magnitudes go into the steps, signs into the integers.
+
+        Args:
+            factor: float64, shaped to broadcast against the weight; no zeros.
+        """
+        signs = np.where(factor < 0, -1, 1).astype("int8")
+        self.weight_int8.set_value(paddle.to_tensor(self.weight_int8.numpy() * signs))
+        steps = self.weight_step.numpy().astype("float64") * np.abs(factor)
+        self.weight_step.set_value(paddle.to_tensor(steps.astype("float32")))
+
+    def store_in_float_(self) -> None:
+        """Keep the same values as fp32: integers and steps are gone, and so are the operations that join them."""
+        weight = self.weight()
+        del self.weight_int8, self.weight_step
+        self.register_buffer("weight_on_grid", weight)
+        self._in_float = True
 
 
 class Int8Conv2D(_Int8Layer):
@@ -172,6 +203,24 @@ def convert_for_export_(network: Layer) -> list[str]:
             now = sublayers[name]
             replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quanter)))
     return converted
+
+
+def store_small_in_float_(network: Layer) -> int:
+    """Store the weights of layers in fp32 whose two operations to join integers and steps take more than they save.
+
+    The values are the same. In place: give it a copy.
+
+    Args:
+        network: converted by `convert_for_export_`.
+
+    Returns:
+        How many layers.
+    """
+    layers = [layer for layer in network.sublayers() if isinstance(layer, _Int8Layer)]
+    small = [layer for layer in layers if 3 * layer.weight_int8.size - 4 * layer.weight_step.size < _JOINING]
+    for layer in small:
+        layer.store_in_float_()
+    return len(small)
 
 
 def _ran(quanter: BaseQuanter) -> bool:

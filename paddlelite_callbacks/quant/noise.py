@@ -10,13 +10,15 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-__all__ = ["rounding_noise"]
+__all__ = ["flip_noise", "middle_noise", "rounding_noise"]
 
 _RELATIVE = 1e-6  # a few units in the last place of fp32: what another order of summation changes
 _DRAWS = 3
 
+Run = Callable[[], Sequence[Tensor]]
 
-def rounding_noise(layers: Iterable[Layer], run: Callable[[], Sequence[Tensor]], *, seed: int = 0) -> list[float]:
+
+def rounding_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
     """Return, per output, the largest change when the inputs of ``layers`` move in the last bits of fp32.
 
     A value next to a rounding threshold falls on its other side in an engine that sums in another order, and then
@@ -28,16 +30,77 @@ def rounding_noise(layers: Iterable[Layer], run: Callable[[], Sequence[Tensor]],
         run: runs the network that holds them, in eval mode, always on the same inputs.
         seed: of the movement.
     """
+    return [largest for largest, _ in _changes(layers, run, _last_bits(seed))]
+
+
+def middle_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[tuple[float, float]]:
+    """Return, per output, what `rounding_noise` does, and the same for the middle row (image) instead of the worst.
+
+    Args:
+        layers: see `rounding_noise`.
+        run: see `rounding_noise`.
+        seed: of the movement.
+    """
+    return _changes(layers, run, _last_bits(seed))
+
+
+def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
+    """Return, per output, the largest change when one random value a row falls into the next step in all ``layers``.
+
+    In small networks a fall is so rare that `rounding_noise` may see none, and yet an engine meets one: so much may a
+    few rows then differ.
+
+    Args:
+        layers: the quantised ones, or their quantisers: what tells its ``step``, or has an ``activation_quanter``
+            that does.
+        run: see `rounding_noise`.
+        seed: of the choice.
+    """
     random = np.random.RandomState(seed)
 
-    def move(_: Layer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, *others = inputs
+    def move(layer: Layer, x: Tensor) -> Tensor:
+        return x + paddle.to_tensor(_one_a_row(x.shape, _step(layer), random))
+
+    return [largest for largest, _ in _changes(layers, run, move)]
+
+
+def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
+    random = np.random.RandomState(seed)
+
+    def move(_: Layer, x: Tensor) -> Tensor:
         wave = paddle.to_tensor(random.uniform(-_RELATIVE, _RELATIVE, x.shape).astype("float32"))
-        return (x + wave * x.abs().max(), *others)
+        return x + wave * x.abs().max()
+
+    return move
+
+
+def _changes(layers: Iterable[Layer], run: Run, move: Callable[[Layer, Tensor], Tensor]) -> list[tuple[float, float]]:
+    """Return per output the largest change, and the largest over draws of the middle row's."""
+
+    def moved(layer: Layer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (move(layer, inputs[0]), *inputs[1:])
 
     with paddle.no_grad(), ExitStack() as scope:
         expected = run()
         for layer in layers:
-            scope.callback(layer.register_forward_pre_hook(move).remove)
-        draws = [[float((a - b).abs().max()) for a, b in zip(run(), expected, strict=True)] for _ in range(_DRAWS)]
-    return [max(column) for column in zip(*draws, strict=True)]
+            scope.callback(layer.register_forward_pre_hook(moved).remove)
+        draws = [[_by_row(a - b) for a, b in zip(run(), expected, strict=True)] for _ in range(_DRAWS)]
+    columns = list(zip(*draws, strict=True))
+    return [(float(np.max(rows)), max(float(np.median(row)) for row in rows)) for rows in columns]
+
+
+def _by_row(change: Tensor) -> np.ndarray:
+    values = np.abs(change.numpy())
+    return values.reshape(len(values), -1).max(axis=1) if values.ndim else values.reshape(1)
+
+
+def _step(layer: Layer) -> float:
+    step = getattr(getattr(layer, "activation_quanter", None) or layer, "step", None)
+    return 0.0 if step is None else float(step() if callable(step) else step)
+
+
+def _one_a_row(shape: Sequence[int], step: float, random: np.random.RandomState) -> np.ndarray:
+    moves = np.zeros((shape[0], int(np.prod(shape[1:]))), "float32")
+    places = random.randint(moves.shape[1], size=shape[0])
+    moves[np.arange(shape[0]), places] = random.choice([-step, step], size=shape[0])
+    return moves.reshape(shape)
