@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +15,29 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.export_checks import (
+    check_choices,
     checked_arguments,
     refuse_other_inputs,
     refuse_unknown_monitor,
 )
+from paddlelite_callbacks.callbacks.export_record import draw_report, notes_of, record_of, summary_lines
 from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
-from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
-from paddlelite_callbacks.deploy.verdict import int8_notes
 from paddlelite_callbacks.files import refuse_unwritable
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
-from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, now
-from paddlelite_callbacks.report.run_report import write_report
+from paddlelite_callbacks.report.record import Record, append_record
 
 __all__ = ["ExportBenchCallback"]
 
-_log = logging.getLogger(__name__)
 _ROWS = 8  # of the first training batch, for the checks
 _LOG = "train_log.jsonl"
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
@@ -133,15 +127,7 @@ class ExportBenchCallback(ScopedCallback):
     ) -> None:
         super().__init__()
         self.folder = checked_arguments(folder, budget, input_spec, eval_data)
-        if name is not None and (name in ("", ".", "..") or Path(name).name != name or name.startswith(".")):
-            raise ValueError(
-                f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'."
-            )
-        _one_of("gate", gate, ("report", "fail"))
-        _one_of("which", which, ("last", "best"))
-        _one_of("mode", mode, ("auto", "max", "min"))
-        if gate == "fail" and budget is None:
-            raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against, got None.")
+        check_choices(folder, name, gate=gate, which=which, mode=mode, budget=budget)
         self.name, self.input_spec = name, input_spec
         self.options = BenchOptions(
             engines=engines,
@@ -195,7 +181,7 @@ class ExportBenchCallback(ScopedCallback):
             GateError: see the class; on the other processes a ``SystemExit`` with the same code.
             RuntimeError: on the other processes, where the first one failed.
         """
-        notes = self._notes_of_others()  # may evaluate, which all processes do together
+        notes = notes_of(self._training)  # may evaluate, which all processes do together
         with first_rank_works() as turn:
             if turn.mine:
                 self._hand_out(notes)
@@ -220,7 +206,7 @@ class ExportBenchCallback(ScopedCallback):
         append_record(self.folder / "runs.jsonl", record)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
         if self.report:
-            self._draw_report()
+            draw_report(self.folder, self.budget)
         if self.verbose:
             tqdm.write(self.summary())
 
@@ -236,16 +222,7 @@ class ExportBenchCallback(ScopedCallback):
         record = self.record
         if record is None:
             raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
-        size = "no Paddle export" if record.size_mb is None else f"{record.size_mb:.2f} MB"
-        lines = [f"{record.name}: {size}, {record.parameters / 1e6:.2f} M parameters, {self.folder / record.name}"]
-        lines += [
-            f"  {row.engine:<14}{row.precision:<5} "
-            + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
-            + (f", {row.threads} threads, batch {row.batch_size}" if len(self.options.settings) > 1 else "")
-            for row in record.latencies
-        ]
-        lines += [f"  {note}" for note in record.notes]
-        return "\n".join([*lines, *([f"  gate: {self.verdict}"] if self.verdict is not None else [])])
+        return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
 
     def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if self._sample is None and network.training:
@@ -276,53 +253,22 @@ class ExportBenchCallback(ScopedCallback):
         return self._record(made, name, notes)
 
     def _record(self, made: HandedOut, name: str, notes: Sequence[str]) -> Record:
-        home = self.folder / name
-        rows, epoch = self._history.rows, self._history.epoch
-        if self.which == "last":
-            epoch = int(rows[-1]["epoch"]) if rows else None
-        figures = [replace(ArtefactFigures.of(a), path=str(home / a.path.name)) for a in made.artefacts]
-        missing = [ArtefactFigures(kind=k, precision=p, error=error) for (k, p), error in made.errors.items()]
-        main = [row for row in made.timing.latencies if (row.threads, row.batch_size) == self.options.settings[0]]
         without = self.which == "best" and self._history.epoch is None
-        return Record(
-            name=name,
-            created=now(),
-            parameters=count_parameters(self.model.network),
-            artefacts=(*figures, *missing),
-            latencies=made.timing.latencies,
-            checks=made.checks,
-            metrics=dict(self._history.metrics),
-            machine=this_machine(),
-            command=shlex.join(sys.orig_argv),
-            notes=(*int8_notes(main), *notes, *made.notes, *([_NO_BEST] if without else [])),
-            file_metrics=made.file_metrics,
-            macs=made.macs,
-            roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
-            history=tuple(rows),
-            epoch=epoch,
+        return record_of(
+            made,
+            self.model.network,
+            home=self.folder / name,
+            log=_LOG,
+            history=self._history,
+            last=self.which == "last",
+            setting=self.options.settings[0],
+            notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
             config=fit_config(
                 self.model, {**(self.params or {}), "batch_size": self._batch}, self._training, self.budget
             ),
-            log=str(home / _LOG),
         )
-
-    def _notes_of_others(self) -> list[str]:
-        members = [] if self._training is None else self._training.members
-        skipped = [] if self._training is None else self._training.guard.notes()
-        return [*skipped, *(note for member in members if hasattr(member, "notes") for note in member.notes())]
 
     def _eval_data(self) -> Any:
         if self.eval_data is None and self._training is not None:
             return self._training.eval_loader
         return self.eval_data
-
-    def _draw_report(self) -> None:
-        try:
-            write_report(self.folder, budget=self.budget)
-        except Exception as error:  # the files and the record are there; the report can be drawn again
-            _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, self.folder)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}: leave it out for {known[0]!r}.")

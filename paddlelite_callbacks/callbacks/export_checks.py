@@ -13,7 +13,7 @@ from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.hapi import input_specs, metrics_of, refuse_unusable_data
 from paddlelite_callbacks.report.gate import Budget
 
-__all__ = ["checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
+__all__ = ["check_choices", "checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
 
 
 def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any) -> Path:
@@ -42,6 +42,31 @@ def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any)
     if eval_data is not None and eval_data is not False:
         refuse_unusable_data("eval_data", eval_data)
     return Path(folder)
+
+
+def check_choices(
+    folder: str | Path, name: str | None, *, gate: str, which: str, mode: str, budget: Budget | None
+) -> None:
+    """Refuse a name that is no plain folder name, and words that are none of the choices.
+
+    Args:
+        folder: of all runs, for the message.
+        name: of this run's folder; ``None`` for that of the network.
+        gate: see `ExportBenchCallback`.
+        which: see there.
+        mode: see there.
+        budget: see there.
+
+    Raises:
+        ValueError: says what was given and what is allowed.
+    """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name or name.startswith(".")):
+        raise ValueError(f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'.")
+    _one_of("gate", gate, ("report", "fail"))
+    _one_of("which", which, ("last", "best"))
+    _one_of("mode", mode, ("auto", "max", "min"))
+    if gate == "fail" and budget is None:
+        raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against, got None.")
 
 
 def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
@@ -94,3 +119,8 @@ def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:
     """Whether the axes are as many and the channels the same; a file may be for another resolution."""
     given, known = ([size if size != -1 else None for size in sizes[1:2]] for sizes in (shape, seen))
     return len(shape) == len(seen) and (given == known or None in (*given, *known))
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}: leave it out for {known[0]!r}.")

@@ -23,7 +23,6 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks import ptq_int8
 from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.export import export_paddle
 from paddlelite_callbacks.deploy.forms import export_forms
 from paddlelite_callbacks.deploy.latency import measure_latency
 from paddlelite_callbacks.deploy.machine import this_machine
@@ -69,7 +68,8 @@ def measure(name: str, outputs: bool, repeats: int) -> dict | None:
     quantised = ptq_int8(network, [paddle.to_tensor(x)], quantize_outputs=outputs)
     spec = [InputSpec([1, 3, *size], name="x")]
     with tempfile.TemporaryDirectory() as folder:
-        plain = export_paddle(network, Path(folder, "plain"), input_spec=spec)
+        Path(folder, "plain").mkdir()
+        plain = export_forms(network, Path(folder, "plain"), input_spec=spec, onnx=False).artefacts[0]
         stage = Path(folder, "int8")
         stage.mkdir()
         forms = export_forms(quantised, stage, input_spec=spec)

@@ -1,0 +1,92 @@
+"""A trained network's int8 file on 1,000 unseen digits: it agrees, and each exception is a value on a threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.static import InputSpec
+from toy import hapi_model
+
+from paddlelite_callbacks import PACTQuantCallback
+from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino
+from paddlelite_callbacks.deploy.forms import export_forms, references
+from paddlelite_callbacks.quant.prepare import activation_quanters
+
+# How near to a threshold, as a share of the largest value, an engine's arithmetic may decide otherwise: the order of
+# an fp32 sum; ONNX Runtime besides rounds the bias of a convolution to a multiple of input step times weight step.
+SURE = {"openvino": 1e-6, "onnxruntime": 1e-5}
+
+
+class Digits(paddle.io.Dataset):
+    def __init__(self, rows):
+        digits = pytest.importorskip("sklearn.datasets").load_digits()
+        self.x = (digits.images[rows] / 16).astype("float32")[:, None]
+        self.y = digits.target[rows].astype("int64")
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+
+def block(a, b, stride):
+    return [nn.Conv2D(a, b, 3, stride=stride, padding=1, bias_attr=False), nn.BatchNorm2D(b), nn.ReLU()]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    paddle.seed(0)
+    network = nn.Sequential(
+        *block(1, 16, 1), *block(16, 32, 2), *block(32, 32, 1), nn.AdaptiveAvgPool2D(1), nn.Flatten(), nn.Linear(32, 10)
+    )
+    model = hapi_model(network, optimizer="Adam", learning_rate=5e-3)
+    data = Digits(slice(0, 797))
+    model.fit(data, epochs=6, batch_size=32, verbose=0)
+    model.fit(data, epochs=2, batch_size=32, verbose=0, callbacks=[PACTQuantCallback()])
+    network.eval()
+    return network
+
+
+def distance_to_a_threshold(network, x):
+    """Return per row how near a quantiser's input comes to a rounding threshold, as a share of the largest input."""
+    nearest = np.full(len(x), np.inf)
+
+    def look(quanter, inputs):
+        values, (low, high) = inputs[0].numpy().reshape(len(x), -1).astype("float64"), quanter.levels()
+        places = values / quanter.step()
+        inside = (places > low) & (places < high)
+        away = np.where(inside, np.abs(places - np.floor(places) - 0.5), np.inf).min(axis=1)
+        nearest[:] = np.minimum(nearest, away * quanter.step() / np.abs(values).max())
+
+    hooks = [quanter.register_forward_pre_hook(look) for quanter in activation_quanters(network).values()]
+    with paddle.no_grad():
+        network(paddle.to_tensor(x))
+    for hook in hooks:
+        hook.remove()
+    return nearest
+
+
+def test_a_thousand_inputs_agree_and_exceptions_are_explained(trained, tmp_path):
+    data = Digits(slice(797, 1797))
+    forms = export_forms(trained, tmp_path, input_spec=[InputSpec([None, 1, 8, 8], name="x")])
+    file = next(a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "int8"))
+    reference = references(trained, [data.x])["int8"]
+    expected, bound = reference.outputs[0], 4 * reference.noise[0] + 1.5 * reference.flips[0]
+    assert np.mean(expected.argmax(1) == data.y) > 0.85  # it has learned
+    best, nearest = np.sort(expected, axis=1), distance_to_a_threshold(trained, data.x)
+    assert np.mean(nearest > SURE["openvino"]) > 0.3  # so that this tells something
+    for engine in (OpenVino(), OnnxRuntime()):
+        got = engine.load(file, threads=1)([data.x])[0]
+        off = np.abs(got - expected).max(axis=1)
+        exact = off <= 1e-4 * np.abs(expected).max()
+        far = nearest > SURE[engine.name]
+        assert exact.mean() >= 0.5, (engine.name, exact.mean())  # 0.996 in OpenVINO, 0.58 in ONNX Runtime
+        assert exact[far].all(), engine.name
+        assert off.max() <= bound, engine.name  # the others moved by a step, no more
+        other = got.argmax(1) != expected.argmax(1)
+        assert other.mean() <= 0.002, engine.name
+        assert (best[other, -1] - best[other, -2] <= 2 * bound).all()
+        assert abs(np.mean(got.argmax(1) == data.y) - np.mean(expected.argmax(1) == data.y)) <= 0.002
