@@ -1,9 +1,9 @@
 """200 fits (``SOAK_FITS``) in one process: what grows? ``python -m pytest tests/benchmarks/bench_soak.py -s``.
 
 A tiny network, all four parts; every tenth fit has worker processes, every tenth one fails half-way, every 25th exports
-to ONNX (without PACT). The slopes are
-of a line through the second half of the fits. What grows a little is Paddle's own: each trace of a program leaves some
-150 small objects (names of scopes and arguments); `test_soak` holds those of this package to none.
+to ONNX (without PACT). The slopes are of a line through the second half of the fits. What grows are some 150 small
+objects a program that Paddle traces (names of scopes and arguments), and a little memory, part of it Paddle's as
+measured without us. `test_soak` holds the objects of this package to none.
 """
 
 from __future__ import annotations
