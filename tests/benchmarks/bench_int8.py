@@ -28,6 +28,7 @@ from paddlelite_callbacks.deploy.latency import measure_latency
 from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.errors import require
 
+OUT = Path(__file__).parents[2] / "build" / "benchmarks" / "int8.json"
 # Limits of int8 time over the best fp32 time; 1.0: faster on at least one engine.
 NETWORKS = {
     "PPLCNet_x2_5": ((224, 224), 0.65),
@@ -98,7 +99,8 @@ def measure(name: str, outputs: bool, repeats: int) -> dict | None:
 
 
 def run(names: list[str], repeats: int, out: Path) -> dict:
-    figures: dict = {"machine": vars(this_machine()), "repeats": repeats, "networks": {}}
+    former = json.loads(out.read_text())["networks"] if out.is_file() else {}  # of other networks
+    figures: dict = {"machine": vars(this_machine()), "repeats": repeats, "networks": former}
     for name in names:
         for outputs in (False, True):
             row = measure(name, outputs, repeats)
@@ -118,7 +120,7 @@ def run(names: list[str], repeats: int, out: Path) -> dict:
 
 
 def test_int8_pays():
-    figures = run(["PPLCNet_x2_5", "ResNet50"], 20, Path("out/bench_int8.json"))["networks"]
+    figures = run(["PPLCNet_x2_5", "ResNet50"], 20, OUT)["networks"]
     for name in ("PPLCNet_x2_5", "ResNet50"):
         assert figures[name]["best_int8_ratio"] <= figures[name]["limit"]
         assert figures[name]["onnx_size_ratio"] <= 0.27
@@ -129,6 +131,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=Path("out/bench_int8.json"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     run(options.networks, options.repeats, options.out)

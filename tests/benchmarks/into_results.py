@@ -4,7 +4,7 @@
     python tests/benchmarks/into_results.py
 
 Reads ``build/benchmarks/*.json``; keeps them together as ``examples/results/speed/figures.json``; writes
-``speed/steps.md``, ``speed/growth.md`` and ``engines/table.md`` beside it.
+``speed/steps.md``, ``speed/growth.md``, ``engines/table.md`` and ``engines/int8.md`` beside it.
 """
 
 from __future__ import annotations
@@ -112,6 +112,30 @@ def engines(found: Figures) -> str:
     return "\n".join(lines)
 
 
+def int8(found: Figures) -> str:
+    """Time of the int8 files over the best fp32 time of ONNX Runtime and OpenVINO, and their size over fp32."""
+    head = ["network", "OpenVINO int8", "ONNX Runtime int8", "with `quantize_outputs`: OpenVINO", "ONNX Runtime"]
+    head += ["ONNX int8 MB over fp32", "Paddle's two files, int8 over fp32"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    networks = found.get("int8", {}).get("networks", {})
+    for name, label in NETWORKS.items():
+        rows = [networks.get(f"{INT8.get(name, name)}{kind}") for kind in ("", " + outputs")]
+        if not any(rows):
+            continue
+        cells = []
+        for row in rows:
+            ratios = row["over_best_fp32"] if row else {}
+            cells += [_ratio(ratios.get(f"{engine}/int8")) for engine in ("openvino", "onnxruntime")]
+        for key in ("onnx_size_ratio", "paddle_size_ratio"):
+            cells.append(" / ".join(dict.fromkeys(f"{row[key]:.3f}" for row in rows if row)))
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"**{value:.2f}**" if value < 1 else f"{value:.2f}"
+
+
 def _int8(found: Figures, name: str) -> float | None:
     networks = found.get("int8", {}).get("networks", {})
     ratios = [row["best_int8_ratio"] for key, row in networks.items() if key.partition(" ")[0] == name]
@@ -137,6 +161,7 @@ def main() -> None:
         kept.with_name("steps.md"): steps(found) + "\n",
         kept.with_name("growth.md"): growth(found) + "\n",
         RESULTS / "engines" / "table.md": engines(found) + "\n",
+        RESULTS / "engines" / "int8.md": int8(found) + "\n",
     }
     kept.parent.mkdir(exist_ok=True)
     for path, text in texts.items():
