@@ -14,6 +14,10 @@ Row = dict[str, Any]
 _GAINS = {
     "distilled against light": (("distilled", "fp32"), ("light", "fp32")),
     "distilled + PACT, int8 files, against light": (("distilled + PACT", "int8"), ("light", "fp32")),
+    "distilled + PACT, int8 files, against light trained as long": (
+        ("distilled + PACT", "int8"),
+        ("light, longer", "fp32"),
+    ),
     "PACT, int8 files, against fp32 trained as long": (("PACT", "int8"), ("light, longer", "fp32")),
     "distilled + PACT, int8 files, against fp32 trained as long": (
         ("distilled + PACT", "int8"),
