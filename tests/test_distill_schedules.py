@@ -30,7 +30,7 @@ from paddlelite_callbacks.distill.schedules import (
         (lambda epoch, epochs: epoch / epochs, [0, 0.125, 0.25, 0.5, 1]),
         (0.3, [0.3] * 5),
     ],
-    ids=str,
+    ids=lambda value: "own" if "lambda" in str(value) else str(value),
 )
 def test_values_over_eight_epochs(schedule, expected):
     assert [value_at(schedule, epoch, 8) for epoch in (0, 1, 2, 4, 8)] == pytest.approx(expected)
