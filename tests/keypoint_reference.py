@@ -1,3 +1,4 @@
+# ruff: noqa: B905 (export knows no `strict`)
 """The papers' networks written out literally, under the names and shapes of the guide's weights: plain and slow."""
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class Weighting(nn.Layer):
             self.spatial_weighting.append(layer)
 
     def forward(self, xs):
-        keep, work = zip(*[paddle.chunk(x, 2, axis=1) for x in xs], strict=True)
+        keep, work = zip(*[paddle.chunk(x, 2, axis=1) for x in xs])
         size = work[-1].shape[2:]
         low = paddle.concat([F.adaptive_avg_pool2d(x, size) for x in work], axis=1)
         cross = self.cross_resolution_weighting
         weights = paddle.split(run(cross.conv2, run(cross.conv1, low, F.relu), F.sigmoid), self.half, axis=1)
         out = []
-        for x, kept, a, dw, sw in zip(work, keep, weights, self.depthwise_convs, self.spatial_weighting, strict=True):
+        for x, kept, a, dw, sw in zip(work, keep, weights, self.depthwise_convs, self.spatial_weighting):
             x = run(dw, x * F.interpolate(a, size=x.shape[2:], mode="nearest"))
             x = x * F.sigmoid(sw.conv2.conv(F.relu(sw.conv1.conv(F.adaptive_avg_pool2d(x, 1)))))
             out.append(shuffle(paddle.concat([kept, x], axis=1)))
@@ -112,7 +113,7 @@ class Module(nn.Layer):
             for layer in self.layers:
                 xs = layer(xs)
         else:
-            xs = [units[1](units[0](x)) for units, x in zip(self.layers, xs, strict=True)]
+            xs = [units[1](units[0](x)) for units, x in zip(self.layers, xs)]
         xs, fused = list(xs), []
         for i, row in enumerate(self.fuse_layers):
             y = xs[0] if i == 0 else row["0"](xs[0])
@@ -123,7 +124,7 @@ class Module(nn.Layer):
                 elif j < i:
                     y = y + row[str(j)](xs[j])
                 else:
-                    y = y + F.interpolate(row[str(j)](xs[j]), scale_factor=2 ** (j - i), mode="nearest")
+                    y = y + F.interpolate(row[str(j)](xs[j]), size=xs[i].shape[2:], mode="nearest")
             if i == 0:
                 xs[0] = y  # as the authors' code: the fused map goes down
             fused.append(F.relu(y))
@@ -174,7 +175,7 @@ class LiteReference(nn.Layer):
             for module in getattr(b, f"stage{s}"):
                 maps = module(maps)
         out, last = [], None
-        for x, project in zip(reversed(maps), b.head_layer.projects, strict=True):
+        for x, project in zip(reversed(maps), b.head_layer.projects):
             if last is not None:
                 x = x + F.interpolate(last, size=x.shape[2:], mode="bilinear", align_corners=True)
             last = run(project.pointwise_conv, run(project.depthwise_conv, x), F.relu)
@@ -255,8 +256,7 @@ class HRReference(nn.Layer):
             sources = [maps[min(i, len(maps) - 1)] for i in range(branches)]
             names = [f"transition_tr{n + 1}_layer_{i + 1}" for i in range(branches)]
             maps = [
-                run(getattr(change, name), m, F.relu) if hasattr(change, name) else m
-                for name, m in zip(names, sources, strict=True)
+                run(getattr(change, name), m, F.relu) if hasattr(change, name) else m for name, m in zip(names, sources)
             ]
             for m in range(modules):
                 maps = self.exchange(getattr(getattr(b, f"st{n + 2}"), f"stage_st{n + 2}_{m + 1}"), maps)

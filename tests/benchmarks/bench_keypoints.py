@@ -54,7 +54,7 @@ def files_of(name: str, folder: Path) -> dict:
     return {artefact.kind: artefact for artefact in forms.artefacts}
 
 
-def main(folder: Path, repeats: int = 25) -> None:
+def main(folder: Path, repeats: int = 15) -> None:
     """Export, time, print ratios."""
     calls, sizes = {}, {}
     x = np.random.RandomState(0).randn(1, 3, *SIZE).astype("float32")
