@@ -231,6 +231,7 @@ def test_upsampling_is_nearest_interpolation_bit_for_bit(factor):
     assert np.array_equal(upsample_nearest(x, factor).numpy(), expected)
 
 
+@needs("paddleclas")
 @pytest.mark.slow
 def test_the_cured_hrnet_equals_paddleclass_and_ships(tmp_path):
     """The original fails in Paddle Inference with oneDNN and in paddle2onnx, at every interpolation."""
@@ -304,6 +305,7 @@ np.savez({out!r} + f"/{{rank}}.npz", **weights)
 """
 
 
+@needs("paddleclas")
 @pytest.mark.slow
 def test_two_processes_stay_equal_and_a_late_swap_is_refused(tmp_path):
     script = tmp_path / "train.py"
