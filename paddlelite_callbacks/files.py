@@ -114,7 +114,12 @@ def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
 
 
 def put_in_place(prefix: Path, *, last: str) -> None:
-    """Finish what a dying `staged_files` left whole but not in its place; does nothing where there is nothing."""
+    """Finish what a dying `staged_files` left whole but not in its place; does nothing where there is nothing.
+
+    Args:
+        prefix: of the set's files.
+        last: ending of the file that is put in place behind all others.
+    """
     whole = _whole(prefix)
     if not whole.is_dir():
         return

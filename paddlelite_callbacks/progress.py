@@ -13,6 +13,10 @@ class tqdm(_tqdm):
     """``tqdm.tqdm`` without its monitor, a thread that the first bar of a process starts, a disabled one too.
 
     The monitor mends bars whose steps become slower; looking at the clock in each step does as well.
+
+    Args:
+        args: those of ``tqdm.tqdm``.
+        options: likewise.
     """
 
     monitor_interval = 0

@@ -48,7 +48,11 @@ def several_ranks() -> bool:
 
 
 def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows."""
+    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows.
+
+    Args:
+        grad: of this process; summed in place.
+    """
     paddle.distributed.all_reduce(grad)
     return grad / paddle.distributed.get_world_size()
 

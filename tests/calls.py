@@ -267,6 +267,7 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.backbone import cures, sources, taps, weights
     from paddlelite_callbacks.backbone.catalogue import render_table
     from paddlelite_callbacks.deploy.engines import reason
+    from paddlelite_callbacks.deploy.refuse import own_movement
     from paddlelite_callbacks.deploy.roofline import roofline_share
     from paddlelite_callbacks.distill import losses, outputs
 
@@ -281,6 +282,7 @@ def small_parts(folder, watch):
         losses.sum_over_outputs(losses.mse, [x], [x])
         outputs.shapes_of({"a": x})
         reason(ValueError("no"))
+        own_movement(TinyNet(), [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])
 

@@ -81,7 +81,8 @@ class Soak:
             if thread is not threading.main_thread():
                 thread.join(6)  # of a loader whose data have just run out
         time.sleep(0.05)  # those of Paddle's C++ side
-        ours = [o for o in gc.get_objects() if type(o).__module__.partition(".")[0] == "paddlelite_callbacks"]
+        homes = ((o, type(o).__module__) for o in gc.get_objects())  # of some C types it is no string
+        ours = [o for o, home in homes if isinstance(home, str) and home.partition(".")[0] == "paddlelite_callbacks"]
         return {
             "resident MB": resident_mb(),
             "objects": len(gc.get_objects()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ class CtrlCAtALine:
         self.place, self.left, self.seen = place, at, {}
 
     def __enter__(self):
+        gc.collect()  # else what older fits leave may be freed, and our lines run, inside
         sys.settrace(self._calls)
         return self
 

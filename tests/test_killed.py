@@ -149,10 +149,10 @@ def test_a_torn_or_strange_state_is_refused_by_name(server, two_runs, tmp_path):
     whole = state.read_bytes()
     for torn in (b"", whole[: len(whole) // 2], b"what?"):
         state.write_bytes(torn)
-        with pytest.raises(ValueError, match=r"final\.pddistill is torn \(.*take the checkpoint of another epoch"):
+        with pytest.raises(ValueError, match=r"final\.pddistill is torn, .*take the checkpoint of another epoch"):
             features(resume=tmp_path / "ck/final")
     state.write_bytes(pickle.dumps({"weight": 1}))
-    with pytest.raises(ValueError, match=r"final\.pddistill is no file of DistillCallback"):
+    with pytest.raises(ValueError, match=r"final\.pddistill is no state of DistillCallback"):
         features(resume=tmp_path / "ck/final")
     state.write_bytes((two_runs[1] / "final.pddistill").read_bytes())
     with pytest.raises(ValueError, match=r"written beside other weights than final\.pdparams, which is there now"):
@@ -212,8 +212,10 @@ def test_killed_while_an_export_is_written(server, tmp_path):
         if ended:
             break
     assert ended
-    assert sizes == sorted(sizes)  # the old set up to the exchange, the new one from there on
-    assert sizes[0] == old < sizes[-1]
+    assert sizes == sorted(
+        sizes, key=lambda size: size != old
+    )  # the old set up to the exchange, the new one from there on
+    assert sizes[0] == old != sizes[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n", "runs.jsonl"]
 
 

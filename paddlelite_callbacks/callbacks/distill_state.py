@@ -155,7 +155,12 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 
 def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
-    """Do what `save_state` does, and note which checkpoint ``path.pdparams`` it belongs to."""
+    """Do what `save_state` does, and note which checkpoint ``path.pdparams`` it belongs to.
+
+    Args:
+        state: see `save_state`.
+        path: prefix of the checkpoint.
+    """
     weights = Path(f"{path}{WEIGHTS}")
     save_state({**state, "weights": _checksum(weights)} if weights.is_file() else state, path)
 
@@ -178,7 +183,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
             "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
         )
-    state = read_saved(file)
+    try:
+        state = read_saved(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Or {_OTHER}") from error
     wanted = {"position", "bridges", "source"}
     if not isinstance(state, dict) or not wanted <= state.keys():
         raise ValueError(

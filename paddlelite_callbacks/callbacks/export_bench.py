@@ -31,6 +31,7 @@ from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.files import refuse_unwritable
+from paddlelite_callbacks.hapi import metric_names
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
@@ -167,11 +168,11 @@ class ExportBenchCallback(ScopedCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the figures of the training epoch (called by hapi)."""
-        self._history.trained(epoch, logs)
+        self._history.trained(epoch, logs, (self.params or {}).get("metrics", ()))
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
         """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
-        self._history.evaluated(self.model.network, logs)
+        self._history.evaluated(self.model.network, logs, metric_names(self.model))
 
     def finish(self) -> None:
         """Export, check, time, record, report: on the first process alone, for which the others wait.

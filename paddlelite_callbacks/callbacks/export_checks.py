@@ -10,7 +10,7 @@ import paddle
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.distill.random_streams import same_random_streams
-from paddlelite_callbacks.hapi import input_specs, metrics_of, refuse_unusable_data
+from paddlelite_callbacks.hapi import input_specs, metric_names, refuse_unusable_data
 from paddlelite_callbacks.report.gate import Budget
 
 __all__ = ["check_choices", "checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
@@ -79,8 +79,7 @@ def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
     Raises:
         ValueError: names the figures that there will be.
     """
-    names = [metric.name() for metric in metrics_of(model)]
-    known = sorted({"loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))})
+    known = sorted({"loss", *metric_names(model)})
     if monitor is not None and monitor not in known:
         raise ValueError(
             f"monitor={monitor!r} is none of the evaluation's figures {known}. Name one of them, or give the metric to "

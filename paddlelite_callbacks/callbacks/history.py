@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,29 @@ class History:
         self.epoch: int | None = None
         self._keep_best, self._monitor, self._mode, self._best = keep_best, monitor, mode, math.nan
 
-    def trained(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        """Add the figures of a training epoch."""
-        self.rows.append({"epoch": epoch + 1, **figures_of(logs)})
+    def trained(self, epoch: int, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
+        """Add the figures of a training epoch.
 
-    def evaluated(self, network: Layer, logs: Mapping[str, Any] | None) -> None:
+        Args:
+            epoch: from 0.
+            logs: hapi's; one dictionary for all models of the process, so those of others are in it too.
+            names: of the figures of this model.
+        """
+        mine = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
+        self.rows.append({"epoch": epoch + 1, **mine})
+
+    def evaluated(self, network: Layer, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
         """Add the figures of an evaluation; keep the weights where they are the best so far.
+
+        Args:
+            network: whose weights they are.
+            logs: see `trained`.
+            names: of this model's metrics.
 
         Raises:
             ValueError: ``monitor`` is none of the figures.
         """
-        figures = figures_of(logs)
+        figures = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
         if self.rows:
             self.rows[-1].update({f"eval_{key}": value for key, value in figures.items()})
         if self._keep_best and not self._better(figures):

@@ -16,7 +16,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.lean import make_program_lean
-from paddlelite_callbacks.deploy.stacks import without_call_stacks
+from paddlelite_callbacks.deploy.stacks import without_call_stacks, without_failed_traces
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
 
@@ -94,7 +94,7 @@ def export_paddle(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with warnings.catch_warnings(), without_call_stacks():  # paddle.jit changes the filters
+        with warnings.catch_warnings(), without_call_stacks(), without_failed_traces():  # paddle.jit changes filters
             paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]

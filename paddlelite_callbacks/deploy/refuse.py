@@ -54,7 +54,12 @@ def refuse_wrong(network: Layer, sample: Sequence[np.ndarray], checks: Iterable[
 
 
 def own_movement(network: Layer, sample: Sequence[np.ndarray]) -> float:
-    """Return the largest change of any output when the network's first input moves in the last bits of fp32."""
+    """Return the largest change of any output when the network's first input moves in the last bits of fp32.
+
+    Args:
+        network: in eval mode; not changed.
+        sample: its inputs, one array each.
+    """
     inputs = [paddle.to_tensor(item) for item in sample]
 
     def outputs() -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Programs traced without the Python call stack of every operation, which Paddle never frees."""
+"""Programs traced without what Paddle leaves behind: call stacks of operations, parameters of traces that failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["without_call_stacks"]
+import paddle
+from paddle.jit.dy2static.parameter_recorder import _global_inplace_map, _global_parameter_recorder
+
+__all__ = ["without_call_stacks", "without_failed_traces"]
 
 _EMPTY = traceback.StackSummary()
 
@@ -33,3 +36,27 @@ def without_call_stacks() -> Iterator[None]:
         yield
     finally:
         traceback.extract_stack = real
+
+
+@contextmanager
+def without_failed_traces() -> Iterator[None]:
+    """Forget the parameters of traces that failed, before the block and if it fails.
+
+    Paddle 3.3 notes the parameters of a program that it traces under the program's address, and takes them back when
+    the trace is done. Where ``forward`` raises they stay, and a later program that happens to get the same address is
+    given them: ``paddle.jit.save`` then ends in a KeyError. Inside a trace nothing is done.
+    """
+    if paddle.in_dynamic_mode():
+        _forget()
+    try:
+        yield
+    except BaseException:
+        if paddle.in_dynamic_mode():
+            _forget()
+        raise
+
+
+def _forget() -> None:
+    for table in (_global_parameter_recorder.params_dict, _global_parameter_recorder.tensor2value):
+        table.clear()
+    _global_inplace_map.params_dict.clear()

@@ -98,6 +98,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
                 model.__dict__.pop("_run_one_epoch", None)
             if name == "on_train_end":
                 guard.finish()
+                finalizer.detach()  # Python swallows what is raised in it, Ctrl-C too
         except BaseException:
             left()
             raise
@@ -115,7 +116,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
             raise
 
     callbacks._call = call
-    weakref.finalize(callbacks, left)
+    finalizer = weakref.finalize(callbacks, left)
 
 
 def in_use_by(parameters: Sequence[Tensor]) -> str | None:

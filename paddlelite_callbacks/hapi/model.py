@@ -146,6 +146,12 @@ def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
     return list(model._metrics or [])
 
 
+def metric_names(model: paddle.Model) -> list[str]:
+    """Return the names of all figures that the metrics of ``model`` give."""
+    names = [metric.name() for metric in metrics_of(model)]
+    return [name for entry in names for name in ([entry] if isinstance(entry, str) else entry)]
+
+
 @contextmanager
 def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]], list[Any]]) -> Iterator[None]:
     """Let ``model.train_batch`` see ``through(inputs, labels)`` for its labels inside the block.
