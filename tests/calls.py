@@ -271,7 +271,7 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.deploy.roofline import roofline_share
     from paddlelite_callbacks.distill import losses, outputs
 
-    x = paddle.rand([1, 2, 4, 4])
+    x, network = paddle.rand([1, 2, 4, 4]), TinyNet()
     (folder / "file").write_text("x")
     with watch:
         render_table(pc.list_backbones("PPLCNet*"))
@@ -282,7 +282,7 @@ def small_parts(folder, watch):
         losses.sum_over_outputs(losses.mse, [x], [x])
         outputs.shapes_of({"a": x})
         reason(ValueError("no"))
-        own_movement(TinyNet(), [np.zeros([1, 3, 8, 8], "float32")])
+        own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])
 
