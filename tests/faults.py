@@ -7,7 +7,7 @@ import signal
 
 import paddle
 import pytest
-from toy import Images
+from toy import Images, TinyNet
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, ExportBenchCallback, MutualPeer, PACTQuantCallback
 from paddlelite_callbacks.distill.schedules import linear
@@ -15,6 +15,14 @@ from paddlelite_callbacks.distill.schedules import linear
 
 class Boom(Exception):
     pass
+
+
+def partly_still():
+    """A teacher with a layer in eval mode and a frozen parameter, both of which must stay so."""
+    network = TinyNet(width=8)
+    network.bn1.eval()
+    network.fc.bias.stop_gradient = True
+    return network
 
 
 class Crash(paddle.callbacks.Callback):

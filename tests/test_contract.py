@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
-from faults import CALLBACKS, Boom, Crash, CrashingLoader, check_as_found
+from faults import CALLBACKS, Boom, Crash, CrashingLoader, check_as_found, partly_still
 from toy import Images, TinyNet, equal_weights, fingerprint, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback
@@ -32,10 +32,7 @@ def begin_by_hand(model, callbacks) -> None:
 
 @pytest.fixture
 def teacher():
-    network = TinyNet(width=8)
-    network.bn1.eval()
-    network.fc.bias.stop_gradient = True
-    return network
+    return partly_still()
 
 
 @pytest.mark.parametrize("make", CALLBACKS)

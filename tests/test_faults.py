@@ -23,10 +23,11 @@ from faults import (
     mutual,
     optimizer_is_whole,
     pact,
+    partly_still,
     scheduled,
     together,
 )
-from toy import Images, TinyNet, fingerprint, fit, hapi_model
+from toy import Images, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback
 
@@ -55,10 +56,7 @@ ALONE = [
 
 @pytest.fixture
 def teacher():
-    network = TinyNet(width=8)
-    network.bn1.eval()
-    network.fc.bias.stop_gradient = True
-    return network
+    return partly_still()
 
 
 @pytest.fixture(autouse=True)

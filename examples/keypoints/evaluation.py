@@ -16,7 +16,7 @@ from paddlelite_callbacks.models import decode_heatmaps
 
 from paddlelite_callbacks.files import staged_file
 
-__all__ = ["KeypointAP", "coco_ap", "oks", "oks_nms", "to_results", "write_results"]
+__all__ = ["KeypointAP", "KeypointMetric", "coco_ap", "oks", "oks_nms", "to_results", "write_results"]
 
 _NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
 
@@ -118,26 +118,33 @@ def write_results(results: list[dict[str, Any]], path: Path) -> None:
         partial.write_text(json.dumps(plain), encoding="utf-8")
 
 
-class KeypointAP(paddle.metric.Metric):
-    """COCO's AP and AR over the persons of a dataset, for ``model.prepare(metrics=...)``.
+class KeypointMetric(paddle.metric.Metric):
+    """What a metric of decoded heatmaps needs to serve ``model.prepare(metrics=...)``; see `KeypointAP`.
 
     Training batches are not counted (their regions are augmented): there the figures are 0.
 
     Args:
         dataset: whose indices come with the labels; without augmentation.
         dark: how to decode.
-        nms: threshold of `oks_nms`.
 
     Attributes:
         results: of the last evaluation, for `write_results`.
     """
 
-    def __init__(self, dataset: KeypointDataset, *, dark: bool = False, nms: float = 0.9) -> None:
+    def __init__(self, dataset: KeypointDataset, *, dark: bool = False) -> None:
         super().__init__()
-        self.dataset, self.dark, self.nms = dataset, dark, nms
+        self.dataset, self.dark = dataset, dark
         self._raw: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
         self._training = False
+
+    def figures(self, raw: list[dict[str, Any]]) -> list[float]:
+        """Set `results` and return the figures in the order of `name`.
+
+        Args:
+            raw: of all batches, from `to_results`.
+        """
+        raise NotImplementedError
 
     def compute(self, output: paddle.Tensor, *labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Hand on the heatmaps and the indices (the last label); ``evaluate`` runs without gradients."""
@@ -148,18 +155,34 @@ class KeypointAP(paddle.metric.Metric):
         """Decode one batch."""
         if not self._training:
             self._raw += to_results(np.asarray(heatmaps), np.asarray(indices), self.dataset, dark=self.dark)
-        return [0.0] * len(_NAMES)
+        return [0.0] * len(self.name())
 
     def accumulate(self) -> list[float]:
         """Return the figures in the order of `name`."""
-        if not self._raw:
-            return [0.0] * len(_NAMES)
-        self.results = suppressed(self._raw, threshold=self.nms)
-        return list(coco_ap(self.results, self.dataset.source.annotations).values())
+        return self.figures(self._raw) if self._raw else [0.0] * len(self.name())
 
     def reset(self) -> None:
         """Forget all batches."""
         self._raw = []
+
+
+class KeypointAP(KeypointMetric):
+    """COCO's AP and AR over the persons of a dataset, for ``model.prepare(metrics=...)``.
+
+    Args:
+        dataset: see `KeypointMetric`.
+        dark: see there.
+        nms: threshold of `oks_nms`.
+    """
+
+    def __init__(self, dataset: KeypointDataset, *, dark: bool = False, nms: float = 0.9) -> None:
+        super().__init__(dataset, dark=dark)
+        self.nms = nms
+
+    def figures(self, raw: list[dict[str, Any]]) -> list[float]:
+        """Return AP and AR of ``raw`` after `suppressed`."""
+        self.results = suppressed(raw, threshold=self.nms)
+        return list(coco_ap(self.results, self.dataset.source.annotations).values())
 
     def name(self) -> list[str]:
         """Return the names of the figures."""

@@ -36,6 +36,7 @@ from train import fit
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.engines import ENGINES
+from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.ladder import timed_together
 from paddlelite_callbacks.report.record import Record, read_records
 
@@ -132,10 +133,9 @@ def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) ->
 def write_table(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Write ``table.md`` from all finished rows, and return these."""
     rows = rows_of(flags)
-    path, partial = flags.out / "table.md", flags.out / f".table-{os.getpid()}.part"
     times = flags.out / "times.json"
-    partial.write_text(markdown(rows, json.loads(times.read_text()) if times.is_file() else None), encoding="utf-8")
-    partial.replace(path)
+    with staged_file(flags.out / "table.md") as partial:
+        partial.write_text(markdown(rows, json.loads(times.read_text()) if times.is_file() else None), encoding="utf-8")
     return rows
 
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 from coco import People, Person, load_json
-from dataset import KeypointDataset
-from evaluation import to_results
+from evaluation import KeypointMetric
 from layouts import MPII_BODY
 
 __all__ = ["PCKh", "pckh", "read_mpii"]
@@ -128,50 +126,21 @@ def pckh(places: np.ndarray, people: list[Person], *, threshold: float = 0.5) ->
     return {**figures, "Mean": float(right.sum() / max(1, counted.sum()))}
 
 
-class PCKh(paddle.metric.Metric):
+class PCKh(KeypointMetric):
     """PCKh@0.5 by part, its mean, and the mean at 0.1, over the persons of a dataset, for ``model.prepare``.
 
-    Training batches are not counted (their regions are augmented): there the figures are 0.
-
     Args:
-        dataset: whose indices come with the labels; without augmentation.
-        dark: how to decode.
-
-    Attributes:
-        results: of the last evaluation, for `write_results`.
+        dataset: see `KeypointMetric`.
+        dark: see there.
     """
 
-    def __init__(self, dataset: KeypointDataset, *, dark: bool = False) -> None:
-        super().__init__()
-        self.dataset, self.dark = dataset, dark
-        self._by_index: dict[int, dict[str, Any]] = {}
-        self.results: list[dict[str, Any]] = []
-        self._training = False
-
-    def compute(self, output: paddle.Tensor, *labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Hand on the heatmaps and the indices (the last label); ``evaluate`` runs without gradients."""
-        self._training = not output.stop_gradient
-        return output, labels[-1]
-
-    def update(self, heatmaps: Any, indices: Any) -> list[float]:
-        """Decode one batch; a sample that comes twice (the padding of several processes) counts once."""
-        if not self._training:
-            found = to_results(np.asarray(heatmaps), np.asarray(indices), self.dataset, dark=self.dark)
-            self._by_index.update({item["index"]: item for item in found})
-        return [0.0] * len(self.name())
-
-    def accumulate(self) -> list[float]:
-        """Return the figures in the order of `name`."""
-        if not self._by_index:
-            return [0.0] * len(self.name())
-        self.results = list(self._by_index.values())
+    def figures(self, raw: list[dict[str, Any]]) -> list[float]:
+        """Score ``raw``; a sample that comes twice (the padding of several processes) counts once."""
+        by_index = {item["index"]: item for item in raw}
+        self.results = list(by_index.values())
         places = np.stack([np.reshape(item["keypoints"], (-1, 3))[:, :2] for item in self.results])
-        people = [self.dataset.people[index] for index in self._by_index]
+        people = [self.dataset.people[index] for index in by_index]
         return [*pckh(places, people).values(), pckh(places, people, threshold=0.1)["Mean"]]
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self._by_index = {}
 
     def name(self) -> list[str]:
         """Return the names of the figures."""

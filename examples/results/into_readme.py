@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from paddlelite_callbacks.files import staged_file
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
@@ -24,9 +26,8 @@ def main() -> None:
             table = results[name].read_text(encoding="utf-8").strip()
             between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
             text = between.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
-        partial = readme.with_name(f".{readme.name}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(readme)
+        with staged_file(readme) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from paddle import Tensor
 from paddle.nn import Identity, Layer
 
 from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["cut_", "layers_that_ran"]
@@ -113,8 +114,7 @@ def _idle(parent: Layer, ran: set[int]) -> Iterator[tuple[Layer, str, Layer]]:
 def _kept_state(network: Layer) -> Iterator[None]:
     """Give modes, batch-norm statistics and the random stream back at the end."""
     state = {key: value.clone() for key, value in network.state_dict().items() if value.stop_gradient}
-    random = paddle.get_rng_state()
-    with same_modes(network):
+    with same_modes(network), same_random_streams():
         try:
             yield
         finally:
@@ -122,4 +122,3 @@ def _kept_state(network: Layer) -> Iterator[None]:
             for key, value in state.items():
                 if key in now:
                     now[key].set_value(value)
-            paddle.set_rng_state(random)

@@ -21,6 +21,7 @@ from paddlelite_callbacks.hapi import (
     LossFunction,
     amp_level,
     amp_options,
+    metric_names,
     metrics_of,
     optimizer_state_of,
     prepared_optimizer,
@@ -70,13 +71,11 @@ class MutualSource(Source):
         if peer.optimizer is prepared_optimizer(model):
             raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
         refuse_foreign_parameters(peer.optimizer, peer.network, "The peer's optimizer")
-        names = [metric.name() for metric in metrics_of(model)]
-        known = ["loss", *(name for entry in names for name in ([entry] if isinstance(entry, str) else entry))]
+        known = ["loss", *metric_names(model)]
         if peer.monitor is not None and peer.monitor not in known:
             raise ValueError(
                 f"monitor must be one of {known}, got {peer.monitor!r}: a metric given to model.prepare, or leave it "
-                "out "
-                "for the first."
+                "out for the first."
             )
         return [peer.network]
 

@@ -9,8 +9,8 @@ import paddle
 from paddlelite_callbacks.callbacks.distill_sources import Source, layers_to_tap
 from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.hapi import input_specs
+from paddlelite_callbacks.random_streams import same_random_streams
 
 __all__ = ["refuse_misfits"]
 

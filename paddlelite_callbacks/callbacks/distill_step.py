@@ -67,7 +67,7 @@ class DistillStep:
             self._session.declare_figure(figure)
         for index, teacher in enumerate(self._source.networks):
             if teacher is not None:
-                self._session.guard.watch(f"{self._who(index)}", teacher, trained=self._source.learns)
+                self._session.guard.watch(self._who(index), teacher, trained=self._source.learns)
 
     def _figures(self) -> list[str]:
         terms = list(self._objective.terms)

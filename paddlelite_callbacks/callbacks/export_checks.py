@@ -9,8 +9,8 @@ from typing import Any
 import paddle
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.hapi import input_specs, metric_names, refuse_unusable_data
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.report.gate import Budget
 
 __all__ = ["check_choices", "checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]

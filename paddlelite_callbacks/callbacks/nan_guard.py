@@ -23,6 +23,7 @@ from paddlelite_callbacks.callbacks.nan_search import (
 from paddlelite_callbacks.callbacks.still_buffers import StillBuffers
 from paddlelite_callbacks.errors import NonFiniteLossError
 from paddlelite_callbacks.hapi import LossFunction, SkipBatch, prepared_optimizer, replaced_loss, skippable_batches
+from paddlelite_callbacks.ranks import several_ranks
 
 __all__ = ["FIGURE", "NaNGuard"]
 
@@ -180,7 +181,7 @@ class NaNGuard:
         if not host_is_finite(inputs):
             values.append(paddle.full([], math.nan))
         total = values[0] if len(values) == 1 else paddle.add_n(values)
-        if paddle.distributed.is_initialized() and paddle.distributed.get_world_size() > 1:
+        if several_ranks():
             flag = paddle.isfinite(total).astype("float32").reshape([1])
             paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
             return bool(float(flag) > 0)

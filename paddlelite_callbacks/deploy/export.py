@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paddle
+from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
@@ -20,7 +22,7 @@ from paddlelite_callbacks.deploy.stacks import without_call_stacks, without_fail
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
 
-__all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "staged_folder"]
+__all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
 
 _ONNX_SECONDS = 600
 
@@ -111,6 +113,19 @@ def export_paddle(
         )
     make_program_lean(program)
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def flat_outputs(output: Any) -> list[Tensor]:
+    """Return the tensors of a network's output as ``paddle.jit.save`` orders them: dictionaries by their sorted keys.
+
+    Args:
+        output: a tensor, or lists, tuples and dictionaries of them.
+    """
+    if isinstance(output, dict):
+        output = [output[key] for key in sorted(output)]
+    if isinstance(output, (list, tuple)):
+        return [item for part in output for item in flat_outputs(part)]
+    return [output]
 
 
 def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:

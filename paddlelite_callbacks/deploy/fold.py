@@ -20,7 +20,7 @@ from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D
 
 from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import copy_network
+from paddlelite_callbacks.deploy.export import copy_network, flat_outputs
 from paddlelite_callbacks.quant.convert import FixedActivation, Int8Conv2D
 from paddlelite_callbacks.quant.noise import rounding_noise
 
@@ -176,7 +176,7 @@ def _scale_(conv: Layer, factor: np.ndarray) -> None:
 
 def _same(network: Layer, duplicate: Layer, inputs: Sequence[Tensor]) -> bool:
     def outputs(net: Layer) -> list[Tensor]:
-        return _tensors(net(*inputs))
+        return flat_outputs(net(*inputs))
 
     grids = [layer for layer in network.sublayers() if isinstance(layer, FixedActivation)]
     with paddle.no_grad():
@@ -184,11 +184,3 @@ def _same(network: Layer, duplicate: Layer, inputs: Sequence[Tensor]) -> bool:
         expected = [item.numpy() for item in outputs(network)]
     noise = rounding_noise(grids, lambda: outputs(network)) if grids else ()
     return compare_outputs(expected, got, engine="folded", noise=noise).passed
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, dict):
-        output = [output[key] for key in sorted(output)]
-    if isinstance(output, (list, tuple)):
-        return [item for part in output for item in _tensors(part)]
-    return [output]

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -15,7 +14,14 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.deploy.export import Artefact, ExportError, copy_network, export_onnx, export_paddle
+from paddlelite_callbacks.deploy.export import (
+    Artefact,
+    ExportError,
+    copy_network,
+    export_onnx,
+    export_paddle,
+    flat_outputs,
+)
 from paddlelite_callbacks.deploy.fold import folded
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
@@ -160,7 +166,7 @@ def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Refere
 
     def outputs_of(net: Layer) -> list[Tensor]:
         with paddle.no_grad():
-            return _flat(net(*inputs))
+            return flat_outputs(net(*inputs))
 
     layers = quantized_layers(network)
     if not layers:
@@ -184,12 +190,3 @@ def _attempt(forms: Forms, precision: str, make: Callable[[], Artefact]) -> None
     except (ExportError, ImportError) as error:
         _log.warning("No %s ONNX file: %s", precision, error)
         forms.errors["onnx", precision] = str(error)
-
-
-def _flat(output: Any) -> list[Tensor]:
-    """Flatten as ``paddle.jit.save`` does: dictionaries in the order of their keys, sorted."""
-    if isinstance(output, dict):
-        output = [output[key] for key in sorted(output)]
-    if isinstance(output, (list, tuple)):
-        return [item for part in output for item in _flat(part)]
-    return [output]

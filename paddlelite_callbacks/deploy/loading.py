@@ -15,7 +15,7 @@ from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
 from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
 
-__all__ = ["FileKey", "LoadedFiles", "load_files"]
+__all__ = ["FileKey", "LoadedFiles", "checked", "load_files"]
 
 FileKey = tuple[str, str]  # engine and precision
 
@@ -73,16 +73,25 @@ def load_files(
                 with hushed_stdout():
                     predict = engine.load(artefact, threads=threads)
                     got = in_batches(predict, rows)(inputs)
-                checks.append(_checked(engine.name, artefact, got, references[artefact.precision], options))
+                checks.append(checked(engine.name, artefact, got, references[artefact.precision], options))
                 ready[engine.name, artefact.precision] = predict, artefact
             except Exception as exception:
                 failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
     return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
 
 
-def _checked(
-    engine: str, artefact: Artefact, got: list[np.ndarray], reference: Reference, options: BenchOptions
+def checked(
+    engine: str, artefact: Artefact, got: Sequence[np.ndarray], reference: Reference, options: BenchOptions
 ) -> Check:
+    """Hold what ``engine`` computed from a file against what it has to compute.
+
+    Args:
+        engine: its name.
+        artefact: the file.
+        got: the engine's outputs.
+        reference: of the file's precision.
+        options: with the tolerances.
+    """
     return compare_outputs(
         reference.outputs,
         got,

@@ -10,7 +10,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.deploy.check import Check
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.deploy.export import ExportError, flat_outputs
 from paddlelite_callbacks.quant.noise import rounding_noise
 
 __all__ = ["own_movement", "refuse_wrong"]
@@ -63,14 +63,6 @@ def own_movement(network: Layer, sample: Sequence[np.ndarray]) -> float:
     inputs = [paddle.to_tensor(item) for item in sample]
 
     def outputs() -> list[Tensor]:
-        return _tensors(network(*inputs))
+        return flat_outputs(network(*inputs))
 
     return max(rounding_noise([network], outputs), default=0.0)
-
-
-def _tensors(output: object) -> list[Tensor]:
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [item for part in output for item in _tensors(part)]
-    return [output] if isinstance(output, Tensor) else []

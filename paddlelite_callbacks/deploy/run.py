@@ -15,11 +15,12 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.accuracy import FileMetrics, measure_metrics
 from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, time_files
-from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
 from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
+from paddlelite_callbacks.deploy.loading import checked
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_wrong
 from paddlelite_callbacks.deploy.sidecar import write_sidecar
@@ -138,18 +139,8 @@ def _verify_rest(
     kinds = {(ENGINES[check.engine].kind, check.precision) for check in files.checks if check.passed}
     for artefact in [a for a in forms.artefacts if (a.kind, a.precision) not in kinds]:
         if artefact.kind == "paddle":
-            reference = expected[artefact.precision]
-            check = compare_outputs(
-                reference.outputs,
-                _loaded_outputs(artefact, sample),
-                engine="paddle.jit.load",
-                precision=artefact.precision,
-                atol=options.atol,
-                rtol=options.rtol,
-                noise=reference.noise,
-                middle=reference.middle,
-                flips=reference.flips,
-            )
+            got, reference = _loaded_outputs(artefact, sample), expected[artefact.precision]
+            check = checked("paddle.jit.load", artefact, got, reference, options)
             if not check.passed:
                 raise ExportError(
                     f"{artefact.path.name} computes something else than the network: {check.engine}: "

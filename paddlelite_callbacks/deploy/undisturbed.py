@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
+
+from paddlelite_callbacks.random_streams import same_random_streams
 
 __all__ = ["hushed_stdout", "undisturbed"]
 
@@ -24,15 +24,12 @@ def undisturbed() -> Iterator[None]:
 
     Engines set the number of OpenMP threads for the whole process, data loaders draw their seeds.
     """
-    streams, numbers, tensors = random.getstate(), np.random.get_state(), paddle.get_rng_state()
     threads = [(library, library.omp_get_max_threads()) for library in _openmp()]
     gradients = paddle.is_grad_enabled()
     try:
-        yield
+        with same_random_streams():
+            yield
     finally:
-        random.setstate(streams)
-        np.random.set_state(numbers)
-        paddle.set_rng_state(tensors)
         paddle.set_grad_enabled(gradients)
         for library, count in threads:
             library.omp_set_num_threads(count)

@@ -137,8 +137,7 @@ def cache_teacher(
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(
             f"cache_teacher needs numbered samples, got {type(dataset).__name__}: an iterable data set has none. Wrap "
-            "the samples "
-            "in a map-style paddle.io.Dataset, or let the teacher run: DistillCallback(teacher)."
+            "the samples in a map-style paddle.io.Dataset, or let the teacher run: DistillCallback(teacher)."
         )
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}: 'float16' takes half the space.")

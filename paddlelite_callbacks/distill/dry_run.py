@@ -11,8 +11,8 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.outputs import Seen
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.distill.taps import Taps
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["UNKNOWN_BATCH", "InputSpecs", "seen_on_zeros"]

@@ -13,9 +13,9 @@ from paddle.nn import Layer, LayerDict
 from paddlelite_callbacks.distill.catalogue import LossSpec
 from paddlelite_callbacks.distill.outputs import Seen, full_precision, mean_of, paired, picked
 from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
+from paddlelite_callbacks.random_streams import same_random_streams
 
 __all__ = ["Objective", "Result"]
 

@@ -105,8 +105,7 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
     if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
         raise ValueError(
             f"The schedule {weight!r} gave {value!r} at epoch {epoch:g}: weights are at least 0. Let it return a "
-            "finite "
-            "number, or take one of paddlelite_callbacks.distill.schedules."
+            "finite number, or take one of paddlelite_callbacks.distill.schedules."
         )
     return float(value)
 

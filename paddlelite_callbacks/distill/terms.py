@@ -95,14 +95,12 @@ class FeatureTerm:
         if not (self.project is None or isinstance(self.project, (bool, Layer))):
             raise TypeError(
                 f"project must be True, False, None or a Layer, got {type(self.project).__name__}: leave it out to "
-                "have "
-                "a projection where the shapes differ."
+                "have a projection where the shapes differ."
             )
         if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
             raise TypeError(
                 f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}: a tuple goes "
-                "to "
-                "a loss that takes lists, such as AttentionFeatureLoss."
+                "to a loss that takes lists, such as AttentionFeatureLoss."
             )
         if self.grouped and (self.project or self.pick is not None or isinstance(self.loss, str)):
             raise ValueError(

@@ -127,8 +127,7 @@ def refuse_unusable_data(name: str, data: Any) -> None:
     if hasattr(data, "__len__") and not isinstance(data, paddle.io.IterableDataset) and len(data) == 0:
         raise ValueError(
             f"{name} is an empty {type(data).__name__} of length 0: it must hold at least one sample. Give the "
-            "evaluation "
-            "data, or leave it out."
+            "evaluation data, or leave it out."
         )
 
 

@@ -126,8 +126,7 @@ class PACTConfig:
         if self.activation_bits != 8:
             raise ValueError(
                 f"activation='paddleslim' quantises to 8 bits, got activation_bits={self.activation_bits}: leave one "
-                "of "
-                "the two out."
+                "of the two out."
             )
         ours = {"method": "pact", "quantize_outputs": False, "start_epoch": 0, "calibration_batches": 1}
         for name, only in ours.items():

@@ -14,12 +14,12 @@ from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.config import SingleLayerConfig
 
-from paddlelite_callbacks.distill.random_streams import same_random_streams
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.outputs import attach_output_quanter_, detach_output_quanter_, output_places
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import match_sublayers, replace_sublayer
 
 __all__ = ["activation_quanters", "convertible_layers", "prepare_pact_", "quantized_layers", "trained_scales"]

@@ -52,8 +52,7 @@ class Budget:
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(
                 f"No engine {self.engine!r}; known are {near_names(str(self.engine), ENGINES)}. Leave engine out for "
-                "the "
-                "fastest."
+                "the fastest."
             )
 
     def _check_baseline(self, baseline: float) -> None:

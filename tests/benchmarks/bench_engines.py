@@ -22,6 +22,7 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.backbone.checks import settle_
 from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.bench import load_files, time_files
 from paddlelite_callbacks.deploy.engines import ENGINES
@@ -62,13 +63,7 @@ NETWORKS = {
 
 def settled(network, shape):
     """Give batch normalisation the statistics of random images: without any, outputs of deep networks explode."""
-    norms = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
-    norms += [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.BatchNorm)]
-    for layer in norms:
-        layer._momentum = 0.0
-    network.train()
-    with paddle.no_grad():
-        network(paddle.randn([4, *shape[1:]]))
+    settle_(network, paddle.randn([2, *shape[1:]]))
     return copy_network(network)
 
 

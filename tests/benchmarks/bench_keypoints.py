@@ -21,6 +21,7 @@ import paddle
 from keypoint_reference import LiteReference
 
 from paddlelite_callbacks import models
+from paddlelite_callbacks.backbone.checks import settle_
 from paddlelite_callbacks.deploy.engines import ENGINES, EngineError
 from paddlelite_callbacks.deploy.export import copy_network, export_onnx, export_paddle
 from paddlelite_callbacks.deploy.forms import export_forms
@@ -33,12 +34,7 @@ LIMITS = {"lite over HRNet-w32 without oneDNN": 1 / 35, "lite over the paper's g
 
 def settled(network: paddle.nn.Layer) -> paddle.nn.Layer:
     """Give batch normalisation the statistics of random images: a deep network has no definite output without."""
-    for layer in network.sublayers():
-        if isinstance(layer, paddle.nn.BatchNorm2D):
-            layer._momentum = 0.0
-    network.train()
-    with paddle.no_grad():
-        network(paddle.randn([2, 3, *SIZE]))
+    settle_(network, paddle.randn([1, 3, *SIZE]))
     return copy_network(network)
 
 

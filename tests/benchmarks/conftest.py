@@ -13,6 +13,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlelite_callbacks.files import staged_file
+
 
 class Interleaved:
     """Times contestants in turns, so that the machine's moods hit all of them alike."""
@@ -93,9 +95,8 @@ class Report:
         machine = {"cpu": _cpu_name(), "paddle": paddle.__version__, "python": platform.python_version()}
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{name}.json"
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"figures": figures, "machine": machine}, indent=1), encoding="utf-8")
-        temporary.replace(file)
+        with staged_file(file) as partial:
+            partial.write_text(json.dumps({"figures": figures, "machine": machine}, indent=1), encoding="utf-8")
         print(f"\n{name}: {json.dumps(figures, indent=1)}\n-> {file}")  # noqa: T201
 
 

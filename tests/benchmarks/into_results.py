@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.files import staged_file
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, MEASURED = ROOT / "examples" / "results", ROOT / "build" / "benchmarks"
 Figures = Mapping[str, Any]
@@ -165,9 +167,8 @@ def main() -> None:
     }
     kept.parent.mkdir(exist_ok=True)
     for path, text in texts.items():
-        partial = path.with_name(f".{path.name}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with staged_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     runpy.run_path(str(RESULTS / "into_readme.py"), run_name="__main__")
 
 
