@@ -35,6 +35,7 @@ from paddlelite_callbacks import (  # noqa: E402
     ExportBenchCallback,
     PACTQuantCallback,
 )
+from paddlelite_callbacks.saved import read_saved  # noqa: E402
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, for pixels of 0-255
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
@@ -119,7 +120,7 @@ def class_weights(train: Sequence[tuple[str, int]], classes: Sequence[str]) -> p
 
 def load_teacher_weights_(network: paddle.nn.Layer, path: str) -> None:
     """Load what fits, for instance ImageNet's weights but for the last layer; say what was left out."""
-    state, own = paddle.load(path), network.state_dict()
+    state, own = read_saved(path), network.state_dict()
     fits = {key: value for key, value in state.items() if key in own and list(value.shape) == list(own[key].shape)}
     if not fits:
         raise SystemExit(f"{path} holds no weight of this network: its keys are {list(state)[:3]} ...")

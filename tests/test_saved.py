@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import paddle
 import pytest
-from toy import TinyNet, hapi_model
+from toy import TinyNet, fit, hapi_model
 
+from paddlelite_callbacks import DistillCallback
 from paddlelite_callbacks.saved import read_saved, refuse_code
 
 
@@ -131,3 +132,12 @@ def test_the_weights_load(tmp_path):
     other.set_state_dict(read_saved(tmp_path / "ck.pdparams"))
     for key, value in model.network.state_dict().items():
         np.testing.assert_array_equal(other.state_dict()[key].numpy(), value.numpy())
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["checkpoint", "checkpoint and network"])
+def test_nothing_in_a_teachers_checkpoint_is_run(alone, tmp_path):
+    bad, ran = tmp_path / "bad.pdparams", tmp_path / "ran"
+    bad.write_bytes(pickle.dumps({"x": Called(os.system, f"touch {ran}")}))
+    with pytest.raises(ValueError, match=r"asks for .* when it is opened"):
+        fit(hapi_model(), [DistillCallback(bad if alone else (bad, TinyNet()))])
+    assert not ran.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
     if prefix is not None:
         return _from_program(prefix)
     path = _checkpoint(teacher)
-    return None if student is None else _from_checkpoint(path, lambda: _like(student, path))
+    if student is None:
+        return None
+    state = _state_in(path)
+    return _from_checkpoint(path, lambda: _like(student, state), state)
 
 
 def refuse_missing_files(teacher: TeacherLike) -> None:
@@ -103,10 +106,10 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str) -> None:
     network.set_state_dict(state)
 
 
-def _like(student: Layer, path: Path) -> Layer:
-    """Copy ``student``, without the quantisers that it may have by now where the file ``path`` knows of none."""
+def _like(student: Layer, state: Iterable[str]) -> Layer:
+    """Copy ``student``, without the quantisers that it may have by now where the keys ``state`` know of none."""
     network = copied(student)
-    return network if any("_quanter." in key for key in paddle.load(str(path))) else strip_quantisers_(network)
+    return network if any("_quanter." in key for key in state) else strip_quantisers_(network)
 
 
 def digest_of(network: Layer) -> str:
@@ -159,7 +162,17 @@ def _checkpoint(teacher: str | Path) -> Path:
     )
 
 
-def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
+def _state_in(path: Path) -> dict[str, Any]:
+    state = read_saved(path)
+    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(
+            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
+            "paddle.save(network.state_dict(), path)."
+        )
+    return state
+
+
+def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer], state: dict[str, Any] | None = None) -> Layer:
     if not isinstance(network, Layer):
         if not callable(network):
             raise TypeError(
@@ -173,11 +186,5 @@ def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer]) -> Layer:
                 f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}: it must build a "
                 "paddle.nn.Layer."
             )
-    state = read_saved(path)
-    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
-        raise ValueError(
-            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
-            "paddle.save(network.state_dict(), path)."
-        )
-    load_weights_(network, state, str(path))
+    load_weights_(network, _state_in(path) if state is None else state, str(path))
     return network
