@@ -55,7 +55,7 @@ def load(path: str) -> Image.Image:
 def readable(samples: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Return the samples that can be read whole; print the names of the others.
 
-    Do so before ``fit``: without worker processes, Paddle's loader waits for ever once a sample has raised.
+    Do so before ``fit``, which ends at the first sample that raises.
     """
     good, broken = [], []
     for path, label in samples:

@@ -1,4 +1,4 @@
-"""Data loaders whose worker processes and threads end with the one who read from them, however that ends."""
+"""Data loaders whose worker processes and threads end with the one who read from them, and whose errors reach him."""
 
 from __future__ import annotations
 
@@ -11,12 +11,42 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle.io import multiprocess_utils
-from paddle.io.dataloader.dataloader_iter import _DataLoaderIterBase, _DataLoaderIterMultiProcess, _ResumeIteration
+from paddle.io.dataloader.dataloader_iter import (
+    _DataLoaderIterBase,
+    _DataLoaderIterMultiProcess,
+    _DataLoaderIterSingleProcess,
+    _ResumeIteration,
+)
 
 __all__ = ["ended_with_the_epoch", "read_undisturbed"]
 
 _SECONDS = 5  # for a worker process or thread to end by itself
 _WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
+
+
+class _RaisingIterator(_DataLoaderIterSingleProcess):
+    """Paddle's iterator without workers, but what the data set raises is raised where the batch is asked for.
+
+    Paddle's own reads in a thread which ends with the exception, while the one who waits for its batch waits for ever,
+    deaf to Ctrl-C.
+    """
+
+    _error: BaseException | None = None  # of the class: the thread runs before __init__ has ended
+
+    def _thread_loop(self, place: Any) -> None:
+        try:
+            super()._thread_loop(place)
+        except BaseException as error:  # of the data set, the sampler or the collate function
+            self._error = error
+            self._exit_thread_expectedly()  # the batches before it are still handed out
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except Exception:  # StopIteration where the queue was closed, or what reading a killed one gives
+            if self._error is None:
+                raise
+        raise self._error
 
 
 class _Watched:
@@ -27,7 +57,8 @@ class _Watched:
         self.given: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = iter(self._loader)
+        plain = type(self._loader) is paddle.io.DataLoader and not self._loader.num_workers
+        iterator = _RaisingIterator(self._loader) if plain else iter(self._loader)
         if iterator is not self._loader:  # else it is the user's own, who may want to go on with it
             self.given.append(iterator)
         return iterator
@@ -46,7 +77,8 @@ def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
     Paddle's own iterators end their worker processes and threads only where the data run out: left in the middle, by
     an exception, Ctrl-C or ``num_iters``, they stay until the process ends, since the thread holds the iterator that
     would have to be freed first. The loader itself is not touched, nor are iterators of other libraries; workers that
-    the user wants to keep (``persistent_workers=True``) stay.
+    the user wants to keep (``persistent_workers=True``) stay. What a data set raises without workers is raised by the
+    iterator, behind the batches before it; Paddle's own waits for ever.
     """
     watched = _Watched(loader)
     try:

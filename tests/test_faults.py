@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import paddle
@@ -29,7 +31,7 @@ from faults import (
 )
 from toy import Images, fingerprint, fit, hapi_model
 
-from paddlelite_callbacks import DistillCallback
+from paddlelite_callbacks import DistillCallback, ExportBenchCallback
 
 EVERY = [*CALLBACKS, features, average, mutual, scheduled]
 KEEPING = (*KEEPS_LAYERS, scheduled)
@@ -166,6 +168,98 @@ def test_an_iterator_of_the_users_own_can_go_on(teacher):
     with pytest.raises(Boom):
         hapi_model().fit(batches, verbose=0, callbacks=[DistillCallback(teacher), Crash("on_train_batch_end", 1)])
     assert len(list(batches)) == 2
+
+
+class Broken(Images):
+    """Sample 9 cannot be read, when the flag is set."""
+
+    raises: BaseException | None = None
+
+    def __getitem__(self, index):
+        if index == 9 and self.raises is not None:
+            raise self.raises
+        return super().__getitem__(index)
+
+
+class Ragged(Images):
+    """Sample 9 is of another size, which the collate function of Paddle refuses."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (image[:, :-1] if index == 9 else image), label
+
+
+class Counted(paddle.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def on_train_batch_end(self, step, logs=None):
+        self.batches += 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", CALLBACKS)
+def test_what_a_sample_raises_ends_the_fit_behind_the_batches_before_it(make, tmp_path, teacher):
+    """Paddle alone waits for ever, see `test_paddle_alone_waits_for_ever`."""
+    model, data, counted = hapi_model(), Broken(16), Counted()
+    data.raises = Boom("sample 9")
+    found = fingerprint(model, teacher)
+    with pytest.raises(Boom, match="sample 9") as raised:
+        model.fit(data, batch_size=4, shuffle=False, verbose=0, callbacks=[*make(tmp_path, teacher), counted])
+    assert "__getitem__" in [entry.name for entry in raised.traceback]
+    assert counted.batches == 2
+    check_as_found(make, found, fingerprint(model, teacher), trained=True)
+    data.raises = None
+    model.fit(data, batch_size=4, shuffle=False, verbose=0, callbacks=[*make(tmp_path, teacher), counted])
+    assert counted.batches == 6
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("error", [Boom("x"), OSError("x"), KeyboardInterrupt("x"), SystemExit("x")])
+def test_of_every_kind_in_an_evaluation_too(error, teacher):
+    data = Broken(16)
+    data.raises = error
+    with pytest.raises(type(error), match="x"):
+        hapi_model().fit(Images(16), data, batch_size=4, verbose=0, callbacks=[DistillCallback(teacher)])
+
+
+@pytest.mark.timeout(60)
+def test_images_of_two_sizes_in_a_batch(teacher):
+    with pytest.raises((ValueError, RuntimeError)):
+        hapi_model().fit(Ragged(16), batch_size=4, verbose=0, callbacks=[DistillCallback(teacher)])
+
+
+@pytest.mark.timeout(60)
+def test_a_sample_that_raises_in_the_evaluation_of_the_files_does_not_lose_the_export(tmp_path):
+    data = Broken(16)
+    data.raises = Boom("sample 9")
+    bench = ExportBenchCallback(tmp_path, eval_data=data, engines=["onnxruntime"], warmup=1, repeats=2, verbose=0)
+    hapi_model().fit(Images(16), batch_size=4, verbose=0, callbacks=[bench])
+    assert any("sample 9" in note for note in bench.record.notes)
+    assert (tmp_path / type(bench.model.network).__name__ / "model.json").is_file()
+
+
+ALONE_IN_PADDLE = """
+import paddle
+class Data(paddle.io.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, index):
+        if index == 5: raise RuntimeError("sample 5")
+        return paddle.zeros([2])
+print("reads", flush=True)
+for batch in paddle.io.DataLoader(Data(), batch_size=2): pass
+"""
+
+
+def test_paddle_alone_waits_for_ever():
+    """The reproduction without us. Should Paddle mend it one day, `_RaisingIterator` can go."""
+    with subprocess.Popen([sys.executable, "-c", ALONE_IN_PADDLE], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"reads\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(5)
+        child.kill()
 
 
 def test_paddle_alone_leaves_its_workers_behind():

@@ -25,6 +25,7 @@ from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_wrong
 from paddlelite_callbacks.deploy.sidecar import write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
+from paddlelite_callbacks.loaders import ended_with_the_epoch
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
 
@@ -186,10 +187,10 @@ def _metrics_of_files(
         return (), []
     ready = {key: predict for key, (predict, _) in files.ready.items()}
     try:
-        batches = evaluation.batches()
-        found = measure_metrics(
-            ready, evaluation.metrics, batches, inputs=evaluation.inputs, rows=files.rows, progress=progress
-        )
+        with ended_with_the_epoch(evaluation.batches()) as batches:
+            found = measure_metrics(
+                ready, evaluation.metrics, batches, inputs=evaluation.inputs, rows=files.rows, progress=progress
+            )
     except Exception as error:  # the data of the user; the export is good nevertheless
         return (), [f"Accuracy was not measured on the files: {reason(error)}."]
     failed = [row for row in found if row.error]
