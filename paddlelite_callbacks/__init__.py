@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.distill.mutual import MutualPeer
     from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
     from paddlelite_callbacks.errors import MissingDependencyError, NonFiniteLossError
+    from paddlelite_callbacks.quant.checkpoint import load_pact_
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
     from paddlelite_callbacks.quant.ptq import ptq_int8
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "cache_teacher",
     "list_backbones",
+    "load_pact_",
     "prepare_pact_",
     "ptq_int8",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "PACTQuantCallback": "callbacks.pact_quant",
     "cache_teacher": "distill.cache",
     "list_backbones": "backbone.catalogue",
+    "load_pact_": "quant.checkpoint",
     "prepare_pact_": "quant.prepare",
     "ptq_int8": "quant.ptq",
 }
@@ -71,7 +74,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the public names are {__all__}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except AttributeError as error:  # Python would take it for "there is no such name" and hide what is wrong
+        raise ImportError(f"{__name__}.{name} cannot be imported: {error}") from error
     globals()[name] = value
     return value
 

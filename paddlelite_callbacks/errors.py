@@ -20,7 +20,7 @@ _REMEDIES = {
         "paddleclas 2.6.0 pins numpy 1.24.4, which has no build for Python 3.12 and later: use Python 3.10 or 3.11, or "
         "a network of paddle.vision, such as mobilenet_v3_small"
     ),
-    "paddleslim": "pip install paddleslim==2.6.0 decorator six 'setuptools<81', on Python 3.10 to 3.12",
+    "paddleslim": "pip install paddleslim==2.6.0 decorator requests six 'setuptools<81', on Python 3.10 to 3.12",
     "paddle2onnx": "pip install 'paddlelite_callbacks[deploy]' (paddle2onnx has no build for Python 3.13 yet)",
     "onnx": "pip install 'paddlelite_callbacks[deploy]'",
     "onnxruntime": "pip install 'paddlelite_callbacks[deploy]'",

@@ -102,10 +102,10 @@ def _data_of(expression: str, names: Mapping[str, Any]) -> Any:
     return names["data"]
 
 
-_multiarray = getattr(np, "_core", np.core).multiarray
+# _reconstruct and scalar move between NumPy's modules from version to version: arrays and numbers themselves name them
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _multiarray._reconstruct,
-    ("numpy.core.multiarray", "scalar"): _multiarray.scalar,
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float32(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): collections.OrderedDict,

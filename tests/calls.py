@@ -151,7 +151,7 @@ def quantise(folder, watch):
             return super().forward(self.up(x))
 
     batches = [[paddle.to_tensor(Images(4).images)]]
-    networks = [Up(), TinyNet()]
+    networks = [Up(), TinyNet(), Up()]
     with watch:
         pc.prepare_pact_(networks[0], pc.PACTConfig(method="lsq", quantize_outputs=True))
         networks[0](*batches[0])
@@ -160,6 +160,7 @@ def quantise(folder, watch):
         networks[0].eval()
         rounding_noise(quantized_layers(networks[0]).values(), lambda: [networks[0](*batches[0])])
         convert_for_export_(copy_network(networks[0]))
+        pc.load_pact_(networks[2], networks[0].state_dict())
         pc.ptq_int8(networks[1], batches)
 
 
@@ -209,6 +210,9 @@ def records(folder, watch):
     )
     model, image = hapi_model(), [Images(1).images]
     _fit([callback], watch, network=model.network)
+    later = pc.ExportBenchCallback(folder / "later", engines=["paddle"], eval_data=Images(8), roofline=False, **QUICK)
+    with watch:
+        later.export(model, Images(8))
     rows, options = [callback.record], BenchOptions(engines=["paddle"], warmup=0, repeats=2)
     model.network.eval()
     with watch:

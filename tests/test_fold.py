@@ -135,6 +135,7 @@ def test_a_lean_program_is_smaller_and_every_reader_takes_it(quantised, tmp_path
     loaded.eval()
     np.testing.assert_allclose(loaded(paddle.to_tensor(X)).numpy(), expected, atol=1e-6)
     if not quantised:
+        pytest.importorskip("paddle2onnx")
         runtime = pytest.importorskip("onnxruntime")
         session = runtime.InferenceSession(str(export_onnx(lean, tmp_path / "m.onnx").path))
         np.testing.assert_allclose(session.run(None, {"x": X})[0], expected, atol=1e-5)

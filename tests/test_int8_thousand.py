@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
+from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import hapi_model
@@ -69,6 +70,7 @@ def distance_to_a_threshold(network, x):
     return nearest
 
 
+@needs("paddle2onnx")
 def test_a_thousand_inputs_agree_and_exceptions_are_explained(trained, tmp_path):
     data = Digits(slice(797, 1797))
     forms = export_forms(trained, tmp_path, input_spec=[InputSpec([None, 1, 8, 8], name="x")])

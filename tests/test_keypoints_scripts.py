@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import needs
 from PIL import Image
+
+from paddlelite_callbacks.report.record import read_records
 
 FOLDER = Path(__file__).parents[1] / "examples" / "keypoints"
 DATA = ("--settings", "toy-quick", "--toy-images", 6, 3)
@@ -54,14 +57,18 @@ def test_evaluate_gives_what_train_printed(trained):
         np.testing.assert_allclose(old["keypoints"], new["keypoints"], rtol=1e-4, atol=1e-3)
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_export_then_evaluate_the_files(trained):
     folder, _ = trained
     weights = folder / "keypoints-out" / "last.pdparams"
-    printed = succeed("export", *SMALL, "--weights", weights, "--settings", "toy-quick", cwd=folder)
-    assert "model.onnx: " in printed
-    assert "DIFFERS" not in printed
+    succeed("export", *SMALL, "--weights", weights, "--settings", "toy-quick", "--size-mb", 20, cwd=folder)
     exported = folder / "keypoints-out" / "exported"
+    assert {"model.json", "model.pdiparams", "model.onnx", "deploy.json"} == {path.name for path in exported.iterdir()}
+    (record,) = read_records(folder / "keypoints-out" / "runs.jsonl")
+    assert len(record.checks) == 4
+    assert all(check.passed for check in record.checks)
+    assert "size" in (folder / "keypoints-out" / "report.md").read_text()
     printed = succeed("evaluate", *DATA, "--exported", exported, cwd=folder)
     for row in ("model.onnx on onnxruntime AP ", "model.onnx on openvino AP ", "model.json on paddle AP "):
         assert row in printed
@@ -85,6 +92,7 @@ def test_infer_draws_every_picture_with_a_box(trained):
     assert "with sizes above 0" in done.stderr.strip().splitlines()[-1]
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_train_with_a_teacher_of_heatmaps_and_layers_and_pact(trained):
     folder, _ = trained
@@ -110,7 +118,16 @@ def test_train_with_a_teacher_of_heatmaps_and_layers_and_pact(trained):
     printed = succeed("train", *flags, *teacher, "--out", "taught", cwd=folder)
     for figure in ("task_loss", "distill_mse", "distill_fitnet"):
         assert figure in printed
-    assert (folder / "taught" / "last.pdparams").is_file()
+    quantised = folder / "taught" / "last.pdparams"
+    again = succeed("evaluate", *DATA, *SMALL, "--weights", quantised, "--out", "again-int8", cwd=folder)
+    figures = dict(line.split() for line in again.splitlines() if line.startswith("A"))
+    last = printed.strip().splitlines()[-1].split()
+    assert {n: f"{float(v):.3f}" for n, v in figures.items()} == dict(zip(last[::2], last[1::2], strict=True))
+    succeed("export", *DATA, *SMALL, "--weights", quantised, "--evaluate", "--out", "int8", cwd=folder)
+    (record,) = read_records(folder / "int8" / "runs.jsonl")
+    assert {row.precision for row in record.file_metrics} == {"int8", "fp32"}
+    small, big = (folder / "int8" / "exported" / name for name in ("model.int8.onnx", "model.onnx"))
+    assert small.stat().st_size < 0.5 * big.stat().st_size
     done = run("train", *flags[:-2], "no.such.layer=head", *teacher, "--out", "wrong", cwd=folder)
     assert "no.such.layer" in done.stderr.strip().splitlines()[-1]
     assert not (folder / "wrong" / "last.pdparams").exists()
@@ -155,6 +172,7 @@ def test_train_on_two_processes(tmp_path):
     assert {n: f"{float(v):.3f}" for n, v in figures.items()} == dict(zip(last[::2], last[1::2], strict=True))
 
 
+@needs("paddle2onnx")
 @pytest.mark.slow
 def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_path):
     flags = ["--quick", "--teacher", SMALL[1], "--light", SMALL[1], "--engines", "openvino"]

@@ -76,6 +76,25 @@ def test_a_missing_package_is_named_with_its_remedy_in_one_line(missing):
     assert "Remedy: " in last
 
 
+def test_a_misspelt_backbone_is_not_taken_for_a_missing_package():
+    done = run(
+        "import sys; sys.modules['paddleclas'] = None\nimport paddle, paddlelite_callbacks as p\n"
+        "p.BackboneSwap('mobilenet_v3_smal')"
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: There is no backbone 'mobilenet_v3_smal'; near names: ['mobilenet_v3_small'")
+
+
+def test_a_fault_inside_a_module_is_not_hidden_behind_an_unknown_name():
+    """Python takes an AttributeError of a lazy import for "there is no such name" and drops its message."""
+    done = run(
+        "import sys, types; sys.modules['paddlelite_callbacks.report.gate'] = types.ModuleType('broken')\n"
+        "from paddlelite_callbacks import Budget"
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: paddlelite_callbacks.Budget cannot be imported: module 'broken' has no ")
+
+
 def test_an_unknown_public_name():
     with pytest.raises(AttributeError, match="no attribute 'Distill'; the public names are"):
         _ = paddlelite_callbacks.Distill

@@ -1,55 +1,67 @@
-"""Export a keypoint network to Paddle Inference and ONNX, check it, and print size and latency."""
+"""Export a trained keypoint network to Paddle Inference and ONNX (int8 after PACT); check, time and judge every file.
+
+Files and figures go to ``OUT/exported``, the report of all exports to ``OUT/report.html``.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 from layouts import LAYOUTS
-from settings import NETWORKS, SETTINGS, load_weights, network
+from settings import NETWORKS, SETTINGS, add_data_flags, datasets, hapi_model, load_weights, metric_of, network
 
-from paddlelite_callbacks.deploy.bench import BenchOptions, bench
-from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle, staged_folder
+from paddlelite_callbacks import Budget, ExportBenchCallback
+from paddlelite_callbacks.deploy.export import ExportError
 
 
-def main() -> None:
-    """Read the command line, export, check, time."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
-    parser.add_argument("--weights", type=Path, help=".pdparams, ours or the guide's (default: random weights)")
+    parser.add_argument("--weights", type=Path, help=".pdparams, ours (PACT too) or the guide's (default: random)")
+    parser.add_argument("--weight-bits", type=int, default=8, help="of weights that were trained with PACT")
     parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joints of the network (default: coco)")
-    parser.add_argument("--settings", choices=SETTINGS, default="coco-lite", help="for the size of the input")
+    parser.add_argument("--evaluate", action="store_true", help="AP of the files, on the data of --coco, --mpii, --toy")
+    parser.add_argument("--size-mb", type=float, help="gate: parameters and program of Paddle's export")
+    parser.add_argument("--latency-ms", type=float, help="gate: of the fastest engine")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("keypoints-out/exported"))
-    flags = parser.parse_args()
-    layer = network(flags.network, LAYOUTS[flags.layout])
+    parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
+    parser.set_defaults(settings="coco-lite")
+    return parser.parse_args()
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Load, export, check, time, judge."""
+    layer, settings, data = network(flags.network, LAYOUTS[flags.layout]), SETTINGS[flags.settings], None
     if flags.weights:
-        load_weights(layer, flags.weights)
-    layer.eval()
-    size = SETTINGS[flags.settings].size
-    spec = [paddle.static.InputSpec([None, 3, *size], "float32", "x")]
-    sample = np.random.RandomState(0).randn(1, 3, *size).astype("float32")
-    with paddle.no_grad():
-        expected = layer(paddle.to_tensor(sample)).numpy()
-    errors = {}
-    with staged_folder(flags.out) as stage:
-        artefacts = [export_paddle(layer, stage, input_spec=spec)]
-        try:
-            artefacts.append(export_onnx(artefacts[0], stage / "model.onnx"))
-        except ExportError as error:
-            errors["onnx"] = str(error)
-        checks, latencies = bench(artefacts, [sample], [expected], BenchOptions(threads=flags.threads), errors=errors)
-        for artefact in artefacts:
-            print(f"{artefact.path.name}: {artefact.size_mb:.2f} MB")
-        for check in checks:
-            print(f"{check.engine}: {'equal' if check.passed else 'DIFFERS'}, at most {check.max_abs_diff:.2g}")
-        if not all(check.passed for check in checks):
-            raise SystemExit("An exported file computes something else than the network: nothing kept.")
-    for item in latencies:
-        print(f"{item.engine}: {item.error or f'{item.p50_ms:.2f} ms'}")
+        load_weights(layer, flags.weights, weight_bits=flags.weight_bits)
+    if flags.evaluate:
+        data = datasets(flags)[1]
+        images: Any = np.stack([data[k][0] for k in range(min(4, len(data)))])
+    else:
+        images = np.random.RandomState(0).randn(1, 3, *settings.size).astype("float32")
+    limits = {"size_mb": flags.size_mb, "latency_ms": flags.latency_ms}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    joints = len(LAYOUTS[flags.layout].joints)
+    model = hapi_model(layer, settings, metric_of(data, dark=flags.dark) if data else None, joints=joints)
+    export = ExportBenchCallback(
+        flags.out,
+        name="exported",
+        input_spec=[paddle.static.InputSpec([None, 3, *settings.size], "float32", "x")],
+        threads=flags.threads,
+        eval_data=data,
+        budget=Budget(**limits) if limits else None,
+    )
+    try:
+        export.export(model, images)
+    except ExportError as error:
+        raise SystemExit(f"Nothing was exported: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    main(parse())

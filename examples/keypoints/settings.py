@@ -15,7 +15,8 @@ from generator import Scene, generate
 from layouts import COCO_BODY, Layout
 from mpii import PCKh, read_mpii
 
-from paddlelite_callbacks import models
+from paddlelite_callbacks import load_pact_, models
+from paddlelite_callbacks.quant.checkpoint import quantized_in
 from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["SETTINGS", "Settings", "add_data_flags", "datasets", "hapi_model", "load_weights", "network", "optimizer"]
@@ -138,8 +139,13 @@ def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | P
     return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
 
 
-def load_weights(target: paddle.nn.Layer, path: Path) -> None:
-    """Load a ``.pdparams`` of these scripts or of the guide.
+def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int = 8) -> None:
+    """Load a ``.pdparams`` of these scripts or of the guide; one that was trained with PACT quantises ``target``.
+
+    Args:
+        target: takes the weights.
+        path: of the file.
+        weight_bits: that PACT trained with.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -152,6 +158,9 @@ def load_weights(target: paddle.nn.Layer, path: Path) -> None:
     state = read_saved(path)
     if any(key.startswith("final_conv") for key in state):
         load_guide_weights_(target, state)
+        return
+    if quantized_in(state):
+        load_pact_(target, state, weight_bits=weight_bits)
         return
     wanted = target.state_dict()
     wrong = sorted(wanted.keys() ^ state.keys()) or [k for k, v in wanted.items() if v.shape != list(state[k].shape)]

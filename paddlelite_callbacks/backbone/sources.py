@@ -17,6 +17,7 @@ import paddle
 from paddle.nn import Layer
 from paddle.utils import unique_name
 
+from paddlelite_callbacks.backbone.catalogue import list_backbones, why_left_out
 from paddlelite_callbacks.backbone.cures import cure_
 from paddlelite_callbacks.errors import near_names, require
 
@@ -61,12 +62,15 @@ def source_of(name: str) -> Source:
     """Return the source that makes the network ``name``.
 
     Raises:
-        MissingDependencyError: it is none of Paddle's or ours, and paddleclas is not installed.
+        MissingDependencyError: it is one of paddleclas's, which is not installed.
         ValueError: nobody makes it; the message lists the names that look alike.
     """
-    for key in ("models", "paddle.vision", "paddleclas"):
-        if name in _names_of(key, needed_for=f"BackboneSwap({name!r})"):
+    for key in ("models", "paddle.vision"):
+        if name in _names_of(key):
             return SOURCES[key]
+    asked = _is_there("paddleclas") or name in _of_paddleclas()
+    if asked and name in _names_of("paddleclas", needed_for=f"BackboneSwap({name!r})"):
+        return SOURCES["paddleclas"]
     near = near_names(name, known_names())
     raise ValueError(f"There is no backbone {name!r}; near names: {near}. list_backbones() names all.")
 
@@ -74,7 +78,7 @@ def source_of(name: str) -> Source:
 def known_names() -> list[str]:
     """Return the names of all networks that can be asked for, in the catalogue or not."""
     names = [*_names_of("models"), *_names_of("paddle.vision")]
-    if importlib.util.find_spec("paddleclas") is not None:
+    if _is_there("paddleclas"):
         names += _names_of("paddleclas")
     return names
 
@@ -140,6 +144,15 @@ def weights_file(name: str, url: str) -> Path | None:
     """
     cache = source_of(name).cache
     return None if cache is None else cache.expanduser() / url.rsplit("/", 1)[-1]
+
+
+def _is_there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _of_paddleclas() -> set[str]:
+    """The names that the catalogue knows of it, offered or not."""
+    return {backbone.name for backbone in list_backbones(source="paddleclas")} | why_left_out().keys()
 
 
 def _names_of(key: str, *, needed_for: str = "the list of paddleclas's backbones") -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
@@ -22,26 +20,19 @@ from paddlelite_callbacks.callbacks.export_checks import (
     refuse_other_inputs,
     refuse_unknown_monitor,
 )
-from paddlelite_callbacks.callbacks.export_record import draw_report, notes_of, record_of, summary_lines
-from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
+from paddlelite_callbacks.callbacks.export_record import notes_of, summary_lines
+from paddlelite_callbacks.callbacks.export_run import ExportRun, Trained, trained_before
 from paddlelite_callbacks.callbacks.history import History
-from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.deploy.bench import BenchOptions
-from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
-from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.files import refuse_unwritable
 from paddlelite_callbacks.hapi import metric_names
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
-from paddlelite_callbacks.report.record import Record, append_record
+from paddlelite_callbacks.report.record import Record
 
 __all__ = ["ExportBenchCallback"]
-
-_ROWS = 8  # of the first training batch, for the checks
-_LOG = "train_log.jsonl"
-_NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
 
 class ExportBenchCallback(ScopedCallback):
@@ -55,7 +46,7 @@ class ExportBenchCallback(ScopedCallback):
     beyond the tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file
     answers on the evaluation data. Only a set that passed takes the place of an older one. The figures are appended
     to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn anew from all its lines. It
-    all happens behind hapi's last checkpoint; the model is left as found.
+    all happens behind hapi's last checkpoint; the model is left as found. `export` does it without a ``fit``.
 
     Args:
         folder: of this and further runs; made if missing.
@@ -86,7 +77,7 @@ class ExportBenchCallback(ScopedCallback):
         verbose: 1 shows progress bars and one line per engine, 0 nothing.
 
     Attributes:
-        record: the `Record` of the last ``fit``; ``None`` before it has ended.
+        record: the `Record` of the last ``fit`` or `export`; ``None`` before it has ended.
         verdict: its `Verdict`, where a budget was given.
 
     Raises:
@@ -145,10 +136,36 @@ class ExportBenchCallback(ScopedCallback):
         self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
         self.record: Record | None = None
         self.verdict: Verdict | None = None
-        self._sample: list[np.ndarray] | None = None
-        self._history = self._new_history()
-        self._training: FitSession | None = None
-        self._batch = 1  # images of the first training batch
+        self._trained: Trained | None = None
+
+    def export(self, model: paddle.Model | Layer, data: Any) -> Record | None:
+        """Do now, with a network whose training is over, what is done at the end of ``fit``.
+
+        Args:
+            model: a network, or a ``paddle.Model`` that holds one. The metrics of its ``prepare``, if any, are computed
+                with it and on the files where the callback has ``eval_data``. A network that was trained with
+                PACT is put together from its checkpoint by `load_pact_`.
+            data: real inputs for check and timing: a batch (an array or tensor ``[N, ...]``, or a list of one an
+                input), or a data set or loader, whose first batch is taken.
+
+        Returns:
+            The record, also in ``record``; ``verdict`` is set where there is a budget. Of several processes, which must
+            all call this, the first one exports and the others get ``None``.
+
+        Raises:
+            TypeError: no model, or no data.
+            ValueError: data without a batch.
+            ExportError: see the class.
+            GateError: see ``gate``.
+            OSError: ``folder`` cannot be written to.
+
+        Example:
+            >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
+        """
+        self._refuse_unwritable()
+        self.record = self.verdict = None
+        self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
+        return self.record
 
     def check(self) -> None:
         """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
@@ -156,23 +173,29 @@ class ExportBenchCallback(ScopedCallback):
         refuse_other_inputs(self.model, self.input_spec, self.session.data)
         if self.which == "best":
             refuse_unknown_monitor(self.model, self.monitor)
-        if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
-            refuse_unwritable(self.folder)
+        self._refuse_unwritable()
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
-        self._sample, self.record, self.verdict, self._training = None, None, None, self.session
-        self._history = self._new_history()
-        hook = self.model.network.register_forward_pre_hook(self._keep_sample)
-        scope.callback(hook.remove)
+        self.record, self.verdict = None, None
+        history = History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
+        trained = Trained(model=self.model, history=history, training=self.session, params=self.params or {})
+
+        def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
+            if network.training:
+                trained.keep_sample(inputs)
+
+        scope.callback(self.model.network.register_forward_pre_hook(keep_sample).remove)
+        self._trained = trained
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the figures of the training epoch (called by hapi)."""
-        self._history.trained(epoch, logs, (self.params or {}).get("metrics", ()))
+        self._in_training.history.trained(epoch, logs, (self.params or {}).get("metrics", ()))
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
         """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
-        self._history.evaluated(self.model.network, logs, metric_names(self.model))
+        if self._trained is not None:  # else an evaluation of its own
+            self._trained.history.evaluated(self.model.network, logs, metric_names(self.model))
 
     def finish(self) -> None:
         """Export, check, time, record, report: on the first process alone, for which the others wait.
@@ -182,37 +205,8 @@ class ExportBenchCallback(ScopedCallback):
             GateError: see the class; on the other processes a ``SystemExit`` with the same code.
             RuntimeError: on the other processes, where the first one failed.
         """
-        notes = notes_of(self._training)  # may evaluate, which all processes do together
-        with first_rank_works() as turn:
-            if turn.mine:
-                self._hand_out(notes)
-                turn.answer = GATE_FAILED if self._fails() else 0
-        self._history.state = self._training = None
-        if self.record is not None and self.verdict is not None and self._fails():
-            error = GateError(self.record.name, self.verdict)
-            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
-            raise error
-        if turn.answer:
-            raise SystemExit(turn.answer)
-
-    def _hand_out(self, notes: Sequence[str]) -> None:
-        if self._sample is None:
-            raise ExportError(
-                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
-                "batch."
-            )
-        name = self.name or type(self.model.network).__name__
-        with staged_folder(self.folder / name) as stage:
-            record = self._made_in(stage, name, notes)
-        append_record(self.folder / "runs.jsonl", record)
-        self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
-        if self.report:
-            draw_report(self.folder, self.budget)
-        if self.verbose:
-            tqdm.write(self.summary())
-
-    def _fails(self) -> bool:
-        return self.gate == "fail" and self.verdict is not None and not self.verdict.passed
+        trained, self._trained = self._in_training, None
+        self._finish(trained, notes_of(trained.training))  # the notes may evaluate, which all processes do together
 
     def summary(self) -> str:
         """Return the figures of the last run, a line per engine.
@@ -225,51 +219,50 @@ class ExportBenchCallback(ScopedCallback):
             raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
         return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
 
-    def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
-        if self._sample is None and network.training:
-            self._batch = int(inputs[0].shape[0])
-            self._sample = [item[:_ROWS].detach().cpu().numpy() for item in inputs]
+    @property
+    def _in_training(self) -> Trained:
+        if self._trained is None:
+            raise RuntimeError("ExportBenchCallback is not in training: pass it to model.fit(callbacks=[...]).")
+        return self._trained
 
-    def _new_history(self) -> History:
-        return History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
+    def _refuse_unwritable(self) -> None:
+        if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
+            refuse_unwritable(self.folder)
 
-    def _made_in(self, stage: Path, name: str, notes: Sequence[str]) -> Record:
-        network = copy_network(self.model.network)
-        self._history.load_best_(network)
-        made = hand_out(
-            network,
-            stage,
-            sample=self._sample or [],
-            input_spec=batch_specs(
-                self.input_spec, self._sample or [], rows=None if self.dynamic_batch else self.options.settings[0][1]
-            ),
+    def _finish(self, trained: Trained, notes: Sequence[str]) -> None:
+        with first_rank_works() as turn:
+            if turn.mine:
+                self._hand_out(trained, notes)
+                turn.answer = GATE_FAILED if self._fails() else 0
+        if self.record is not None and self.verdict is not None and self._fails():
+            error = GateError(self.record.name, self.verdict)
+            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
+            raise error
+        if turn.answer:
+            raise SystemExit(turn.answer)
+
+    def _hand_out(self, trained: Trained, notes: Sequence[str]) -> None:
+        eval_data = self.eval_data
+        if eval_data is None and trained.training is not None:
+            eval_data = trained.training.eval_loader
+        run = ExportRun(
+            folder=self.folder,
+            name=self.name or type(trained.model.network).__name__,
+            input_spec=self.input_spec,
             options=self.options,
+            eval_data=eval_data,
+            last=self.which == "last",
             fp16=self.fp16,
-            evaluation=file_evaluation(self.model, self._eval_data(), batch_size=self._batch),
+            dynamic_batch=self.dynamic_batch,
             sidecar=self.sidecar,
+            budget=self.budget,
+            report=self.report,
             progress=bool(self.verbose),
         )
-        rows = self._history.rows
-        (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return self._record(made, name, notes)
+        record = run.make(trained, notes)
+        self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
+        if self.verbose:
+            tqdm.write(self.summary())
 
-    def _record(self, made: HandedOut, name: str, notes: Sequence[str]) -> Record:
-        without = self.which == "best" and self._history.epoch is None
-        return record_of(
-            made,
-            self.model.network,
-            home=self.folder / name,
-            log=_LOG,
-            history=self._history,
-            last=self.which == "last",
-            setting=self.options.settings[0],
-            notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
-            config=fit_config(
-                self.model, {**(self.params or {}), "batch_size": self._batch}, self._training, self.budget
-            ),
-        )
-
-    def _eval_data(self) -> Any:
-        if self.eval_data is None and self._training is not None:
-            return self._training.eval_loader
-        return self.eval_data
+    def _fails(self) -> bool:
+        return self.gate == "fail" and self.verdict is not None and not self.verdict.passed

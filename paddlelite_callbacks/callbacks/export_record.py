@@ -32,7 +32,7 @@ def record_of(
     network: Layer,
     *,
     home: Path,
-    log: str,
+    log: str | None,
     history: History,
     last: bool,
     setting: tuple[int, int],
@@ -45,7 +45,7 @@ def record_of(
         made: what came of it.
         network: as trained.
         home: the folder of the files; its name is the run's.
-        log: name of the training log in it.
+        log: name of the training log in it; ``None`` for a network that was trained before.
         history: of this ``fit``.
         last: whether the last weights were exported, instead of the best.
         setting: threads and batch size that the gate looks at.
@@ -75,7 +75,7 @@ def record_of(
         history=tuple(rows),
         epoch=epoch,
         config=dict(config),
-        log=str(home / log),
+        log=None if log is None else str(home / log),
     )
 
 

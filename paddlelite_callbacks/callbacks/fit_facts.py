@@ -63,18 +63,23 @@ def fit_config(
 ) -> dict[str, Any]:
     """Return what is needed to train again, see `retraining_config`: network, optimizer, loss, epochs, callbacks.
 
+    Of a network that was trained before, what is needed to export it again.
+
     Args:
         model: prepared.
         params: hapi's.
-        session: of the ``fit``, whose members are this package's callbacks.
+        session: of the ``fit``, whose members are this package's callbacks; ``None`` where there was none.
         budget: of the gate.
     """
+    network, held = type(model.network).__name__, None if budget is None else asdict(budget)
+    if session is None:
+        return retraining_config(network=network, budget=held)
     optimizer, loss = prepared_optimizer(model), task_loss_of(model)
     return retraining_config(
-        network=type(model.network).__name__,
+        network=network,
         optimizer={"class": type(optimizer).__name__, "learning_rate": float(optimizer.get_lr())},
         loss=getattr(loss, "__name__", type(loss).__name__),
         fit={key: value for key, value in (params or {}).items() if key in ("epochs", "batch_size", "steps")},
-        callbacks=[plain_options(member) for member in (session.members if session else ())],
-        budget=None if budget is None else asdict(budget),
+        callbacks=[plain_options(member) for member in session.members],
+        budget=held,
     )

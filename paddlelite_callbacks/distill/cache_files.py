@@ -166,7 +166,10 @@ def stored_array(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} is torn or missing ({error}): store the outputs anew with overwrite=True.") from error
+        raise ValueError(
+            f"{file} is torn or missing ({error}). It must be a plain array, as cache_teacher writes them; pickles are "
+            "not opened: store the outputs anew with overwrite=True."
+        ) from error
 
 
 def _kind(outputs: Any) -> str:

@@ -142,7 +142,7 @@ def input_count(model: paddle.Model) -> int:
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
     """Return the metrics given to ``model.prepare``."""
-    return list(model._metrics or [])
+    return list(getattr(model, "_metrics", None) or [])  # none before prepare()
 
 
 def metric_names(model: paddle.Model) -> list[str]:

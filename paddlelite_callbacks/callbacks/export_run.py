@@ -1,0 +1,213 @@
+"""One run of `ExportBenchCallback`: what there is to export, made in a staged folder, recorded, reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.callbacks.export_record import draw_report, record_of
+from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
+from paddlelite_callbacks.callbacks.history import History
+from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
+from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.deploy.run import hand_out
+from paddlelite_callbacks.hapi import input_count, metric_names
+from paddlelite_callbacks.loaders import ended_with_the_epoch
+from paddlelite_callbacks.report.gate import Budget
+from paddlelite_callbacks.report.record import Record, append_record
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["ExportRun", "Trained", "trained_before"]
+
+_ROWS = 8  # of the first batch, for the checks
+_LOG = "train_log.jsonl"
+_NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What there is to export.
+
+    Args:
+        model: prepared, or with nothing but a network.
+        history: of its training.
+        training: the session of the ``fit``; ``None`` where there was none.
+        params: hapi's.
+        sample: rows of the first batch, one array per input; ``None`` until one was seen.
+        rows: images of that batch.
+    """
+
+    model: paddle.Model
+    history: History
+    training: FitSession | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    sample: list[np.ndarray] | None = None
+    rows: int = 1
+
+    def keep_sample(self, inputs: Sequence[Tensor | np.ndarray]) -> None:
+        """Keep a few rows of the first batch.
+
+        Args:
+            inputs: a batch each.
+        """
+        if self.sample is None:
+            self.rows = int(inputs[0].shape[0])
+            first = [item[:_ROWS] for item in inputs]
+            self.sample = [i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in first]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRun:
+    """How it is exported: the arguments of `ExportBenchCallback`, see there.
+
+    Args:
+        folder: of all runs.
+        name: of this one.
+        input_spec: see there.
+        options: of the benchmark.
+        eval_data: a data set, a loader, or ``None`` or ``False`` for no evaluation of the files.
+        last: whether the last weights are exported instead of the best.
+        fp16: see there.
+        dynamic_batch: see there.
+        sidecar: of `checked_sidecar_options`.
+        budget: for the report.
+        report: whether to draw it.
+        progress: whether to show bars.
+    """
+
+    folder: Path
+    name: str
+    input_spec: Sequence[InputSpec] | None
+    options: BenchOptions
+    eval_data: Any
+    last: bool
+    fp16: bool
+    dynamic_batch: bool
+    sidecar: Mapping[str, Any]
+    budget: Budget | None
+    report: bool
+    progress: bool
+
+    def make(self, trained: Trained, notes: Sequence[str]) -> Record:
+        """Export, check, time; append the record and draw the report.
+
+        Args:
+            trained: what is exported; its model is not touched.
+            notes: for the record.
+
+        Raises:
+            ExportError: see `ExportBenchCallback`.
+        """
+        if trained.sample is None:
+            raise ExportError(
+                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
+                "batch."
+            )
+        with staged_folder(self.folder / self.name) as stage:
+            record = self._made_in(stage, trained, trained.sample, notes)
+        append_record(self.folder / "runs.jsonl", record)
+        if self.report:
+            draw_report(self.folder, self.budget)
+        return record
+
+    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray], notes: Sequence[str]) -> Record:
+        model, history = trained.model, trained.history
+        network = copy_network(model.network)
+        history.load_best_(network)
+        made = hand_out(
+            network,
+            stage,
+            sample=sample,
+            input_spec=batch_specs(
+                self.input_spec, sample, rows=None if self.dynamic_batch else self.options.settings[0][1]
+            ),
+            options=self.options,
+            fp16=self.fp16,
+            evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows),
+            sidecar=self.sidecar,
+            progress=self.progress,
+        )
+        older = self.folder / self.name / _LOG
+        if trained.training is not None:
+            (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in history.rows), encoding="utf-8")
+        elif older.is_file():  # of the training, whose files these replace
+            shutil.copyfile(older, stage / _LOG)
+        without = not self.last and history.epoch is None and trained.training is not None
+        return record_of(
+            made,
+            model.network,
+            home=self.folder / self.name,
+            log=None if trained.training is None else _LOG,
+            history=history,
+            last=self.last,
+            setting=self.options.settings[0],
+            notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
+            config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
+        )
+
+
+def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, progress: bool) -> Trained:
+    """Return what there is to export of a network whose training is over.
+
+    Args:
+        model: a network, or a ``paddle.Model`` that holds one.
+        data: a batch (an array or tensor, or a list of one an input), or a data set or loader that gives one.
+        eval_data: with a prepared model, what its metrics are computed on; ``None`` or ``False`` for none.
+        progress: whether to show hapi's progress.
+
+    Raises:
+        TypeError: no model, or no data.
+        ValueError: data without a batch, or an item that is no batch.
+    """
+    if not isinstance(model, (paddle.Model, Layer)):
+        raise TypeError(
+            f"model must be a paddle.Model or a paddle.nn.Layer, got {type(model).__name__}: export(network, images)."
+        )
+    model = model if isinstance(model, paddle.Model) else paddle.Model(model)
+    trained = Trained(model=model, history=History(keep_best=False, monitor=None, mode="auto"))
+    trained.keep_sample(_first_batch(data, input_count(model)))
+    if eval_data is not None and eval_data is not False and metric_names(model):
+        with same_modes(model.network):
+            figures = model.evaluate(eval_data, batch_size=trained.rows, verbose=2 if progress else 0)
+        trained.history.evaluated(model.network, figures, metric_names(model))
+    return trained
+
+
+def _first_batch(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
+    if isinstance(data, (Tensor, np.ndarray)):
+        data = [data]
+    if not (isinstance(data, (list, tuple)) and data and all(isinstance(i, (Tensor, np.ndarray)) for i in data)):
+        data = _read(data, inputs)
+    for number, item in enumerate(data):
+        if not item.shape or not item.shape[0]:
+            raise ValueError(
+                f"Input {number} has the shape {list(item.shape)}, which is no batch: give [images, ...], at least one."
+            )
+    return list(data)
+
+
+def _read(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
+    loader = paddle.io.DataLoader(data, batch_size=_ROWS) if isinstance(data, paddle.io.Dataset) else data
+    try:
+        with ended_with_the_epoch(loader) as batches:
+            batch = next(iter(batches), None)
+    except TypeError as error:
+        raise TypeError(
+            f"data must be a batch (an array, a tensor, a list of them), a data set or a loader, got "
+            f"{type(data).__name__}: export(network, images)."
+        ) from error
+    if batch is None:
+        raise ValueError("data gives no batch, so the inputs are unknown: give at least one image.")
+    items = list(batch) if isinstance(batch, (list, tuple)) else [batch]
+    return items[:inputs]

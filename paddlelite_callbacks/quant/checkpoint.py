@@ -1,0 +1,132 @@
+"""A network trained with PACT, from its checkpoint: the layers that were quantised are found by its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.fake_quant import grid_levels
+from paddlelite_callbacks.quant.prepare import prepare_pact_
+from paddlelite_callbacks.saved import read_saved
+
+__all__ = ["load_pact_", "quantized_in"]
+
+_INPUT, _OUTPUT, _WEIGHT = ".activation_quanter.", ".output_quanter.", ".weight_quanter."
+
+
+def load_pact_(network: Layer, checkpoint: str | Path | Mapping[str, Any], *, weight_bits: int = 8) -> PACTConfig:
+    """Quantise the layers of ``network`` that were quantised when ``checkpoint`` was saved, and load it.
+
+    For exporting, evaluating or training on a network that was trained with `PACTQuantCallback`: its options are found
+    in the checkpoint, save the bits of the weights, of which nothing is written. A file is read without running what
+    is in it, see `read_saved`. Where it is refused, ``network`` stays as it was.
+
+    Args:
+        network: as it was before PACT; changed in place.
+        checkpoint: a ``.pdparams`` file, its prefix (``"checkpoints/3"``), or a ``state_dict``.
+        weight_bits: with which it was trained, 2-8.
+
+    Returns:
+        The options that it was trained with; schedules and learning rates are not among them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is torn or would run code, holds no quantised layer, or is of another network.
+
+    Example:
+        >>> network = resnet18(num_classes=10)  # doctest: +SKIP
+        >>> load_pact_(network, "checkpoints/final")  # doctest: +SKIP
+        >>> ExportBenchCallback("out").export(network, images)  # doctest: +SKIP
+    """
+    state, where = _state_of(checkpoint)
+    layers = quantized_in(state)
+    if not layers:
+        raise ValueError(
+            f"{where} holds no layer that was quantised with PACT: load it with network.set_state_dict, or model.load."
+        )
+    known = [name for name, _ in network.named_sublayers()]
+    mine = [name for name in layers if name in known]  # of a shared layer the keys hold all names, the network one
+    if not mine:
+        raise ValueError(
+            f"{where} is of another network: {type(network).__name__} has no layer {layers[0]!r}; near names: "
+            f"{near_names(layers[0], known)}. Build the network that was trained."
+        )
+    config = PACTConfig(include=mine, weight_bits=weight_bits, **_options(state, where))
+    undo = prepare_pact_(network, config)
+    try:
+        _refuse_misfits(network, state, where)
+        network.set_state_dict(dict(state))
+    except BaseException:
+        undo.close()
+        raise
+    return config
+
+
+def quantized_in(state: Mapping[str, Any]) -> list[str]:
+    """Return the names of the layers that were quantised with PACT when ``state`` was saved; empty for fp32.
+
+    Args:
+        state: a ``state_dict``.
+    """
+    return list(dict.fromkeys(key.partition(_INPUT)[0] for key in state if _INPUT in key))
+
+
+def _state_of(checkpoint: Any) -> tuple[Mapping[str, Any], str]:
+    if isinstance(checkpoint, Mapping):
+        return checkpoint, "The state_dict"
+    if not isinstance(checkpoint, (str, Path)):
+        raise TypeError(
+            f"checkpoint must be a path or a state_dict, got {type(checkpoint).__name__}: "
+            "load_pact_(network, 'checkpoints/final')."
+        )
+    path = Path(checkpoint)
+    if not path.is_file():
+        path = path.with_name(f"{path.name}.pdparams")
+    state = read_saved(path)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state_dict: give a .pdparams file.")
+    return state, str(path)
+
+
+def _options(state: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not any(key.endswith(f"{_INPUT}grid") for key in state):
+        return {"activation": "paddleslim"}
+    options: dict[str, Any] = {"quantize_outputs": any(_OUTPUT in key for key in state)}
+    options["method"] = "lsq" if any(key.endswith(f"{_WEIGHT}alpha") for key in state) else "pact"
+    grids = {key: np.asarray(_array(state[key])) for key in state if key.endswith(".grid")}
+    bits = {_bits_of(grid): key for key, grid in grids.items() if grid[1] > 0}  # zeros: it has seen no batch
+    if len(bits) > 1 or None in bits:
+        raise ValueError(
+            f"{where} holds grids of activations that belong to no one setting: "
+            f"{ {key: grids[key].tolist() for key in bits.values()} }. Give a checkpoint of one PACT training."
+        )
+    return {**options, **({"activation_bits": next(iter(bits))} if bits else {})}
+
+
+def _bits_of(grid: np.ndarray) -> int | None:
+    found = [bits for bits in range(2, 9) if grid_levels(bits, grid[0] < 0) == (float(grid[0]), float(grid[1]))]
+    return found[0] if found else None
+
+
+def _array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _refuse_misfits(network: Layer, state: Mapping[str, Any], where: str) -> None:
+    wanted = {key: list(value.shape) for key, value in network.state_dict().items()}
+    given = {key: list(value.shape) for key, value in state.items() if hasattr(value, "shape")}
+    wrong = sorted(wanted.keys() ^ given.keys()) or sorted(key for key in wanted if wanted[key] != given[key])
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"{where} is of another network: {len(wrong)} keys or shapes differ, the first is {key!r}, "
+            f"{wanted.get(key, 'missing')} in {type(network).__name__} and {given.get(key, 'missing')} in the "
+            "checkpoint. Build the network that was trained."
+        )
