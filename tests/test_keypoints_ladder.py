@@ -1,12 +1,15 @@
-"""The ladder's tables, from rows made by hand."""
+"""The ladder's tables, from rows made by hand; the whole command on a handful of pictures."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import needs
+from keypoint_scripts import SMALL, succeed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "keypoints"))
 
@@ -58,3 +61,29 @@ def test_an_engine_that_computes_something_else_does_not_count():
 def test_times_that_were_measured_together_win():
     times = {"ms": {"light": {"fp32 openvino": 1.25}}, "cpu": "x"}
     assert "| 1.25 |" in ladder_table.markdown([row("light", 0, 0.3)], times)
+
+
+@needs("paddle2onnx")
+@pytest.mark.slow
+def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_path):
+    flags = ["--quick", "--teacher", SMALL[1], "--light", SMALL[1], "--engines", "openvino"]
+    flags += ["--toy-images", 16, 4, "--light-images", 8, "--steps", 1, "--short-steps", 1, "--teacher-steps", 1]
+    rows = ["--rows", "distilled", "distilled + PACT"]
+    succeed("ladder", *flags, *rows, cwd=tmp_path)
+    out = tmp_path / "keypoints-ladder"
+    lines = (out / "ladder.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["name"] for row in found] == ["teacher", "distilled", "distilled + PACT"]
+    assert "model.int8.onnx on openvino" in found[-1]["files"]
+    table = (out / "table.md").read_text()
+    assert "| distilled + PACT (int8) |" in table
+    assert "the same weights in fp32" in table
+    succeed("ladder", *flags, *rows, "--no-timing", cwd=tmp_path)
+    assert (out / "ladder.jsonl").read_text().splitlines() == lines
+    succeed("ladder", *flags, *rows, "--no-timing", "--export-again", cwd=tmp_path)
+    again = [json.loads(line) for line in (out / "ladder.jsonl").read_text().splitlines()]
+    for old, new in zip(found, again, strict=True):
+        assert {key: old[key] for key in old if key not in ("ms", "size_mb")} == {
+            key: new[key] for key in new if key not in ("ms", "size_mb")
+        }
+        assert new["size_mb"] == pytest.approx(old["size_mb"], rel=0.01)

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from installed import needs
+from keypoint_scripts import DATA, SMALL, run, succeed
 from PIL import Image
 
 from paddlelite_callbacks.report.record import read_records
-
-FOLDER = Path(__file__).parents[1] / "examples" / "keypoints"
-DATA = ("--settings", "toy-quick", "--toy-images", 6, 3)
-SMALL = ("--network", "naive_lite_hrnet_18")
-
-
-def run(script, *flags, cwd, launch=()):
-    command = [sys.executable, *launch, str(FOLDER / f"{script}.py"), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
-
-
-def succeed(script, *flags, cwd, launch=()):
-    done = run(script, *flags, cwd=cwd, launch=launch)
-    logs = "".join(log.read_text()[-2000:] for log in cwd.glob("log/workerlog.*"))
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:] + logs
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -170,25 +150,6 @@ def test_train_on_two_processes(tmp_path):
     figures = dict(line.split() for line in alone.splitlines() if line.startswith("A"))
     last = first.strip().splitlines()[-1].split()
     assert {n: f"{float(v):.3f}" for n, v in figures.items()} == dict(zip(last[::2], last[1::2], strict=True))
-
-
-@needs("paddle2onnx")
-@pytest.mark.slow
-def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_path):
-    flags = ["--quick", "--teacher", SMALL[1], "--light", SMALL[1], "--engines", "openvino"]
-    flags += ["--toy-images", 16, 4, "--light-images", 8, "--steps", 1, "--short-steps", 1, "--teacher-steps", 1]
-    rows = ["--rows", "distilled", "distilled + PACT"]
-    succeed("ladder", *flags, *rows, cwd=tmp_path)
-    out = tmp_path / "keypoints-ladder"
-    lines = (out / "ladder.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [row["name"] for row in found] == ["teacher", "distilled", "distilled + PACT"]
-    assert "model.int8.onnx on openvino" in found[-1]["files"]
-    table = (out / "table.md").read_text()
-    assert "| distilled + PACT (int8) |" in table
-    assert "the same weights in fp32" in table
-    succeed("ladder", *flags, *rows, "--no-timing", cwd=tmp_path)
-    assert (out / "ladder.jsonl").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ is exported, checked, and its real files are evaluated and timed on every engine
 
     python examples/keypoints/ladder.py --quick     # minutes, one seed: shows that everything runs, learns little
     python examples/keypoints/ladder.py --jobs 2    # seeds in two processes
+    python examples/keypoints/ladder.py --export-again   # the finished rows' files and figures anew, from their weights
 """
 
 from __future__ import annotations
@@ -27,20 +28,15 @@ import numpy as np
 import paddle
 from dataset import KeypointDataset
 from distilling import add_distill_flags, distillation
-from evaluate import ap_of_files
-from ladder_picture import draw_files
+from ladder_files import TEACHER, bench_of, draw_rows, export_again, figures_of, files_of, label_of, rows_of, time_rows
 from ladder_table import markdown
 from settings import SETTINGS, Settings, add_data_flags, datasets, load_weights, network, shortened, steps_per_epoch
 from train import fit
 
-from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks import PACTQuantCallback
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.files import staged_file
-from paddlelite_callbacks.report.ladder import timed_together
-from paddlelite_callbacks.report.record import Record, read_records
 
-TEACHER = "teacher"
 # row: whose weights it starts from
 ROWS = {
     "light": None,
@@ -74,6 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--engines", choices=ENGINES, nargs="+", default=list(ENGINES), help="to evaluate and time on")
     parser.add_argument("--repeats", type=int, default=50, help="of the timed calls at the end")
+    parser.add_argument("--export-again", action="store_true", help="train nothing: export the finished rows once more")
     parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
@@ -90,13 +87,16 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what is missing and write the table."""
     data = datasets(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
-    train_missing(TEACHER, 0, data, flags)
     seeds = flags.seed_list
-    if flags.jobs > 1:
-        share_out(seeds, flags.jobs)
-    for seed in seeds:
-        for row in flags.rows:
-            train_missing(row, seed, data, flags)
+    if flags.export_again:
+        export_again(data[1], flags)
+    else:
+        train_missing(TEACHER, 0, data, flags)
+        if flags.jobs > 1:
+            share_out(seeds, flags.jobs)
+        for seed in seeds:
+            for row in flags.rows:
+                train_missing(row, seed, data, flags)
     if seeds and not flags.no_timing:
         time_rows(min(seeds), data[1], flags)
         draw_rows(min(seeds), data[1], flags)
@@ -111,12 +111,6 @@ def share_out(seeds: list[int], jobs: int) -> None:
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit("A process of the ladder failed; what it finished is kept. Start again to go on.")
-
-
-def rows_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the finished rows."""
-    path = flags.out / "ladder.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) -> None:
@@ -137,11 +131,6 @@ def write_table(flags: argparse.Namespace) -> list[dict[str, Any]]:
     with staged_file(flags.out / "table.md") as partial:
         partial.write_text(markdown(rows, json.loads(times.read_text()) if times.is_file() else None), encoding="utf-8")
     return rows
-
-
-def label_of(name: str, seed: int) -> str:
-    """Return the name of a row's folders."""
-    return f"{name}-{seed}".replace(" + ", "-").replace(", ", "-").lower()
 
 
 def training_of(name: str, data: KeypointDataset, flags: argparse.Namespace) -> Settings:
@@ -176,16 +165,7 @@ def run(
     layer = network(flags.teacher if name == TEACHER else flags.light)
     if ROWS.get(name):
         load_weights(layer, flags.out / f"weights-{label_of(ROWS[name] or '', seed)}" / "last.pdparams")
-    bench = ExportBenchCallback(
-        flags.out,
-        name=label_of(name, seed),
-        engines=flags.engines,
-        repeats=3,  # the rows are timed against each other at the end
-        warmup=1,
-        peak_memory=False,
-        roofline=False,
-        report=False,
-    )
+    bench = bench_of(label_of(name, seed), flags)
     callbacks: list[Any] = [bench]
     if "distilled" in name:
         callbacks.append(distillation(flags, flags.teacher, flags.out / f"weights-{TEACHER}-0" / "last.pdparams"))
@@ -197,41 +177,8 @@ def run(
     if bench.record is None:
         raise RuntimeError(f"{name}: nothing was exported.")
     row = {"name": name, "seed": seed, **figures_of(bench.record), **figures}
-    exported = flags.out / label_of(name, seed)
-    row["files"] = ap_of_files(exported, held_out, dark=flags.dark, engines=flags.engines)
+    row["files"] = files_of(label_of(name, seed), held_out, flags)
     return {**row, "seconds": round(time.perf_counter() - begin)}
-
-
-def figures_of(record: Record) -> dict[str, Any]:
-    """Return what the table shows of a record."""
-    return {
-        "parameters": record.parameters,
-        "size_mb": {f"{a.precision} {a.kind}": a.size_mb for a in record.artefacts if a.size_mb},
-        "ms": {f"{item.precision} {item.engine}": item.p50_ms for item in record.latencies if item.p50_ms},
-        "failed": {f"{check.precision} {check.engine}": check.error for check in record.checks if not check.passed},
-    }
-
-
-def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
-    by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
-    names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
-    records = [by_name[label_of(*name)] for name in names]
-    timed = timed_together(
-        records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)
-    )
-    times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
-    machine = timed[0].machine
-    (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
-
-
-def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Draw what the teacher, and the first and the last row of one seed, find: ``figures.jpg``."""
-    labels = {name: label_of(name, 0 if name == TEACHER else seed) for name in (TEACHER, flags.rows[0], flags.rows[-1])}
-    folders = {name: flags.out / label for name, label in labels.items()}
-    found = {name: [folder / "model.int8.onnx", folder / "model.onnx"] for name, folder in folders.items()}
-    files = {name: path for name, paths in found.items() for path in paths[::-1] if path.is_file()}
-    draw_files({f"{name}, {path.name}": path for name, path in files.items()}, held_out, flags.out / "figures.jpg")
 
 
 if __name__ == "__main__":

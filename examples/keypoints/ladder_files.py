@@ -1,0 +1,110 @@
+"""The files of the ladder's rows: exported, evaluated, timed against each other, drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+from dataset import KeypointDataset
+from evaluate import ap_of_files
+from ladder_picture import draw_files
+from settings import load_weights, network
+
+from paddlelite_callbacks import ExportBenchCallback
+from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.report.ladder import timed_together
+from paddlelite_callbacks.report.record import Record, read_records
+
+__all__ = [
+    "TEACHER",
+    "bench_of",
+    "draw_rows",
+    "export_again",
+    "figures_of",
+    "files_of",
+    "label_of",
+    "rows_of",
+    "time_rows",
+]
+
+TEACHER = "teacher"
+
+
+def label_of(name: str, seed: int) -> str:
+    """Return the name of a row's folders."""
+    return f"{name}-{seed}".replace(" + ", "-").replace(", ", "-").lower()
+
+
+def rows_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the finished rows."""
+    path = flags.out / "ladder.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def bench_of(label: str, flags: argparse.Namespace) -> ExportBenchCallback:
+    """Return what exports a row."""
+    return ExportBenchCallback(
+        flags.out,
+        name=label,
+        engines=flags.engines,
+        repeats=3,  # the rows are timed against each other at the end
+        warmup=1,
+        peak_memory=False,
+        roofline=False,
+        report=False,
+    )
+
+
+def files_of(label: str, held_out: KeypointDataset, flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Evaluate a row's files on every engine."""
+    return ap_of_files(flags.out / label, held_out, dark=flags.dark, engines=flags.engines)
+
+
+def figures_of(record: Record) -> dict[str, Any]:
+    """Return what the table shows of a record."""
+    return {
+        "parameters": record.parameters,
+        "size_mb": {f"{a.precision} {a.kind}": a.size_mb for a in record.artefacts if a.size_mb},
+        "ms": {f"{item.precision} {item.engine}": item.p50_ms for item in record.latencies if item.p50_ms},
+        "failed": {f"{check.precision} {check.engine}": check.error for check in record.checks if not check.passed},
+    }
+
+
+def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Export and evaluate the finished rows from their weights: sizes and figures of the files as they are made now."""
+    rows, images = [], np.stack([held_out[k][0] for k in range(min(8, len(held_out)))])
+    for row in rows_of(flags):
+        print(f"--- {row['name']}, seed {row['seed']}", flush=True)
+        label = label_of(row["name"], row["seed"])
+        layer = network(flags.teacher if row["name"] == TEACHER else flags.light)
+        load_weights(layer, flags.out / f"weights-{label}" / "last.pdparams")
+        record = bench_of(label, flags).export(layer, images)
+        if record is not None:
+            rows.append({**row, **figures_of(record), "files": files_of(label, held_out, flags)})
+    with staged_file(flags.out / "ladder.jsonl") as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
+    by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
+    names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
+    records = [by_name[label_of(*name)] for name in names]
+    timed = timed_together(
+        records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)
+    )
+    times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
+    machine = timed[0].machine
+    (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
+
+
+def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
+    """Draw what the teacher, and the first and the last row of one seed, find: ``figures.jpg``."""
+    labels = {name: label_of(name, 0 if name == TEACHER else seed) for name in (TEACHER, flags.rows[0], flags.rows[-1])}
+    folders = {name: flags.out / label for name, label in labels.items()}
+    found = {name: [folder / "model.int8.onnx", folder / "model.onnx"] for name, folder in folders.items()}
+    files = {name: path for name, paths in found.items() for path in paths[::-1] if path.is_file()}
+    draw_files({f"{name}, {path.name}": path for name, path in files.items()}, held_out, flags.out / "figures.jpg")
