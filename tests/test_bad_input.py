@@ -1016,7 +1016,7 @@ ROWS = [
     (
         "cli-gate-engine",
         lambda b: cli("gate", b.home, "--size-mb", "3", "--engine", "ort"),
-        *(R, "'ort'", "known are ['paddle'", "leave it out for the fastest"),
+        *(R, "'ort'", "known are ['paddle'", "Leave engine out for"),
     ),
     (
         "cli-gate-missing",
