@@ -57,8 +57,9 @@ class _Watched:
         self.given: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
-        plain = type(self._loader) is paddle.io.DataLoader and not self._loader.num_workers
-        iterator = _RaisingIterator(self._loader) if plain else iter(self._loader)
+        paddles = getattr(type(self._loader), "__iter__", None) is paddle.io.DataLoader.__iter__
+        alone = paddles and not self._loader.num_workers
+        iterator = _RaisingIterator(self._loader) if alone else iter(self._loader)
         if iterator is not self._loader:  # else it is the user's own, who may want to go on with it
             self.given.append(iterator)
         return iterator
