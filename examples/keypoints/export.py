@@ -34,7 +34,7 @@ def main() -> None:
     with paddle.no_grad():
         expected = layer(paddle.to_tensor(sample)).numpy()
     errors = {}
-    with staged_folder(flags.out) as stage:
+    with staged_folder(flags.out, dropped=["model.onnx"]) as stage:
         artefacts = [export_paddle(layer, stage, input_spec=spec)]
         try:
             artefacts.append(export_onnx(artefacts[0], stage / "model.onnx"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,7 @@ from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
-from paddlelite_callbacks.files import refuse_unwritable
+from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable
 from paddlelite_callbacks.hapi import metric_names
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
@@ -41,6 +42,8 @@ __all__ = ["ExportBenchCallback"]
 
 _ROWS = 8  # of the first training batch, for the checks
 _LOG = "train_log.jsonl"
+_ONNX = ("model.onnx", "model.int8.onnx", "model.fp16.onnx")  # of an older export, where this one has none
+_one_at_a_time = threading.RLock()  # paddle.jit traces one network at a time, and timings would disturb each other
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
 
@@ -53,9 +56,9 @@ class ExportBenchCallback(ScopedCallback):
     ``sidecar`` says) and ``train_log.jsonl`` (the figures of every epoch). All of it is made from a copy, loaded
     again by every engine, and compared with the live network on images of the first training batch; a difference
     beyond the tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file
-    answers on the evaluation data. Only a set that passed takes the place of an older one. The figures are appended
-    to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn anew from all its lines. It
-    all happens behind hapi's last checkpoint; the model is left as found.
+    answers on the evaluation data. Only a set that passed takes the place of an older one; other files in that folder
+    stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn
+    anew from all its lines. It all happens behind hapi's last checkpoint; the model is left as found.
 
     Args:
         folder: of this and further runs; made if missing.
@@ -158,6 +161,7 @@ class ExportBenchCallback(ScopedCallback):
             refuse_unknown_monitor(self.model, self.monitor)
         if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
             refuse_unwritable(self.folder)
+            refuse_no_folder(self.folder / self._name())
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
@@ -201,8 +205,8 @@ class ExportBenchCallback(ScopedCallback):
                 "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
                 "batch."
             )
-        name = self.name or type(self.model.network).__name__
-        with staged_folder(self.folder / name) as stage:
+        name = self._name()
+        with _one_at_a_time, staged_folder(self.folder / name, dropped=_ONNX) as stage:
             record = self._made_in(stage, name, notes)
         append_record(self.folder / "runs.jsonl", record)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
@@ -210,6 +214,9 @@ class ExportBenchCallback(ScopedCallback):
             draw_report(self.folder, self.budget)
         if self.verbose:
             tqdm.write(self.summary())
+
+    def _name(self) -> str:
+        return self.name or type(self.model.network).__name__
 
     def _fails(self) -> bool:
         return self.gate == "fail" and self.verdict is not None and not self.verdict.passed
