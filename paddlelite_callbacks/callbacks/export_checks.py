@@ -66,8 +66,8 @@ def check_choices(
         not name or Path(name).name != name or name.startswith(".") or "\0" in name or name in _FILES
     ):
         raise ValueError(
-            f"name becomes a folder inside {folder}, so it must be a plain name and none of {list(_FILES)}, got "
-            f"{name!r}: 'run1'."
+            f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'. The files "
+            f"{list(_FILES)} stand there."
         )
     _one_of("gate", gate, ("report", "fail"))
     _one_of("which", which, ("last", "best"))

@@ -120,11 +120,19 @@ def flat_outputs(output: Any) -> list[Tensor]:
 
     Args:
         output: a tensor, or lists, tuples and dictionaries of them.
+
+    Raises:
+        ExportError: there is something else in it.
     """
     if isinstance(output, dict):
         output = [output[key] for key in sorted(output)]
     if isinstance(output, (list, tuple)):
         return [item for part in output for item in flat_outputs(part)]
+    if not isinstance(output, Tensor):
+        raise ExportError(
+            f"The network's output holds a {type(output).__name__}: in eval mode forward() must give tensors, or "
+            "lists, tuples and dictionaries of them."
+        )
     return [output]
 
 
