@@ -233,7 +233,7 @@ class ExportBenchCallback(ScopedCallback):
         return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
 
     def _keep_sample(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
-        if self._sample is None and network.training:
+        if self._sample is None and network.training and paddle.in_dynamic_mode():
             self._batch = int(inputs[0].shape[0])
             self._sample = [item[:_ROWS].detach().cpu().numpy() for item in inputs]
 

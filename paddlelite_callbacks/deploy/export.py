@@ -163,7 +163,12 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
     with staged_file(path) as partial:
         try:
             done = subprocess.run(
-                [*command, str(partial), str(opset)], capture_output=True, text=True, timeout=_ONNX_SECONDS, check=False
+                [*command, str(partial), str(opset)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_ONNX_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
