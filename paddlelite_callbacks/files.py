@@ -7,17 +7,20 @@ power cut may still lose what was not on the disk yet.
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-__all__ = ["put_in_place", "refuse_unwritable", "staged_file", "staged_files", "staged_folder"]
+__all__ = ["put_in_place", "refuse_no_folder", "refuse_unwritable", "staged_file", "staged_files", "staged_folder"]
 
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_LONGEST = 255  # bytes in the name of a file
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -30,12 +33,35 @@ def refuse_unwritable(folder: Path) -> None:
         PermissionError: names what stands in the way.
     """
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise PermissionError(
             f"{folder} cannot be written to ({existing} is no writable folder): give another folder, or the right to "
             "write there."
+        )
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse a path that `staged_folder` could not put a folder at.
+
+    Args:
+        folder: to be written.
+
+    Raises:
+        FileExistsError: a file stands there.
+        OSError: the name is too long.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise FileExistsError(
+            f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
+        )
+    length = len(os.fsencode(_stage_of(folder).name))
+    if length > _LONGEST:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"The name of the folder {folder.name!r} is too long: with what is put around it while it is written it "
+            f"has {length} bytes, {_LONGEST} are allowed. Give a shorter name",
         )
 
 
@@ -48,24 +74,33 @@ def staged_file(path: Path) -> Iterator[Path]:
     _remove_left_by_the_dead(path.parent, f".{path.stem}.", path.suffix)
     partial = path.with_name(f".{path.stem}.{_writer()}{path.suffix}")
     try:
-        yield partial
-        partial.replace(path)
+        with _named_in_errors(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path]:
     """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
 
-    After an exception the older ``folder`` stands as it was. Where the file system cannot exchange two folders at
-    once, and the process dies between the two renames that are needed then, the next call puts the older one back.
+    After an exception the older ``folder`` stands as it was. What else is in it (files of the user's) is in the new
+    one, too. Where the file system cannot exchange two folders at once, and the process dies between the two renames
+    that are needed then, the next call puts the older one back.
+
+    Args:
+        folder: a symbolic link is followed.
+        dropped: globs of names in the older folder that do not come along, besides those that are written anew.
 
     Raises:
+        FileExistsError: ``folder`` is a file.
         OSError: the parent cannot be written to.
     """
+    folder = folder.resolve()
+    refuse_no_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    old, stage = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("old", f"new-{_writer()}"))
+    old, stage = folder.with_name(f".{folder.name}.old"), _stage_of(folder)
     if old.exists():
         if folder.exists():
             shutil.rmtree(old)
@@ -74,7 +109,10 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     _remove_left_by_the_dead(folder.parent, f".{folder.name}.new-")
     stage.mkdir()
     try:
-        yield stage
+        with _named_in_errors(folder):
+            yield stage
+            if folder.exists():
+                _take_along(folder, stage, dropped)
         if not folder.exists():
             stage.replace(folder)
         elif not _exchanged(stage, folder):
@@ -103,10 +141,11 @@ def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     put_in_place(prefix, last=last)
     _remove_left_by_the_dead(prefix.parent, f".{prefix.name}.new-")
-    stage = prefix.with_name(f".{prefix.name}.new-{_writer()}")
+    stage = _stage_of(prefix)
     stage.mkdir()
     try:
-        yield stage / prefix.name
+        with _named_in_errors(prefix):
+            yield stage / prefix.name
         stage.replace(_whole(prefix))
         put_in_place(prefix, last=last)
     finally:
@@ -129,6 +168,40 @@ def put_in_place(prefix: Path, *, last: str) -> None:
     for file in files:
         file.replace(prefix.parent / file.name)
     whole.rmdir()
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Let a full disk's error say what was being written: it does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
+    """Link (else copy) what is in ``older`` and is not written anew into ``stage``."""
+    for entry in older.iterdir():
+        target = stage / entry.name
+        if os.path.lexists(target) or any(fnmatchcase(entry.name, pattern) for pattern in dropped):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True, copy_function=_linked)
+        else:
+            _linked(entry, target)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _stage_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new-{_writer()}")
 
 
 def _whole(prefix: Path) -> Path:

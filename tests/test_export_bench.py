@@ -208,3 +208,9 @@ def test_the_progress_bar_shows_what_is_done(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "CPU latency" in shown.err
     assert "TinyNet: 0.0" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("name", ["runs.jsonl", "report.md", "a\0b"])
+def test_names_of_the_reports_files_and_no_names(name, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a plain name, got .*'run1'.* \['runs\.jsonl'"):
+        ExportBenchCallback(tmp_path, name=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
+from test_files import ALONE, on_a_disk_of
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback
@@ -286,3 +288,43 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
     with pytest.raises(ExportError, match=r"something else than the network: paddle\.jit\.load: 1 > 0\.\d+"):
         fit(hapi_model(TwoFaced()), [callback])
     assert not list(tmp_path.iterdir())
+
+
+EXPORT_ON_A_SMALL_DISK = """
+import os, sys
+from pathlib import Path
+from paddle.static import InputSpec
+from toy import TinyNet
+from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle
+disk, spec = Path(sys.argv[1]), [InputSpec([None, 3, 8, 8], "float32", "x")]
+def filled_but(kilobytes):
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            os.truncate(disk / "filler", max(0, file.tell() - 1024 * kilobytes))
+filled_but(4)
+try:
+    export_paddle(TinyNet(), disk / "torn", input_spec=spec)
+except ExportError as error:
+    print("torn:", error)
+(disk / "filler").unlink()
+program = export_paddle(TinyNet(), disk / "whole", input_spec=spec)
+filled_but(0)
+try:
+    export_onnx(program, disk / "whole" / "model.onnx")
+except OSError as error:
+    print("full:", error, sorted(path.name for path in (disk / "whole").iterdir()))
+"""
+
+
+@needs("paddle2onnx")
+@pytest.mark.skipif(not ALONE, reason="no name spaces for users here")
+def test_a_disk_that_is_really_full(tmp_path):
+    """paddle.jit.save says nothing of it, and the converter of much else."""
+    done = on_a_disk_of(120, tmp_path, EXPORT_ON_A_SMALL_DISK)
+    torn, full = done.stdout.splitlines()[-2:]
+    assert re.match(r"torn: .*/model\.json was written in part only .* MB are free there: is the disk full\?", torn)
+    assert "full: [Errno 28] No space left on device: " in full
+    assert full.endswith("/whole/model.onnx' ['model.json', 'model.pdiparams']")

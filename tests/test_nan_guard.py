@@ -500,3 +500,31 @@ def test_nothing_noted_outlives_its_batch():
 
     fit(model, [callback, Look()])
     assert set(seen) == {(0, 0, 0)}
+
+
+class Masked(TinyNet):
+    """Holds a mask as those of attention are, and one of two axes."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.register_buffer("mask", paddle.to_tensor([0.0, -INF, 0.0, 0.0]))
+        self.register_buffer("square", paddle.to_tensor([[0.0, -INF], [0.0, 0.0]]))
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits + 0 * nn.functional.softmax(self.mask) + nn.functional.softmax(self.square).sum() - 2
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip"])
+def test_infinite_masks_are_no_fault(on_nan):
+    model, teacher = hapi_model(Masked()), Masked(width=8)
+    fit(model, [DistillCallback(teacher, on_nan=on_nan), PACTQuantCallback(on_nan=on_nan)], evaluate=False, epochs=2)
+    error = stopped(hapi_model(Masked(), loss=SpoiltLoss()), [DistillCallback(teacher)])
+    assert (error.batch, error.terms) == (BAD, ("task_loss",))
+
+
+def test_a_mask_that_became_nan_is_one():
+    network = Masked()
+    network.square.set_value(np.full([2, 2], NAN, "float32"))
+    with pytest.raises(ValueError, match="square of the network with 4 NaN of 4 values"):
+        fit(hapi_model(network), [DistillCallback(Masked(width=8))])

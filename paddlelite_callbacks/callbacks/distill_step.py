@@ -81,6 +81,8 @@ class DistillStep:
         ]
 
     def _before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
+        if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
+            return
         self._outputs = None
         if not network.training:
             if self._session.model.mode == "eval":
@@ -90,7 +92,8 @@ class DistillStep:
             self._taps.start()
 
     def _behind_forward(self, network: Layer, inputs: tuple[Tensor, ...], outputs: Any) -> None:
-        self._outputs = outputs
+        if paddle.in_dynamic_mode():
+            self._outputs = outputs
 
     def _silent(self) -> bool:
         """Whether no distillation is left to come: the teacher need not run any more."""

@@ -25,7 +25,7 @@ from paddlelite_callbacks.callbacks.export_run import ExportRun, Trained, traine
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
-from paddlelite_callbacks.files import refuse_unwritable
+from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable
 from paddlelite_callbacks.hapi import metric_names
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
@@ -44,9 +44,10 @@ class ExportBenchCallback(ScopedCallback):
     ``sidecar`` says) and ``train_log.jsonl`` (the figures of every epoch). All of it is made from a copy, loaded
     again by every engine, and compared with the live network on images of the first training batch; a difference
     beyond the tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file
-    answers on the evaluation data. Only a set that passed takes the place of an older one. The figures are appended
-    to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn anew from all its lines. It
-    all happens behind hapi's last checkpoint; the model is left as found. `export` does it without a ``fit``.
+    answers on the evaluation data. Only a set that passed takes the place of an older one; other files in that folder
+    stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn
+    anew from all its lines. It all happens behind hapi's last checkpoint; the model is left as found. `export` does it
+    without a ``fit``.
 
     Args:
         folder: of this and further runs; made if missing.
@@ -162,7 +163,7 @@ class ExportBenchCallback(ScopedCallback):
         Example:
             >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
         """
-        self._refuse_unwritable()
+        self._refuse_unwritable(model.network if isinstance(model, paddle.Model) else model)
         self.record = self.verdict = None
         self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
         return self.record
@@ -173,7 +174,7 @@ class ExportBenchCallback(ScopedCallback):
         refuse_other_inputs(self.model, self.input_spec, self.session.data)
         if self.which == "best":
             refuse_unknown_monitor(self.model, self.monitor)
-        self._refuse_unwritable()
+        self._refuse_unwritable(self.model.network)
 
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
@@ -182,7 +183,7 @@ class ExportBenchCallback(ScopedCallback):
         trained = Trained(model=self.model, history=history, training=self.session, params=self.params or {})
 
         def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
-            if network.training:
+            if network.training and paddle.in_dynamic_mode():  # else another's export traces it
                 trained.keep_sample(inputs)
 
         scope.callback(self.model.network.register_forward_pre_hook(keep_sample).remove)
@@ -225,9 +226,13 @@ class ExportBenchCallback(ScopedCallback):
             raise RuntimeError("ExportBenchCallback is not in training: pass it to model.fit(callbacks=[...]).")
         return self._trained
 
-    def _refuse_unwritable(self) -> None:
+    def _refuse_unwritable(self, network: Layer) -> None:
         if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
             refuse_unwritable(self.folder)
+            refuse_no_folder(self.folder / self._name_of(network))
+
+    def _name_of(self, network: Layer) -> str:
+        return self.name or type(network).__name__
 
     def _finish(self, trained: Trained, notes: Sequence[str]) -> None:
         with first_rank_works() as turn:
@@ -247,7 +252,7 @@ class ExportBenchCallback(ScopedCallback):
             eval_data = trained.training.eval_loader
         run = ExportRun(
             folder=self.folder,
-            name=self.name or type(trained.model.network).__name__,
+            name=self._name_of(trained.model.network),
             input_spec=self.input_spec,
             options=self.options,
             eval_data=eval_data,

@@ -15,6 +15,8 @@ from paddlelite_callbacks.report.gate import Budget
 
 __all__ = ["check_choices", "checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
 
+_FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
+
 
 def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any) -> Path:
     """Return ``folder`` as a path if the arguments of `ExportBenchCallback` are of the types that it takes.
@@ -60,8 +62,13 @@ def check_choices(
     Raises:
         ValueError: says what was given and what is allowed.
     """
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name or name.startswith(".")):
-        raise ValueError(f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'.")
+    if name is not None and (
+        not name or Path(name).name != name or name.startswith(".") or "\0" in name or name in _FILES
+    ):
+        raise ValueError(
+            f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'. The files "
+            f"{list(_FILES)} stand there."
+        )
     _one_of("gate", gate, ("report", "fail"))
     _one_of("which", which, ("last", "best"))
     _one_of("mode", mode, ("auto", "max", "min"))

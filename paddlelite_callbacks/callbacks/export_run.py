@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ __all__ = ["ExportRun", "Trained", "trained_before"]
 
 _ROWS = 8  # of the first batch, for the checks
 _LOG = "train_log.jsonl"
+_ONNX = ("model.onnx", "model.int8.onnx", "model.fp16.onnx")  # of an older export, where this one has none
+_one_at_a_time = threading.RLock()  # paddle.jit traces one network at a time, and timings would disturb each other
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
 
@@ -114,7 +116,7 @@ class ExportRun:
                 "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
                 "batch."
             )
-        with staged_folder(self.folder / self.name) as stage:
+        with _one_at_a_time, staged_folder(self.folder / self.name, dropped=_ONNX) as stage:
             record = self._made_in(stage, trained, trained.sample, notes)
         append_record(self.folder / "runs.jsonl", record)
         if self.report:
@@ -138,11 +140,8 @@ class ExportRun:
             sidecar=self.sidecar,
             progress=self.progress,
         )
-        older = self.folder / self.name / _LOG
-        if trained.training is not None:
+        if trained.training is not None:  # else an older log stays, as other files do
             (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in history.rows), encoding="utf-8")
-        elif older.is_file():  # of the training, whose files these replace
-            shutil.copyfile(older, stage / _LOG)
         without = not self.last and history.epoch is None and trained.training is not None
         return record_of(
             made,

@@ -101,9 +101,10 @@ class NaNGuard:
             return
         self._checked = self.epoch
         tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
-        if math.isfinite(float(paddle.add_n([paddle.zeros([]), *zero_times(tensors)]))):
+        suspect = not math.isfinite(float(paddle.add_n([paddle.zeros([]), *zero_times(tensors)])))
+        networks = self._networks if suspect else {}
+        if not (broken := [found for name in networks for found in broken_state(name, networks[name])]):
             return
-        broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
         raise NonFiniteLossError(
             f"Weights are not finite at the end of epoch {self.epoch} (counted from 0): "
             f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {_remedy(broken, broken)}",

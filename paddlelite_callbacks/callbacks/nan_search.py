@@ -74,16 +74,18 @@ def host_is_finite(values: Sequence[Any]) -> bool:
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:
-    """Return which parameters and buffers of ``network`` hold NaN or infinite values.
+    """Return which parameters of ``network`` hold NaN or infinite values, and which buffers NaN.
+
+    A buffer may well be infinite: masks of attention are.
 
     Args:
         name: of ``network``, for messages.
         network: looked through.
     """
-    found = []
+    found, parameters = [], {key for key, _ in network.named_parameters()}
     for key, tensor in network.state_dict().items():
         counted = _counted(tensor)
-        if counted:
+        if counted and (key in parameters or "NaN" in counted):
             found.append(Finding(f"{key} of {name}", f"{key} of {name} with {counted} of {tensor.size} values"))
     return found
 

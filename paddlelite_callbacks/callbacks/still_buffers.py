@@ -15,12 +15,14 @@ __all__ = ["StillBuffers"]
 class StillBuffers:
     """Copies of buffers and batch-norm statistics of networks, one concatenation a batch for the vectors among them.
 
-    The grid of a quantiser belongs to its ``alpha`` and is not kept.
+    The grid of a quantiser belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
+    but not probed.
     """
 
     def __init__(self) -> None:
         self._vectors: dict[str, dict[int, Tensor]] = {}
         self._others: dict[int, Tensor] = {}
+        self._infinite: dict[int, Tensor] = {}
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._joined: list[tuple[list[Tensor], Tensor]] = []
 
@@ -30,7 +32,9 @@ class StillBuffers:
             if isinstance(layer, Switched):
                 continue
             for buffer in [*layer.buffers(include_sublayers=False), *_statistics(layer)]:
-                if len(buffer.shape) == 1:
+                if _is_infinite(buffer):
+                    self._infinite[id(buffer)] = buffer
+                elif len(buffer.shape) == 1:
                     self._vectors.setdefault(str(buffer.dtype), {})[id(buffer)] = buffer
                 else:
                     self._others[id(buffer)] = buffer
@@ -40,11 +44,12 @@ class StillBuffers:
         """Copy the buffers as they are now."""
         groups = [list(group.values()) for group in self._vectors.values()]
         self._joined = [(group, paddle.concat(group)) for group in groups]
-        self._kept = [(buffer, buffer.detach().clone()) for buffer in self._others.values()]
+        others = [*self._others.values(), *self._infinite.values()]
+        self._kept = [(buffer, buffer.detach().clone()) for buffer in others]
 
     @paddle.no_grad()
     def probes(self) -> list[Tensor]:
-        """Return scalars that are 0 while every buffer is finite, NaN otherwise."""
+        """Return scalars that are 0 while every buffer that was finite still is, NaN otherwise."""
         held = [paddle.concat(list(group.values())) for group in self._vectors.values()]
         return [x.astype("float32").sum() * 0 for x in [*held, *self._others.values()] if x.is_floating_point()]
 
@@ -61,3 +66,7 @@ class StillBuffers:
 def _statistics(layer: Layer) -> list[Tensor]:
     """Return the running mean and variance of a batch norm, which Paddle keeps as parameters that are not trained."""
     return [layer._mean, layer._variance] if isinstance(layer, (BatchNorm, _BatchNormBase)) else []
+
+
+def _is_infinite(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and bool(paddle.isinf(buffer.detach().astype("float32")).any())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -92,7 +95,7 @@ def export_paddle(
         name: of the files.
 
     Raises:
-        ExportError: ``forward`` cannot be turned into a program; carries Paddle's reason.
+        ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,7 +114,13 @@ def export_paddle(
             f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its parameters. "
             "Does forward() leave Paddle's operations (numpy(), Python numbers), so that its result became a constant?"
         )
-    make_program_lean(program)
+    try:
+        make_program_lean(program)
+    except ValueError as error:  # paddle.jit.save says nothing of a full disk
+        free = shutil.disk_usage(folder).free / 1e6
+        raise ExportError(
+            f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
+        ) from error
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
 
 
@@ -120,11 +129,19 @@ def flat_outputs(output: Any) -> list[Tensor]:
 
     Args:
         output: a tensor, or lists, tuples and dictionaries of them.
+
+    Raises:
+        ExportError: there is something else in it.
     """
     if isinstance(output, dict):
         output = [output[key] for key in sorted(output)]
     if isinstance(output, (list, tuple)):
         return [item for part in output for item in flat_outputs(part)]
+    if not isinstance(output, Tensor):
+        raise ExportError(
+            f"The network's output holds a {type(output).__name__}: in eval mode forward() must give tensors, or "
+            "lists, tuples and dictionaries of them."
+        )
     return [output]
 
 
@@ -139,17 +156,25 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
     Raises:
         MissingDependencyError: the converter is not installed.
         ExportError: the converter failed or died; carries the end of what it said.
+        OSError: the disk is full.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
     command = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child", *map(str, program.files)]
     with staged_file(path) as partial:
         try:
             done = subprocess.run(
-                [*command, str(partial), str(opset)], capture_output=True, text=True, timeout=_ONNX_SECONDS, check=False
+                [*command, str(partial), str(opset)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_ONNX_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
         if done.returncode != 0 or not partial.is_file():
+            if shutil.disk_usage(path.parent).free < program.size_mb * 1e6:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
             said = " ".join((done.stderr or done.stdout).split())[-300:]
             raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)

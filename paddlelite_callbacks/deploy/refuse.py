@@ -9,11 +9,63 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.deploy.check import Check
+from paddlelite_callbacks.deploy.check import Check, compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError, flat_outputs
 from paddlelite_callbacks.quant.noise import rounding_noise
 
-__all__ = ["own_movement", "refuse_wrong"]
+__all__ = ["own_movement", "refuse_indefinite", "refuse_wrong"]
+
+_LOOK = "Its weights and inputs are finite: look for a division, logarithm or root in forward()."
+_CLEAN = "The images of the first training batch, which it was called with, are not finite: clean the data."
+
+
+def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    """Raise where a network gives nothing that its files could be held against.
+
+    Args:
+        network: in eval mode; not changed.
+        sample: its inputs, one array each.
+        expected: what it gave for them.
+
+    Raises:
+        ExportError: it gives no tensor, NaN or infinite values (or holds such weights, which a ReLU may hide), or
+            something else when it is called again.
+    """
+    whose = f"{type(network).__name__} in eval mode"
+    if not expected:
+        raise ExportError(f"{whose} gives no output, so there is nothing to export: let forward() return tensors.")
+    broken = _broken(network)
+    if broken:
+        raise ExportError(
+            f"{whose} has weights that are not finite: {broken[:5]} ({len(broken)} in all). Nothing is handed out: go "
+            "back to an earlier checkpoint."
+        )
+    for number, output in enumerate(expected):
+        bad = int((~np.isfinite(output)).sum())
+        if bad:
+            finite = all(np.isfinite(item).all() for item in sample if item.dtype.kind == "f")
+            raise ExportError(
+                f"{whose} gives NaN or infinite values itself (output {number}: {bad} of {output.size}), so no file "
+                f"can be held against it, and none is handed out. {_LOOK if finite else _CLEAN}"
+            )
+    with paddle.no_grad():
+        again = [item.numpy() for item in flat_outputs(network(*[paddle.to_tensor(item) for item in sample]))]
+    check = compare_outputs(expected, again, engine="the network itself")
+    if not check.passed:
+        raise ExportError(
+            f"{whose} gives another output when it is called again with the same input (it differs by "
+            f"{check.error or f'{check.max_abs_diff:.3g}'}), so no file can be held against it. Is there dropout or "
+            "noise that eval mode does not stop, or a state that forward() changes? Make forward() a function of its "
+            "inputs where network.training is False."
+        )
+
+
+def _broken(network: Layer) -> list[str]:
+    """Return which parameters hold NaN or infinite values, and which buffers NaN: a mask may well be infinite."""
+    parameters = {name for name, _ in network.named_parameters()}
+    state = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    values = {name: tensor.astype("float32").numpy() for name, tensor in state.items()}
+    return [n for n, v in values.items() if not (np.isfinite(v) if n in parameters else ~np.isnan(v)).all()]
 
 
 def refuse_wrong(network: Layer, sample: Sequence[np.ndarray], checks: Iterable[Check]) -> None:

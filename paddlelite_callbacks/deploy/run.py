@@ -22,7 +22,7 @@ from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, re
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.loading import checked
 from paddlelite_callbacks.deploy.options import BenchOptions
-from paddlelite_callbacks.deploy.refuse import refuse_wrong
+from paddlelite_callbacks.deploy.refuse import refuse_indefinite, refuse_wrong
 from paddlelite_callbacks.deploy.sidecar import write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.loaders import ended_with_the_epoch
@@ -96,11 +96,13 @@ def hand_out(
         progress: whether to show bars.
 
     Raises:
-        ExportError: the program cannot be written, or an engine gets something else from a file than the network gives.
+        ExportError: the program cannot be written, an engine gets something else from a file than the network gives, or
+            the network gives nothing definite.
     """
     rows = _fixed_rows(input_spec)
     with undisturbed():
         expected = references(network, sample)
+        refuse_indefinite(network, sample, next(reversed(expected.values())).outputs)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
         if fp16 and onnx:

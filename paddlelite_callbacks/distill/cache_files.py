@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import paddle
@@ -60,7 +60,7 @@ def write_cache(
         num_workers: of its loader.
         progress: show a bar.
     """
-    with staged_folder(folder) as stage:
+    with staged_folder(folder, dropped=["output_*.npy"]) as stage:
         _fill(stage, network, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
 
 
@@ -89,7 +89,7 @@ def _fill(
     num_workers: int,
     progress: bool,
 ) -> None:
-    checksums, arrays, done = np.zeros(len(dataset), dtype="int64"), list[Any](), 0
+    checksums, files, done = np.zeros(len(dataset), dtype="int64"), list[BinaryIO](), 0
     with ExitStack() as scope:
         scope.enter_context(frozen(network))
         scope.enter_context(paddle.no_grad())
@@ -98,18 +98,21 @@ def _fill(
             fields, crc = batch[:-1], batch[-1]
             outputs = network(*fields[: meta["inputs"]])
             found = tensors_of(outputs)
-            if not arrays:
+            if not files:
                 meta.update(outputs=list(found), kind=_kind(outputs), fields=len(fields))
-                arrays = [_empty(stage / f"output_{i}.npy", meta, list(x.shape)) for i, x in enumerate(found.values())]
+                shapes = [(meta["count"], *x.shape[1:]) for x in found.values()]
+                files = [
+                    scope.enter_context(_begun(stage / f"output_{i}.npy", shape, meta["dtype"]))
+                    for i, shape in enumerate(shapes)
+                ]
             end = done + int(crc.shape[0])
             checksums[done:end] = crc.numpy().reshape(-1)
-            for array, tensor in zip(arrays, found.values(), strict=True):
-                array[done:end] = tensor.astype("float32").numpy()
+            for file, tensor in zip(files, found.values(), strict=True):
+                file.write(tensor.astype("float32").numpy().astype(meta["dtype"]).tobytes())
             bar.update(end - done)
             done = end
-    for array in arrays:
-        array.flush()
-    np.save(stage / "checksums.npy", checksums)
+    with _begun(stage / "checksums.npy", checksums.shape, "int64") as file:
+        file.write(checksums.tobytes())
     (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
@@ -126,9 +129,11 @@ def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterator[Itera
     yield ([paddle.to_tensor(field) for field in default_collate_fn(batch)] for batch in samples)
 
 
-def _empty(file: Path, meta: dict[str, Any], shape: list[int]) -> Any:
-    whole = (meta["count"], *shape[1:])
-    return np.lib.format.open_memmap(file, mode="w+", dtype=meta["dtype"], shape=whole)
+def _begun(file: Path, shape: tuple[int, ...], dtype: str) -> BinaryIO:
+    """Open ``file`` behind its header; not mapped into memory: writing there on a full disk kills the process."""
+    stream, descr = file.open("wb"), np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream
 
 
 def meta_of(folder: Path) -> dict[str, Any]:

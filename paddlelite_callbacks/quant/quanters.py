@@ -37,6 +37,19 @@ class Switched(BaseQuanter):
         self._bits = bits
         self.enabled = True
 
+    def refuse_tracing(self) -> None:
+        """Say what to do instead where ``paddle.jit`` traces the network.
+
+        Raises:
+            RuntimeError: it does.
+        """
+        if not paddle.in_dynamic_mode():
+            raise RuntimeError(
+                "A fake-quantised layer cannot be traced by paddle.jit (to_static, jit.save, "
+                "model.save(training=False)): export the network with ExportBenchCallback, or with export_forms of "
+                "paddlelite_callbacks.deploy.forms, which write what it simulates."
+            )
+
     def zero_points(self) -> Tensor | None:
         """Return None: every grid here holds zero exactly."""
         return None
@@ -94,6 +107,7 @@ class PACTActivationQuanter(Switched):
         """Quantise and dequantise ``input`` (any shape)."""
         if not self.enabled:
             return input
+        self.refuse_tracing()
         if not self.training or self._levels[1] == 0:
             self.refresh()
         if self.training and (self._levels[1] == 0 or 0 < self._seen < self._batches):

@@ -58,7 +58,9 @@ def _result_and_model(record: Record, folder: Path) -> CheckPoint:
     details.append(
         f"{sum(c.passed for c in record.checks)} of {len(record.checks)} engine checks agree with the network"
     )
-    return CheckPoint("Result and model", bool(figures and wanted and agreed and not any(states)), tuple(details))
+    finite = all(record.metric(name) is not None for name in record.metrics)
+    met = bool(figures and finite and wanted and agreed and not any(states))
+    return CheckPoint("Result and model", met, tuple(details))
 
 
 def _size_log_and_path(record: Record, folder: Path) -> CheckPoint:

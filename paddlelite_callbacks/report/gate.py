@@ -48,7 +48,7 @@ def judge(record: Record, budget: Budget) -> Verdict:
             budget,
             (record.size_mb, "nothing was exported"),
             (row.p50_ms if row else None, reason),
-            (value, f"no metric {budget.metric!r} among {sorted(record.metrics)}"),
+            (value, _no_metric(record, budget)),
         ),
         rows=tuple(rows),
     )
@@ -101,7 +101,8 @@ def _criteria(
         criteria.append(_criterion("latency_ms", latency[0], budget.latency_ms, latency[1]))
     if budget.metric_drop is not None and budget.baseline is not None:
         drop = None if metric[0] is None else _drop(metric[0], budget.baseline, budget)
-        criteria.append(_criterion("metric_drop", drop, budget.metric_drop, metric[1]))
+        share = budget.relative or all(0 <= value <= 1 for value in (budget.baseline, metric[0] or 0.0))
+        criteria.append(_criterion("metric_drop", drop, budget.metric_drop, metric[1], share=share))
     return tuple(criteria)
 
 
@@ -110,7 +111,14 @@ def _judged_metric(record: Record, budget: Budget) -> float | None:
         return None
     row = record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
     measured = record.metric_of(budget.metric, row.engine, row.precision) if row else None
-    return record.metrics.get(budget.metric) if measured is None else measured
+    value = record.metrics.get(budget.metric) if measured is None else measured
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _no_metric(record: Record, budget: Budget) -> str:
+    if budget.metric in record.metrics:
+        return f"{budget.metric} is not a finite number"
+    return f"no metric {budget.metric!r} among {sorted(record.metrics)}"
 
 
 def _metric_on(record: Record, budget: Budget, engine: str, precision: str) -> float | None:
@@ -128,7 +136,7 @@ def _size_of(record: Record, engine: str, precision: str) -> float | None:
     return next(iter(sizes), None)
 
 
-def _criterion(name: str, value: float | None, limit: float, reason: str) -> Criterion:
+def _criterion(name: str, value: float | None, limit: float, reason: str, *, share: bool = False) -> Criterion:
     if value is None or not math.isfinite(value):
-        return Criterion(name=name, value=None, limit=limit, passed=False, reason=reason)
-    return Criterion(name=name, value=value, limit=limit, passed=value <= limit + 1e-12)
+        return Criterion(name=name, value=None, limit=limit, passed=False, reason=reason, share=share)
+    return Criterion(name=name, value=value, limit=limit, passed=value <= limit + 1e-12, share=share)

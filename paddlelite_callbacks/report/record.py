@@ -145,6 +145,11 @@ class Record:
         own = [item for item in rows if item.precision == self.precision]
         return next(iter(own or rows), None)
 
+    def metric(self, name: str) -> float | None:
+        """Return the metric ``name`` of the evaluation; ``None`` if there is none, or it is not finite."""
+        value = self.metrics.get(name)
+        return value if value is not None and math.isfinite(value) else None
+
     def metric_of(self, metric: str, engine: str, precision: str) -> float | None:
         """Return ``metric`` as measured on the file of ``precision`` by ``engine``; ``None`` if it was not."""
         rows = [i for i in self.file_metrics if (i.engine, i.precision) == (engine, precision)]
@@ -174,13 +179,14 @@ class Record:
                     "artefacts": tuple(ArtefactFigures(**item) for item in data["artefacts"]),
                     "latencies": tuple(Latency(**item) for item in data["latencies"]),
                     "checks": tuple(Check(**item) for item in data["checks"]),
+                    "metrics": {key: _number(value) for key, value in data["metrics"].items()},
                     "machine": Machine(**{**data["machine"], "flags": tuple(data["machine"]["flags"])}),
                     "notes": tuple(data["notes"]),
                     "file_metrics": tuple(FileMetrics(**item) for item in data.get("file_metrics", ())),
                     "history": tuple(data.get("history", ())),
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The record {data.get('name')!r} does not fit schema {SCHEMA}: {error}.") from error
 
 
@@ -194,13 +200,15 @@ def append_record(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"  # a writer that died in the middle of its line
-        else:
-            torn = False
-        file.write((b"\n" if torn else b"") + record.to_json_line().encode() + b"\n")
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        torn = file.read(1) not in (b"", b"\n")  # a writer that died in the middle of its line
+        try:
+            file.write((b"\n" if torn else b"") + record.to_json_line().encode() + b"\n")
+            file.flush()
+        except BaseException:
+            os.ftruncate(file.fileno(), end)  # a full disk leaves no half line
+            raise
 
 
 def read_records(path: Path) -> list[Record]:
@@ -214,14 +222,20 @@ def read_records(path: Path) -> list[Record]:
             f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
         )
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # names may hold other ends of lines
         if not line.strip():
             continue
         try:
-            records.append(Record.from_json_line(line))
-        except json.JSONDecodeError:
+            records.append(Record.from_json_line(line.decode("utf-8-sig")))
+        except (json.JSONDecodeError, UnicodeDecodeError):  # torn perhaps in the middle of a letter
             _log.warning("%s, line %d is torn and left out.", path, number)
     return records
+
+
+def _number(value: Any) -> float:
+    if value is not None and not isinstance(value, (int, float)):
+        raise TypeError(f"a metric is {value!r}, which is no number")
+    return math.nan if value is None else value
 
 
 def _finite(value: Any) -> Any:

@@ -134,7 +134,7 @@ def write_whole(path: Path, text: str) -> None:
 def _points(records: Sequence[Record], metric: str) -> list[_Point]:
     points = []
     for record in records:
-        milliseconds, value = _fastest_ms(record), record.metrics.get(metric)
+        milliseconds, value = _fastest_ms(record), record.metric(metric)
         if milliseconds is not None and value is not None:
             points.append(_Point(milliseconds, value, record.size_mb or 0.0, record.name))
     return points
@@ -153,8 +153,9 @@ def _won(records: Sequence[Record], metric: str) -> list[str]:
     for record in records[1:]:
         gains = [*_ratio(records[0].size_mb, record.size_mb, "smaller", "larger")]
         gains += _ratio(_fastest_ms(records[0]), _fastest_ms(record), "faster", "slower")
-        if metric in record.metrics and metric in records[0].metrics:
-            change = record.metrics[metric] - records[0].metrics[metric]
+        value, first = record.metric(metric), records[0].metric(metric)
+        if value is not None and first is not None:
+            change = value - first
             gains.append(
                 f"{metric} {100 * change:+.2f} points" if _shares(records, metric) else f"{metric} {change:+.4g}"
             )
@@ -174,13 +175,14 @@ def _ratio(old: float | None, new: float | None, better: str, worse: str) -> lis
 
 
 def _shares(records: Sequence[Record], metric: str) -> bool:
-    return all(0 <= record.metrics[metric] <= 1 for record in records if metric in record.metrics)
+    values = [record.metric(metric) for record in records]
+    return all(0 <= value <= 1 for value in values if value is not None)
 
 
 def _metric(record: Record, metric: str, records: Sequence[Record]) -> str:
-    if metric not in record.metrics:
+    value = record.metric(metric)
+    if value is None:
         return _DASH
-    value = record.metrics[metric]
     return f"{100 * value:.2f} %" if _shares(records, metric) else f"{value:.4g}"
 
 

@@ -19,6 +19,7 @@ class Criterion:
         limit: of the budget.
         passed: ``value <= limit``.
         reason: why there is no value.
+        share: whether value and limit are shown in per cent: of the baseline, or as those of a metric within [0, 1].
     """
 
     name: str
@@ -26,6 +27,7 @@ class Criterion:
     limit: float
     passed: bool
     reason: str | None = None
+    share: bool = False
 
     @property
     def margin(self) -> float | None:
@@ -33,16 +35,18 @@ class Criterion:
         return None if self.value is None else self.limit - self.value
 
     def __str__(self) -> str:
-        percent = self.name == "metric_drop"
-        label, scale, unit = {
-            "size_mb": ("size", 1.0, " MB"),
-            "latency_ms": ("latency", 1.0, " ms"),
-            "metric_drop": ("drop", 100.0 if percent else 1.0, " %"),
-        }[self.name]
+        label, unit = {"size_mb": ("size", "MB"), "latency_ms": ("latency", "ms"), "metric_drop": ("drop", "")}[
+            self.name
+        ]
         if self.value is None:
             return f"{label} unknown ({self.reason})"
-        sign = "<=" if self.passed else ">"
-        return f"{label} {self.value * scale:.4g} {sign} {self.limit * scale:.4g}{unit}"
+        sign, unit = "<=" if self.passed else ">", "%" if self.share else unit
+        return f"{label} {self.value * self.scale:.4g} {sign} {self.limit * self.scale:.4g} {unit}".rstrip()
+
+    @property
+    def scale(self) -> float:
+        """By which value and limit are multiplied where they are shown."""
+        return 100.0 if self.share else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +91,9 @@ class Verdict:
 
     def table(self) -> str:
         """Return Markdown: per engine and file each figure with what is left of its limit in brackets."""
-        names = [criterion.name for criterion in self.criteria]
-        titles = {"size_mb": "size MB", "latency_ms": "latency ms", "metric_drop": "drop %"}
-        lines = ["| engine | file | " + " | ".join(f"{titles[n]} (left)" for n in names) + " | gate |"]
-        lines.append("|---|---|" + "---:|" * len(names) + "---|")
+        titles = {"size_mb": "size MB", "latency_ms": "latency ms", "metric_drop": "drop"}
+        names = [f"{titles[c.name]}{' %' if c.share else ''} (left)" for c in self.criteria]
+        lines = ["| engine | file | " + " | ".join(names) + " | gate |", "|---|---|" + "---:|" * len(names) + "---|"]
         for row in self.rows:
             cells = [_cell(criterion) for criterion in row.criteria]
             word = "pass" if row.passed else "**fail**"
@@ -117,5 +120,4 @@ class GateError(SystemExit):
 def _cell(criterion: Criterion) -> str:
     if criterion.value is None or criterion.margin is None:
         return f"unknown: {criterion.reason}"
-    scale = 100.0 if criterion.name == "metric_drop" else 1.0
-    return f"{criterion.value * scale:.4g} ({criterion.margin * scale:+.4g})"
+    return f"{criterion.value * criterion.scale:.4g} ({criterion.margin * criterion.scale:+.4g})"
