@@ -193,5 +193,7 @@ def reason(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
-    text = (telling or lines or [type(error).__name__])[0]
+    why = [line for line in lines if not line.startswith("Exception from ")]  # OpenVINO's places in its source
+    said = [" ".join(why)] if 0 < len(why) < len(lines) else lines
+    text = (telling or said or [type(error).__name__])[0]
     return f"{type(error).__name__}: {text.replace(str(Path.cwd()), '.')}"[:300]
