@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import paddle
 import pytest
 from byhand import Log
 from paddle.utils import unique_name
-from toy import TinyNet, fit, hapi_model, weights_of
+from toy import TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, MutualPeer
 from paddlelite_callbacks.distill.schedules import linear, stop_at, warm_up
@@ -146,3 +148,55 @@ def test_term_weights_may_be_schedules():
         assert ("distill_mse" in logs) == (step < 2)
         if step < 4:
             assert logs["distill_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def saved_by(make, folder) -> str:
+    """Train an epoch with ``make()``, whose state is then beside the checkpoint."""
+    fit(hapi_model(), [make()], evaluate=False, save_dir=str(folder))
+    return str(folder / "0")
+
+
+def peer():
+    network = TinyNet()
+    return DistillCallback(MutualPeer(network, paddle.optimizer.SGD(0.01, parameters=network.parameters())))
+
+
+KINDS = {
+    "frozen": lambda **more: DistillCallback(TinyNet(width=8), loss="kl", features={"conv*": "conv*"}, **more),
+    "average": lambda **more: DistillCallback(EMATeacher(0.9), **more),
+    "peer": lambda **more: _resumed(peer(), **more),
+}
+
+
+def _resumed(callback, resume=None):
+    if resume is not None:
+        callback.load(resume)
+    return callback
+
+
+@pytest.mark.parametrize(("wrote", "reads"), itertools.permutations(KINDS, 2))
+def test_the_state_of_another_kind_of_teacher_is_refused(wrote, reads, tmp_path):
+    path = saved_by(KINDS[wrote], tmp_path)
+    model = hapi_model()
+    before = weights_of(model.network)
+    with pytest.raises(ValueError, match=r"holds .* of its teacher, .* goes on from .*: give the kind of teacher"):
+        fit(model, [KINDS[reads](resume=path)], evaluate=False)
+    assert equal_weights(before, weights_of(model.network))
+
+
+def test_projections_of_other_features_are_refused_with_what_to_do(tmp_path):
+    path = saved_by(KINDS["frozen"], tmp_path)
+    other = DistillCallback(TinyNet(width=16), loss="kl", features={"conv*": "conv*"}, resume=path)
+    with pytest.raises(ValueError, match=r"projections does not fit .* Give the features= and the teacher that it was"):
+        fit(hapi_model(), [other], evaluate=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"position": "x"}, {"position": -1.0}, {"position": float("nan")}, {"bridges": 3}, {"source": [1]}]
+)
+def test_a_state_with_strange_contents_is_refused(change, tmp_path):
+    path = saved_by(KINDS["frozen"], tmp_path)
+    state = paddle.load(f"{path}.pddistill")
+    paddle.save({**state, **change}, f"{path}.pddistill")
+    with pytest.raises(ValueError, match="is no state of DistillCallback"):
+        KINDS["frozen"](resume=path)

@@ -19,10 +19,10 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
-from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino, PaddleInference
+from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino, PaddleInference, reason
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_onnx, export_paddle
 from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.int8 import int8_weights, write_int8_onnx
+from paddlelite_callbacks.deploy.int8 import int8_weights, rewrite_as_qdq, write_int8_onnx
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.verdict import int8_notes
 from paddlelite_callbacks.quant.convert import convert_for_export_
@@ -339,3 +339,62 @@ def test_export_of_layers_that_never_ran_keeps_them_in_float():
     prepare_pact_(network, PACTConfig())
     network(paddle.to_tensor(Images(4).images))
     assert convert_for_export_(copy_network(network)) == ["conv1", "conv2", "fc"]
+
+
+class RunsTwice(nn.Layer):
+    """A convolution and its batch norm that run twice, and one that is known by two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2D(3, 8, 3, padding=1), nn.BatchNorm2D(8)
+        self.twice, self.norm2 = nn.Conv2D(8, 8, 3, padding=1), nn.BatchNorm2D(8)
+        self.alias = self.twice
+        self.fc = nn.Linear(8, 4)
+        self.norm2.weight.set_value(np.float32([-1, 0.5, 2, -0.3, 1, 1, 0.7, -2]))
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.first(x)))
+        x = nn.functional.relu(self.norm2(self.twice(x)))
+        return self.fc(self.norm2(self.alias(x)).mean([2, 3]))
+
+
+@needs("paddle2onnx")
+@pytest.mark.parametrize("options", [{}, {"quantize_outputs": True, "method": "lsq"}])
+def test_a_layer_that_runs_twice(options, tmp_path):
+    """Its integers stand in the file once, and its batch norm is not folded twice into them."""
+    paddle.seed(0)
+    model = hapi_model(RunsTwice(), metrics=False)
+    fit(model, [PACTQuantCallback(**options)], evaluate=False, epochs=2)
+    network, images = copy_network(model.network), Images(8).images
+    forms = export_forms(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8], "float32", "x")], sample=[images])
+    assert not forms.errors
+    (file,) = [a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "int8")]
+    got = OnnxRuntime(optimised=False).load(file, threads=1)([images])[0]
+    np.testing.assert_allclose(got, network(paddle.to_tensor(images)).numpy(), atol=1e-5)
+
+
+@needs("paddle2onnx")
+def test_a_file_that_is_no_model_costs_only_itself(tmp_path, monkeypatch):
+    model = hapi_model(metrics=False)
+    fit(model, [PACTQuantCallback()], evaluate=False)
+
+    def twice(model):
+        rewritten = rewrite_as_qdq(model)
+        rewritten.graph.node.append(rewritten.graph.node[0])
+        return rewritten
+
+    monkeypatch.setattr("paddlelite_callbacks.deploy.int8.rewrite_as_qdq", twice)
+    spec = [InputSpec([None, 3, 8, 8], "float32", "x")]
+    forms = export_forms(copy_network(model.network), tmp_path, input_spec=spec, sample=[Images(2).images])
+    assert "is no ONNX model" in forms.errors["onnx", "int8"]
+    assert [(a.kind, a.precision) for a in forms.artefacts] == [("paddle", "int8"), ("onnx", "fp32")]
+
+
+@needs("openvino")
+def test_openvino_says_why():
+    message = (
+        "Exception from src/inference/src/cpp/core.cpp:132:\nException from src/a.cpp:59:\nCheck failed.\nThe why.\n"
+    )
+    assert reason(RuntimeError(message)) == "RuntimeError: Check failed. The why."
+    assert reason(RuntimeError("Exception from src/a.cpp:59:")) == "RuntimeError: Exception from src/a.cpp:59:"
+    assert reason(ValueError("first\nsecond")) == "ValueError: first"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import paddle
 import pytest
-from toy import TinyNet
+from installed import needs
+from paddle.static import InputSpec
+from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import PACTConfig, prepare_pact_
+from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_
 from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import copy_network
-from paddlelite_callbacks.deploy.forms import references
+from paddlelite_callbacks.deploy.engines import OnnxRuntime
+from paddlelite_callbacks.deploy.export import Artefact, copy_network
+from paddlelite_callbacks.deploy.forms import export_forms, references
+from paddlelite_callbacks.deploy.loading import load_files
+from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.quant.convert import convert_for_export_
 
 ROWS = 8
@@ -95,3 +102,62 @@ def test_a_few_rows_may_meet_a_flip_but_not_most():
     assert check.error.startswith("half of the rows are off by 0.01 and more, allowed 0.0011")
     assert not compare_outputs([expected], [expected + 0.05], **options).passed
     assert compare_outputs([expected[:2]], [one[1:3]], **options).passed  # too few rows to tell
+
+
+class Dilated(paddle.nn.Layer):
+    """conv - BN - ReLU - conv - BN - linear: what ONNX Runtime rounds the biases of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.bn1, self.relu = (
+            paddle.nn.Conv2D(3, 8, 3, padding=1),
+            paddle.nn.BatchNorm2D(8),
+            paddle.nn.ReLU(),
+        )
+        self.second, self.bn2 = paddle.nn.Conv2D(8, 8, 3, padding=2, dilation=2), paddle.nn.BatchNorm2D(8)
+        self.fc = paddle.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.first(x)))
+        return self.fc(self.bn2(self.second(x)).mean([2, 3]))
+
+
+@needs("paddle2onnx")
+@pytest.mark.parametrize("bits", [2, 8])
+def test_onnx_runtime_may_round_biases_of_a_file_that_is_right_as_it_is_written(bits, tmp_path):
+    """With its rewriting off it equals the network to the last bits; the default is off by whole steps."""
+    paddle.seed(0)
+    model = hapi_model(Dilated(), metrics=False)
+    quantised = PACTQuantCallback(weight_bits=bits, activation_bits=bits, quantize_outputs=True)
+    export = ExportBenchCallback(
+        tmp_path, engines=["onnxruntime"], warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False,
+        report=False, eval_data=False,
+    )  # fmt: skip
+    fit(model, [quantised, export], evaluate=False, epochs=2)
+    assert {(check.precision, check.passed) for check in export.record.checks} == {("fp32", True), ("int8", True)}
+    network, images = model.network, Images(8).images
+    network.eval()
+    file = Artefact(
+        kind="onnx", path=tmp_path / "Dilated" / "model.int8.onnx", files=(tmp_path / "Dilated" / "model.int8.onnx",),
+        precision="int8",
+    )  # fmt: skip
+    expected = network(paddle.to_tensor(images)).numpy()
+    as_written, default = (OnnxRuntime(optimised=o).load(file, threads=1)([images])[0] for o in (False, True))
+    np.testing.assert_allclose(as_written, expected, atol=1e-5)
+    assert np.abs(default - expected).max() >= np.abs(as_written - expected).max()
+
+
+@needs("paddle2onnx")
+def test_a_wrong_file_is_not_excused_by_rounded_biases(tmp_path):
+    paddle.seed(0)
+    model = hapi_model(Dilated(), metrics=False)
+    fit(model, [PACTQuantCallback(weight_bits=2, activation_bits=2)], evaluate=False)
+    network, images = copy_network(model.network), Images(8).images
+    forms = export_forms(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8], "float32", "x")], sample=[images])
+    right = references(network, [images])
+    options, found = BenchOptions(engines=["onnxruntime"]), []
+    for factor in (1.0, 1.05):
+        wrong = replace(right["int8"], outputs=[output * factor for output in right["int8"].outputs])
+        files = load_files(forms.artefacts, [images], {**right, "int8": wrong}, options)
+        found.append({check.precision: check.passed for check in files.checks})
+    assert found == [{"fp32": True, "int8": True}, {"fp32": True, "int8": False}]

@@ -13,7 +13,7 @@ from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, PACTConfig, PACTQuantCallback, prepare_pact_
 from paddlelite_callbacks.quant.convert import Int8Conv2D, Int8Linear, convert_for_export_
-from paddlelite_callbacks.quant.fake_quant import pact_fake_quantize, weight_steps
+from paddlelite_callbacks.quant.fake_quant import lsq_fake_quantize, pact_fake_quantize, weight_steps
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
 
@@ -337,3 +337,20 @@ def test_calibration_keeps_to_a_percentile_and_survives_all_zero_inputs():
     zero = PACTActivationQuanter()
     assert float(zero(paddle.zeros([4])).abs().max()) == 0
     assert zero.calibrated
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("function", [pact_fake_quantize, lsq_fake_quantize])
+def test_an_infinite_alpha_shows_in_the_loss(function, signed):
+    """Where the guard names it, instead of an error of Paddle's ``clip``."""
+    y = function(paddle.randn([3, 4]), paddle.to_tensor([float("inf")]), signed=signed)
+    assert np.isnan(y.numpy()).any()
+
+
+@pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-38, 1e-36])
+def test_a_channel_that_weight_decay_took_to_nearly_nothing(largest):
+    weight = paddle.to_tensor(np.float32([[largest, -largest / 2], [0.5, 0.25]]))
+    quanter = ChannelWeightQuanter(axis=0)
+    np.testing.assert_allclose(quanter(weight).numpy(), weight.numpy(), atol=0.5 / 127 / 2 + 1e-35)
+    assert np.isfinite(quanter.steps(weight).numpy()).all()
+    assert (quanter.integers(weight).numpy()[1] == [127, 64]).all()

@@ -16,6 +16,7 @@ from paddlelite_callbacks.callbacks.distill_state import (
     BridgeTrainer,
     Position,
     load_state,
+    refuse_other_teacher,
     save_state,
     save_state_beside,
 )
@@ -251,6 +252,8 @@ class DistillCallback(ScopedCallback):
         state, self._loaded = self._loaded, None
         self._position.offset = 0.0 if state is None else float(state["position"])
         if state is not None:
+            kind = type(self._source).__name__.removesuffix("Source")
+            refuse_other_teacher(state["source"], self._source.state_keys, kind)
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])
 

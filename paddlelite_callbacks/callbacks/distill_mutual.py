@@ -46,6 +46,7 @@ class MutualSource(Source):
 
     taps_features = False
     has_state = True
+    state_keys = ("network", "optimizer", "rate")
     learns = True
     figures = ("peer_loss",)
     called = "peer"

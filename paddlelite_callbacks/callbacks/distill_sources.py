@@ -27,6 +27,7 @@ class Source:
 
     taps_features = True
     has_state = False
+    state_keys: tuple[str, ...] = ()  # of `state_dict`
     learns = False  # runs on where distillation has stopped, for its own sake
     figures: tuple[str, ...] = ()
     called = "teacher"  # in messages
@@ -155,6 +156,7 @@ class EMASource(FrozenSource):
     """The average of the student."""
 
     has_state = True
+    state_keys = ("network", "steps")
     called = "teacher (the student's average)"
 
     def __init__(self, average: EMATeacher) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from paddlelite_callbacks.hapi import (
 from paddlelite_callbacks.ranks import mean_over_ranks
 from paddlelite_callbacks.saved import read_saved
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "save_state", "save_state_beside"]
+__all__ = ["BridgeTrainer", "Position", "load_state", "refuse_other_teacher", "save_state", "save_state_beside"]
 
 _ENDING = ".pddistill"
 _OTHER = "take the checkpoint of another epoch."
+_SAME = "Give the features= and the teacher that it was written with, or leave resume= out."
 
 
 class Position:
@@ -100,7 +102,7 @@ class BridgeTrainer:
         if not parameters:
             return
         if self._weights:
-            load_weights_(objective.bridges, self._weights, "The saved projections")
+            load_weights_(objective.bridges, self._weights, "The saved projections", cure=_SAME)
             self._weights = {}
         optimizer = prepared_optimizer(self._model)
         with uninterrupted():
@@ -187,8 +189,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
         state = read_saved(file)
     except ValueError as error:
         raise ValueError(f"{error} Or {_OTHER}") from error
-    wanted = {"position", "bridges", "source"}
-    if not isinstance(state, dict) or not wanted <= state.keys():
+    wanted = {"position": float, "bridges": dict, "source": dict}
+    whole = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in wanted.items())
+    if not whole or not 0 <= state["position"] < math.inf:
         raise ValueError(
             f"{file} is no state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
             "checkpoint of this package, for instance 'checkpoints/3'."
@@ -197,6 +200,25 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if belongs is not None and weights.is_file() and belongs != _checksum(weights):
         raise ValueError(f"{file} was written beside other weights than {weights.name}, which is there now: {_OTHER}")
     return state
+
+
+def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teacher: str) -> None:
+    """Refuse the state of another kind of teacher.
+
+    Args:
+        saved: what the file holds of it.
+        wanted: the names that this kind holds; empty for a frozen one.
+        teacher: that was given, for the message.
+
+    Raises:
+        ValueError: names both.
+    """
+    if set(saved) != set(wanted):
+        raise ValueError(
+            f"The state that resume= names holds {sorted(saved) or 'nothing'} of its teacher, the teacher given here "
+            f"({teacher}) goes on from {sorted(wanted) or 'nothing'}: give the kind of teacher that it was written "
+            "with, or leave resume= out."
+        )
 
 
 def _checksum(file: Path) -> int:

@@ -94,9 +94,16 @@ class PaddleInference:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU.
+
+    Args:
+        optimised: whether it may rewrite the graph, as it does by default.
+    """
 
     name, kind, package = "onnxruntime", "onnx", "onnxruntime"
+
+    def __init__(self, *, optimised: bool = True) -> None:
+        self._optimised = optimised
 
     def load(self, artefact: Artefact, *, threads: int) -> Predict:
         """See `Engine.load`."""
@@ -104,6 +111,8 @@ class OnnxRuntime:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        if not self._optimised:
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             session = runtime.InferenceSession(str(artefact.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -184,5 +193,7 @@ def reason(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
-    text = (telling or lines or [type(error).__name__])[0]
+    why = [line for line in lines if not line.startswith("Exception from ")]  # OpenVINO's places in its source
+    said = [" ".join(why)] if 0 < len(why) < len(lines) else lines
+    text = (telling or said or [type(error).__name__])[0]
     return f"{type(error).__name__}: {text.replace(str(Path.cwd()), '.')}"[:300]

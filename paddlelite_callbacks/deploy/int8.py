@@ -41,7 +41,10 @@ def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
     """
     onnx = require("onnx", needed_for="int8 ONNX files")
     model = rewrite_as_qdq(onnx.load(str(source.path)))
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"The int8 form of {source.path.name} is no ONNX model: {error}.") from error
     with staged_file(path) as partial:
         partial.write_bytes(model.SerializeToString())
     return replace(source, path=path, files=(path,), precision="int8")
@@ -112,13 +115,14 @@ def _weight(graph: OnnxGraph, cast: Any) -> None:
     users = [] if product is None else graph.consumers(product.output[0])
     if product is None or steps is None or not users or any(node.op_type not in _WEIGHTED for node in users):
         raise ExportError(f"The int8 weight {cast.input[0]} is used by something else than a convolution or product.")
-    axis = _WEIGHTED[users[0].op_type]
+    axis, back = _WEIGHTED[users[0].op_type], f"{cast.input[0]}.back"
+    if graph.producer(back) is not None:  # of a layer that runs twice
+        graph.redirect(product.output[0], back)
+        return
     scale = graph.constant(f"{cast.input[0]}.scale", steps.reshape(-1).astype("float32"))
     zero = graph.constant(f"{cast.input[0]}.zero_point", np.zeros(steps.size, "int8"))
-    new = graph.insert_before(
-        product, "DequantizeLinear", [cast.input[0], scale, zero], f"{cast.input[0]}.back", axis=axis
-    )
-    graph.redirect(product.output[0], new.output[0])
+    graph.insert_before(product, "DequantizeLinear", [cast.input[0], scale, zero], back, axis=axis)
+    graph.redirect(product.output[0], back)
 
 
 def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:

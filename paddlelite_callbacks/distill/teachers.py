@@ -17,6 +17,8 @@ from paddlelite_callbacks.saved import read_saved, refuse_code
 
 __all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
 
+_ARCHITECTURE = "Give the architecture that it was saved from: teacher=(path, network)."
+
 TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer | Callable[[], Layer]]
 
 
@@ -79,13 +81,14 @@ def copied(network: Layer) -> Layer:
     return duplicate
 
 
-def load_weights_(network: Layer, state: dict[str, Any], source: str) -> None:
+def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: str = _ARCHITECTURE) -> None:
     """Load ``state`` into ``network``, all of it or nothing.
 
     Args:
         network: changed in place.
         state: tensors or arrays by name.
         source: where it comes from, for the error message.
+        cure: the end of that message.
 
     Raises:
         ValueError: names or shapes differ; the first few are named.
@@ -101,7 +104,7 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str) -> None:
         raise ValueError(
             f"{source} does not fit {type(network).__name__}: missing {missing[:4]} ({len(missing)}), unknown "
             f"{extra[:4]} ({len(extra)}), other shapes (file, network) {dict(list(wrong.items())[:4])} ({len(wrong)}). "
-            "Give the architecture that it was saved from: teacher=(path, network)."
+            f"{cure}"
         )
     network.set_state_dict(state)
 

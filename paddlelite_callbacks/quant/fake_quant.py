@@ -20,6 +20,7 @@ __all__ = ["SMALLEST_ALPHA", "grid_levels", "lsq_fake_quantize", "pact_fake_quan
 
 SMALLEST_ALPHA = 1e-6
 _TINY = float(np.finfo("float32").tiny)
+_NO_STEP = 128 * _TINY
 
 
 def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
@@ -82,7 +83,9 @@ def round_weight(weight: Tensor, step: Tensor) -> Tensor:
 
 
 def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
-    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; 1 for an all-zero channel.
+    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; a channel of zeros counts as 1.
+
+    So does what is so small that its step would be 0 in fp32: weight decay takes dead channels there.
 
     Args:
         weight: any shape.
@@ -92,7 +95,7 @@ def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
     others = [dim for dim in range(len(weight.shape)) if dim != axis]
     # Two reductions instead of |w|: no second copy of the weight is made.
     largest = paddle.maximum(weight.max(axis=others, keepdim=True), -weight.min(axis=others, keepdim=True))
-    return paddle.where(largest > 0, largest, paddle.ones_like(largest)) / (2 ** (bits - 1) - 1)
+    return paddle.where(largest > _NO_STEP, largest, paddle.ones_like(largest)) / (2 ** (bits - 1) - 1)
 
 
 class _PACT(PyLayer):
@@ -167,7 +170,7 @@ def _on_grid(x: Tensor, alpha: Tensor, low: float, high: float) -> Tensor:
 
 def _ends(alpha: Tensor, low: float, high: float) -> tuple[float, float] | tuple[Tensor, Tensor]:
     """Return the largest and the lowest value: numbers on the CPU, tensors on a device, which is not waited for."""
-    if alpha.place.is_cpu_place() and not math.isnan(value := float(alpha)):
+    if alpha.place.is_cpu_place() and math.isfinite(value := float(alpha)):
         top = max(value, SMALLEST_ALPHA)
         return top, top * (low / high)
     top = _at_least_smallest(alpha)
@@ -175,7 +178,7 @@ def _ends(alpha: Tensor, low: float, high: float) -> tuple[float, float] | tuple
 
 
 def _at_least_smallest(alpha: Tensor) -> Tensor:
-    """Return ``alpha`` from `SMALLEST_ALPHA` on; a NaN stays one, so that the loss shows it."""
+    """Return ``alpha`` from `SMALLEST_ALPHA` on; what is not finite stays so, and the loss shows it."""
     return paddle.maximum(alpha, paddle.full_like(alpha, SMALLEST_ALPHA))
 
 

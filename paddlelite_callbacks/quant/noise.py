@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-__all__ = ["flip_noise", "middle_noise", "rounding_noise"]
+__all__ = ["bias_noise", "flip_noise", "middle_noise", "rounding_noise"]
 
 _RELATIVE = 1e-6  # a few units in the last place of fp32: what another order of summation changes
 _DRAWS = 3
@@ -64,6 +65,30 @@ def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[floa
     return [largest for largest, _ in _changes(layers, run, move)]
 
 
+def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
+    """Return, per output, the largest change when biases move by half a step of their int32 form.
+
+    ONNX Runtime rounds the float bias of a quantised convolution to multiples of the input's step times the weight's,
+    which no quantiser simulates: next to an 8-bit output that is little, with few bits or a bias from a folded batch
+    norm it takes values over rounding thresholds.
+
+    Args:
+        layers: the quantised ones.
+        run: see `rounding_noise`.
+        seed: of the movement.
+    """
+    random = np.random.RandomState(seed)
+
+    def move(layer: Layer, y: Tensor) -> Tensor:
+        steps = (layer.weight_quanter.steps(layer.weight) * _step(layer)).numpy().reshape(-1)
+        last = not getattr(layer, "_data_format", "NHWC").startswith("NC")  # a Linear has none
+        channels = y.shape[-1 if last else 1]
+        half = np.resize(steps, channels) * random.choice([-0.5, 0.5], channels)
+        return y + paddle.to_tensor(half.astype("float32")).reshape([-1] if last else [-1, *[1] * (y.ndim - 2)])
+
+    return [largest for largest, _ in _changes(layers, run, move, behind=True)]
+
+
 def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
     random = np.random.RandomState(seed)
 
@@ -76,16 +101,31 @@ def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
     return move
 
 
-def _changes(layers: Iterable[Layer], run: Run, move: Callable[[Layer, Tensor], Tensor]) -> list[tuple[float, float]]:
-    """Return per output the largest change, and the largest over draws of the middle row's."""
+def _changes(
+    layers: Iterable[Layer], run: Run, move: Callable[[Layer, Tensor], Tensor], *, behind: bool = False
+) -> list[tuple[float, float]]:
+    """Return per output the largest change, and the largest over draws of the middle row's.
+
+    Args:
+        layers: whose first input, or, with ``behind``, whose output is moved.
+        run: see `rounding_noise`.
+        move: gives another one.
+        behind: see there.
+    """
 
     def moved(layer: Layer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (move(layer, inputs[0]), *inputs[1:])
 
+    def moved_behind(layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return move(layer, output)
+
+    def hook(layer: Layer) -> Any:
+        return layer.register_forward_post_hook(moved_behind) if behind else layer.register_forward_pre_hook(moved)
+
     with paddle.no_grad(), ExitStack() as scope:
         expected = run()
         for layer in layers:
-            scope.callback(layer.register_forward_pre_hook(moved).remove)
+            scope.callback(hook(layer).remove)
         draws = [[_by_row(a - b) for a, b in zip(run(), expected, strict=True)] for _ in range(_DRAWS)]
     columns = list(zip(*draws, strict=True))
     return [(float(np.max(rows)), max(float(np.median(row)) for row in rows)) for rows in columns]
