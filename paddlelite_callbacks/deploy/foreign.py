@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def parse_input(text: str) -> InputSpec:
         ValueError: it is none of them.
     """
     parts = text.split(":")
-    name = parts.pop(0) if not set(parts[0]) <= set("0123456789x") else None
+    name = None if re.fullmatch(r"\d+(x\d+)*", parts[0]) else parts.pop(0)
     sizes = parts.pop(0) if parts else ""
     kind = parts.pop(0) if parts else "float32"
     try:
