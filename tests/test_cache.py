@@ -299,3 +299,13 @@ def test_a_sample_that_cannot_be_read_ends_the_pass(tmp_path):
     with pytest.raises(OSError, match="picture 11 is broken"):
         cache_teacher(TinyNet(), Broken(), tmp_path / "cache", batch_size=4, progress=False, allow_random=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
+    """The arrays are opened with the first sample, in worker processes too."""
+    monkeypatch.chdir(tmp_path)
+    cached = cache_teacher(TinyNet(), Images(8), "stored", progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(cached[3]) == 4
+    assert len(list(paddle.io.DataLoader(cached, batch_size=4, num_workers=1))) == 2
