@@ -18,6 +18,8 @@ from paddle.io.dataloader.dataloader_iter import (
     _ResumeIteration,
 )
 
+from paddlelite_callbacks.uninterrupted import uninterrupted
+
 __all__ = ["ended_with_the_epoch", "read_undisturbed"]
 
 _SECONDS = 5  # for a worker process or thread to end by itself
@@ -59,7 +61,8 @@ class _Watched:
     def __iter__(self) -> Iterator[Any]:
         paddles = getattr(type(self._loader), "__iter__", None) is paddle.io.DataLoader.__iter__
         alone = paddles and not self._loader.num_workers
-        iterator = _RaisingIterator(self._loader) if alone else iter(self._loader)
+        with uninterrupted() if _starts_processes(self._loader) else contextlib.nullcontext():
+            iterator = _RaisingIterator(self._loader) if alone else iter(self._loader)  # half made, it would stay
         if iterator is not self._loader:  # else it is the user's own, who may want to go on with it
             self.given.append(iterator)
         return iterator
@@ -87,7 +90,8 @@ def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
     finally:
         for iterator in watched.given:
             if isinstance(iterator, _DataLoaderIterBase) and not getattr(iterator, "_persistent_workers", False):
-                _shut_down(iterator)
+                with uninterrupted():  # a worker that was killed is told by SIGCHLD, and Paddle then raises
+                    _shut_down(iterator)
 
 
 @contextlib.contextmanager
@@ -109,6 +113,12 @@ def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
             multiprocess_utils._SIGCHLD_handler_set = False  # the next loader with workers sets it again
 
 
+def _starts_processes(loader: Any) -> bool:
+    """Whether ``iter(loader)`` makes worker processes, and waits for none of an earlier epoch."""
+    kept = getattr(loader, "_persistent_workers", False)
+    return isinstance(loader, paddle.io.DataLoader) and bool(loader.num_workers) and not kept
+
+
 def _shut_down(iterator: Any) -> None:
     """End thread and workers; where the data ran out, Paddle has done so but for a thread that waits up to 5 s."""
     many = isinstance(iterator, _DataLoaderIterMultiProcess)
@@ -121,11 +131,12 @@ def _shut_down(iterator: Any) -> None:
             iterator._data_queue._writer.send_bytes(pickle.dumps(_WAKE))  # the queue itself is closed
     if iterator._thread is not None:
         iterator._thread.join(_SECONDS)
-    if iterator._shutdown:
-        return
-    iterator._reader.shutdown()
-    iterator._try_shutdown_all(*([_SECONDS] if many else []))
+    told = iterator._shutdown
+    if not told:
+        iterator._reader.shutdown()
+        iterator._try_shutdown_all(*([_SECONDS] if many else []))
     for worker in iterator._workers if many else ():
+        worker.join(_SECONDS if told else 0)  # unless Paddle was interrupted before it told all of them
         if worker.is_alive():  # busy in the data set, or deaf
             worker.terminate()
             worker.join()

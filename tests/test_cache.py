@@ -299,3 +299,41 @@ def test_a_sample_that_cannot_be_read_ends_the_pass(tmp_path):
     with pytest.raises(OSError, match="picture 11 is broken"):
         cache_teacher(TinyNet(), Broken(), tmp_path / "cache", batch_size=4, progress=False, allow_random=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
+    """The arrays are opened with the first sample, in worker processes too."""
+    monkeypatch.chdir(tmp_path)
+    cached = cache_teacher(TinyNet(), Images(8), "stored", progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(cached[3]) == 4
+    assert len(list(paddle.io.DataLoader(cached, batch_size=4, num_workers=1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("output_0.npy", np.zeros((2, 4), "float32")),
+        ("output_0.npy", np.float32(3)),
+        ("output_0.npy", np.zeros((16, 4), "int64")),
+        ("checksums.npy", np.zeros(3, "int64")),
+        ("meta.json", {"count": "16"}),
+        ("meta.json", {"outputs": 3}),
+        ("meta.json", {"fields": None}),
+    ],
+)
+def test_files_that_became_others_are_refused_at_once(file, content, tmp_path):
+    """In the middle of an epoch an error of the data set hangs Paddle's loader."""
+    cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False)
+    if isinstance(content, dict):
+        meta = json.loads((tmp_path / "c" / file).read_text())
+        (tmp_path / "c" / file).write_text(json.dumps({**meta, **content}))
+    else:
+        np.save(tmp_path / "c" / file, content)
+    with pytest.raises(ValueError, match=r"holds something else than cache_teacher wrote .* overwrite=True"):
+        CachedTeacher(Images(16), tmp_path / "c")
+    with pytest.raises(ValueError, match="give another path, or overwrite=True"):
+        cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False)
+    cached = cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False, overwrite=True)
+    assert len(cached[15]) == 4

@@ -188,3 +188,10 @@ def test_help_and_a_command_that_fails_in_a_process_of_its_own(tmp_path):
         f"python -m paddlelite_callbacks gate: No record file {tmp_path}/runs.jsonl: give the folder that "
         "ExportBenchCallback(folder) was given, once a fit has ended."
     ]
+
+
+@pytest.mark.parametrize("name", ["x", "x0", "x1", "0x1x"])
+def test_inputs_named_like_sizes(name):
+    """``x`` is what this package's own exports call theirs."""
+    spec = parse_input(f"{name}:1x3x8x8:float32")
+    assert (spec.name, tuple(spec.shape)) == (name, (1, 3, 8, 8))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -273,3 +275,30 @@ def test_paddle_alone_leaves_its_workers_behind():
         shut_down(iterator)
     assert len(workers) == 2
     assert len(iterators) == 1
+
+
+class KilledAt(Images):
+    """The process that reads the given sample is killed, as by the kernel when memory runs out."""
+
+    def __init__(self, at):
+        super().__init__(64)
+        self.at = at
+
+    def __getitem__(self, index):
+        if index == self.at and paddle.io.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("at", [0, 13, 40])
+@pytest.mark.parametrize("make", [together, mutual])
+def test_a_worker_process_that_is_killed(make, at, tmp_path, teacher):
+    """Paddle raises SystemError wherever the signal of its end arrives, which others turn into theirs."""
+    model = hapi_model()
+    found = fingerprint(model, teacher)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        model.fit(KilledAt(at), batch_size=4, num_workers=2, verbose=0, callbacks=make(tmp_path, teacher))
+    gc.collect()
+    now = fingerprint(model, teacher)
+    check_as_found(pact if make is together else make, found, now, trained=now["layers"] != found["layers"])
+    assert not list(tmp_path.iterdir())

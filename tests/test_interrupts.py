@@ -14,7 +14,7 @@ from faults import Boom, Crash, check_as_found, features, mutual, optimizer_is_w
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 import paddlelite_callbacks
-from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
+from paddlelite_callbacks.uninterrupted import uninterrupted
 
 HOME = str(Path(paddlelite_callbacks.__file__).parent)
 EDITING = ("hapi", "surgery", "session", "base", "distill_state", "prepare", "switch")
@@ -120,3 +120,68 @@ def test_ctrl_c_comes_at_the_end_of_the_block_and_the_handler_is_the_users():
     thread.start()
     thread.join()
     assert entered == [before]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGALRM", "SIGCHLD", "SIGUSR1"])
+def test_other_signals_that_raise_wait_too(name):
+    """A cluster ends a job with SIGTERM, a time limit comes by SIGALRM, Paddle raises on SIGCHLD."""
+    model, teacher = hapi_model(), TinyNet(width=8)
+    found, number = fingerprint(model, teacher), getattr(signal, name)
+    callbacks, undone = features(None, teacher), []
+
+    class Elsewhere(Exception):
+        pass
+
+    def handler(*_):
+        raise Elsewhere
+
+    class Signalled(Crash):
+        def on_train_batch_begin(self, step, logs=None):
+            scope = callbacks[0].session._scope
+            scope.callback(undone.append, "behind")
+            scope.callback(os.kill, os.getpid(), number)
+            scope.callback(undone.append, "before")
+
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(Elsewhere):
+            fit(model, [*callbacks, Signalled("on_train_batch_end")])
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert undone == ["before", "behind"]
+    assert fingerprint(model, teacher) == found
+
+
+def raise_both_inside():
+    with uninterrupted():
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_every_signal_that_was_held_is_heard_and_a_handler_that_the_block_sets_stays():
+    heard, number = [], signal.SIGUSR1
+
+    def first(*_):
+        heard.append("first")
+        raise Boom
+
+    def second(*_):
+        heard.append("second")
+        raise KeyError
+
+    before = signal.signal(signal.SIGUSR1, first), signal.signal(signal.SIGUSR2, second)
+    try:
+        with pytest.raises(KeyError):
+            raise_both_inside()
+        assert sorted(heard) == ["first", "second"]
+        with uninterrupted():
+            held = signal.getsignal(number)
+            signal.signal(number, chained := lambda *arguments: held(*arguments))
+        assert signal.getsignal(number) is chained
+        with pytest.raises(Boom):
+            os.kill(os.getpid(), number)
+        assert heard.count("first") == 2
+    finally:
+        signal.signal(signal.SIGUSR1, before[0])
+        signal.signal(signal.SIGUSR2, before[1])

@@ -12,7 +12,6 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
-from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.teachers import load_weights_
@@ -26,6 +25,7 @@ from paddlelite_callbacks.hapi import (
 )
 from paddlelite_callbacks.ranks import mean_over_ranks
 from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.uninterrupted import uninterrupted
 
 __all__ = ["BridgeTrainer", "Position", "load_state", "refuse_other_teacher", "save_state", "save_state_beside"]
 

@@ -12,8 +12,8 @@ from paddle.hapi.callbacks import CallbackList
 
 from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard
 from paddlelite_callbacks.callbacks.nan_policy import agreed_policy
-from paddlelite_callbacks.callbacks.uninterrupted import uninterrupted
 from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics, whole_checkpoints
+from paddlelite_callbacks.uninterrupted import uninterrupted
 
 __all__ = ["FitSession", "Member", "joined_session"]
 

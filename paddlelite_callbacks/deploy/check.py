@@ -75,10 +75,10 @@ def compare_outputs(
         return Check(engine=engine, precision=precision, error=f"outputs {shapes[1]}, the network gives {shapes[0]}")
     if not expected:
         return Check(engine=engine, precision=precision, error="the network gives no output")
-    for who, outputs in (("the network's own", expected), ("its", got)):
+    for who, outputs in (("the network's own ", expected), ("", got)):
         bad = [i for i, output in enumerate(outputs) if not np.isfinite(output).all()]
         if bad:  # no figure equals NaN, and within a tolerance relative to Inf everything does
-            return Check(engine=engine, precision=precision, error=f"NaN or Inf in {who} output {bad[0]}")
+            return Check(engine=engine, precision=precision, error=f"NaN or Inf in {who}output {bad[0]}")
     differences = [np.abs(a.astype("float64") - b) for a, b in zip(expected, got, strict=True)]
     count = len(expected)
     plain = [atol + rtol * float(np.abs(a).max(initial=0.0)) for a in expected]

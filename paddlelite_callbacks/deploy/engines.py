@@ -12,6 +12,7 @@ import numpy as np
 
 from paddlelite_callbacks.deploy.signals import same_signal_stack
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.parameters_file import refuse_torn
 
 if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
     from paddlelite_callbacks.deploy.export import Artefact
@@ -78,6 +79,9 @@ class PaddleInference:
         config.enable_mkldnn() if self._onednn else config.disable_mkldnn()
         config.set_cpu_math_library_num_threads(threads)
         try:
+            for file in artefact.files:
+                if file.suffix == ".pdiparams":
+                    refuse_torn(file)
             predictor = inference.create_predictor(config)
         except Exception as error:
             raise EngineError(reason(error)) from error

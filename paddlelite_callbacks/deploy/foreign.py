@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.errors import near_names, require
+from paddlelite_callbacks.parameters_file import refuse_torn
 
 __all__ = ["find_model", "input_shapes", "parse_input", "random_inputs"]
 
@@ -27,7 +29,7 @@ def find_model(path: str | Path) -> Artefact:
             (``inference.pdmodel`` + ``inference.pdiparams``). A folder with both kinds counts as Paddle's.
 
     Raises:
-        ValueError: nothing of that kind is there, parameters are missing, or several models are.
+        ValueError: nothing of that kind is there, parameters are missing or torn, or there are several models.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -53,6 +55,7 @@ def find_model(path: str | Path) -> Artefact:
     parameters = prefix.with_name(f"{prefix.name}.pdiparams")
     if not parameters.is_file():
         raise ValueError(f"{program} has no parameters beside it: {parameters.name} is missing.")
+    refuse_torn(parameters)
     return Artefact(kind="paddle", path=program, files=(program, parameters))
 
 
@@ -76,7 +79,7 @@ def parse_input(text: str) -> InputSpec:
         ValueError: it is none of them.
     """
     parts = text.split(":")
-    name = parts.pop(0) if not set(parts[0]) <= set("0123456789x") else None
+    name = None if re.fullmatch(r"\d+(x\d+)*", parts[0]) else parts.pop(0)
     sizes = parts.pop(0) if parts else ""
     kind = parts.pop(0) if parts else "float32"
     try:

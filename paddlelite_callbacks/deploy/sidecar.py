@@ -86,7 +86,10 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
     path = folder / SIDECAR
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is torn, or no JSON ({error}): export again, or take the file out.") from error
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"{path} is no description of exported files of version {_VERSION}.")
     return content

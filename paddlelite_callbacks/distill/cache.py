@@ -39,7 +39,8 @@ class CachedTeacher(Dataset):
 
     def __init__(self, dataset: Dataset, path: str | Path, *, verify: bool = True) -> None:
         super().__init__()
-        self.dataset, self.path, self.verify = dataset, Path(path), verify
+        self.dataset, self.verify = dataset, verify
+        self.path = Path(path).absolute()  # the files are opened later, in worker processes too
         self.meta = meta_of(self.path)
         if len(dataset) != self.meta["count"]:
             raise ValueError(

@@ -140,7 +140,7 @@ def meta_of(folder: Path) -> dict[str, Any]:
     """Return what ``folder`` says of itself.
 
     Raises:
-        ValueError: it is no such folder, or of another format.
+        ValueError: it is no such folder, of another format, or its files are torn or others by now.
     """
     file = folder / "meta.json"
     if not file.is_file():
@@ -156,7 +156,30 @@ def meta_of(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} is of format {found!r}, this version reads {FORMAT}: store the outputs anew with overwrite=True."
         )
+    _refuse_misfits(folder, meta)
     return dict(meta)
+
+
+_META = {"count": int, "outputs": list, "fields": int, "kind": str, "dtype": str, "inputs": int}
+
+
+def _refuse_misfits(folder: Path, meta: dict[str, Any]) -> None:
+    """Refuse files that are not as ``meta`` says: what a data set raises later hangs Paddle's loader."""
+    strange = [name for name, kind in _META.items() if not isinstance(meta.get(name), kind)]
+    found = [f"{name} {meta.get(name)!r} in meta.json" for name in strange]
+    if not strange:
+        wanted = {f"output_{i}.npy": meta["dtype"] for i in range(len(meta["outputs"]))}
+        for name, dtype in {**wanted, "checksums.npy": "int64"}.items():
+            array = stored_array(folder / name)
+            if not array.ndim or len(array) != meta["count"] or array.dtype != dtype:
+                found.append(
+                    f"{name} of shape {list(array.shape)}, {array.dtype}, for {meta['count']} samples, {dtype}"
+                )
+    if found:
+        raise ValueError(
+            f"{folder} holds something else than cache_teacher wrote ({'; '.join(found)}): store the outputs anew with "
+            "overwrite=True."
+        )
 
 
 def stored_array(file: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.quant.switch import strip_quantisers_
 from paddlelite_callbacks.saved import read_saved, refuse_code
 
@@ -138,6 +139,7 @@ def _program(teacher: str | Path) -> Path | None:
 
 
 def _from_program(prefix: Path) -> Layer:
+    refuse_torn(f"{prefix}.pdiparams")
     refuse_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
     try:
         return paddle.jit.load(str(prefix))

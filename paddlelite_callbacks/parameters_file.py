@@ -1,0 +1,86 @@
+"""Is a file of parameters (``.pdiparams``) whole? Paddle reads a torn one and lets memory stand for what is missing."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["refuse_torn"]
+
+# Bytes of a value by the number of its type in Paddle's VarType.
+_BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 19: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16, 32: 1, 33: 1}
+_TYPE, _DIM, _DIMS = 0x08, 0x10, 0x12  # fields of the description of a tensor: a varint, a varint, packed varints
+
+
+def refuse_torn(path: str | Path) -> None:
+    """Refuse a file that ends within a tensor; reads the descriptions alone.
+
+    A file that is written otherwise than Paddle does is left to Paddle.
+
+    Args:
+        path: of a ``.pdiparams`` file of ``paddle.jit.save`` or ``save_inference_model``.
+
+    Raises:
+        ValueError: says where it ends.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        try:
+            while file.tell() < size:
+                _pass_tensor(file)
+        except (EOFError, struct.error):
+            missing = "within the description of a tensor"
+        except LookupError:
+            return
+        else:
+            missing = f"{file.tell() - size} bytes too early" if file.tell() > size else ""
+    if missing:
+        raise ValueError(f"{path} is torn: it ends after {size} bytes, {missing}. Copy or export it again.")
+
+
+def _pass_tensor(file: BinaryIO) -> None:
+    """Go behind one tensor: version, levels of detail, version, description, values."""
+    (_, levels) = struct.unpack("<IQ", file.read(12))
+    for _ in range(levels):
+        file.seek(struct.unpack("<Q", file.read(8))[0], os.SEEK_CUR)
+    _, length = struct.unpack("<Ii", file.read(8))
+    description = file.read(length)
+    if len(description) < length:
+        raise EOFError
+    count, kind = 1, -1
+    for field, value in _fields(description):
+        if field == _TYPE:
+            kind = value
+        else:
+            count *= value
+    file.seek(count * _BYTES[kind], os.SEEK_CUR)
+
+
+def _fields(description: bytes) -> Iterator[tuple[int, int]]:
+    """Yield what a serialised ``VarType.TensorDesc`` holds, sizes one by one."""
+    at, packed = 0, 0
+    while at < len(description):
+        if at < packed:
+            field = _DIM
+        else:
+            field, at = _varint(description, at)
+        if field == _DIMS:
+            length, at = _varint(description, at)
+            packed = at + length
+            continue
+        if field not in (_TYPE, _DIM):
+            raise LookupError(field)
+        value, at = _varint(description, at)
+        yield field, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
