@@ -18,12 +18,13 @@ from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, t
 from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
+from paddlelite_callbacks.deploy.finite import refuse_not_finite
 from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.loading import checked
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_wrong
-from paddlelite_callbacks.deploy.sidecar import write_sidecar
+from paddlelite_callbacks.deploy.sidecar import described_outputs, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
@@ -95,11 +96,13 @@ def hand_out(
         progress: whether to show bars.
 
     Raises:
-        ExportError: the program cannot be written, or an engine gets something else from a file than the network gives.
+        ExportError: weights or outputs are NaN or infinite, the program cannot be written, or an engine gets something
+            else from a file than the network gives.
     """
     rows = _fixed_rows(input_spec)
     with undisturbed():
         expected = references(network, sample)
+        refuse_not_finite(network, sample, expected)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
         if fp16 and onnx:
@@ -112,7 +115,7 @@ def hand_out(
             folder,
             forms.artefacts,
             inputs=[_described(spec, i) for i, spec in enumerate(input_spec)],
-            outputs=next(iter(expected.values())).outputs,
+            outputs=described_outputs(forms.artefacts, next(iter(expected.values())).outputs, input_spec),
             options=sidecar or {},
         )
         metrics, notes = _metrics_of_files(files, evaluation, progress)
