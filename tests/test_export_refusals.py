@@ -14,6 +14,7 @@ from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, prepare_pact_
 from paddlelite_callbacks.__main__ import main
+from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle
 from paddlelite_callbacks.deploy.foreign import find_model
 from paddlelite_callbacks.deploy.forms import export_forms
@@ -105,6 +106,7 @@ def test_free_sizes_and_names_of_outputs_stand_in_deploy_json(tmp_path):
     model.prepare(optimizer, lambda maps, vector, target: nn.functional.mse_loss(vector, target))
     export = ExportBenchCallback(tmp_path, name="net", input_spec=spec, report=False, verbose=0, **QUICK)
     model.fit(images, batch_size=2, verbose=0, callbacks=[export])
+    assert any("timed at 3x8x8" in note for note in export.record.notes)
     said = json.loads((tmp_path / "net/deploy.json").read_text())
     assert [item["shape"] for item in said["outputs"]] == [[None, 5, None, None], [None, 2]]
     assert all(item["name"] for item in said["outputs"])
@@ -125,3 +127,20 @@ def test_bench_calls_a_quantised_file_int8_and_says_where_engines_disagree(tmp_p
     arguments = ["--input", "1x3x8x8", "--warmup", "0", "--repeats", "1", "--no-memory"]
     assert main(["bench", str(tmp_path / "model.int8.onnx"), *arguments]) == 0
     assert "| openvino | int8 | 1 |" in capsys.readouterr().out
+
+
+class Upsampled(TinyNet):
+    """Ends in an interpolation."""
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.conv1(x), scale_factor=2, mode="bilinear")
+
+
+def test_what_onednn_does_not_run_is_said_in_plain_words(tmp_path):
+    program = export_paddle(Upsampled(), tmp_path, input_spec=[InputSpec([None, 3, 8, 8], name="x")])
+    try:
+        ENGINES["paddle-onednn"].load(program, threads=1)([np.zeros([1, 3, 8, 8], "float32")])
+        said = ""
+    except Exception as error:
+        said = reason(error)
+    assert not said or "no interpolation" in said  # a later Paddle may have it

@@ -61,6 +61,7 @@ class ExportBenchCallback(ScopedCallback):
         folder: of this and further runs; made if missing.
         name: of the run and its subfolder; the network's class name if ``None``.
         input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
+            ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
             (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
             gives its reason in the record.

@@ -135,6 +135,8 @@ class OpenVino:
         return predict
 
 
+_NO_ONEDNN = "ConvertPirAttribute2RuntimeAttribute"  # a list of decimal numbers, as interpolation has its scales
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
@@ -185,4 +187,6 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
     text = (telling or lines or [type(error).__name__])[0]
+    if _NO_ONEDNN in text:
+        return "Paddle's oneDNN has no interpolation (F.interpolate, nn.Upsample): the other engines run this network"
     return f"{type(error).__name__}: {text.replace(str(Path.cwd()), '.')}"[:300]

@@ -127,7 +127,7 @@ def hand_out(
         file_metrics=metrics,
         timing=timing,
         macs=macs,
-        notes=(*notes, *timing.notes),
+        notes=(*_sizes_note(input_spec, sample), *notes, *timing.notes),
     )
 
 
@@ -204,6 +204,13 @@ def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
         return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample])
     except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
         return None
+
+
+def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -> list[str]:
+    if not any(size in (None, -1) for spec in input_spec for size in spec.shape[1:]):
+        return []
+    sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
+    return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
 
 
 def _fixed_rows(input_spec: Sequence[InputSpec]) -> int | None:
