@@ -8,7 +8,7 @@ from paddle.nn import Conv2D, Layer
 
 from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["channels_taken", "refuse_other_channels", "refuse_whole_of_other_channels"]
+__all__ = ["channels_taken", "refuse_other_channels"]
 
 
 def channels_taken(network: Layer) -> int | None:
@@ -21,17 +21,23 @@ def channels_taken(network: Layer) -> int | None:
     return None if first is None else int(first.weight.shape[1]) * int(first._groups)
 
 
-def refuse_other_channels(name: str, new: Layer, x: Tensor) -> None:
+def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
     """Refuse a backbone that cannot be run on ``x`` because it takes images of other channels.
 
     Args:
         name: of the backbone.
         new: the backbone.
         x: what it would be given, ``[N, C, H, W]``.
+        instead_of: the whole network that it replaces, where nothing but that network tells the channels.
 
     Raises:
         ValueError: says how a network gets such images.
     """
+    if instead_of is not None:
+        old = channels_taken(instead_of)
+        if old in (None, int(x.shape[1])) or _runs(instead_of, x):
+            return
+        x = paddle.zeros([1, old, *x.shape[2:]])
     taken = channels_taken(new)
     if x.ndim != 4 or taken in (None, int(x.shape[1])) or _runs(new, x):
         return
@@ -41,22 +47,6 @@ def refuse_other_channels(name: str, new: Layer, x: Tensor) -> None:
         f"front of it, have the data give {taken} channels (a grey image three times), or give a network of your own "
         f"that takes {given}."
     )
-
-
-def refuse_whole_of_other_channels(name: str, old: Layer, new: Layer) -> None:
-    """Refuse to replace a whole classifier of, say, grey images by one that cannot take them.
-
-    Args:
-        name: of the backbone.
-        old: the classifier that is replaced.
-        new: its replacement.
-
-    Raises:
-        ValueError: see `refuse_other_channels`.
-    """
-    taken = channels_taken(old)
-    if taken not in (None, 3) and not _runs(old, paddle.zeros([1, 3, 64, 64])):
-        refuse_other_channels(name, new, paddle.zeros([1, taken, 64, 64]))
 
 
 def _runs(network: Layer, x: Tensor) -> bool:

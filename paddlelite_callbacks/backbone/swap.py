@@ -14,7 +14,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
-from paddlelite_callbacks.backbone.channels import refuse_other_channels, refuse_whole_of_other_channels
+from paddlelite_callbacks.backbone.channels import refuse_other_channels
 from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.cut import cut_
@@ -157,9 +157,7 @@ class BackboneSwap:
         shape = [1, 3, 224, 224] if input_spec is None else [1, *list(input_spec[0].shape)[1:]]
         x = paddle.zeros(shape)
         new = self._made(classes)
-        if input_spec is None:
-            refuse_whole_of_other_channels(self.name, network, new)
-        refuse_other_channels(self.name, new, x)
+        refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)
         fit_head_(new, classes, x)
         if weights is not None:
             self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)

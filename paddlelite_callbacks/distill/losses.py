@@ -16,7 +16,6 @@ __all__ = [
     "LOSSES",
     "DistillLoss",
     "check_temperature",
-    "class_axis",
     "jsdiv",
     "kl",
     "l1",
@@ -46,7 +45,7 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int 
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
     """
-    axis = class_axis(student) if axis is None else axis
+    axis = _class_axis(student) if axis is None else axis
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
     return _kl(log_q, log_p, axis) * temperature**2
 
@@ -69,7 +68,7 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: i
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
     """
-    axis = class_axis(student) if axis is None else axis
+    axis = _class_axis(student) if axis is None else axis
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
     return 0.5 * (_kl(log_q, log_p, axis) + _kl(log_p, log_q, axis)) * temperature**2
 
@@ -195,7 +194,7 @@ def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequ
     return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
 
-def class_axis(logits: Tensor) -> int:
+def _class_axis(logits: Tensor) -> int:
     """Return the axis of the classes: 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last.
 
     Args:

@@ -40,6 +40,8 @@ class MutualPeer:
     Example:
         >>> peer = MutualPeer(network, paddle.optimizer.Adam(1e-3, parameters=network.parameters()))  # doctest: +SKIP
         >>> model.fit(train_data, eval_data, callbacks=[DistillCallback(peer, loss="dml")])  # doctest: +SKIP
+
+        ``dml`` is for class scores; for regressions leave ``loss`` out (``mse``), for several labels take ``bce``.
     """
 
     def __init__(

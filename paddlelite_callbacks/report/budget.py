@@ -30,6 +30,12 @@ class Budget:
         ValueError: a limit that is not a positive finite number, a baseline that is not finite or without its metric's
             name, a loss or error (``loss``, ``top1_err``, ``rmse``, ``nme``, ...) for
             which higher would be better, or an unknown engine.
+
+    Example:
+        >>> Budget(size_mb=5, latency_ms=30, metric="acc", baseline=0.93, metric_drop=0.01).size_mb
+        5
+        >>> Budget(metric="rmse", baseline=0.12, higher_is_better=False).latency_ms
+        100.0
     """
 
     size_mb: float | None = 20.0
