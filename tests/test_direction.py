@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import paddle
 import pytest
 from installed import needs
+from test_report import record
 from toy import Images, TinyNet
 
-from paddlelite_callbacks import Budget, DistillCallback, MutualPeer, PACTQuantCallback
+from paddlelite_callbacks import Budget, DistillCallback, MutualPeer, PACTQuantCallback, prepare_pact_
+from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
+from paddlelite_callbacks.report.record import append_record
+from paddlelite_callbacks.report.render import ladder_markdown
 
 
 class Rmse(paddle.metric.Metric):
@@ -119,3 +125,42 @@ def test_an_unknown_mode_is_refused():
     for make in (lambda: MutualPeer(peer, optimizer, mode="lower"), lambda: PACTQuantCallback(mode="lower")):
         with pytest.raises(ValueError, match="'auto', 'max', 'min', got 'lower'"):
             make()
+
+
+def test_an_error_between_0_and_1_is_not_shown_as_a_share():
+    runs = [replace(record(name=name), metrics={"acc": 0.94, "rmse": 0.4318}) for name in ("big", "light")]
+    shown = ladder_markdown(runs, metric="rmse")
+    assert "| 0.4318 |" in shown
+    assert "rmse +0" in shown
+    assert "| 94.00 % |" in ladder_markdown(runs, metric="acc")
+
+
+def test_a_metric_that_no_run_has_cannot_be_judged(tmp_path, capsys):
+    append_record(tmp_path / "runs.jsonl", record())
+    assert main(["gate", str(tmp_path), "--metric", "Acc", "--baseline", "0.9"]) == 1
+    assert "No run has the metric 'Acc'; measured are ['acc'" in capsys.readouterr().err
+
+
+class Named(TinyNet):
+    """Outputs in a dictionary."""
+
+    def forward(self, x):
+        return {"scores": super().forward(x)}
+
+
+def test_a_diagnosis_of_outputs_in_a_dictionary_is_refused_in_words():
+    network = Named()
+    model = paddle.Model(network)
+    optimizer = paddle.optimizer.SGD(0.01, parameters=network.parameters())
+    model.prepare(optimizer, lambda outputs, label: paddle.nn.functional.cross_entropy(outputs["scores"], label))
+    with pytest.raises(ValueError, match="return a tuple"):
+        model.fit(Images(), batch_size=8, verbose=0, callbacks=[PACTQuantCallback(evaluate_on=Images())])
+
+
+def test_saving_a_prepared_network_says_what_writes_it(tmp_path):
+    network = TinyNet()
+    prepare_pact_(network)
+    network(paddle.rand([2, 3, 8, 8]))
+    network.eval()
+    with pytest.raises(RuntimeError, match="ExportBenchCallback writes its int8 forms"):
+        paddle.jit.save(network, str(tmp_path / "net"), input_spec=[paddle.static.InputSpec([None, 3, 8, 8])])

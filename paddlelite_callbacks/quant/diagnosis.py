@@ -130,7 +130,15 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
         model: prepared.
         data: as ``model.evaluate`` takes it.
     """
-    results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+    try:
+        results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+    except AttributeError as error:
+        if "'dict' object has no attribute" not in str(error):
+            raise
+        raise ValueError(
+            "paddle.Model.evaluate takes no network whose outputs are a dictionary (Paddle's own limit): let forward() "
+            "return a tuple, or leave evaluate_on and eval_data out."
+        ) from error
     for name, value in results.items():
         if name != "loss":
             return name, float(np.ravel(value)[0])
