@@ -129,6 +129,9 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
     Args:
         model: prepared.
         data: as ``model.evaluate`` takes it.
+
+    Raises:
+        ValueError: the network's outputs are a dictionary.
     """
     try:
         results = model.evaluate(data, batch_size=_BATCH, verbose=0)
