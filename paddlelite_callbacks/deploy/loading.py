@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,12 +13,9 @@ from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
-from paddlelite_callbacks.deploy.rounded_biases import answers_one_by_one, with_rounded_biases
 from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
 
 __all__ = ["FileKey", "LoadedFiles", "checked", "load_files"]
-
-_log = logging.getLogger(__name__)
 
 FileKey = tuple[str, str]  # engine and precision
 
@@ -77,11 +73,7 @@ def load_files(
                 with hushed_stdout():
                     predict = engine.load(artefact, threads=threads)
                     got = in_batches(predict, rows)(inputs)
-                reference = references[artefact.precision]
-                check = checked(engine.name, artefact, got, reference, options)
-                if not check.passed and (engine.name, artefact.precision) == ("onnxruntime", "int8"):
-                    check = _unless_by_biases(check, artefact, inputs, got, reference, options, rows)
-                checks.append(check)
+                checks.append(checked(engine.name, artefact, got, references[artefact.precision], options))
                 ready[engine.name, artefact.precision] = predict, artefact
             except Exception as exception:
                 failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
@@ -111,27 +103,3 @@ def checked(
         middle=reference.middle,
         flips=reference.flips,
     )
-
-
-def _unless_by_biases(
-    check: Check,
-    artefact: Artefact,
-    inputs: Sequence[np.ndarray],
-    got: Sequence[np.ndarray],
-    reference: Reference,
-    options: BenchOptions,
-    rows: int | None,
-) -> Check:
-    """Return ``check`` as passed where ONNX Runtime's rounding of biases is all that moves its answers."""
-    plain, rounded = (answers_one_by_one(model, inputs, rows) for model in with_rounded_biases(artefact))
-    right = checked(check.engine, artefact, plain, reference, options)
-    same = checked(check.engine, artefact, got, replace(reference, outputs=rounded), options)
-    if not (right.passed and same.passed):
-        return check
-    _log.info(
-        "ONNX Runtime moves the outputs of %s by up to %.3g, by rounding biases; the file's own operators by %.3g.",
-        artefact.path.name,
-        check.max_abs_diff or 0.0,
-        right.max_abs_diff or 0.0,
-    )
-    return replace(check, passed=True, error=None)

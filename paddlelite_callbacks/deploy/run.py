@@ -18,7 +18,6 @@ from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, t
 from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.engines import ENGINES, reason
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
-from paddlelite_callbacks.deploy.finite import refuse_not_finite
 from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.loading import checked
@@ -96,13 +95,11 @@ def hand_out(
         progress: whether to show bars.
 
     Raises:
-        ExportError: weights or outputs are NaN or infinite, the program cannot be written, or an engine gets something
-            else from a file than the network gives.
+        ExportError: the program cannot be written, or an engine gets something else from a file than the network gives.
     """
     rows = _fixed_rows(input_spec)
     with undisturbed():
         expected = references(network, sample)
-        refuse_not_finite(network, sample, expected)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
         if fp16 and onnx:

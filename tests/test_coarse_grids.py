@@ -1,4 +1,4 @@
-"""ONNX Runtime rounds biases: a right file passes nevertheless, a wrong one does not."""
+"""Integers of coarse grids are written on a finer one: ONNX Runtime rounds biases to multiples of the step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from paddlelite_callbacks import PACTConfig, prepare_pact_
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.deploy.forms import export_forms, references
 from paddlelite_callbacks.deploy.int8 import int8_weights
-from paddlelite_callbacks.deploy.loading import checked, load_files
-from paddlelite_callbacks.deploy.options import BenchOptions
-from paddlelite_callbacks.deploy.refuse import refuse_wrong
 
 pytestmark = needs("paddle2onnx")
 
@@ -40,38 +37,6 @@ def file_of(folder, seed, bits):
     return network, x, next(a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "int8"))
 
 
-def test_a_right_file_passes_where_rounded_biases_move_every_image(tmp_path):
-    options, moved = BenchOptions(engines=("onnxruntime", "openvino")), 0
-    for seed in range(2):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        network, x, file = file_of(folder, seed, bits=4)
-        expected = references(network, [x])
-        got = ENGINES["onnxruntime"].load(file, threads=1)([x])
-        alone = checked("onnxruntime", file, got, expected["int8"], options)
-        moved += not alone.passed
-        files = load_files([file], [x], expected, options)
-        refuse_wrong(network, [x], files.checks)
-        shown = next(check for check in files.checks if check.engine == "onnxruntime")
-        assert shown.max_abs_diff == pytest.approx(alone.max_abs_diff)  # what it differs by is still said
-    assert moved >= 1
-
-
-@pytest.mark.parametrize("change", ["bias", "weight"])
-def test_a_wrong_file_does_not_pass(tmp_path, change):
-    onnx = pytest.importorskip("onnx")
-    network, x, file = file_of(tmp_path, 0, bits=4)
-    model = onnx.load(str(file.path))
-    conv = next(node for node in model.graph.node if node.op_type == "Conv")
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    name = conv.input[2] if change == "bias" else made_by[conv.input[1]].input[1]
-    held = next(item for item in model.graph.initializer if item.name == name)
-    held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held) * np.float32(1.3), name))
-    file.path.write_bytes(model.SerializeToString())
-    files = load_files([file], [x], references(network, [x]), BenchOptions(engines=("onnxruntime",)))
-    assert not files.checks[0].passed
-
-
 @pytest.mark.parametrize(("bits", "finer"), [(8, 1), (4, 8), (2, 64)])
 def test_coarse_grids_are_written_on_a_finer_one_with_the_same_values(tmp_path, bits, finer):
     onnx = pytest.importorskip("onnx")
@@ -86,3 +51,24 @@ def test_coarse_grids_are_written_on_a_finer_one_with_the_same_values(tmp_path, 
     on_grid = quanter.integers(network[-1].weight).numpy() * quanter.steps(network[-1].weight).numpy()
     np.testing.assert_array_equal(values, on_grid.astype("float32"))
     assert bits == 8 or np.abs(held[first].astype("int16")).max() <= 64
+
+
+def test_onnx_runtime_comes_nearer_to_the_network(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    network, x, file = file_of(tmp_path, 0, bits=4)
+    expected = references(network, [x])["int8"].outputs[0]
+
+    def distance():
+        got = ENGINES["onnxruntime"].load(file, threads=1)([x])[0]
+        return float(np.median(np.abs(got - expected).max(axis=1)))
+
+    finer = distance()
+    model = onnx.load(str(file.path))
+    held = {item.name: item for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in held:
+            for name, factor in zip(node.input[:2], (1 / 8, 8), strict=True):
+                value = onnx.numpy_helper.to_array(held[name])
+                held[name].CopyFrom(onnx.numpy_helper.from_array((value * factor).astype(value.dtype), name))
+    file.path.write_bytes(model.SerializeToString())
+    assert finer < 0.7 * distance()
