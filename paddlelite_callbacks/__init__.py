@@ -1,6 +1,24 @@
 """Callbacks that make any vision model trained with ``paddle.Model`` small and fast, and prove it.
 
-The names below are imported when first used: importing the package itself loads neither Paddle nor anything else.
+What is wanted, and the name for it:
+
+- a lighter network in place of a heavy one, before training: `BackboneSwap`, `list_backbones`;
+- a teacher in ``model.fit``: `DistillCallback`, with `OutputTerm` and `FeatureTerm` for more than one loss,
+  `MutualPeer` and `EMATeacher` where there is no teacher, `cache_teacher` to run it only once;
+- int8: `PACTQuantCallback` with the options of `PACTConfig`; `prepare_pact_` before a checkpoint of a quantised
+  network is loaded; `ptq_int8` without training;
+- files that are checked and timed: `ExportBenchCallback`, with a `Budget` to keep;
+- errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
+
+The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
+lives in modules of the package: ``backbone.catalogue.Backbone``, ``backbone.catalogue.render_table``,
+``backbone.summary.SwapSummary``, ``backbone.weights.LoadReport``, ``deploy.forms.export_forms``,
+``distill.afd.AttentionFeatureLoss``, ``distill.catalogue.LOSSES``, ``distill.projection.Projection``,
+``quant.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.outputs.output_places``,
+``quant.quanters.ChannelWeightQuanter``, ``quant.quanters.PACTActivationQuanter``, ``report.record.Record``,
+``report.verdict.Verdict``, ``saved.read_saved``.
+
+The names are imported when first used: importing the package itself loads neither Paddle nor anything else.
 """
 
 from __future__ import annotations
@@ -16,6 +34,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.callbacks.distill import DistillCallback
     from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
     from paddlelite_callbacks.callbacks.pact_quant import PACTQuantCallback
+    from paddlelite_callbacks.deploy.export import ExportError
     from paddlelite_callbacks.distill.cache import cache_teacher
     from paddlelite_callbacks.distill.ema import EMATeacher
     from paddlelite_callbacks.distill.mutual import MutualPeer
@@ -33,6 +52,7 @@ __all__ = [
     "DistillCallback",
     "EMATeacher",
     "ExportBenchCallback",
+    "ExportError",
     "FeatureTerm",
     "GateError",
     "MissingDependencyError",
@@ -55,6 +75,7 @@ _HOMES = {
     "DistillCallback": "callbacks.distill",
     "EMATeacher": "distill.ema",
     "ExportBenchCallback": "callbacks.export_bench",
+    "ExportError": "deploy.export",
     "FeatureTerm": "distill.terms",
     "GateError": "report.gate",
     "MissingDependencyError": "errors",

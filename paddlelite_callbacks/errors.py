@@ -45,6 +45,17 @@ class NonFiniteLossError(FloatingPointError):
         batch: its number in the epoch, counted from 0.
         terms: the parts of the loss that were not finite, by the names of their figures (``"task_loss"``,
             ``"distill_kl"``).
+
+    Attributes:
+        epoch: as given.
+        batch: as given.
+        terms: as given.
+
+    Example:
+        >>> try:
+        ...     model.fit(data, callbacks=[DistillCallback(teacher)])
+        ... except NonFiniteLossError as error:
+        ...     print(error.epoch, error.batch, error.terms, error)  # doctest: +SKIP
     """
 
     def __init__(self, message: str, *, epoch: int, batch: int, terms: Sequence[str]) -> None:

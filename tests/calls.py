@@ -62,7 +62,7 @@ def distil(folder, watch):
     from paddlelite_callbacks.distill.schedules import constant, cosine, linear, stop_at, warm_up
 
     teachers = [TinyNet(width=6), TinyNet(width=6)]
-    names = ("kl", "jsdiv", "dml", "dkd", "dist", "mse", "l1", "smooth_l1")
+    names = ("kl", "jsdiv", "dml", "bce", "dkd", "dist", "mse", "l1", "smooth_l1")
     maps = ("fitnet", "attention", "cwd", "rkd")
     with watch:
         losses = {**{name: constant(0.1) for name in names}, "mse": stop_at(1)}

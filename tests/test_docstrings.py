@@ -149,3 +149,42 @@ def test_references_point_at_something():
             if reference.rpartition(".")[2] not in known:
                 dangling.setdefault(name, []).append(reference)
     assert not dangling
+
+
+def test_names_that_help_mentions_can_be_found():
+    """A name in single quotes is public, the class's own, or stands in the package's own help with its module."""
+    told = re.findall(r"``([a-z_.]+)\.([A-Z]\w+|[a-z_]+)``", paddlelite_callbacks.__doc__)
+    homes = {name: module for module, name in told if not module.startswith(("paddle", "model"))}
+    for name, module in homes.items():
+        assert hasattr(importlib.import_module(f"paddlelite_callbacks.{module}"), name), name
+    lost = {}
+    for public_name in paddlelite_callbacks.__all__:
+        value = getattr(paddlelite_callbacks, public_name)
+        if not callable(value):
+            continue
+        own = set(dir(value)) if inspect.isclass(value) else set()
+        members = [function for _, function in methods(value)] if inspect.isclass(value) else []
+        docs = [inspect.getdoc(each) for each in (value, *members)]
+        for name in re.findall(r"(?<!`)`([\w.]+)`(?!`)", "\n".join(filter(None, docs))):
+            known = name in own or name in paddlelite_callbacks.__all__ or name.rpartition(".")[2] in homes
+            if not known and name != "InputSpec":
+                lost.setdefault(public_name, []).append(name)
+    assert not lost
+
+
+def test_every_public_name_has_an_example():
+    without = [
+        name
+        for name in paddlelite_callbacks.__all__
+        if name not in ("__version__", "ExportError", "MissingDependencyError")
+        and "Example:" not in (inspect.getdoc(getattr(paddlelite_callbacks, name)) or "")
+    ]
+    assert not without
+
+
+def test_the_help_on_losses_names_every_loss():
+    from paddlelite_callbacks.distill import catalogue
+
+    table = pydoc.render_doc(catalogue, renderer=pydoc.plaintext).split("CLASSES")[0]
+    for name in catalogue.LOSSES:
+        assert re.search(rf"\b{name}\b", table), name

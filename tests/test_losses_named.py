@@ -96,7 +96,13 @@ def numpy_heatmap(s, t, weight):
     return 0.5 * np.mean((w * s - w * t) ** 2)
 
 
+def numpy_bce(s, t, temperature=1.0):
+    p, q = (1 / (1 + np.exp(-x / temperature)) for x in (s, t))
+    return (q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))).mean() * temperature**2
+
+
 CASES = {
+    "bce": (numpy_bce, SCORES, ()),
     "dml": (numpy_dml, SCORES, ()),
     "dkd": (numpy_dkd, SCORES, (LABEL,)),
     "dist": (numpy_dist, SCORES, ()),
@@ -125,7 +131,7 @@ def test_equals_the_papers_formula(name):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
-@pytest.mark.parametrize("name", ["dkd", "dist", "cwd"])
+@pytest.mark.parametrize("name", ["bce", "dkd", "dist", "cwd"])
 def test_temperature_equals_the_formula(name, temperature):
     formula, (s, t), labels = CASES[name]
     expected = formula(s, t, *labels, temperature=temperature)

@@ -73,6 +73,11 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
 
     Raises:
         ValueError: nothing matches; the message lists the names that look alike.
+
+    Example:
+        >>> light = list_backbones("PPLCNet_x0_25")[0]
+        >>> light.source, {tap.stride: tap.channels for tap in light.taps}
+        ('paddleclas', {2: 8, 4: 16, 8: 32, 16: 64, 32: 128})
     """
     entries = [_backbone(entry) for entry in _data()["backbones"]]
     found = [b for b in entries if fnmatchcase(b.name, pattern) and source in (None, b.source)]

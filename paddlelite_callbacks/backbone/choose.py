@@ -10,6 +10,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.backbone.taps import Tap, find_taps, tap_spelling
 from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.surgery import same_modes
 
@@ -39,7 +40,7 @@ def taps_of(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
             if taps := find_taps(network, probe, end=end):
                 return taps
         except Exception as error:  # its size or channels are not to this network's liking
-            problem = f"it cannot be run on {list(probe.shape)}: {' '.join(str(error).split())[-200:]}"
+            problem = f"it cannot be run on {list(probe.shape)}: {reason(error)}"
     raise ValueError(f"{type(network).__name__} cannot stand in for a backbone: {problem}.")
 
 

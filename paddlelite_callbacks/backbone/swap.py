@@ -14,6 +14,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
+from paddlelite_callbacks.backbone.channels import refuse_other_channels
 from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.cut import cut_
@@ -156,6 +157,7 @@ class BackboneSwap:
         shape = [1, 3, 224, 224] if input_spec is None else [1, *list(input_spec[0].shape)[1:]]
         x = paddle.zeros(shape)
         new = self._made(classes)
+        refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)
         fit_head_(new, classes, x)
         if weights is not None:
             self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
@@ -168,6 +170,7 @@ class BackboneSwap:
         x, old_output = seen_at(network, at, input_spec)
         wanted = unpack(old_output)
         new = self._made(1000)
+        refuse_other_channels(self.name, new, x)
         taps = taps_of(new, x, end=self._end())
         trunk = Trunk(new, chosen_taps(self.name, new, taps, wanted, x, self.taps), structure=structure_of(old_output))
         known, still = list(new.state_dict()), self._freeze(new, x)

@@ -49,8 +49,9 @@ class DistillCallback(ScopedCallback):
             a network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or what `cache_teacher` made.
         loss: how outputs are compared. A name of ``distill.catalogue.LOSSES``; a callable
             ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
-            of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``mse`` with
-            ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are ``features``.
+            of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``bce`` with
+            ``BCEWithLogitsLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are
+            ``features``. ``help(paddlelite_callbacks.distill.catalogue)`` tells what each compares, and its shapes.
         features: which layers are compared: ``{"student's layer": "teacher's layer"}``, names as in
             ``named_sublayers()`` or globs, or a list of `FeatureTerm`. Other channels and sizes are bridged by
             projections that the user's optimizer trains during ``fit``.

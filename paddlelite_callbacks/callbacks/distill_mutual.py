@@ -13,6 +13,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.distill_sources import Source
+from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.outputs import Seen, tensors_of
@@ -166,7 +167,7 @@ class MutualSource(Source):
         figures = {who: self._figures_of(who) for who in ("student", "peer")}
         monitor = self.peer.monitor or next((name for name in figures["peer"] if name != "loss"), "loss")
         mine, peers = figures["student"][monitor], figures["peer"][monitor]
-        ahead = peers < mine if monitor == "loss" else peers > mine
+        ahead = peers < mine if falls_with_quality(monitor, self.peer.mode) else peers > mine
         self.peer.better, self.peer.figures = ("peer" if ahead else "student"), figures
         return {f"peer_{name}": value for name, value in figures["peer"].items()}
 

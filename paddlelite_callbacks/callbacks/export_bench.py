@@ -53,6 +53,7 @@ class ExportBenchCallback(ScopedCallback):
         folder: of this and further runs; made if missing.
         name: of the run and its subfolder; the network's class name if ``None``.
         input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
+            ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
             (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
             gives its reason in the record.
@@ -68,7 +69,7 @@ class ExportBenchCallback(ScopedCallback):
         which: ``"last"`` exports the weights that ``fit`` ended with; ``"best"`` those of the epoch whose evaluation
             was the best (``model.network`` keeps the last ones).
         monitor: for ``"best"``, the evaluation's figure that decides; ``None`` for the first metric, else the loss.
-        mode: ``"max"``, ``"min"``, or ``"auto"``: the smaller the better for names with ``loss`` or ``err``.
+        mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (smaller for ``loss``, ``err``, ``rmse``, ``nme``, ...).
         fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
         dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
         sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).

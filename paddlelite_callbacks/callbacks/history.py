@@ -10,6 +10,8 @@ import numpy as np
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.direction import falls_with_quality
+
 __all__ = ["History"]
 
 _ASIDE = ("step", "batch_size", "steps")
@@ -21,7 +23,7 @@ class History:
     Args:
         keep_best: whether to keep weights at all.
         monitor: name of a figure of the evaluation; ``None`` takes the first metric, or the loss where there is none.
-        mode: ``"max"``, ``"min"``, or ``"auto"``: the smaller is the better for names with ``loss`` or ``err``.
+        mode: see `falls_with_quality`.
 
     Attributes:
         rows: a dictionary an epoch: ``epoch`` (from 1), the training's figures, the evaluation's as ``eval_<name>``.
@@ -86,8 +88,7 @@ class History:
         name = self._monitor or next((key for key in figures if key != "loss"), "loss")
         if name not in figures:
             raise ValueError(f"monitor={name!r} is none of the evaluation's figures {sorted(figures)}.")
-        smaller = self._mode == "min" or (self._mode == "auto" and any(word in name for word in ("loss", "err")))
-        value = -figures[name] if smaller else figures[name]
+        value = -figures[name] if falls_with_quality(name, self._mode) else figures[name]
         if math.isnan(self._best) or value > self._best:
             self._best = value
             return True

@@ -13,6 +13,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.nan_policy import checked_policy
+from paddlelite_callbacks.direction import checked_mode
 from paddlelite_callbacks.hapi import (
     amp_level,
     prepared_optimizer,
@@ -21,7 +22,7 @@ from paddlelite_callbacks.hapi import (
     trained_also,
 )
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
-from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, metric_of
+from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import switch_quantisers_
@@ -53,6 +54,8 @@ class PACTQuantCallback(ScopedCallback):
         on_nan: what to do with a batch whose loss, or whose alphas, are NaN or infinite, see `DistillCallback`.
         allowed_drop: of the int8 (else fake-quantised) metric, as a share of the fp32 one; beyond it the diagnosis
             names the layers that cost most and suggests ``skip``.
+        mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` goes by its name: the smaller for ``loss``,
+            ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
         options: the fields of `PACTConfig`, for instance ``skip=["fc"]`` or ``weight_bits=4``.
 
     Attributes:
@@ -76,6 +79,7 @@ class PACTQuantCallback(ScopedCallback):
         *,
         evaluate_on: Any = None,
         allowed_drop: float = 0.03,
+        mode: str = "auto",
         on_nan: str | None = None,
         **options: Any,
     ) -> None:
@@ -95,7 +99,7 @@ class PACTQuantCallback(ScopedCallback):
         if evaluate_on is not None:
             refuse_unusable_data("evaluate_on", evaluate_on)
         self.config = config or pact_config(**options)
-        self.evaluate_on, self.allowed_drop = evaluate_on, allowed_drop
+        self.evaluate_on, self.allowed_drop, self.mode = evaluate_on, allowed_drop, checked_mode(mode)
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
 
@@ -190,7 +194,7 @@ class PACTQuantCallback(ScopedCallback):
         if self.evaluate_on is None or not self._trained:
             return ()
         if self.diagnosis is None:
-            self.diagnosis = diagnose(self.model, self.evaluate_on, allowed_drop=self.allowed_drop)
+            self.diagnosis = diagnose(self.model, self.evaluate_on, allowed_drop=self.allowed_drop, mode=self.mode)
             if self.diagnosis.too_much:
                 _log.warning("%s", " ".join(self.diagnosis.lines()))
         return self.diagnosis.lines()
@@ -199,7 +203,7 @@ class PACTQuantCallback(ScopedCallback):
         """Return the layers to leave in fp32 (``skip``) so that the drop of the metric is at most ``budget``.
 
         Args:
-            budget: share of the fp32 metric, for instance 0.01.
+            budget: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.
             most: layers to name at most.
 
         Raises:
@@ -210,9 +214,8 @@ class PACTQuantCallback(ScopedCallback):
                 f"find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run; evaluate_on is "
                 f"{type(self.evaluate_on).__name__}. Give the data, and call model.fit first."
             )
-        return find_skips(
-            self.model.network, lambda: metric_of(self.model, self.evaluate_on)[1], budget=budget, most=most
-        )
+        network = self.model.network
+        return find_skips(network, lambda: score_of(self.model, self.evaluate_on, self.mode), budget=budget, most=most)
 
     def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
         """Average the alphas' gradients over the processes: hapi's ``DataParallel`` was made before and ignores them.

@@ -148,6 +148,8 @@ class OpenVino:
         return predict
 
 
+_NO_ONEDNN = "ConvertPirAttribute2RuntimeAttribute"  # a list of decimal numbers, as interpolation has its scales
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
@@ -197,6 +199,8 @@ def reason(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
+    if telling and _NO_ONEDNN in telling[0]:
+        return "Paddle's oneDNN has no interpolation (F.interpolate, nn.Upsample): the other engines run this network"
     why = [line for line in lines if not line.startswith("Exception from ")]  # OpenVINO's places in its source
     said = [" ".join(why)] if 0 < len(why) < len(lines) else lines
     text = (telling or said or [type(error).__name__])[0]

@@ -175,6 +175,15 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
         if done.returncode != 0 or not partial.is_file():
             if shutil.disk_usage(path.parent).free < program.size_mb * 1e6:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
-            said = " ".join((done.stderr or done.stdout).split())[-300:]
+            said = _telling(done.stdout, done.stderr)
             raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
+
+
+def _telling(stdout: str, stderr: str) -> str:
+    """Return what the converter said of operators that it cannot convert, or else the end of its error output."""
+    lines = [line.replace("[Paddle2ONNX]", "").strip() for line in f"{stdout}\n{stderr}".splitlines()]
+    named = [line for line in lines if line.startswith("[ERROR]") and "unsupported features" not in line]
+    if named:
+        return " ".join(dict.fromkeys(named))[:300] + " Write this operation otherwise, in operators that it knows."
+    return " ".join((stderr or stdout).split())[-300:]

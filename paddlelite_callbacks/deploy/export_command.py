@@ -45,10 +45,17 @@ def run(options: argparse.Namespace) -> int:
         ValueError: the model is ONNX already, or the target is a file or holds other files.
         ExportError: the file that was written computes something else.
     """
+    from paddle.static import InputSpec
+
     from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
-    from paddlelite_callbacks.deploy.foreign import find_model, parse_input, random_inputs
+    from paddlelite_callbacks.deploy.foreign import find_model, input_shapes, parse_input, random_inputs
     from paddlelite_callbacks.deploy.half import write_fp16_onnx
-    from paddlelite_callbacks.deploy.sidecar import SIDECAR, checked_sidecar_options, write_sidecar
+    from paddlelite_callbacks.deploy.sidecar import (
+        SIDECAR,
+        checked_sidecar_options,
+        described_outputs,
+        write_sidecar,
+    )
     from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
 
     source, specs, target = find_model(options.model), [parse_input(text) for text in options.input], Path(options.out)
@@ -73,11 +80,13 @@ def run(options: argparse.Namespace) -> int:
             lines.append(f"{target / file.path.name}: {file.size_mb:.2f} MB, largest difference {difference:.3g}")
             if not difference <= (1e-4 + 1e-3 * largest if file.precision == "fp32" else 5e-2 * max(largest, 1e-3)):
                 raise ExportError(f"{file.path.name} differs from the program by {difference:.3g} of {largest:.3g}.")
+        shapes = input_shapes(files[0])
         described = [
-            {"name": s.name, "shape": [None, *s.shape[1:]], "dtype": str(a.dtype)}
-            for s, a in zip(specs, inputs, strict=True)
+            {"name": name, "shape": [None if size < 0 else size for size in shape], "dtype": str(a.dtype)}
+            for (name, shape), a in zip(shapes.items(), inputs, strict=True)
         ]
-        write_sidecar(stage, files, inputs=described, outputs=expected, options=checked_sidecar_options(None))
+        outputs = described_outputs(files, expected, [InputSpec(shape) for shape in shapes.values()])
+        write_sidecar(stage, files, inputs=described, outputs=outputs, options=checked_sidecar_options(None))
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

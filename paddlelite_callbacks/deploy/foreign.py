@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.errors import near_names, require
 from paddlelite_callbacks.parameters_file import refuse_torn
 
-__all__ = ["find_model", "input_shapes", "parse_input", "random_inputs"]
+__all__ = ["find_model", "input_shapes", "output_shapes", "parse_input", "random_inputs"]
 
 _PROGRAMS = (".json", ".pdmodel")
 
@@ -35,7 +37,7 @@ def find_model(path: str | Path) -> Artefact:
     if path.is_dir():
         return _in_folder(path)
     if path.suffix == ".onnx" and path.is_file():
-        return Artefact(kind="onnx", path=path, files=(path,))
+        return Artefact(kind="onnx", path=path, files=(path,), precision=_precision(path))
     if path.suffix in (".pdparams", ".pdopt"):
         raise ValueError(
             f"{path} is a checkpoint: weights without the network. Export it first, with paddle.jit.save(network, ...) "
@@ -56,7 +58,21 @@ def find_model(path: str | Path) -> Artefact:
     if not parameters.is_file():
         raise ValueError(f"{program} has no parameters beside it: {parameters.name} is missing.")
     refuse_torn(parameters)
-    return Artefact(kind="paddle", path=program, files=(program, parameters))
+    return Artefact(kind="paddle", path=program, files=(program, parameters), precision=_precision(program))
+
+
+def _precision(file: Path) -> str:
+    """Return what ``deploy.json`` beside ``file`` says, or what the quantisers in an ONNX file do; else fp32."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for entry in json.loads((file.parent / "deploy.json").read_text(encoding="utf-8"))["files"]:
+            if file.name in entry["sha256"]:
+                return str(entry["precision"])
+    if file.suffix == ".onnx":
+        with suppress(Exception):  # an unreadable file is refused where it is read
+            nodes = require("onnx", needed_for="ONNX files").load(str(file), load_external_data=False).graph.node
+            if any(node.op_type == "QuantizeLinear" for node in nodes):
+                return "int8"
+    return "fp32"
 
 
 def _in_folder(folder: Path) -> Artefact:
@@ -121,11 +137,21 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
     if not graph.node:
         raise ValueError(f"{artefact.path} holds no network: it is torn, or no ONNX file. Export it again.")
     constants = {item.name for item in graph.initializer}
-    return {
-        item.name: [dim.dim_value or -1 for dim in item.type.tensor_type.shape.dim]
-        for item in graph.input
-        if item.name not in constants
-    }
+    return {item.name: _sizes(item) for item in graph.input if item.name not in constants}
+
+
+def output_shapes(artefact: Artefact) -> dict[str, list[int]]:
+    """Return the shapes of the outputs by name, free sizes -1.
+
+    Args:
+        artefact: an ONNX file.
+    """
+    graph = require("onnx", needed_for="ONNX files").load(str(artefact.path)).graph
+    return {item.name: _sizes(item) for item in graph.output}
+
+
+def _sizes(item: Any) -> list[int]:
+    return [dim.dim_value or -1 for dim in item.type.tensor_type.shape.dim]
 
 
 def random_inputs(artefact: Artefact, specs: Sequence[InputSpec], *, rows: int | None = None) -> list[np.ndarray]:

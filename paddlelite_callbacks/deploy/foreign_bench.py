@@ -13,6 +13,7 @@ import numpy as np
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.bench import load_files, time_files
+from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.engines import EngineError, missing_reason, reason
 from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx
 from paddlelite_callbacks.deploy.foreign import random_inputs
@@ -53,11 +54,11 @@ def bench_model(
             try:
                 artefacts.append(export_onnx(artefact, Path(work) / "model.onnx"))
             except (ExportError, ImportError) as error:
-                errors["onnx", "fp32"] = str(error)
+                errors["onnx", artefact.precision] = str(error)
             else:
                 random_inputs(artefacts[1], specs)  # refuses sizes that do not fit
         if artefact.kind == "onnx":
-            errors["paddle", "fp32"] = "an ONNX file has no Paddle program"
+            errors["paddle", artefact.precision] = "an ONNX file has no Paddle program"
         rows = None
         try:
             expected, judge = _first_answer(artefacts, inputs, options)
@@ -67,7 +68,10 @@ def bench_model(
             expected, judge = _first_answer(artefacts, inputs, options)
             notes.append(f"The file takes exactly {rows} images a call.")
         notes.append(f"Without the network, {judge}'s answers on random inputs were the measure of the others.")
-        files = load_files(artefacts, inputs, {"fp32": Reference(expected)}, options, errors=errors, rows=rows)
+        files = load_files(
+            artefacts, inputs, {artefact.precision: Reference(expected)}, options, errors=errors, rows=rows
+        )
+        notes += _disagreements(files.checks, judge)
         macs, weights = _cost(artefacts, inputs)
         timing = time_files(files, inputs, options, macs=macs, progress=progress)
         sizes = [replace(ArtefactFigures.of(a), path=str(a.path) if a is artefact else None) for a in artefacts]
@@ -85,6 +89,22 @@ def bench_model(
         macs=macs,
         roofline_gflops={str(threads): value for threads, value in timing.roofline.items()},
     )
+
+
+def _disagreements(checks: Sequence[Check], judge: str) -> list[str]:
+    """Return a line for each engine that answers otherwise than ``judge``."""
+    lines = []
+    for check in checks:
+        if check.passed:
+            continue
+        why = (
+            "a value on a rounding threshold of a quantised file may do that: measure the accuracy on each engine"
+            if check.precision == "int8"
+            else "one of the two is wrong: do not ship the file on both without looking into it"
+        )
+        found = check.error or f"differ by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
+        lines.append(f"DISAGREEMENT: {check.engine} and {judge} on the {check.precision} file: {found}; {why}.")
+    return lines
 
 
 def _first_answer(

@@ -23,7 +23,7 @@ from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.loading import checked
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_indefinite, refuse_wrong
-from paddlelite_callbacks.deploy.sidecar import write_sidecar
+from paddlelite_callbacks.deploy.sidecar import described_outputs, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.loaders import ended_with_the_epoch
 
@@ -115,7 +115,7 @@ def hand_out(
             folder,
             forms.artefacts,
             inputs=[_described(spec, i) for i, spec in enumerate(input_spec)],
-            outputs=next(iter(expected.values())).outputs,
+            outputs=described_outputs(forms.artefacts, next(iter(expected.values())).outputs, input_spec),
             options=sidecar or {},
         )
         metrics, notes = _metrics_of_files(files, evaluation, progress)
@@ -127,7 +127,7 @@ def hand_out(
         file_metrics=metrics,
         timing=timing,
         macs=macs,
-        notes=(*notes, *timing.notes),
+        notes=(*_sizes_note(input_spec, sample), *notes, *timing.notes),
     )
 
 
@@ -204,6 +204,13 @@ def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
         return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample])
     except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
         return None
+
+
+def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -> list[str]:
+    if not any(size in (None, -1) for spec in input_spec for size in spec.shape[1:]):
+        return []
+    sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
+    return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
 
 
 def _fixed_rows(input_spec: Sequence[InputSpec]) -> int | None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.foreign import output_shapes
 
-__all__ = ["SIDECAR", "checked_sidecar_options", "read_sidecar", "write_sidecar"]
+__all__ = ["SIDECAR", "checked_sidecar_options", "described_outputs", "read_sidecar", "write_sidecar"]
 
 SIDECAR = "deploy.json"
 _VERSION = 1
@@ -51,7 +52,7 @@ def write_sidecar(
     artefacts: Sequence[Artefact],
     *,
     inputs: Sequence[Mapping[str, Any]],
-    outputs: Sequence[np.ndarray],
+    outputs: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> Path:
     """Write ``deploy.json`` into ``folder``.
@@ -60,13 +61,13 @@ def write_sidecar(
         folder: of the files.
         artefacts: named with precision, checksums and size.
         inputs: ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each.
-        outputs: of one call, for their shapes behind the batch.
+        outputs: the same of each, see `described_outputs`.
         options: of `checked_sidecar_options`.
     """
     content = {
         "version": _VERSION,
         "inputs": [dict(item) for item in inputs],
-        "outputs": [{"shape": [None, *item.shape[1:]], "dtype": str(item.dtype)} for item in outputs],
+        "outputs": [dict(item) for item in outputs],
         **options,
         "files": [
             {"kind": a.kind, "precision": a.precision, "size_mb": a.size_mb, "sha256": a.sha256()} for a in artefacts
@@ -75,6 +76,32 @@ def write_sidecar(
     path = folder / SIDECAR
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def described_outputs(
+    artefacts: Sequence[Artefact], outputs: Sequence[np.ndarray], input_spec: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Return ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each output.
+
+    Args:
+        artefacts: of the network; an ONNX file among them tells names and free sizes.
+        outputs: of one call.
+        input_spec: of the inputs: where sizes behind the batch are free, those of the outputs may be.
+    """
+    free = any(size in (None, -1) for spec in input_spec for size in spec.shape[1:])
+    batch = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
+    first = None if batch in (None, -1) else batch
+    declared = next((output_shapes(a) for a in artefacts if a.kind == "onnx"), {})
+    names = list(declared) if len(declared) == len(outputs) else [None] * len(outputs)
+    described = []
+    for name, item in zip(names, outputs, strict=True):
+        sizes: list[int | None] = [int(size) for size in item.shape[1:]]
+        if free:
+            known = declared.get(name or "", [])
+            fixed = known if len(known) == item.ndim else [-1] * item.ndim
+            sizes = [size if fixed[axis] > 0 else None for axis, size in enumerate(sizes, start=1)]
+        described.append({"name": name, "shape": [first, *sizes] if item.ndim else [], "dtype": str(item.dtype)})
+    return described
 
 
 def read_sidecar(folder: Path) -> dict[str, Any] | None:

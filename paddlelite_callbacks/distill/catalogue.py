@@ -1,4 +1,26 @@
-"""All distillation losses by name, and what each needs beside the two tensors."""
+"""All distillation losses by name, and what each needs beside the two tensors.
+
+============= ============================================================ =========== ==============================
+name          compares                                                     temperature outputs or features
+============= ============================================================ =========== ==============================
+kl            softmax of class scores (Hinton 2015)                        4           [N, C], [N, L, C], [N, C, H, W]
+jsdiv         the same, symmetrised (PaddleClas)                           1           [N, C], [N, L, C], [N, C, H, W]
+dml           the same at temperature 1 (Zhang 2018)                       -           [N, C], [N, L, C], [N, C, H, W]
+bce           sigmoid of each score: multi-label outputs                   1           any, scores before the sigmoid
+dkd           class scores, true class apart (Zhao 2022)                   4           [N, C], labels [N]
+dist          correlations of class scores (Huang 2022)                    1           [N, C]
+cwd           softmax over the positions of each channel (Shu 2021)        4           [N, C, H, W]
+mse, l2       squared differences, mean                                    -           any
+l1, smooth_l1 absolute differences, Huber's                                -           any
+heatmap_mse   squared differences of heatmaps, weights from the labels     -           [N, K, H, W], label [N, K]
+attention     maps of mean squares over channels (Zagoruyko 2017)         -           [N, C, H, W], C may differ
+rkd           distances and angles between the samples (Park 2019)         -           [N, ...], N >= 2
+fitnet        squared differences behind a projection (Romero 2015)        -           any, C and size may differ
+============= ============================================================ =========== ==============================
+
+Classes lie along axis 1 of maps ``[N, C, H, W]``, else along the last axis; where the task loss is a
+``paddle.nn.CrossEntropyLoss``, along its ``axis``.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +47,7 @@ class LossSpec:
         name: shown in errors and figures.
         tempered: takes ``temperature=``.
         label: which of the batch's labels it takes as third argument; ``None`` for none.
+        classes: takes ``axis=``, that of the classes.
         same: ``"shape"`` if both tensors must be of one shape, ``"positions"`` if their channels may differ,
             ``"batch"`` if all but the batch may: a projection bridges no more than that.
     """
@@ -33,15 +56,17 @@ class LossSpec:
     name: str
     tempered: bool = False
     label: int | None = None
+    classes: bool = False
     same: str = "shape"
 
 
 LOSSES: dict[str, LossSpec] = {
     spec.name: spec
     for spec in (
-        LossSpec(function=losses.kl, name="kl", tempered=True),
-        LossSpec(function=losses.jsdiv, name="jsdiv", tempered=True),
-        LossSpec(function=class_losses.dml, name="dml"),
+        LossSpec(function=losses.kl, name="kl", tempered=True, classes=True),
+        LossSpec(function=losses.jsdiv, name="jsdiv", tempered=True, classes=True),
+        LossSpec(function=class_losses.dml, name="dml", classes=True),
+        LossSpec(function=class_losses.bce, name="bce", tempered=True),
         LossSpec(function=class_losses.dkd, name="dkd", tempered=True, label=0),
         LossSpec(function=class_losses.dist, name="dist", tempered=True),
         LossSpec(function=feature_losses.cwd, name="cwd", tempered=True),
@@ -88,6 +113,7 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
         name=spec.name,
         tempered=spec.tempered,
         label=spec.label if label is None else label,
+        classes=spec.classes,
         same=spec.same,
     )
 
@@ -111,7 +137,7 @@ def _tempered(spec: LossSpec, temperature: float | None) -> AnyLoss:
         raise ValueError(f"The loss {spec.name!r} has no temperature; only {tempered} have. Leave it out.")
     check_temperature(temperature)
 
-    def loss(*tensors: Tensor) -> Tensor:
-        return spec.function(*tensors, temperature=temperature)
+    def loss(*tensors: Tensor, **options: int) -> Tensor:
+        return spec.function(*tensors, temperature=temperature, **options)
 
     return loss

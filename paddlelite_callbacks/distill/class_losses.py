@@ -8,20 +8,21 @@ from paddle import Tensor
 
 from paddlelite_callbacks.distill.losses import check_temperature, kl, same_shape
 
-__all__ = ["dist", "dkd", "dml"]
+__all__ = ["bce", "dist", "dkd", "dml"]
 
 _TINY = 1e-12
 
 
-def dml(student: Tensor, teacher: Tensor) -> Tensor:
+def dml(student: Tensor, teacher: Tensor, *, axis: int | None = None) -> Tensor:
     """``KL(softmax(t) ‖ softmax(s))``, mean over all but the class axis (Zhang 2018, arXiv:1706.00384).
 
     The mimicry term of deep mutual learning: `kl` at temperature 1. PaddleClas's ``DistillationDMLLoss`` is the
     symmetrised `jsdiv` instead.
 
     Args:
-        student: logits ``[N, ..., C]``; gradients flow.
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, not regressions; gradients flow.
         teacher: logits of the same shape (the peer's); detached here.
+        axis: of the classes, see `kl`.
 
     Returns:
         Scalar, nats.
@@ -29,7 +30,32 @@ def dml(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    return kl(student, teacher, temperature=1.0)
+    return kl(student, teacher, temperature=1.0, axis=axis)
+
+
+def bce(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """``T² mean KL(σ(t / T) ‖ σ(s / T))``, each score a yes or no of its own: for multi-label outputs.
+
+    `kl` with a sigmoid in place of the softmax: binary cross entropy with the teacher's probabilities as labels, less
+    their entropy, so that it is 0 where the two agree.
+
+    Args:
+        student: logits of any shape; gradients flow.
+        teacher: logits of the same shape; detached here.
+        temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+
+    Returns:
+        Scalar, nats; mean over all elements.
+
+    Raises:
+        ValueError: the shapes differ, or ``temperature`` is not positive.
+    """
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    s, t = student / temperature, teacher.detach() / temperature
+    q = F.sigmoid(t)
+    yes, no = F.log_sigmoid(t) - F.log_sigmoid(s), F.log_sigmoid(-t) - F.log_sigmoid(-s)
+    return (q * yes + (1 - q) * no).mean() * temperature**2
 
 
 def dkd(

@@ -31,6 +31,11 @@ class EMATeacher:
 
     Raises:
         ValueError: ``decay`` is out of range.
+
+    Example:
+        >>> average = EMATeacher(0.99)
+        >>> model.fit(train_data, callbacks=[DistillCallback(average)])  # doctest: +SKIP
+        >>> average.network  # its weights are often the better ones  # doctest: +SKIP
     """
 
     def __init__(self, decay: float = 0.999, *, ramp: bool = True) -> None:

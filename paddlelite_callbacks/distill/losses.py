@@ -30,13 +30,14 @@ __all__ = [
 DistillLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int | None = None) -> Tensor:
     """``T² KL(softmax(t / T) ‖ softmax(s / T))``, mean over all but the class axis (Hinton 2015, arXiv:1503.02531).
 
     Args:
-        student: logits ``[N, ..., C]``; gradients flow.
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
         teacher: logits of the same shape; detached here.
         temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+        axis: of the classes; ``None``: 1 for maps (four and more axes), else the last.
 
     Returns:
         Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
@@ -44,20 +45,22 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
     """
-    log_p, log_q = _log_probabilities(student, teacher, temperature)
-    return _kl(log_q, log_p) * temperature**2
+    axis = _class_axis(student) if axis is None else axis
+    log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
+    return _kl(log_q, log_p, axis) * temperature**2
 
 
-def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: int | None = None) -> Tensor:
     """``T² (KL(q ‖ p) + KL(p ‖ q)) / 2`` with ``p = softmax(s / T)``, ``q = softmax(t / T)``.
 
     The symmetrised divergence (Jeffreys) that PaddleClas names ``JSDIV``, in its ``DistillationDMLLoss`` too
     (Zhang 2018, arXiv:1706.00384). The Jensen-Shannon divergence against the mean of the two is a different one.
 
     Args:
-        student: logits ``[N, ..., C]``; gradients flow.
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
         teacher: logits of the same shape; detached here.
         temperature: ``T > 0``.
+        axis: of the classes, see `kl`.
 
     Returns:
         Scalar, nats; mean over all but the class axis.
@@ -65,8 +68,9 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tens
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
     """
-    log_p, log_q = _log_probabilities(student, teacher, temperature)
-    return 0.5 * (_kl(log_q, log_p) + _kl(log_p, log_q)) * temperature**2
+    axis = _class_axis(student) if axis is None else axis
+    log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
+    return 0.5 * (_kl(log_q, log_p, axis) + _kl(log_p, log_q, axis)) * temperature**2
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -148,7 +152,7 @@ def named_loss(name: str, *, temperature: float | None = None) -> DistillLoss:
 
 
 def loss_for_task(task_loss: Any) -> str:
-    """Choose by the task's loss: ``kl`` for class outputs, ``mse`` for regression outputs.
+    """Choose by the task's loss: ``kl`` for classes, ``bce`` for independent labels, ``mse`` for regressions.
 
     Args:
         task_loss: what ``model.prepare(loss=...)`` was given.
@@ -158,12 +162,15 @@ def loss_for_task(task_loss: Any) -> str:
     """
     if isinstance(task_loss, paddle.nn.CrossEntropyLoss):
         return "kl"
+    if isinstance(task_loss, (paddle.nn.BCEWithLogitsLoss, paddle.nn.MultiLabelSoftMarginLoss)):
+        return "bce"
     if isinstance(task_loss, (paddle.nn.MSELoss, paddle.nn.L1Loss, paddle.nn.SmoothL1Loss)):
         return "mse"
     raise ValueError(
         f"Cannot tell from the task loss {getattr(task_loss, '__name__', type(task_loss).__name__)} whether the "
-        "outputs are class scores or regressions: pass loss='kl' (or 'jsdiv') for class scores, loss='mse' (or 'l1', "
-        "'smooth_l1') for regressions, or a callable (student, teacher) -> scalar."
+        "outputs are class scores or regressions: pass loss='kl' (or 'jsdiv') for class scores, loss='bce' for several "
+        "labels an image, loss='mse' (or 'l1', 'smooth_l1') for regressions, or a callable (student, teacher) -> "
+        "scalar."
     )
 
 
@@ -187,17 +194,26 @@ def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequ
     return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
 
-def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _class_axis(logits: Tensor) -> int:
+    """Return the axis of the classes: 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last.
+
+    Args:
+        logits: of any shape.
+    """
+    return 1 if logits.ndim >= 4 else -1
+
+
+def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor]:
     same_shape(student, teacher)
     check_temperature(temperature)
-    log_p = F.log_softmax(student / temperature, axis=-1)
-    log_q = F.log_softmax(teacher.detach() / temperature, axis=-1)
+    log_p = F.log_softmax(student / temperature, axis=axis)
+    log_q = F.log_softmax(teacher.detach() / temperature, axis=axis)
     return log_p, log_q
 
 
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """``KL(a ‖ b)``: sum over the last axis, mean over the others."""
-    return (log_a.exp() * (log_a - log_b)).sum(axis=-1).mean()
+def _kl(log_a: Tensor, log_b: Tensor, axis: int) -> Tensor:
+    """``KL(a ‖ b)``: sum over the axis of the classes, mean over the others."""
+    return (log_a.exp() * (log_a - log_b)).sum(axis=axis).mean()
 
 
 def same_shape(student: Tensor, teacher: Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.direction import checked_mode
+
 __all__ = ["MutualPeer"]
 
 
@@ -22,8 +24,10 @@ class MutualPeer:
             after every batch, as hapi does with the student's.
         keep: ``"better"``: of two networks of one architecture the one that did better in the last evaluation of
             ``fit`` is in the model at its end (the weights are exchanged). ``"student"``: nothing is exchanged.
-        monitor: the figure of the evaluation that decides: ``"loss"`` (lower is better), or the name of a metric of
-            ``model.prepare`` (higher is better); ``None`` takes the first metric, or the loss where there is none.
+        monitor: the figure of the evaluation that decides: ``"loss"``, or the name of a metric of ``model.prepare``;
+            ``None`` takes the first metric, or the loss where there is none.
+        mode: ``"max"`` or ``"min"``: which ``monitor`` is better; ``"auto"`` goes by its name: the smaller for the
+            loss, for names that end in ``loss``, ``err`` or ``error``, for ``mae``, ``mse``, ``rmse``, ``nme``, ...
 
     Attributes:
         better: ``"student"`` or ``"peer"`` by the last evaluation, before any exchange; ``None`` before it.
@@ -31,11 +35,13 @@ class MutualPeer:
 
     Raises:
         TypeError: ``network`` is no layer, or ``optimizer`` no optimizer.
-        ValueError: an unknown ``keep``.
+        ValueError: an unknown ``keep`` or ``mode``.
 
     Example:
         >>> peer = MutualPeer(network, paddle.optimizer.Adam(1e-3, parameters=network.parameters()))  # doctest: +SKIP
         >>> model.fit(train_data, eval_data, callbacks=[DistillCallback(peer, loss="dml")])  # doctest: +SKIP
+
+        ``dml`` is for class scores; for regressions leave ``loss`` out (``mse``), for several labels take ``bce``.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class MutualPeer:
         *,
         keep: str = "better",
         monitor: str | None = None,
+        mode: str = "auto",
     ) -> None:
         if not isinstance(network, Layer):
             raise TypeError(
@@ -60,5 +67,6 @@ class MutualPeer:
                 f"keep must be 'better' or 'student', got {keep!r}: 'student' never exchanges the two networks."
             )
         self.network, self.optimizer, self.keep, self.monitor = network, optimizer, keep, monitor
+        self.mode = checked_mode(mode)
         self.better: str | None = None
         self.figures: dict[str, dict[str, float]] = {}

@@ -39,15 +39,18 @@ class Objective:
     Args:
         terms: `OutputTerm` and `FeatureTerm` without globs.
         teacher_weights: of the mean over several teachers; they sum to 1.
+        class_axis: of the outputs, for losses on class scores; ``None`` for their own choice.
 
     Attributes:
         bridges: trainable projections and trainable losses by the term's name; made when the first batch is seen.
     """
 
-    def __init__(self, terms: Sequence[Term], teacher_weights: Sequence[float]) -> None:
+    def __init__(
+        self, terms: Sequence[Term], teacher_weights: Sequence[float], *, class_axis: int | None = None
+    ) -> None:
         self.terms = dict(zip(_names(terms), terms, strict=True))
         self.specs = {name: term.spec() for name, term in self.terms.items()}
-        self.teacher_weights = list(teacher_weights)
+        self.teacher_weights, self.class_axis = list(teacher_weights), class_axis
         self.bridges = LayerDict()
 
     def feature_terms(self) -> list[FeatureTerm]:
@@ -141,7 +144,9 @@ class Objective:
         else:
             (one,), (other,) = self._features(term, student, teachers)
             pairs = [self._bridged(name, spec, one, other)]
-        values = [spec.function(full_precision(a), full_precision(b).detach(), *extra) for a, b in pairs]
+        known = spec.classes and isinstance(term, OutputTerm) and self.class_axis is not None
+        options = {"axis": self.class_axis} if known else {}
+        values = [spec.function(full_precision(a), full_precision(b).detach(), *extra, **options) for a, b in pairs]
         return values[0] if len(values) == 1 else paddle.add_n(values)
 
     def _outputs(self, term: OutputTerm, student: Seen, teachers: Sequence[Seen]) -> list[tuple[str, Tensor, Tensor]]:

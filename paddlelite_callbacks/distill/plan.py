@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paddle.nn import Layer
+from paddle.nn import CrossEntropyLoss, Layer
 
 from paddlelite_callbacks.distill.catalogue import AnyLoss, spec_of
 from paddlelite_callbacks.distill.losses import check_temperature, loss_for_task
@@ -120,7 +120,7 @@ def objective_for(
         features: `feature_terms`.
         temperature: as given to `output_terms`.
         output: as given to `output_terms`.
-        task_loss: chooses where ``outputs`` is ``None`` and there are no features.
+        task_loss: chooses where ``outputs`` is ``None`` and there are no features; tells the axis of the classes.
         student: whose layers are meant.
         teachers: the same; ``None`` for one that cannot be looked into.
         weights: of the teachers, sum 1.
@@ -146,7 +146,8 @@ def objective_for(
         raise ValueError(
             "There is nothing to distil: loss is empty and so is features. Give loss='kl' or another name, or features."
         )
-    return Objective([*outputs, *found], weights)
+    axis = task_loss.axis if isinstance(task_loss, CrossEntropyLoss) else None
+    return Objective([*outputs, *found], weights, class_axis=axis)
 
 
 def _for_each(term: OutputTerm, weights: Sequence[float]) -> list[OutputTerm]:

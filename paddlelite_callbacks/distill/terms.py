@@ -25,11 +25,16 @@ class OutputTerm:
         teacher: index among several teachers; ``None`` for the (weighted mean of the) teachers.
         temperature: of tempered losses; ``None`` for the loss's own default.
         label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
-        name: of the figure in ``logs``; ``None`` makes one of the loss's name.
+        name: of the figure in ``logs``, behind ``distill_``; ``None`` makes one of the loss's name.
 
     Raises:
         TypeError: a loss that is neither a name nor callable.
         ValueError: a weight or temperature out of range, an unknown loss, a label for a loss that takes none.
+
+    Example:
+        >>> scores = OutputTerm("kl", output="logits", temperature=2.0)
+        >>> boxes = OutputTerm("smooth_l1", weight=2.0, output="boxes")
+        >>> DistillCallback(teacher, loss=[scores, boxes])  # doctest: +SKIP
     """
 
     loss: str | AnyLoss
@@ -76,6 +81,11 @@ class FeatureTerm:
         TypeError: a ``project`` that is no layer, a name on one side and a tuple on the other, a loss that is neither a
             name nor callable.
         ValueError: a weight or temperature out of range, an unknown loss, tuples of layers with a named loss.
+
+    Example:
+        >>> hint = FeatureTerm("backbone.blocks5", "backbone.layer3", weight=0.5)
+        >>> maps = FeatureTerm("up1", "up1", loss="cwd")
+        >>> DistillCallback(teacher, features=[hint, maps])  # doctest: +SKIP
     """
 
     student: str | tuple[str, ...]

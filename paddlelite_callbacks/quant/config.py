@@ -53,6 +53,10 @@ class PACTConfig:
 
     Raises:
         ValueError: a value out of range; the message says which are allowed.
+
+    Example:
+        >>> config = PACTConfig(weight_bits=4, skip=["head.*"], freeze_bn_after=2)
+        >>> PACTQuantCallback(config)  # or the same options without it  # doctest: +SKIP
     """
 
     weight_bits: int = 8

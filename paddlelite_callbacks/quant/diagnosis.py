@@ -14,12 +14,13 @@ import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantisers_off
 from paddlelite_callbacks.ranks import mean_figure, of_first_rank
 from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["Diagnosis", "diagnose", "metric_of"]
+__all__ = ["Diagnosis", "diagnose", "metric_of", "score_of"]
 
 _BATCH, _FEW, _TRIED = 32, 2, 8
 
@@ -29,15 +30,16 @@ class Diagnosis:
     """The cost of quantisation.
 
     Args:
-        metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given (then negated: higher is better).
+        metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given.
         fp32: with the quantisers off.
         fake_quant: with them on.
         int8: of the real int8 file.
         engine: that ran it, or why none did.
         allowed_drop: share of ``fp32``.
         sqnr_db: the noisiest layers, dB.
-        gains: of the metric, by the layer that is left in fp32.
-        skips: suggested for ``skip``.
+        gains: how much better the metric is, by the layer that is left in fp32.
+        skips: suggested for ``skip``; empty where leaving single layers in fp32 wins nothing.
+        higher_is_better: whether the metric grows with quality.
     """
 
     metric: str
@@ -49,12 +51,14 @@ class Diagnosis:
     sqnr_db: dict[str, float]
     gains: dict[str, float]
     skips: tuple[str, ...]
+    higher_is_better: bool = True
 
     @property
     def drop(self) -> float:
         """Loss of the real file (of the fake-quantised network where there is none), as a share of ``fp32``."""
         shipped = self.fake_quant if self.int8 is None else self.int8
-        return (self.fp32 - shipped) / max(abs(self.fp32), 1e-12)
+        lost = self.fp32 - shipped if self.higher_is_better else shipped - self.fp32
+        return lost / max(abs(self.fp32), 1e-12)
 
     @property
     def too_much(self) -> bool:
@@ -71,17 +75,22 @@ class Diagnosis:
         if self.too_much:
             lines.append("Noisiest layers: " + ", ".join(f"{n} {v:.1f} dB" for n, v in self.sqnr_db.items()) + ".")
             lines.append("Gain when left in fp32: " + ", ".join(f"{n} {v:+.4f}" for n, v in self.gains.items()) + ".")
-            lines.append(f"Suggested: skip={list(self.skips)}, and train again.")
+            lines.append(
+                f"Suggested: skip={list(self.skips)}, and train again."
+                if self.skips
+                else "No few layers left in fp32 win it back: train longer, with a smaller lr_scale, or use more bits."
+            )
         return tuple(lines)
 
 
-def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> Diagnosis:
+def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
     """Evaluate ``model`` in fp32, fake-quantised and as an int8 file; look for culprits where the drop is too large.
 
     Args:
         model: prepared, with a quantised network; not changed.
         data: a ``Dataset`` or ``DataLoader`` with labels. On several processes all must call, since all evaluate.
         allowed_drop: share of the fp32 metric.
+        mode: which metric is better, see `falls_with_quality`.
     """
     network = model.network
     with same_modes(network):
@@ -100,13 +109,14 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
             sqnr_db={},
             gains={},
             skips=(),
+            higher_is_better=not falls_with_quality(metric, mode),
         )
         if not found.too_much:
             return found
         noisy = of_first_rank(dict(list(layer_sqnr(network, batches).items())[:_TRIED]))  # each has other batches
 
         def score() -> float:
-            return metric_of(model, data)[1]
+            return score_of(model, data, mode)
 
         gains = leave_one_out(network, score, list(noisy))
         skips = find_skips(network, score, budget=allowed_drop, candidates=list(noisy))
@@ -114,17 +124,40 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03) -> D
 
 
 def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
-    """Return the first metric of ``model.evaluate`` and its value; the negated loss where there is none.
+    """Return the first metric of ``model.evaluate`` and its value; the loss where there is none.
 
     Args:
         model: prepared.
         data: as ``model.evaluate`` takes it.
+
+    Raises:
+        ValueError: the network's outputs are a dictionary.
     """
-    results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+    try:
+        results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+    except AttributeError as error:
+        if "'dict' object has no attribute" not in str(error):
+            raise
+        raise ValueError(
+            "paddle.Model.evaluate takes no network whose outputs are a dictionary (Paddle's own limit): let forward() "
+            "return a tuple, or leave evaluate_on and eval_data out."
+        ) from error
     for name, value in results.items():
         if name != "loss":
             return name, float(np.ravel(value)[0])
-    return "loss", -mean_figure(float(np.ravel(results["loss"])[0]))  # hapi gathers metrics, but not losses
+    return "loss", mean_figure(float(np.ravel(results["loss"])[0]))  # hapi gathers metrics, but not losses
+
+
+def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
+    """Return what `metric_of` does, negated where the smaller figure is the better one: the higher, the better.
+
+    Args:
+        model: see `metric_of`.
+        data: see `metric_of`.
+        mode: see `falls_with_quality`.
+    """
+    name, value = metric_of(model, data)
+    return -value if falls_with_quality(name, mode) else value
 
 
 @contextmanager

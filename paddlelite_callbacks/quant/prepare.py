@@ -61,6 +61,10 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
     Raises:
         TypeError: no network, or no `PACTConfig`.
         ValueError: nothing to convert, a pattern that matches nothing, or a network quantised otherwise.
+
+    Example:
+        >>> prepare_pact_(network, PACTConfig(skip=["head"]))  # as in training  # doctest: +SKIP
+        >>> network.set_state_dict(read_saved("quantised.pdparams"))  # doctest: +SKIP
     """
     config = PACTConfig() if config is None else config
     _refuse_types(network, config)

@@ -39,6 +39,11 @@ def ptq_int8(
     Raises:
         TypeError: an unknown option, or no network.
         ValueError: no batch was given, one that is not finite, an option is out of range, or nothing can be quantised.
+
+    Example:
+        >>> images = [paddle.rand([32, 3, 224, 224]) for _ in range(4)]  # yours  # doctest: +SKIP
+        >>> quantised = ptq_int8(network, images, skip=["head"])  # doctest: +SKIP
+        >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
     config = pact_config(alpha_percentile=percentile, **options)
     duplicate = copy.deepcopy(network)

@@ -91,8 +91,8 @@ def find_skips(
         candidates: layers to choose from; ``None`` for all quantised ones.
 
     Returns:
-        Names for ``skip``; empty where the budget is kept already. Training again with them is still needed: these
-        figures are of the network as it was trained.
+        Names for ``skip``; empty where the budget is kept already, and where leaving ``most`` layers in float wins
+        nothing. Training again with them is still needed: these figures are of the network as it was trained.
 
     Raises:
         ValueError: ``budget`` is negative, nothing is quantised, or a candidate is no quantised layer.
@@ -104,14 +104,15 @@ def find_skips(
         wanted = score()
     wanted -= budget * abs(wanted)
     chosen: list[str] = []
-    while left and len(chosen) < most:
+    start = reached = score()
+    while reached < wanted and left and len(chosen) < most:
         with quantisers_off(network, chosen):
-            if score() >= wanted:
-                break
             best = next(iter(leave_one_out(network, score, left)))
         chosen.append(best)
         left.remove(best)
-    return chosen
+        with quantisers_off(network, chosen):
+            reached = score()
+    return chosen if reached > start else []
 
 
 def _quantized(network: Layer, names: Sequence[str] | None) -> list[str]:

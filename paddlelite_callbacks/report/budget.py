@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from paddlelite_callbacks.deploy.engines import ENGINES
+from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.errors import near_names
 
 __all__ = ["Budget"]
@@ -28,7 +28,14 @@ class Budget:
 
     Raises:
         ValueError: a limit that is not a positive finite number, a baseline that is not finite or without its metric's
-            name, a loss or error for which higher would be better, or an unknown engine.
+            name, a loss or error (``loss``, ``top1_err``, ``rmse``, ``nme``, ...) for
+            which higher would be better, or an unknown engine.
+
+    Example:
+        >>> Budget(size_mb=5, latency_ms=30, metric="acc", baseline=0.93, metric_drop=0.01).size_mb
+        5
+        >>> Budget(metric="rmse", baseline=0.12, higher_is_better=False).latency_ms
+        100.0
     """
 
     size_mb: float | None = 20.0
@@ -63,7 +70,7 @@ class Budget:
                 f"baseline goes with metric='...', the name of the figure it is compared with, got baseline={baseline} "
                 "alone: for instance metric='acc'."
             )
-        if self.higher_is_better and {"loss", "err", "error"} & set(re.split(r"[^a-z]+", self.metric.lower())):
+        if self.higher_is_better and falls_with_quality(self.metric):
             raise ValueError(
                 f"metric={self.metric!r} falls where quality grows, got higher_is_better=True: give "
                 "higher_is_better=False (--lower-is-better)."

@@ -73,6 +73,11 @@ def run(options: argparse.Namespace) -> int:
         latest = {options.run: latest[options.run]}
     if not latest:
         raise ValueError(f"{options.folder}/runs.jsonl holds no run: let ExportBenchCallback write one.")
+    known = sorted({metric for record in latest.values() for metric in record.metrics})
+    if budget.baseline is not None and budget.metric not in known:
+        raise ValueError(
+            f"No run has the metric {budget.metric!r}; measured are {known or 'none'}: write it as it stands there."
+        )
     verdicts = {name: judge(record, budget) for name, record in latest.items()}
     for name, verdict in verdicts.items():
         sys.stdout.write(f"{name}: {verdict}\n\n{verdict.table()}\n\n")

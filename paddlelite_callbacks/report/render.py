@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.gate import Budget, judge, most_accurate
@@ -83,7 +84,7 @@ def ladder_png(records: Sequence[Record], path: Path, *, metric: str, title: str
         axes.annotate(
             str(i + 1), (x, y), xytext=(8 + 11 * near, 8), textcoords="offset points", fontsize=10, fontweight="bold"
         )
-    shares = all(0 <= y <= 1 for _, y, _, _ in points)
+    shares = _shares(records, metric)
     lines = [
         f"{i + 1}  {name}: {f'{100 * y:.2f} %' if shares else f'{y:.4g}'}, {x:.2f} ms, {size:.2f} MB"
         for i, (x, y, size, name) in enumerate(points)
@@ -175,8 +176,9 @@ def _ratio(old: float | None, new: float | None, better: str, worse: str) -> lis
 
 
 def _shares(records: Sequence[Record], metric: str) -> bool:
+    """Whether ``metric`` is a share, shown in per cent; an error (RMSE, NME) between 0 and 1 need not be one."""
     values = [record.metric(metric) for record in records]
-    return all(0 <= value <= 1 for value in values if value is not None)
+    return all(0 <= value <= 1 for value in values if value is not None) and not falls_with_quality(metric)
 
 
 def _metric(record: Record, metric: str, records: Sequence[Record]) -> str:

@@ -107,6 +107,17 @@ class GateError(SystemExit):
     Args:
         name: of the run.
         verdict: which says why.
+
+    Attributes:
+        name: as given.
+        verdict: as given; ``verdict.table()`` shows every engine's figures.
+        code: 3, the exit code.
+
+    Example:
+        >>> try:
+        ...     model.fit(data, data, callbacks=[ExportBenchCallback("out", budget=Budget(), gate="fail")])
+        ... except GateError as error:  # a SystemExit: "except Exception" lets it through
+        ...     print(error.verdict.table())  # doctest: +SKIP
     """
 
     def __init__(self, name: str, verdict: Verdict) -> None:

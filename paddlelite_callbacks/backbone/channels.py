@@ -1,0 +1,59 @@
+"""Images of other than three channels: the ready-made networks do not take them, and the refusal says what does."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Conv2D, Layer
+
+from paddlelite_callbacks.surgery import same_modes
+
+__all__ = ["channels_taken", "refuse_other_channels"]
+
+
+def channels_taken(network: Layer) -> int | None:
+    """Return the input channels of the first convolution of ``network``; ``None`` without one.
+
+    Args:
+        network: any.
+    """
+    first = next((layer for layer in network.sublayers() if isinstance(layer, Conv2D)), None)
+    return None if first is None else int(first.weight.shape[1]) * int(first._groups)
+
+
+def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
+    """Refuse a backbone that cannot be run on ``x`` because it takes images of other channels.
+
+    Args:
+        name: of the backbone.
+        new: the backbone.
+        x: what it would be given, ``[N, C, H, W]``.
+        instead_of: the whole network that it replaces, where nothing but that network tells the channels.
+
+    Raises:
+        ValueError: says how a network gets such images.
+    """
+    if instead_of is not None:
+        old = channels_taken(instead_of)
+        if old in (None, int(x.shape[1])) or _runs(instead_of, x):
+            return
+        x = paddle.zeros([1, old, *x.shape[2:]])
+    taken = channels_taken(new)
+    if x.ndim != 4 or taken in (None, int(x.shape[1])) or _runs(new, x):
+        return
+    given = int(x.shape[1])
+    raise ValueError(
+        f"{name} takes {taken} channels, but would be given {given}: put paddle.nn.Conv2D({given}, {taken}, 1) in "
+        f"front of it, have the data give {taken} channels (a grey image three times), or give a network of your own "
+        f"that takes {given}."
+    )
+
+
+def _runs(network: Layer, x: Tensor) -> bool:
+    try:
+        with same_modes(network), paddle.no_grad():
+            network.eval()
+            network(x)
+    except Exception:
+        return False
+    return True

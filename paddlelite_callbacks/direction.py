@@ -1,0 +1,45 @@
+"""Whether a figure grows or falls with quality."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["MODES", "checked_mode", "falls_with_quality"]
+
+MODES = ("auto", "max", "min")
+
+_WORDS = frozenset(
+    (
+        *("mse", "rmse", "nmse", "nrmse", "rmsle", "mae", "mape", "smape"),
+        *("nme", "epe", "mpjpe", "cer", "wer", "eer", "fid", "lpips", "perplexity"),
+    )
+)  # errors by their names; names of losses and other errors are told by their endings
+_ENDINGS = ("loss", "losses", "err", "error", "errors")
+
+
+def falls_with_quality(name: str, mode: str = "auto") -> bool:
+    """Return whether the smaller figure ``name`` is the better one.
+
+    Args:
+        name: of the figure, for instance ``"acc"`` or ``"val_rmse"``.
+        mode: ``"max"`` or ``"min"`` decides; ``"auto"`` goes by the name: smaller is better where one of its words ends
+            in ``loss``, ``err`` or ``error``, or is the name of an error (``mae``, ``mse``, ``rmse``, ``nme``, ...).
+    """
+    if mode != "auto":
+        return mode == "min"
+    words = [word for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()) if word]
+    return any(word in _WORDS or word.endswith(_ENDINGS) for word in words)
+
+
+def checked_mode(mode: str) -> str:
+    """Return ``mode``.
+
+    Raises:
+        ValueError: it is none of `MODES`.
+    """
+    if mode not in MODES:
+        raise ValueError(
+            f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}: 'min' where the smaller figure is the "
+            "better one."
+        )
+    return mode
