@@ -11,7 +11,7 @@ from installed import needs
 from test_report import record
 from toy import Images, TinyNet
 
-from paddlelite_callbacks import Budget, DistillCallback, MutualPeer, PACTQuantCallback, prepare_pact_
+from paddlelite_callbacks import Budget, DistillCallback, MutualPeer, PACTQuantCallback
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
@@ -155,12 +155,3 @@ def test_a_diagnosis_of_outputs_in_a_dictionary_is_refused_in_words():
     model.prepare(optimizer, lambda outputs, label: paddle.nn.functional.cross_entropy(outputs["scores"], label))
     with pytest.raises(ValueError, match="return a tuple"):
         model.fit(Images(), batch_size=8, verbose=0, callbacks=[PACTQuantCallback(evaluate_on=Images())])
-
-
-def test_saving_a_prepared_network_says_what_writes_it(tmp_path):
-    network = TinyNet()
-    prepare_pact_(network)
-    network(paddle.rand([2, 3, 8, 8]))
-    network.eval()
-    with pytest.raises(RuntimeError, match="ExportBenchCallback writes its int8 forms"):
-        paddle.jit.save(network, str(tmp_path / "net"), input_spec=[paddle.static.InputSpec([None, 3, 8, 8])])

@@ -117,16 +117,7 @@ class PACTActivationQuanter(Switched):
         return self._function(input, self.alpha, bits=self._bits, signed=self._levels[0] < 0)
 
     def refresh(self) -> None:
-        """Read the grid anew, after a checkpoint was loaded; evaluation and the start of ``fit`` do so.
-
-        Raises:
-            RuntimeError: a program is being traced, where there are no numbers to read.
-        """
-        if not paddle.in_dynamic_mode():
-            raise RuntimeError(
-                "A network prepared for PACT is not written with paddle.jit.save: ExportBenchCallback writes its int8 "
-                "forms, or paddlelite_callbacks.deploy.forms.export_forms(network, folder, input_spec=[...])."
-            )
+        """Read the grid anew, after a checkpoint was loaded; evaluation and the start of ``fit`` do so."""
         low, high = (float(value) for value in self.grid.numpy())
         self._levels = (low, high)
 
