@@ -38,7 +38,10 @@ def refuse_torn(path: str | Path) -> None:
         else:
             missing = f"{file.tell() - size} bytes too early" if file.tell() > size else ""
     if missing:
-        raise ValueError(f"{path} is torn: it ends after {size} bytes, {missing}. Copy or export it again.")
+        raise ValueError(
+            f"{path} is torn: it ends after {size} bytes, {missing}. A whole file of paddle.jit.save is needed: "
+            "copy or export it again."
+        )
 
 
 def _pass_tensor(file: BinaryIO) -> None:

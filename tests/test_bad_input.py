@@ -81,6 +81,8 @@ def box(tmp_path_factory):
     (home / "half.onnx").write_bytes(b"xx")
     (home / "half.json").write_text("{}")
     (home / "half.pdiparams").write_bytes(b"x")
+    (home / "broken.json").write_text("{}")
+    (home / "broken.pdiparams").write_bytes(b"")
     (home / "runs.jsonl").write_text('{"schema": 9}\n')
     (home / "full").mkdir()
     (home / "full" / "mine.txt").write_text("x")
@@ -221,7 +223,17 @@ ROWS = [
     (
         "teacher-program-torn",
         lambda b: DistillCallback(str(b.home / "half")),
-        *(V, "half' cannot be loaded", "paddle.jit.load", "write it again with paddle.jit.save"),
+        *(
+            V,
+            "half.pdiparams is torn: it ends after 1 bytes",
+            "A whole file of paddle.jit.save",
+            "copy or export it again",
+        ),
+    ),
+    (
+        "teacher-program-broken",
+        lambda b: DistillCallback(str(b.home / "broken")),
+        *(V, "broken' cannot be loaded", "paddle.jit.load", "write it again with paddle.jit.save"),
     ),
     ("teacher-is-student", lambda b: with_itself(), V, "shares 9 parameters", "of its own", "copy.deepcopy(network)"),
     (
@@ -1005,7 +1017,7 @@ ROWS = [
     (
         "cli-export-full",
         lambda b: cli("export", b.home / "half.json", b.home / "full", "--input", "1x3x8x8"),
-        *(R, "other files (mine.txt)", "would be lost", "give a new folder"),
+        *(R, "other files (mine.txt)", "would not speak of", "give a new folder"),
     ),
     ("cli-gate-nothing", lambda b: cli("gate", b.home), R, "no limit", "--size-mb, --latency-ms", "Give at least one"),
     (

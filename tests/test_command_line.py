@@ -126,7 +126,7 @@ def test_export_writes_onnx_that_computes_the_same(new_program, tmp_path, capsys
         np.testing.assert_allclose(got, expected, atol=atol)
     (out / "mine.txt").write_text("keep")
     assert main(["export", str(new_program.path), str(out), "--input", "1x3x8x8"]) == 1
-    assert "mine.txt), which would be lost" in capsys.readouterr().err
+    assert "mine.txt), which deploy.json would not speak of" in capsys.readouterr().err
     assert (out / "mine.txt").read_text() == "keep"
 
 

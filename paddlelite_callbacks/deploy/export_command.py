@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "load it into its network and call paddle.jit.save first."
     )
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
-    parser.add_argument("out", help="folder for model.onnx (and model.fp16.onnx, deploy.json); replaced as a whole")
+    parser.add_argument("out", help="folder for model.onnx (and model.fp16.onnx, deploy.json); must hold nothing else")
     parser.add_argument(
         "--input", action="append", required=True, metavar="[NAME:]1x3x224x224[:TYPE]", help="sizes for the check"
     )
@@ -58,20 +58,22 @@ def run(options: argparse.Namespace) -> int:
     )
     from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
 
-    source, specs, target = find_model(options.model), [parse_input(text) for text in options.input], Path(options.out)
-    if source.kind != "paddle":
-        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
+    target = Path(options.out)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a folder.")
     ours = {"model.onnx", "model.fp16.onnx", SIDECAR}
     if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
         raise ValueError(
-            f"{target} holds other files ({', '.join(other[:3])}), which would be lost: give a new folder."
+            f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
+            "give a new folder."
         )
+    source, specs = find_model(options.model), [parse_input(text) for text in options.input]
+    if source.kind != "paddle":
+        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     inputs = random_inputs(source, specs)
     with hushed_stdout():
         expected = _answers(source, "paddle", inputs)
-    with staged_folder(target) as stage:
+    with staged_folder(target, dropped=sorted(ours)) as stage:
         files, lines = [export_onnx(source, stage / "model.onnx", opset=options.opset)], []
         if options.fp16:
             files.append(write_fp16_onnx(files[0], stage / "model.fp16.onnx"))
