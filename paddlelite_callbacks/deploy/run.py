@@ -25,6 +25,7 @@ from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_wrong
 from paddlelite_callbacks.deploy.sidecar import write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
+from paddlelite_callbacks.tensors import without_argument_lists
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
 
@@ -98,7 +99,7 @@ def hand_out(
         ExportError: the program cannot be written, or an engine gets something else from a file than the network gives.
     """
     rows = _fixed_rows(input_spec)
-    with undisturbed():
+    with undisturbed(), without_argument_lists():
         expected = references(network, sample)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
