@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import paddle
+from paddle.jit.dy2static.utils import get_temp_dir
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import BackboneSwap, DistillCallback, ExportBenchCallback, PACTQuantCallback
@@ -28,6 +31,25 @@ def slope(values: list[float]) -> float:
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+class _Mallinfo2(ctypes.Structure):  # of glibc 2.33 and newer
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
+
+
+def heap_in_use_mb() -> float:
+    """What ``malloc`` has handed out, holes left out; the free end of the heap goes back to the system first.
+
+    Python's small objects are not in it (see ``sys.getallocatedblocks``). NaN without glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return float("nan")
+    libc.malloc_trim(0)
+    libc.mallinfo2.restype = _Mallinfo2
+    info = libc.mallinfo2()
+    return (info.uordblks + info.hblkhd) / 1e6
 
 
 def _count(path: str) -> int:
@@ -83,8 +105,11 @@ class Soak:
         time.sleep(0.05)  # those of Paddle's C++ side
         homes = ((o, type(o).__module__) for o in gc.get_objects())  # of some C types it is no string
         ours = [o for o, home in homes if isinstance(home, str) and home.partition(".")[0] == "paddlelite_callbacks"]
+        heap = heap_in_use_mb()  # first, since it gives memory back
         return {
             "resident MB": resident_mb(),
+            "heap in use MB": heap,
+            "Python's memory blocks": sys.getallocatedblocks(),
             "objects": len(gc.get_objects()),
             "objects of ours": len(ours),
             "tensors": sum(isinstance(o, paddle.Tensor) for o in gc.get_objects()),
@@ -94,6 +119,7 @@ class Soak:
             "open files": _count("/proc/self/fd"),
             "hooks": self.hooks[-1],
             "files": sum(1 for _ in self.folder.rglob("*")),
+            "source files of Paddle": _count(get_temp_dir()),
         }
 
 

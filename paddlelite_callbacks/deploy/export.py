@@ -21,9 +21,10 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.lean import make_program_lean
-from paddlelite_callbacks.deploy.stacks import without_call_stacks, without_failed_traces
+from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
+from paddlelite_callbacks.tensors import without_argument_lists
 
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
 
@@ -70,8 +71,13 @@ class Artefact:
 
 
 def copy_network(network: Layer) -> Layer:
-    """Return a deep copy in eval mode without the hooks of ``network``, which is left as it is."""
-    duplicate = copy.deepcopy(network)
+    """Return a deep copy in eval mode without the hooks of ``network``, which is left as it is.
+
+    Paddle numbers the names of copied parameters through the life of the process, and keeps each name that a program
+    holds. Here every copy counts from zero, so that all copies of a network have the same names.
+    """
+    with paddle.utils.unique_name.guard(), without_argument_lists():
+        duplicate = copy.deepcopy(network)
     for layer in duplicate.sublayers(include_self=True):
         layer._forward_pre_hooks.clear()
         layer._forward_post_hooks.clear()
@@ -99,7 +105,7 @@ def export_paddle(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with warnings.catch_warnings(), without_call_stacks(), without_failed_traces():  # paddle.jit changes filters
+        with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
             paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]

@@ -26,6 +26,7 @@ from paddlelite_callbacks.deploy.refuse import refuse_indefinite, refuse_wrong
 from paddlelite_callbacks.deploy.sidecar import described_outputs, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.loaders import ended_with_the_epoch
+from paddlelite_callbacks.tensors import without_argument_lists
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
 
@@ -100,7 +101,7 @@ def hand_out(
             the network gives nothing definite.
     """
     rows = _fixed_rows(input_spec)
-    with undisturbed():
+    with undisturbed(), without_argument_lists():
         expected = references(network, sample)
         refuse_indefinite(network, sample, next(reversed(expected.values())).outputs)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())

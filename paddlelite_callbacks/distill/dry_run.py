@@ -14,6 +14,7 @@ from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.taps import Taps
 from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import same_modes
+from paddlelite_callbacks.tensors import without_argument_lists
 
 __all__ = ["UNKNOWN_BATCH", "InputSpecs", "seen_on_zeros"]
 
@@ -54,7 +55,8 @@ def seen_on_zeros(
     with ExitStack() as scope, paddle.no_grad():
         scope.enter_context(same_random_streams())
         try:
-            network = copy.deepcopy(network) if training else network
+            with without_argument_lists():
+                network = copy.deepcopy(network) if training else network
         except Exception as error:
             _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
             return None

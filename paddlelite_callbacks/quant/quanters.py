@@ -161,10 +161,10 @@ class PACTActivationQuanter(Switched):
         first = self._seen == 0
         self._observed = found if first else self._follow(found)
         self._seen += 1
-        self.alpha.set_value(paddle.to_tensor([self._observed]))
+        self.alpha.set_value(np.array([self._observed], "float32"))
         signed = float(lowest) < 0 or self._levels[0] < 0
         self._levels = grid_levels(self._bits, signed)
-        self.grid.set_value(paddle.to_tensor(list(self._levels)))
+        self.grid.set_value(np.array(self._levels, "float32"))
 
     def _follow(self, value: float) -> float:
         return self._momentum * self._observed + (1 - self._momentum) * value

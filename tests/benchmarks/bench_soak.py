@@ -1,9 +1,10 @@
 """200 fits (``SOAK_FITS``) in one process: what grows? ``python -m pytest tests/benchmarks/bench_soak.py -s``.
 
 A tiny network, all four parts; every tenth fit has worker processes, every tenth one fails half-way, every 25th exports
-to ONNX (without PACT). The slopes are of a line through the second half of the fits. What grows are some 150 small
-objects a program that Paddle traces (names of scopes and arguments), and a little memory, part of it Paddle's as
-measured without us. `test_soak` holds the objects of this package to none.
+to ONNX (without PACT). The slopes are of a line through the second half of the fits. `heap in use MB` is what is handed
+out by ``malloc``, without the holes between: what of the resident memory is above it is fragments and Python's small
+objects (`Python's memory blocks`). `bench_alone.py` has what of it others leave behind without us; `test_soak` holds to
+none the objects of this package, and what Paddle keeps of an export and we clear away.
 """
 
 from __future__ import annotations

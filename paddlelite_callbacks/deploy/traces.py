@@ -1,0 +1,86 @@
+"""Programs traced without what Paddle keeps of each for good: names of scopes, generated source files."""
+
+from __future__ import annotations
+
+import importlib.util
+import linecache
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from paddle.base import framework
+from paddle.jit.dy2static import origin_info, program_translator
+
+from paddlelite_callbacks.deploy.stacks import without_call_stacks, without_failed_traces
+
+__all__ = ["clean_trace", "without_generated_sources", "without_scope_names"]
+
+_generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
+_lock = threading.Lock()
+
+
+@contextmanager
+def clean_trace() -> Iterator[None]:
+    """Trace inside the block with all of the cures of this module and of `stacks`."""
+    with without_call_stacks(), without_failed_traces(), without_scope_names(), without_generated_sources():
+        yield
+
+
+@contextmanager
+def without_scope_names() -> Iterator[None]:
+    """Number the scopes inside the block from zero, and forget them at its end.
+
+    Paddle 3.3 keeps a node for each call of each layer that it ever traced (``paddle.base.framework._name_struct``),
+    and numbers on: every program writes other names (``TinyNet_7/Conv2D_3/``) into its operations, each of which PIR's
+    context keeps as well. Numbered from zero they are the same in every program of a network.
+    """
+    outer = framework._name_struct
+    framework._name_struct = framework.NameStruct()
+    try:
+        yield
+    finally:
+        framework._name_struct = outer
+
+
+@contextmanager
+def without_generated_sources() -> Iterator[None]:
+    """Remove the source files that Paddle writes inside the block, in this thread, once their function is gone.
+
+    Paddle 3.3 writes a Python file for every function that it traces (``~/.cache/paddle/to_static_tmp/PID``), reads it
+    back, and keeps file, text (``linecache``) and a map of its lines until the process ends: 3 KB a function. Files of
+    functions that are still in use, Paddle's own cache of converted functions among them, stay.
+    """
+    real, owner = program_translator.ast_to_func, threading.get_ident()
+
+    def ast_to_func(*args: Any, **options: Any) -> tuple[Callable[..., Any], str]:
+        function, file = real(*args, **options)
+        if threading.get_ident() == owner:
+            with _lock:
+                _generated.append((weakref.ref(function), file))
+        return function, file
+
+    program_translator.ast_to_func = ast_to_func
+    try:
+        yield
+    finally:
+        program_translator.ast_to_func = real
+        _forget_dead()
+
+
+def _forget_dead() -> None:
+    with _lock:
+        dead = {file for function, file in _generated if function() is None}
+        _generated[:] = [pair for pair in _generated if pair[1] not in dead]
+    if not dead:
+        return
+    lines = origin_info.global_origin_info_map
+    for place in [place for place in list(lines) if place[0] in dead]:
+        lines.pop(place, None)
+    for file in dead:
+        linecache.cache.pop(file, None)
+        for path in (file, importlib.util.cache_from_source(file)):
+            with suppress(OSError):
+                Path(path).unlink()

@@ -1,0 +1,49 @@
+"""Tensors made without the list that Paddle's constructor leaks for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import paddle
+
+__all__ = ["without_argument_lists"]
+
+_KEYWORDS = ("value", "place", "persistable", "zero_copy", "name", "stop_gradient")  # as `paddle.to_tensor` passes them
+
+
+@contextmanager
+def without_argument_lists() -> Iterator[None]:
+    """Let ``paddle.Tensor(...)`` inside the block reach Paddle's constructor without keywords.
+
+    Paddle 3.3 makes a list of the keywords of each tensor and parameter that is built from a value, an empty one too,
+    and never frees it: 70 to 180 bytes for every ``paddle.to_tensor`` and every parameter of a ``copy.deepcopy``.
+    Given by position the same arguments leave nothing. Where Paddle's constructor is another one, nothing is done.
+    """
+    wrapper: Any = paddle.Tensor.__init__
+    construct: Any = vars(paddle).get("original_init")
+    if construct is None or vars(paddle).get("new_init") != wrapper:
+        yield
+        return
+
+    def by_position(self: Any, *args: Any, **keywords: Any) -> None:
+        if not args and tuple(keywords) == _KEYWORDS:
+            construct(self, *keywords.values())
+        elif not args and not keywords:
+            construct(self, paddle.empty([0], "float32", device="cpu"), paddle.CPUPlace())
+        elif keywords or _a_shape_or_list(args):
+            wrapper(self, *args, **keywords)
+        else:
+            construct(self, *args)
+
+    paddle.Tensor.__init__ = by_position
+    try:
+        yield
+    finally:
+        paddle.Tensor.__init__ = wrapper
+
+
+def _a_shape_or_list(args: tuple[Any, ...]) -> bool:
+    """Whether Paddle's Python constructor does more with ``args`` than hand them on."""
+    return all(isinstance(arg, int) for arg in args) or (len(args) == 1 and isinstance(args[0], (list, tuple)))
