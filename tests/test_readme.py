@@ -24,7 +24,8 @@ BASH = blocks(READMES["README.md"], "bash")
 
 
 def packages_of(block: str) -> pytest.MarkDecorator:
-    return needs(*(["paddleclas"] if re.search(r"BackboneSwap\(\"|list_backbones", block) else []))
+    swaps = ["paddleclas"] if re.search(r"BackboneSwap\(\"|list_backbones", block) else []
+    return needs(*swaps, *(["paddle2onnx"] if 'model.onnx"' in block else []))
 
 
 @pytest.mark.slow
