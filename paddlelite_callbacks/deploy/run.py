@@ -23,7 +23,7 @@ from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.loading import checked
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.refuse import refuse_indefinite, refuse_wrong
-from paddlelite_callbacks.deploy.sidecar import described_outputs, write_sidecar
+from paddlelite_callbacks.deploy.sidecar import described_outputs, fixed_rows, has_free_sizes, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.loaders import ended_with_the_epoch
 from paddlelite_callbacks.tensors import without_argument_lists
@@ -100,7 +100,7 @@ def hand_out(
         ExportError: the program cannot be written, an engine gets something else from a file than the network gives, or
             the network gives nothing definite.
     """
-    rows = _fixed_rows(input_spec)
+    rows = fixed_rows(input_spec)
     with undisturbed(), without_argument_lists():
         expected = references(network, sample)
         refuse_indefinite(network, sample, next(reversed(expected.values())).outputs)
@@ -208,15 +208,10 @@ def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
 
 
 def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -> list[str]:
-    if not any(size in (None, -1) for spec in input_spec for size in spec.shape[1:]):
+    if not has_free_sizes(input_spec):
         return []
     sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
     return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
-
-
-def _fixed_rows(input_spec: Sequence[InputSpec]) -> int | None:
-    size = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
-    return None if size in (None, -1) else int(size)
 
 
 def _described(spec: InputSpec, number: int) -> dict[str, Any]:

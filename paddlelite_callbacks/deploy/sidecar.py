@@ -12,7 +12,15 @@ import numpy as np
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.foreign import output_shapes
 
-__all__ = ["SIDECAR", "checked_sidecar_options", "described_outputs", "read_sidecar", "write_sidecar"]
+__all__ = [
+    "SIDECAR",
+    "checked_sidecar_options",
+    "described_outputs",
+    "fixed_rows",
+    "has_free_sizes",
+    "read_sidecar",
+    "write_sidecar",
+]
 
 SIDECAR = "deploy.json"
 _VERSION = 1
@@ -78,6 +86,25 @@ def write_sidecar(
     return path
 
 
+def fixed_rows(input_spec: Sequence[Any]) -> int | None:
+    """Return the batch size that ``input_spec`` fixes; ``None`` where it is free.
+
+    Args:
+        input_spec: an `InputSpec` each.
+    """
+    size = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
+    return None if size in (None, -1) else int(size)
+
+
+def has_free_sizes(input_spec: Sequence[Any]) -> bool:
+    """Whether ``input_spec`` leaves a size behind the batch free.
+
+    Args:
+        input_spec: an `InputSpec` each.
+    """
+    return any(size in (None, -1) for spec in input_spec for size in spec.shape[1:])
+
+
 def described_outputs(
     artefacts: Sequence[Artefact], outputs: Sequence[np.ndarray], input_spec: Sequence[Any]
 ) -> list[dict[str, Any]]:
@@ -88,9 +115,7 @@ def described_outputs(
         outputs: of one call.
         input_spec: of the inputs: where sizes behind the batch are free, those of the outputs may be.
     """
-    free = any(size in (None, -1) for spec in input_spec for size in spec.shape[1:])
-    batch = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
-    first = None if batch in (None, -1) else batch
+    free, first = has_free_sizes(input_spec), fixed_rows(input_spec)
     declared = next((output_shapes(a) for a in artefacts if a.kind == "onnx"), {})
     names = list(declared) if len(declared) == len(outputs) else [None] * len(outputs)
     described = []
