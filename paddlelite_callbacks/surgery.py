@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import paddle
+from paddle import Tensor
 from paddle.nn import BatchNorm, GroupNorm, Layer, LayerNorm
 from paddle.nn.layer.norm import _BatchNormBase, _InstanceNormBase
 
 from paddlelite_callbacks.errors import near_names
 
 __all__ = [
+    "broken_tensors",
     "find_sublayer",
     "freeze_norm_",
     "freeze_parameters_",
@@ -24,6 +26,24 @@ __all__ = [
 ]
 
 _NORMS = (BatchNorm, _BatchNormBase, _InstanceNormBase, GroupNorm, LayerNorm)
+
+
+def broken_tensors(network: Layer) -> dict[str, Tensor]:
+    """Return the parameters that hold NaN or infinite values, and the buffers that hold NaN, by name.
+
+    A buffer may well be infinite: masks of attention are.
+
+    Args:
+        network: looked through.
+    """
+    parameters, broken = {name for name, _ in network.named_parameters()}, {}
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            value = tensor.detach().astype("float32")
+            good = paddle.isfinite(value) if name in parameters else ~paddle.isnan(value)
+            if tensor.size and not bool(good.all()):
+                broken[name] = tensor
+    return broken
 
 
 def find_sublayer(network: Layer, name: str) -> Layer:

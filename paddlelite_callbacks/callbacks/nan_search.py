@@ -13,6 +13,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.outputs import tensors_of
+from paddlelite_callbacks.surgery import broken_tensors
 
 __all__ = ["Finding", "broken_state", "host_is_finite", "not_finite", "tensors_and_arrays", "zero_times"]
 
@@ -74,20 +75,16 @@ def host_is_finite(values: Sequence[Any]) -> bool:
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:
-    """Return which parameters of ``network`` hold NaN or infinite values, and which buffers NaN.
-
-    A buffer may well be infinite: masks of attention are.
+    """Return which weights of ``network`` are not finite, see `broken_tensors`.
 
     Args:
         name: of ``network``, for messages.
         network: looked through.
     """
-    found, parameters = [], {key for key, _ in network.named_parameters()}
-    for key, tensor in network.state_dict().items():
-        counted = _counted(tensor)
-        if counted and (key in parameters or "NaN" in counted):
-            found.append(Finding(f"{key} of {name}", f"{key} of {name} with {counted} of {tensor.size} values"))
-    return found
+    return [
+        Finding(f"{key} of {name}", f"{key} of {name} with {_counted(tensor)} of {tensor.size} values")
+        for key, tensor in broken_tensors(network).items()
+    ]
 
 
 def _counted(tensor: Tensor) -> str:

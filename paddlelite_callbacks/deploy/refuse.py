@@ -12,6 +12,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.deploy.check import Check, compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError, flat_outputs
 from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.surgery import broken_tensors
 
 __all__ = ["own_movement", "refuse_indefinite", "refuse_wrong"]
 
@@ -34,7 +35,7 @@ def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Se
     whose = f"{type(network).__name__} in eval mode"
     if not expected:
         raise ExportError(f"{whose} gives no output, so there is nothing to export: let forward() return tensors.")
-    broken = _broken(network)
+    broken = list(broken_tensors(network))
     if broken:
         raise ExportError(
             f"{whose} has weights that are not finite: {broken[:5]} ({len(broken)} in all). Nothing is handed out: go "
@@ -58,14 +59,6 @@ def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Se
             "noise that eval mode does not stop, or a state that forward() changes? Make forward() a function of its "
             "inputs where network.training is False."
         )
-
-
-def _broken(network: Layer) -> list[str]:
-    """Return which parameters hold NaN or infinite values, and which buffers NaN: a mask may well be infinite."""
-    parameters = {name for name, _ in network.named_parameters()}
-    state = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
-    values = {name: tensor.astype("float32").numpy() for name, tensor in state.items()}
-    return [n for n, v in values.items() if not (np.isfinite(v) if n in parameters else ~np.isnan(v)).all()]
 
 
 def refuse_wrong(network: Layer, sample: Sequence[np.ndarray], checks: Iterable[Check]) -> None:
