@@ -98,7 +98,7 @@ def require_installed(name: str, *, needed_for: str) -> None:
 
 
 def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
-    """Return up to ``limit`` of ``names`` that look most like ``wrong``; the first few names where none does.
+    """Return up to ``limit`` of ``names`` that look most like ``wrong``, whatever its case; the first few if none does.
 
     Args:
         wrong: that was given.
@@ -106,7 +106,12 @@ def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]
         limit: of the list.
     """
     known = list(names)
-    return difflib.get_close_matches(wrong, known, n=limit, cutoff=0.5) or known[:limit]
+    folded: dict[str, list[str]] = {}
+    for name in known:
+        folded.setdefault(name.casefold(), []).append(name)
+    near = difflib.get_close_matches(wrong.casefold(), list(folded), n=limit, cutoff=0.5)
+    found = [name for key in near for name in sorted(folded[key], key=lambda name: name != wrong)]
+    return found[:limit] or known[:limit]
 
 
 def _missing(package: str, why: str, needed_for: str) -> MissingDependencyError:

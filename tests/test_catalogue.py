@@ -13,7 +13,7 @@ from installed import needs
 from paddle import nn
 from toy import TinyNet
 
-from paddlelite_callbacks import list_backbones
+from paddlelite_callbacks import BackboneSwap, list_backbones
 from paddlelite_callbacks.backbone.catalogue import DATA, render_table, why_left_out
 from paddlelite_callbacks.backbone.checks import CHECKS
 from paddlelite_callbacks.backbone.cost import count_macs, count_parameters
@@ -152,6 +152,32 @@ def test_lists_are_filtered_and_shown():
     assert "| PPLCNet_x2_5 | 9.0" in table
     assert "blocks5 16x640" in table
     assert "_pretrained.pdparams |" in table
+
+
+@pytest.mark.parametrize("pattern", ["pplcnet_x*", "PPLCNET_X*", "PPLCNet_x*"])
+def test_patterns_and_sources_match_in_any_case(pattern):
+    by_hand = [b for b in list_backbones() if b.name.startswith("PPLCNet_x")]
+    assert len(by_hand) == 9
+    assert list_backbones(pattern) == by_hand
+    assert list_backbones(pattern, source="PaddleClas") == by_hand
+    assert [b.name for b in list_backbones("resnet18")] == ["resnet18"]
+    assert {b.name for b in list_backbones("RESNET18")} == {"resnet18", "ResNet18"}
+    with pytest.raises(ValueError, match=r"No backbone matches 'pplcnet_x3'; near names: \['PPLCNet_x"):
+        list_backbones("pplcnet_x3")
+
+
+@needs("paddleclas")
+def test_names_are_found_in_any_case():
+    network = build("pplcnet_X0_25", num_classes=3)
+    assert list(network.state_dict()) == list(build("PPLCNet_x0_25", num_classes=3).state_dict())
+    assert BackboneSwap("MOBILENET_V2").name == "mobilenet_v2"
+    assert type(BackboneSwap("pplcnet_x0_25")(TinyNet())).__name__ == "PPLCNet"
+    assert type(build("resnet18")).__module__.startswith("paddle.vision")
+    assert type(build("ResNet18")).__module__.startswith("paddleclas")
+    with pytest.raises(ValueError, match=r"may be any of \['ResNet18', 'resnet18'\], which differ in case only"):
+        BackboneSwap("RESNET18")
+    with pytest.raises(ValueError, match=r"no backbone 'pplcnet_X3'; near names: \['PPLCNet_x"):
+        BackboneSwap("pplcnet_X3")
 
 
 def test_the_list_needs_no_network_library():

@@ -528,3 +528,92 @@ def test_a_mask_that_became_nan_is_one():
     network.square.set_value(np.full([2, 2], NAN, "float32"))
     with pytest.raises(ValueError, match="square of the network with 4 NaN of 4 values"):
         fit(hapi_model(network), [DistillCallback(Masked(width=8))])
+
+
+class Huge(Images):
+    """Finite pixels whose sum over a batch overflows float32."""
+
+    def __init__(self, dtype="float32"):
+        super().__init__(32)
+        self.images = (np.abs(self.images) * 1e37).astype(dtype)
+
+
+class Shrunk(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.body = Plain()
+
+    def forward(self, x):
+        return self.body((x * 1e-37).astype("float32"))
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip"])
+@pytest.mark.parametrize("make", [lambda: DistillCallback(Shrunk(), on_nan="raise"), PACTQuantCallback])
+def test_finite_inputs_whose_sum_overflows_are_no_fault(make, on_nan):
+    """The guard's own sum is infinite, nothing that the training computes is."""
+    network, plain = Shrunk(), Shrunk()
+    plain.set_state_dict({key: value.clone() for key, value in network.state_dict().items()})
+    callback, silent = make(), make()
+    callback.on_nan, silent.on_nan = on_nan, "ignore"
+    if isinstance(callback, DistillCallback):
+        silent.teacher.set_state_dict(callback.teacher.state_dict())
+    fit(hapi_model(network), [callback], data=Huge(), evaluate=False)
+    fit(hapi_model(plain), [silent], data=Huge(), evaluate=False)
+    assert equal_weights(weights_of(network), weights_of(plain))
+
+
+def test_a_float64_loss_beyond_float32_is_no_fault():
+    class Large(nn.CrossEntropyLoss):
+        def forward(self, *given):
+            return super().forward(*given).astype("float64") + 1e60
+
+    network, plain = Plain(), Plain()
+    plain.set_state_dict({key: value.clone() for key, value in network.state_dict().items()})
+    fit(hapi_model(network, loss=Large()), [DistillCallback(Plain(), weight=0.0)], evaluate=False)
+    fit(hapi_model(plain), evaluate=False)
+    assert equal_weights(weights_of(network), weights_of(plain))
+
+
+def test_a_sum_of_finite_terms_that_overflows_blames_the_sum():
+    huge = 2e38
+
+    def distill(student, teacher):
+        return (student - teacher).abs().mean() * 0 + huge
+
+    class Task(nn.CrossEntropyLoss):
+        def forward(self, *given):
+            return super().forward(*given) * 0 + huge
+
+    model = hapi_model(loss=Task())
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss is inf, the weighted sum of the finite task_loss 2e\+38 and distill_"
+    ) as raised:
+        fit(model, [DistillCallback(Plain(), loss=distill)], evaluate=False)
+    assert "Lower weight= and task_weight=" in str(raised.value)
+    assert "process" not in str(raised.value)
+    assert raised.value.terms == ("loss",)
+
+
+class Counting(Plain):
+    """A buffer that the forward pass of training batch `BAD` makes infinite; the outputs do not show it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", paddle.ones([2, 2]))
+        self.left = BAD
+
+    def forward(self, x):
+        if self.training:
+            self.left -= 1
+            self.seen.set_value(self.seen * (INF if self.left == -1 else 1.0))
+        return super().forward(x)
+
+
+def test_a_buffer_that_only_this_batch_broke_is_named_in_a_run_of_one():
+    model = hapi_model(Counting())
+    with pytest.raises(
+        NonFiniteLossError, match=r"seen of the network behind this batch with 4 infinite of 4"
+    ) as raised:
+        fit(model, [DistillCallback(Plain())], data=Images(32), evaluate=False)
+    assert "process" not in str(raised.value)
+    assert np.array_equal(model.network.seen.numpy(), np.ones([2, 2]))

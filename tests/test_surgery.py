@@ -6,6 +6,7 @@ import paddle
 import pytest
 from toy import TinyNet
 
+from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.surgery import find_sublayer, frozen, match_sublayers, replace_sublayer
 
 
@@ -14,6 +15,13 @@ def test_a_wrong_name_lists_near_ones():
         find_sublayer(TinyNet(), "conv3")
     with pytest.raises(ValueError, match=r"matches 'block\*'"):
         match_sublayers(TinyNet(), "block*")
+
+
+def test_near_names_are_found_in_any_case():
+    with pytest.raises(ValueError, match=r"no sublayer 'CONV1'; near names: \['conv1'"):
+        find_sublayer(TinyNet(), "CONV1")
+    assert near_names("resnet", ["VGG", "ResNet", "resnet", "x"]) == ["resnet", "ResNet"]
+    assert near_names("zzz", ["b", "a"]) == ["b", "a"]
 
 
 def test_glob_and_names_with_brackets():

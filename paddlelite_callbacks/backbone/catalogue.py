@@ -68,7 +68,7 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
     Reads the measured figures only; it imports no network library.
 
     Args:
-        pattern: of names, for instance ``"PPLCNet_*"``.
+        pattern: of names, for instance ``"PPLCNet_*"``; in any case where none matches as it stands.
         source: ``"paddleclas"``, ``"paddle.vision"`` or ``"models"``; ``None`` for all.
 
     Raises:
@@ -80,7 +80,10 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
         ('paddleclas', {2: 8, 4: 16, 8: 32, 16: 64, 32: 128})
     """
     entries = [_backbone(entry) for entry in _data()["backbones"]]
-    found = [b for b in entries if fnmatchcase(b.name, pattern) and source in (None, b.source)]
+    source = None if source is None else source.casefold()
+    offered = [b for b in entries if source in (None, b.source)]
+    found = [b for b in offered if fnmatchcase(b.name, pattern)]
+    found = found or [b for b in offered if fnmatchcase(b.name.casefold(), pattern.casefold())]
     if not found:
         sources = sorted({b.source for b in entries})
         if source not in (None, *sources):

@@ -18,8 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the command.
     """
-    parser.add_argument("pattern", nargs="?", default="*", help="of names, for instance 'PPLCNet_*' (default: all)")
-    parser.add_argument("--source", choices=["paddleclas", "paddle.vision", "models"], help="who makes them")
+    parser.add_argument(
+        "pattern", nargs="?", default="*", help="of names, for instance 'PPLCNet_*', in any case (default: all)"
+    )
+    parser.add_argument(
+        "--source", type=str.lower, choices=["paddleclas", "paddle.vision", "models"], help="who makes them"
+    )
     parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="only trunks of at most as many")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--left-out", action="store_true", help="the networks that are not offered, and why")

@@ -110,10 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _chosen(patterns: Sequence[str]) -> list[str]:
     names = known_names()
-    unknown = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    matches = {pattern: _matching(names, pattern) for pattern in patterns}
+    unknown = [pattern for pattern, found in matches.items() if not found]
     if unknown:
         raise SystemExit(f"No backbone matches {unknown}.")
-    return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    return [name for name in names if not patterns or any(name in found for found in matches.values())]
+
+
+def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    """As `list_backbones`: in any case where none matches as it stands."""
+    exact = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    return exact or [name for name in names if fnmatch.fnmatchcase(name.casefold(), pattern.casefold())]
 
 
 def _in_a_process(name: str, checks: Sequence[str], seconds: float) -> dict[str, Any] | str:

@@ -21,7 +21,17 @@ from paddlelite_callbacks.backbone.catalogue import list_backbones, why_left_out
 from paddlelite_callbacks.backbone.cures import cure_
 from paddlelite_callbacks.errors import near_names, require
 
-__all__ = ["SOURCES", "Source", "build", "known_names", "source_of", "trunk_end", "weights_file", "weights_url"]
+__all__ = [
+    "SOURCES",
+    "Source",
+    "build",
+    "known_names",
+    "source_of",
+    "spelled_name",
+    "trunk_end",
+    "weights_file",
+    "weights_url",
+]
 
 _PADDLECLAS = "paddleclas.ppcls.arch.backbone"
 # The package's own networks: name -> module of paddlelite_callbacks.models; the factory has the name itself.
@@ -75,6 +85,27 @@ def source_of(name: str) -> Source:
     raise ValueError(f"There is no backbone {name!r}; near names: {near}. list_backbones() names all.")
 
 
+def spelled_name(name: str) -> str:
+    """Return the network's name as its makers spell it; ``name`` may be in any case.
+
+    Args:
+        name: that was given; a name that nobody knows comes back as it is.
+
+    Raises:
+        ValueError: several names differ from it in case only.
+    """
+    own = [*_names_of("models"), *_names_of("paddle.vision")]
+    if name in own:
+        return name
+    known = {*own, *_of_paddleclas()}
+    if name in known:
+        return name
+    found = sorted(other for other in known if other.casefold() == name.casefold())
+    if len(found) > 1:
+        raise ValueError(f"{name!r} may be any of {found}, which differ in case only: write one of them as it stands.")
+    return found[0] if found else name
+
+
 def known_names() -> list[str]:
     """Return the names of all networks that can be asked for, in the catalogue or not."""
     names = [*_names_of("models"), *_names_of("paddle.vision")]
@@ -87,7 +118,7 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
     """Build the network ``name`` with random weights; input ``[N, 3, H, W]``.
 
     Args:
-        name: see `known_names`.
+        name: see `known_names`, in any case.
         num_classes: of its classifier; networks of ours have none.
         options: further arguments of its factory, for instance ``{"stride_list": [2, 2, 2, 2, 1]}``.
 
@@ -95,6 +126,7 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
         MissingDependencyError: the package that makes it is not installed.
         ValueError: no such network, or an option it does not take.
     """
+    name = spelled_name(name)
     source, factory = source_of(name), _factory(name)
     arguments = dict(options or {})
     if source.classes is not None:

@@ -20,7 +20,7 @@ from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classe
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
 from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
-from paddlelite_callbacks.backbone.sources import build, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.sources import build, spelled_name, trunk_end, weights_file, weights_url
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
 from paddlelite_callbacks.backbone.summary import SwapSummary, compare
 from paddlelite_callbacks.backbone.trunk import Trunk
@@ -46,7 +46,7 @@ class BackboneSwap:
     ``MobileNetV3_small_x1_0`` (~10 MB). `list_backbones` shows all.
 
     Args:
-        backbone: a name of `list_backbones`, or a network of your own, which is copied.
+        backbone: a name of `list_backbones`, in any case, or a network of your own, which is copied.
         at: name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
         taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``); ``None`` takes the last map
             of each stride that the old backbone gave.
@@ -91,13 +91,13 @@ class BackboneSwap:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         check_options(at, taps, adapt, rebuild, freeze_stages)
-        self.name = backbone if isinstance(backbone, str) else type(backbone).__name__
+        self.name = spelled_name(backbone) if isinstance(backbone, str) else type(backbone).__name__
         self.at, self.taps = at, None if taps is None else list(taps)
         self.pretrained, self.sha256, self.strict = pretrained, sha256, strict
         self.rebuild, self.options = rebuild, dict(options or {})
         self.freeze_norm, self.freeze_stages, self.stop_grad = freeze_norm, freeze_stages, stop_grad
         self.report: LoadReport | None = None
-        self._layer = own_layer(backbone, pretrained, self.options)
+        self._layer = own_layer(self.name if isinstance(backbone, str) else backbone, pretrained, self.options)
         self._done: tuple[Layer, Layer, Layer | None] | None = None
         self._inputs: list[Tensor] = []
 

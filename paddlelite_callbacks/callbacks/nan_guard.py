@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
@@ -16,6 +17,7 @@ from paddlelite_callbacks.callbacks.nan_search import (
     Finding,
     broken_state,
     host_is_finite,
+    is_finite,
     not_finite,
     tensors_and_arrays,
     zero_times,
@@ -29,6 +31,7 @@ __all__ = ["FIGURE", "NaNGuard"]
 
 _log = logging.getLogger(__name__)
 FIGURE = "skipped_batches"
+_SUM = "loss"  # name of the finding where the terms are finite and their weighted sum is not
 _SPOKEN = 3  # skips that are logged one by one
 
 
@@ -173,7 +176,28 @@ class NaNGuard:
         return loss
 
     def _finite(self, parts: list[Tensor]) -> bool:
-        """Read one number; of several processes, all say the same."""
+        """Read one number, and look closer where it is not finite; of several processes, all say the same."""
+        good = math.isfinite(float(self._sum(parts))) or self._each_finite(parts)
+        if several_ranks():
+            flag = paddle.to_tensor([float(good)], dtype="float32")
+            paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
+            return bool(float(flag) > 0)
+        return good
+
+    @paddle.no_grad()
+    def _each_finite(self, parts: list[Tensor]) -> bool:
+        """Whether the batch is finite after all: a sum of large numbers may overflow where none of them is at fault."""
+        inputs = tensors_and_arrays(self._causes["input"])
+        values = [*parts, *self._losses, *self._probes, *(x for x in inputs if isinstance(x, Tensor))]
+        arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+        return (
+            all(is_finite(x) for x in values)
+            and all(bool(np.isfinite(x).all()) for x in arrays)
+            and not self._buffers.broken()
+        )
+
+    def _sum(self, parts: list[Tensor]) -> Tensor:
+        """Return a scalar that is finite where all is; it may overflow, too."""
         values = [part.detach().astype("float32").sum() for part in (*parts, *self._losses)]
         if self._probes:
             values.append(paddle.concat([probe.detach().reshape([-1]) for probe in self._probes]).sum() * 0)
@@ -181,16 +205,12 @@ class NaNGuard:
         values += [*self._buffers.probes(), *zero_times([x for x in inputs if isinstance(x, Tensor)])]
         if not host_is_finite(inputs):
             values.append(paddle.full([], math.nan))
-        total = values[0] if len(values) == 1 else paddle.add_n(values)
-        if several_ranks():
-            flag = paddle.isfinite(total).astype("float32").reshape([1])
-            paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
-            return bool(float(flag) > 0)
-        return math.isfinite(float(total))
+        return values[0] if len(values) == 1 else paddle.add_n(values)
 
     @paddle.no_grad()
     def _leave(self, parts: list[Tensor], outputs: Sequence[Any]) -> None:
         """Raise, with the batch's traces undone."""
+        moved = self._moved()
         self._buffers.put_back()
         broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
         terms = self._bad_terms(parts)
@@ -199,6 +219,7 @@ class NaNGuard:
         causes = [*broken, *still, *seen]
         if not any(name.endswith("network's output") for name in self._causes):
             causes += not_finite("the network's output", list(outputs)[: max(1, len(outputs) - self._labels())])
+        causes = causes or moved
         self._forget()
         message = self._message(terms, causes, broken)
         if self.policy == "raise" or broken:
@@ -210,6 +231,17 @@ class NaNGuard:
             _log.warning("Left out: %s%s", message, last)
         raise SkipBatch(parts)
 
+    def _moved(self) -> list[Finding]:
+        """Return the buffers and statistics that this batch's forward pass made NaN or infinite."""
+        wrong = {id(tensor) for tensor in self._buffers.broken()}
+        named = [
+            (f"{key} of {name} behind this batch", tensor)
+            for name, network in self._networks.items()
+            for key, tensor in (*network.named_parameters(), *network.named_buffers())
+            if id(tensor) in wrong
+        ]
+        return [found for name, tensor in named for found in not_finite(name, tensor)]
+
     def _labels(self) -> int:
         labels = self._causes.get("label")
         return len(labels) if isinstance(labels, (list, tuple)) else int(labels is not None)
@@ -218,31 +250,51 @@ class NaNGuard:
         if not any(name.startswith("task_loss") for name in self._terms):
             for index, part in enumerate(parts):
                 self._terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
-        return [
-            Finding(name, f"{name} is {float(value.astype('float32').sum())}{f' ({what})' if what else ''}")
+        bad = [
+            Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
             for name, (value, what) in self._terms.items()
-            if not math.isfinite(float(value.astype("float32").sum()))
+            if not is_finite(value)
         ]
+        return bad or self._overflows(parts)
+
+    def _overflows(self, parts: list[Tensor]) -> list[Finding]:
+        """Return a finding where the loss is not finite though none of its terms is at fault."""
+        if all(is_finite(part) for part in parts):
+            return []
+        terms = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in self._terms.items())
+        total = sum(_value(part) for part in parts)
+        return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {terms}")]
 
     def _message(self, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
         where = f"epoch {self.epoch}, batch {self.batch} (both counted from 0)"
         what = f"The loss is not finite at {where}: {'; '.join(term.text for term in terms)}."
         if not terms:
-            hidden = "the loss hides it, since a ReLU turns NaN into 0" if causes else "it is on another process"
+            elsewhere = not causes and several_ranks()
+            hidden = "it is on another process" if elsewhere else "the loss hides it, since a ReLU turns NaN into 0"
             what = f"NaN or infinite values at {where}; {hidden}."
-        traced = "; ".join(cause.text for cause in causes[:6]) or "finite weights, inputs and outputs: the loss itself"
+        overflow = [term.name for term in terms] == [_SUM] and not causes
+        nothing = (
+            "weights too large for these terms" if overflow else "finite weights, inputs and outputs: the loss itself"
+        )
+        traced = "; ".join(cause.text for cause in causes[:6]) or nothing
         more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
-        return f"{what} It comes from {traced}{more}. {_remedy(causes, broken)}"
+        return f"{what} It comes from {traced}{more}. {_remedy(causes, broken, overflow=overflow)}"
 
 
-def _remedy(causes: list[Finding], broken: list[Finding]) -> str:
+def _value(value: Tensor) -> float:
+    return float(value.astype("float64").sum())
+
+
+def _remedy(causes: list[Finding], broken: list[Finding], *, overflow: bool = False) -> str:
     if broken:
         return (
             "An earlier step made these weights so, with a gradient that was not finite: go back to a checkpoint, and "
             "lower the learning rate or clip gradients (grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))."
         )
     first = causes[0].name if causes else ""
-    if first.startswith(("input", "label")):
+    if overflow:
+        cure = "Lower weight= and task_weight=, or scale the loss"
+    elif first.startswith(("input", "label")):
         cure = "Clean this batch of the data"
     elif "teacher" in first:
         cure = "Check the teacher's weights and that it takes these inputs as they are scaled here"

@@ -15,7 +15,15 @@ from paddle.nn import Layer
 from paddlelite_callbacks.distill.outputs import tensors_of
 from paddlelite_callbacks.surgery import broken_tensors
 
-__all__ = ["Finding", "broken_state", "host_is_finite", "not_finite", "tensors_and_arrays", "zero_times"]
+__all__ = [
+    "Finding",
+    "broken_state",
+    "host_is_finite",
+    "is_finite",
+    "not_finite",
+    "tensors_and_arrays",
+    "zero_times",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether every value of ``x`` is finite, looked at one by one in its own type."""
+    return not x.is_floating_point() or x.size == 0 or bool(paddle.isfinite(_comparable(x)).all())
+
+
 def host_is_finite(values: Sequence[Any]) -> bool:
     """Whether the arrays among ``values``, which are on the host, are finite.
 
@@ -88,10 +101,13 @@ def broken_state(name: str, network: Layer) -> list[Finding]:
 
 
 def _counted(tensor: Tensor) -> str:
-    if not tensor.is_floating_point():
+    if is_finite(tensor):
         return ""
-    value = tensor.detach().astype("float32")
-    if tensor.size == 0 or bool(paddle.isfinite(value).all()):
-        return ""
+    value = _comparable(tensor)
     nans, infinite = int(paddle.isnan(value).sum()), int(paddle.isinf(value).sum())
     return " and ".join([f"{nans} NaN"] * (nans > 0) + [f"{infinite} infinite"] * (infinite > 0))
+
+
+def _comparable(x: Tensor) -> Tensor:
+    x = x.detach()
+    return x if x.dtype == paddle.float64 else x.astype("float32")

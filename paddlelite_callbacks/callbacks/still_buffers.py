@@ -54,6 +54,12 @@ class StillBuffers:
         return [x.astype("float32").sum() * 0 for x in [*held, *self._others.values()] if x.is_floating_point()]
 
     @paddle.no_grad()
+    def broken(self) -> list[Tensor]:
+        """Return the buffers that were finite and are not any more, looked at one by one."""
+        held = [*(x for group in self._vectors.values() for x in group.values()), *self._others.values()]
+        return [x for x in held if x.is_floating_point() and x.size and not bool(paddle.isfinite(x).all())]
+
+    @paddle.no_grad()
     def put_back(self) -> None:
         """Give the buffers the values of the last `keep`."""
         for group, joined in self._joined:
