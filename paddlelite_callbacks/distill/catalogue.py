@@ -7,7 +7,7 @@ kl            softmax of class scores (Hinton 2015)                        4    
 jsdiv         the same, symmetrised (PaddleClas)                           1           [N, C], [N, L, C], [N, C, H, W]
 dml           the same at temperature 1 (Zhang 2018)                       -           [N, C], [N, L, C], [N, C, H, W]
 bce           sigmoid of each score: multi-label outputs                   1           any, scores before the sigmoid
-dkd           class scores, true class apart (Zhao 2022)                   4           [N, C], labels [N]
+dkd           class scores, target class apart (Zhao 2022)                 4           as kl, labels [N] or [N, C]
 dist          correlations of class scores (Huang 2022)                    1           [N, C]
 cwd           softmax over the positions of each channel (Shu 2021)        4           [N, C, H, W]
 mse, l2       squared differences, mean                                    -           any
@@ -18,8 +18,10 @@ rkd           distances and angles between the samples (Park 2019)         -    
 fitnet        squared differences behind a projection (Romero 2015)        -           any, C and size may differ
 ============= ============================================================ =========== ==============================
 
-Classes lie along axis 1 of maps ``[N, C, H, W]``, else along the last axis; where the task loss is a
-``paddle.nn.CrossEntropyLoss``, along its ``axis``.
+Labels of ``dkd`` are class indices (``[N]``, ``[N, L]``, ``[N, H, W]``) or soft ones in the shape of the scores (MixUp,
+CutMix, label smoothing), of which the largest counts. Classes lie along axis 1 of maps ``[N, C, H, W]``, else along the
+last axis; where the task loss is a ``paddle.nn.CrossEntropyLoss``, along its ``axis``, and its ``ignore_index`` is that
+of ``dkd``.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class LossSpec:
         name: shown in errors and figures.
         tempered: takes ``temperature=``.
         label: which of the batch's labels it takes as third argument; ``None`` for none.
-        classes: takes ``axis=``, that of the classes.
+        classes: compares class scores; takes ``axis=``, that of the classes.
+        ignores: takes ``ignore_index=``, the class that marks what is not labelled.
         same: ``"shape"`` if both tensors must be of one shape, ``"positions"`` if their channels may differ,
             ``"batch"`` if all but the batch may: a projection bridges no more than that.
     """
@@ -57,6 +60,7 @@ class LossSpec:
     tempered: bool = False
     label: int | None = None
     classes: bool = False
+    ignores: bool = False
     same: str = "shape"
 
 
@@ -67,7 +71,7 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec(function=losses.jsdiv, name="jsdiv", tempered=True, classes=True),
         LossSpec(function=class_losses.dml, name="dml", classes=True),
         LossSpec(function=class_losses.bce, name="bce", tempered=True),
-        LossSpec(function=class_losses.dkd, name="dkd", tempered=True, label=0),
+        LossSpec(function=class_losses.dkd, name="dkd", tempered=True, label=0, classes=True, ignores=True),
         LossSpec(function=class_losses.dist, name="dist", tempered=True),
         LossSpec(function=feature_losses.cwd, name="cwd", tempered=True),
         LossSpec(function=losses.mse, name="mse"),
@@ -114,6 +118,7 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
         tempered=spec.tempered,
         label=spec.label if label is None else label,
         classes=spec.classes,
+        ignores=spec.ignores,
         same=spec.same,
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from paddlelite_callbacks.distill.losses import check_temperature, kl, same_shape
+from paddlelite_callbacks.distill.losses import check_temperature, class_axis, kl, same_shape
 
 __all__ = ["bce", "dist", "dkd", "dml"]
 
@@ -66,47 +68,68 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
+    axis: int | None = None,
+    ignore_index: int = -100,
 ) -> Tensor:
     """``T² (alpha TCKD + beta NCKD)``, decoupled distillation (Zhao 2022, arXiv:2203.08679).
 
-    TCKD is the KL divergence of the two-way split (true class, any other); NCKD that of the distributions over the
+    TCKD is the KL divergence of the two-way split (target class, any other); NCKD that of the distributions over the
     other classes alone. With ``alpha = 1`` and ``beta`` = the teacher's probability of the other classes, it is `kl`.
 
+    The target class of a soft label (MixUp, CutMix, label smoothing) is its largest one, the first of equals: what
+    code that trains DKD or NKD (Yang 2023, arXiv:2303.13005) with MixUp does, ``label.max(1)[1]``, and what gives
+    smoothed labels the value of hard ones. The paper knows hard labels only.
+
     Args:
-        student: logits ``[N, C]``, ``C >= 2``; gradients flow.
-        teacher: logits ``[N, C]``; detached here.
-        label: true classes, integers ``[N]`` or ``[N, 1]``.
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, ``C >= 2``; gradients flow.
+        teacher: logits of the same shape; detached here.
+        label: classes, integers in the shape of the logits without their class axis (``[N]``, ``[N, 1]``,
+            ``[N, H, W]``); or soft labels in the very shape of the logits.
         alpha: weight of TCKD.
         beta: weight of NCKD.
         temperature: ``T > 0``.
+        axis: of the classes, see `kl`.
+        ignore_index: class that marks what is not labelled and teaches nothing; so do soft labels of zeros.
 
     Returns:
-        Scalar, nats; mean over ``N``.
+        Scalar, nats; mean over all that is labelled.
 
     Raises:
         ValueError: shapes that do not fit, or ``temperature`` is not positive.
     """
     same_shape(student, teacher)
     check_temperature(temperature)
-    if student.ndim != 2 or label.shape[0] != student.shape[0] or label.size != student.shape[0]:
-        raise ValueError(
-            f"dkd takes logits [N, C] and one class index per row, got logits {list(student.shape)} and labels "
-            f"{list(label.shape)}: choose the label with OutputTerm('dkd', label=...)."
-        )
-    true = F.one_hot(label.reshape([-1]), student.shape[1]).astype(student.dtype)
-    log_p = F.log_softmax(student / temperature, axis=-1)
-    log_q = F.log_softmax(teacher.detach() / temperature, axis=-1)
-    target = _target_kl(log_p, log_q, true)
-    # The true class gets a score so low that it has no share in the softmax over the others.
-    others = -1e4 * true
-    log_p_others = F.log_softmax(student / temperature + others, axis=-1)
-    log_q_others = F.log_softmax(teacher.detach() / temperature + others, axis=-1)
+    axis = class_axis(student.shape, axis)
+    target, labelled = _target_classes(label, list(student.shape), axis, ignore_index)
+    last = [i for i in range(student.ndim) if i != axis] + [axis]
+    s, t = student.transpose(last) / temperature, teacher.detach().transpose(last) / temperature
+    true = F.one_hot(target, s.shape[-1]).astype(s.dtype)
+    log_p, log_q = F.log_softmax(s, axis=-1), F.log_softmax(t, axis=-1)
+    target_kl = _target_kl(log_p, log_q, true)
+    # The target class gets a score so low that it has no share in the softmax over the others.
+    log_p_others, log_q_others = (F.log_softmax(x - 1e4 * true, axis=-1) for x in (s, t))
     non_target = (log_q_others.exp() * (log_q_others - log_p_others) * (1 - true)).sum(axis=-1)
-    return (alpha * target + beta * non_target).mean() * temperature**2
+    weight = labelled.astype(s.dtype)
+    return ((alpha * target_kl + beta * non_target) * weight).sum() / weight.sum().clip(min=1) * temperature**2
+
+
+def _target_classes(label: Tensor, shape: list[int], axis: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return the target class of every position, and which positions have one."""
+    positions = shape[:axis] + shape[axis + 1 :]
+    if list(label.shape) == shape:
+        return label.argmax(axis=axis), (label != 0).any(axis=axis)
+    if label.size != math.prod(positions) or label.shape[0] != shape[0]:
+        raise ValueError(
+            f"dkd takes one class index per row, got logits {shape} and labels {list(label.shape)}: give indices "
+            f"{positions} or soft labels {shape}, or choose another label with OutputTerm('dkd', label=...)."
+        )
+    target = label.reshape(positions).astype("int64")
+    labelled = target != ignore_index
+    return paddle.where(labelled, target, paddle.zeros_like(target)), labelled
 
 
 def _target_kl(log_p: Tensor, log_q: Tensor, true: Tensor) -> Tensor:
-    """KL of the two-way distributions (true class, others) per row."""
+    """KL of the two-way distributions (target class, others), along the last axis."""
     q_true, q_others = (log_q.exp() * true).sum(axis=-1), (log_q.exp() * (1 - true)).sum(axis=-1)
     # logsumexp over the others keeps figures near 0 that 1 - p would round away
     log_p_true, log_q_true = (log_p * true).sum(axis=-1), (log_q * true).sum(axis=-1)
@@ -139,6 +162,7 @@ def dist(
     """
     same_shape(student, teacher)
     check_temperature(temperature)
+    class_axis(student.shape)
     if student.ndim != 2:
         raise ValueError(f"dist takes logits [N, C], got {list(student.shape)}: flatten other axes first.")
     p = F.softmax(student / temperature, axis=-1)

@@ -16,6 +16,7 @@ __all__ = [
     "LOSSES",
     "DistillLoss",
     "check_temperature",
+    "class_axis",
     "jsdiv",
     "kl",
     "l1",
@@ -43,9 +44,9 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int 
         Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
 
     Raises:
-        ValueError: the shapes differ, or ``temperature`` is not positive.
+        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
     """
-    axis = _class_axis(student) if axis is None else axis
+    axis = class_axis(student.shape, axis)
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
     return _kl(log_q, log_p, axis) * temperature**2
 
@@ -66,9 +67,9 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: i
         Scalar, nats; mean over all but the class axis.
 
     Raises:
-        ValueError: the shapes differ, or ``temperature`` is not positive.
+        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
     """
-    axis = _class_axis(student) if axis is None else axis
+    axis = class_axis(student.shape, axis)
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
     return 0.5 * (_kl(log_q, log_p, axis) + _kl(log_p, log_q, axis)) * temperature**2
 
@@ -160,7 +161,7 @@ def loss_for_task(task_loss: Any) -> str:
     Raises:
         ValueError: it cannot be told from this loss; names what to pass.
     """
-    if isinstance(task_loss, paddle.nn.CrossEntropyLoss):
+    if isinstance(task_loss, (paddle.nn.CrossEntropyLoss, paddle.nn.CTCLoss)):
         return "kl"
     if isinstance(task_loss, (paddle.nn.BCEWithLogitsLoss, paddle.nn.MultiLabelSoftMarginLoss)):
         return "bce"
@@ -194,13 +195,25 @@ def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequ
     return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
 
-def _class_axis(logits: Tensor) -> int:
-    """Return the axis of the classes: 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last.
+def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
+    """Return the axis of the classes, counted from 0.
 
     Args:
-        logits: of any shape.
+        shape: of the class scores.
+        axis: as given; ``None`` takes 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last one.
+
+    Raises:
+        ValueError: there is no such axis beside the batch, or it holds fewer than two classes, over which every softmax
+            is 1 and every divergence 0.
     """
-    return 1 if logits.ndim >= 4 else -1
+    shape = list(shape)
+    found = (1 if len(shape) >= 4 else len(shape) - 1) if axis is None else axis % max(len(shape), 1)
+    if len(shape) < 2 or found == 0 or shape[found] < 2:
+        raise ValueError(
+            f"Class scores are [N, C], [N, L, C] or [N, C, H, W] with at least two classes, got {shape} (class axis "
+            f"{found}): take loss='bce' for yes-or-no scores, 'mse', 'l1' or 'smooth_l1' for regressions."
+        )
+    return found
 
 
 def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from paddle import Tensor
 from paddle.nn import Layer, LayerDict
 
 from paddlelite_callbacks.distill.catalogue import LossSpec
+from paddlelite_callbacks.distill.losses import class_axis
 from paddlelite_callbacks.distill.outputs import Seen, full_precision, mean_of, paired, picked
 from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
 from paddlelite_callbacks.distill.schedules import value_at
@@ -40,17 +41,24 @@ class Objective:
         terms: `OutputTerm` and `FeatureTerm` without globs.
         teacher_weights: of the mean over several teachers; they sum to 1.
         class_axis: of the outputs, for losses on class scores; ``None`` for their own choice.
+        ignore_index: class of the labels that marks what is not labelled; ``None`` for the losses' own choice.
 
     Attributes:
         bridges: trainable projections and trainable losses by the term's name; made when the first batch is seen.
     """
 
     def __init__(
-        self, terms: Sequence[Term], teacher_weights: Sequence[float], *, class_axis: int | None = None
+        self,
+        terms: Sequence[Term],
+        teacher_weights: Sequence[float],
+        *,
+        class_axis: int | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         self.terms = dict(zip(_names(terms), terms, strict=True))
         self.specs = {name: term.spec() for name, term in self.terms.items()}
-        self.teacher_weights, self.class_axis = list(teacher_weights), class_axis
+        self.teacher_weights = list(teacher_weights)
+        self.class_axis, self.ignore_index = class_axis, ignore_index
         self.bridges = LayerDict()
 
     def feature_terms(self) -> list[FeatureTerm]:
@@ -99,6 +107,8 @@ class Objective:
             if isinstance(term, OutputTerm):
                 for path, a, b in self._outputs(term, student, teachers):
                     _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape))
+                    if self.specs[name].classes:
+                        class_axis(a.shape, self.class_axis)
             elif not term.grouped:
                 (a,), (b,) = self._features(term, student, teachers)
                 if self._needs_bridge(term, self.specs[name], a, b) and not isinstance(term.project, Layer):
@@ -144,10 +154,14 @@ class Objective:
         else:
             (one,), (other,) = self._features(term, student, teachers)
             pairs = [self._bridged(name, spec, one, other)]
-        known = spec.classes and isinstance(term, OutputTerm) and self.class_axis is not None
-        options = {"axis": self.class_axis} if known else {}
+        options = self._class_options(spec) if isinstance(term, OutputTerm) else {}
         values = [spec.function(full_precision(a), full_precision(b).detach(), *extra, **options) for a, b in pairs]
         return values[0] if len(values) == 1 else paddle.add_n(values)
+
+    def _class_options(self, spec: LossSpec) -> dict[str, int]:
+        """Return what the task loss tells of classes, for the losses that take it."""
+        given = {"axis": (spec.classes, self.class_axis), "ignore_index": (spec.ignores, self.ignore_index)}
+        return {name: value for name, (taken, value) in given.items() if taken and value is not None}
 
     def _outputs(self, term: OutputTerm, student: Seen, teachers: Sequence[Seen]) -> list[tuple[str, Tensor, Tensor]]:
         if term.teacher is None and len(teachers) > 1:

@@ -146,8 +146,9 @@ def objective_for(
         raise ValueError(
             "There is nothing to distil: loss is empty and so is features. Give loss='kl' or another name, or features."
         )
-    axis = task_loss.axis if isinstance(task_loss, CrossEntropyLoss) else None
-    return Objective([*outputs, *found], weights, class_axis=axis)
+    known = task_loss if isinstance(task_loss, CrossEntropyLoss) else None
+    axis, ignored = (None, None) if known is None else (known.axis, known.ignore_index)
+    return Objective([*outputs, *found], weights, class_axis=axis, ignore_index=ignored)
 
 
 def _for_each(term: OutputTerm, weights: Sequence[float]) -> list[OutputTerm]:
