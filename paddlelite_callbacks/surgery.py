@@ -1,10 +1,14 @@
-"""Layers by their name in ``named_sublayers()``: find, replace, freeze."""
+"""Layers by their name in ``named_sublayers()``: find, replace, freeze; copies of networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from types import ModuleType
+from typing import Any
 
 import paddle
 from paddle import Tensor
@@ -12,9 +16,21 @@ from paddle.nn import BatchNorm, GroupNorm, Layer, LayerNorm
 from paddle.nn.layer.norm import _BatchNormBase, _InstanceNormBase
 
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.tensors import without_argument_lists
+
+try:
+    from paddle.nn.utils.spectral_norm_hook import SpectralNorm
+    from paddle.nn.utils.weight_norm_hook import WeightNorm
+except ImportError:  # moved by a later Paddle: their hooks are kept like any other
+    _REPARAMETRISED: tuple[type, ...] = ()
+else:
+    _REPARAMETRISED = (WeightNorm, SpectralNorm)
 
 __all__ = [
+    "HOOK_TABLES",
     "broken_tensors",
+    "computes_weight",
+    "copy_network",
     "find_sublayer",
     "freeze_norm_",
     "freeze_parameters_",
@@ -22,10 +38,19 @@ __all__ = [
     "match_sublayers",
     "replace_sublayer",
     "same_modes",
+    "unwrapped",
     "whole_again_after_an_error",
 ]
 
 _NORMS = (BatchNorm, _BatchNormBase, _InstanceNormBase, GroupNorm, LayerNorm)
+
+HOOK_TABLES = ("_forward_pre_hooks", "_forward_post_hooks")  # attributes of every layer
+_HOOK_FLAGS = (
+    "_forward_pre_hooks_with_kwargs_flag",
+    "_forward_post_hooks_with_kwargs_flag",
+    "_forward_post_hooks_always_called",
+)
+_LAYERS_OWN = ("_parameters", "_buffers", "_sub_layers", *HOOK_TABLES, *_HOOK_FLAGS)
 
 
 def broken_tensors(network: Layer) -> dict[str, Tensor]:
@@ -44,6 +69,135 @@ def broken_tensors(network: Layer) -> dict[str, Tensor]:
             if tensor.size and not bool(good.all()):
                 broken[name] = tensor
     return broken
+
+
+def unwrapped(network: Layer) -> Layer:
+    """Return the network inside ``paddle.DataParallel``; any other network as it is."""
+    while isinstance(network, paddle.DataParallel):
+        network = network._layers
+    return network
+
+
+def computes_weight(hook: Any) -> bool:
+    """Whether a forward hook is that of ``weight_norm`` or ``spectral_norm``."""
+    return isinstance(hook, _REPARAMETRISED)
+
+
+def copy_network(network: Layer, *, keep_hook: Callable[[Any], bool] | None = None, keep_modes: bool = False) -> Layer:
+    """Return a deep copy of ``network`` in eval mode, by default without its hooks; ``network`` stays as it is.
+
+    What cannot be copied (locks, open files, process groups) is shared with the copy; ``paddle.DataParallel`` is left
+    out. Tensors in the middle of a gradient graph are copied as plain values. Paddle numbers the names of copied
+    parameters through the life of the process and keeps each name that a program holds: here every copy counts from
+    zero, so that all copies of a network have the same names.
+
+    Args:
+        network: any mode.
+        keep_hook: says of each forward hook whether the copy has it too; copied with the network, or shared where that
+            cannot be. ``None`` keeps none.
+        keep_modes: whether each layer keeps its mode instead.
+
+    Raises:
+        TypeError: it cannot be copied; names why.
+    """
+    network = unwrapped(network)
+    with paddle.utils.unique_name.guard(), without_argument_lists(), paddle.no_grad():
+        try:
+            duplicate, memo = _deep_copy(network, [])
+        except Exception:
+            try:
+                duplicate, memo = _deep_copy(network, _uncopyable(network))
+            except Exception as error:
+                raise TypeError(
+                    f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}): take what cannot be "
+                    "copied off its layers, or give its class a __deepcopy__."
+                ) from error
+        if keep_hook is not None:
+            for layer in _layers(network):
+                if (twin := memo.get(id(layer), layer)) is not layer:
+                    _copy_hooks(layer, twin, keep_hook, memo)
+    if not keep_modes:
+        duplicate.eval()
+    return duplicate
+
+
+def _layers(network: Layer) -> list[Layer]:
+    return [layer for layer in network.sublayers(include_self=True) if not isinstance(layer, paddle.DataParallel)]
+
+
+def _deep_copy(network: Layer, shared: list[Any]) -> tuple[Layer, dict[int, Any]]:
+    """Return a copy without hooks that shares ``shared``, and by the ids of the originals what stands for them."""
+    memo: dict[int, Any] = {id(item): item for item in shared}
+    every = network.sublayers(include_self=True)
+    for layer in every:
+        for table in (*HOOK_TABLES, *_HOOK_FLAGS):
+            if table in vars(layer):
+                memo[id(vars(layer)[table])] = OrderedDict()
+        for tensor in layer._buffers.values():
+            if tensor is not None and not tensor.is_leaf:
+                memo[id(tensor)] = _plain_copy(tensor)
+    for wrapper in reversed([layer for layer in every if isinstance(layer, paddle.DataParallel)]):  # inner ones first
+        memo[id(wrapper)] = copy.deepcopy(wrapper._layers, memo)
+    return copy.deepcopy(network, memo), memo
+
+
+def _plain_copy(tensor: Tensor) -> Tensor:
+    new = tensor.detach().clone()
+    new.stop_gradient = tensor.stop_gradient
+    new.name = tensor.name + paddle.utils.unique_name.generate("_deepcopy")
+    return new
+
+
+def _copy_hooks(layer: Layer, duplicate: Layer, keep: Callable[[Any], bool], memo: dict[int, Any]) -> None:
+    for table in HOOK_TABLES:
+        for number, hook in getattr(layer, table).items():
+            if keep(hook):
+                getattr(duplicate, table)[number] = _copied_hook(hook, memo)
+    for table in _HOOK_FLAGS:
+        getattr(duplicate, table, {}).update(getattr(layer, table, {}))
+
+
+def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(hook, dict(memo))
+    except Exception:  # a bound method whose object holds an open file, for instance
+        return hook
+
+
+def _uncopyable(network: Layer) -> list[Any]:
+    """Return the objects among the attributes of the layers that cannot be copied."""
+    layers = {id(layer): layer for layer in network.sublayers(include_self=True)}
+    found: list[Any] = []
+    for layer in layers.values():
+        for name, value in vars(layer).items():
+            if name not in _LAYERS_OWN:
+                found += _offenders(value, layers, set())
+    return found
+
+
+def _offenders(value: Any, known: dict[int, Any], seen: set[int]) -> list[Any]:
+    """Return the smallest parts of ``value`` that have to be shared so that the rest can be copied."""
+    if id(value) in seen or id(value) in known:
+        return []
+    seen.add(id(value))
+    try:
+        copy.deepcopy(value, dict(known))
+    except Exception:
+        inside = [part for item in _parts(value) for part in _offenders(item, known, seen)]
+        try:
+            copy.deepcopy(value, {**known, **{id(part): part for part in inside}})
+        except Exception:
+            return [value]
+        return inside
+    return []
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    return [] if isinstance(value, ModuleType) else list(getattr(value, "__dict__", {}).values())
 
 
 def find_sublayer(network: Layer, name: str) -> Layer:

@@ -31,6 +31,7 @@ from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.surgery import unwrapped
 
 __all__ = ["ExportBenchCallback"]
 
@@ -233,7 +234,7 @@ class ExportBenchCallback(ScopedCallback):
             refuse_no_folder(self.folder / self._name_of(network))
 
     def _name_of(self, network: Layer) -> str:
-        return self.name or type(network).__name__
+        return self.name or type(unwrapped(network)).__name__
 
     def _finish(self, trained: Trained, notes: Sequence[str]) -> None:
         with first_rank_works() as turn:

@@ -19,9 +19,11 @@ from paddlelite_callbacks.callbacks.export_record import draw_report, record_of
 from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.session import FitSession
-from paddlelite_callbacks.deploy.export import ExportError, copy_network, staged_folder
+from paddlelite_callbacks.deploy.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.deploy.export import ExportError, staged_folder
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.run import hand_out
+from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.hapi import input_count, metric_names
 from paddlelite_callbacks.loaders import ended_with_the_epoch
 from paddlelite_callbacks.report.gate import Budget
@@ -125,12 +127,15 @@ class ExportRun:
 
     def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray], notes: Sequence[str]) -> Record:
         model, history = trained.model, trained.history
-        network = copy_network(model.network)
-        history.load_best_(network)
+        inputs = [paddle.to_tensor(item) for item in sample]
+        with undisturbed(), history.best_weights(model.network):
+            own = eval_outputs(model.network, inputs)
+            network = eval_copy(model.network, inputs, expected=own)
         made = hand_out(
             network,
             stage,
             sample=sample,
+            own=own,
             input_spec=batch_specs(
                 self.input_spec, sample, rows=None if self.dynamic_batch else self.options.settings[0][1]
             ),

@@ -15,6 +15,7 @@ from paddlelite_callbacks.deploy.run import Evaluation
 from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
 from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.retrain import plain_options, retraining_config
+from paddlelite_callbacks.surgery import unwrapped
 
 __all__ = ["batch_specs", "file_evaluation", "fit_config"]
 
@@ -71,7 +72,7 @@ def fit_config(
         session: of the ``fit``, whose members are this package's callbacks; ``None`` where there was none.
         budget: of the gate.
     """
-    network, held = type(model.network).__name__, None if budget is None else asdict(budget)
+    network, held = type(unwrapped(model.network)).__name__, None if budget is None else asdict(budget)
     if session is None:
         return retraining_config(network=network, budget=held)
     optimizer, loss = prepared_optimizer(model), task_loss_of(model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.direction import falls_with_quality
+from paddlelite_callbacks.uninterrupted import uninterrupted
 
 __all__ = ["History"]
 
@@ -70,19 +72,27 @@ class History:
         if self._keep_best:
             self.state = {key: value.numpy().copy() for key, value in network.state_dict().items()}
 
-    def load_best_(self, network: Layer) -> None:
-        """Put the kept weights into ``network``; does nothing where none were kept.
+    @contextmanager
+    def best_weights(self, network: Layer) -> Iterator[None]:
+        """Let ``network`` have the kept weights inside the block; does nothing where none were kept.
 
         Raises:
             RuntimeError: its layers are others by now.
         """
         if self.state is None:
+            yield
             return
         now = network.state_dict()
         if now.keys() != self.state.keys():
             other = sorted(now.keys() ^ self.state.keys())
             raise RuntimeError(f"The best epoch's weights do not fit the network as it is now: {other[:5]} differ.")
-        network.set_state_dict(self.state)
+        last = {key: value.numpy().copy() for key, value in now.items()}
+        try:
+            network.set_state_dict(self.state)
+            yield
+        finally:
+            with uninterrupted():
+                network.set_state_dict(last)
 
     def _better(self, figures: dict[str, float]) -> bool:
         name = self._monitor or next((key for key in figures if key != "loss"), "loss")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
 import os
@@ -20,11 +19,12 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.deploy.hooks import copy_with_hooks, forget_results_
 from paddlelite_callbacks.deploy.lean import make_program_lean
 from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
-from paddlelite_callbacks.tensors import without_argument_lists
+from paddlelite_callbacks.surgery import copy_network
 
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
 
@@ -70,23 +70,14 @@ class Artefact:
         )
 
 
-def copy_network(network: Layer) -> Layer:
-    """Return a deep copy in eval mode without the hooks of ``network``, which is left as it is.
-
-    Paddle numbers the names of copied parameters through the life of the process, and keeps each name that a program
-    holds. Here every copy counts from zero, so that all copies of a network have the same names.
-    """
-    with paddle.utils.unique_name.guard(), without_argument_lists():
-        duplicate = copy.deepcopy(network)
-    for layer in duplicate.sublayers(include_self=True):
-        layer._forward_pre_hooks.clear()
-        layer._forward_post_hooks.clear()
-    duplicate.eval()
-    return duplicate
-
-
 def export_paddle(
-    network: Layer, folder: Path, *, input_spec: Sequence[InputSpec], precision: str = "fp32", name: str = "model"
+    network: Layer,
+    folder: Path,
+    *,
+    input_spec: Sequence[InputSpec],
+    precision: str = "fp32",
+    name: str = "model",
+    hooks: bool = False,
 ) -> Artefact:
     """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
 
@@ -99,6 +90,7 @@ def export_paddle(
         input_spec: one per input; ``None`` for sizes that vary.
         precision: noted in the artefact.
         name: of the files.
+        hooks: whether the forward hooks belong to what it computes; else only ``weight_norm`` and ``spectral_norm`` do.
 
     Raises:
         ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
@@ -106,7 +98,9 @@ def export_paddle(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
-            paddle.jit.save(copy_network(network), str(folder / name), input_spec=list(input_spec))
+            duplicate = copy_with_hooks(network, None if hooks else ())
+            forget_results_(duplicate)
+            paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
         raise ExportError(

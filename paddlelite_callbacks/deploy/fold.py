@@ -20,7 +20,8 @@ from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D
 
 from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import copy_network, flat_outputs
+from paddlelite_callbacks.deploy.export import flat_outputs
+from paddlelite_callbacks.deploy.hooks import copy_with_hooks
 from paddlelite_callbacks.quant.convert import FixedActivation, Int8Conv2D
 from paddlelite_callbacks.quant.noise import rounding_noise
 
@@ -56,7 +57,7 @@ def folded(network: Layer, inputs: Sequence[Tensor]) -> Layer:
         network: in eval mode, float or converted by `convert_for_export_`; not changed.
         inputs: to run it on.
     """
-    duplicate = copy_network(network)
+    duplicate = copy_with_hooks(network)
     try:
         count = fold_batch_norms_(duplicate, inputs)
         if not count or _same(network, duplicate, inputs):

@@ -14,15 +14,16 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.deploy.eval_copy import eval_copy
 from paddlelite_callbacks.deploy.export import (
     Artefact,
     ExportError,
-    copy_network,
     export_onnx,
     export_paddle,
     flat_outputs,
 )
 from paddlelite_callbacks.deploy.fold import folded
+from paddlelite_callbacks.deploy.hooks import carry_hooks_, copy_with_hooks
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
 from paddlelite_callbacks.quant.noise import bias_noise, flip_noise, middle_noise
@@ -91,7 +92,7 @@ def export_forms(
     trained network with its quantisers off, which an int8 file has to beat.
 
     Args:
-        network: any mode; not changed.
+        network: any mode; not changed. What its forward hooks change is exported too, see `eval_copy`.
         folder: exists.
         input_spec: one per input.
         onnx: whether to write the ONNX files.
@@ -104,12 +105,13 @@ def export_forms(
     """
     forms, work = Forms([], {}), folder / ".work"
     inputs = _inputs(sample, input_spec)
+    network = eval_copy(network, inputs)
     try:
         if quantized_layers(network):
             _quantized_forms(forms, network, folder, work, input_spec, inputs, onnx)
         else:
-            forms.plain = _folded(copy_network(network), inputs)
-            program = export_paddle(forms.plain, folder, input_spec=input_spec)
+            forms.plain = _folded(network, inputs)
+            program = export_paddle(forms.plain, folder, input_spec=input_spec, hooks=True)
             forms.artefacts.append(program)
             if onnx:
                 _attempt(forms, "fp32", lambda: export_onnx(program, folder / "model.onnx"))
@@ -127,26 +129,37 @@ def _quantized_forms(
     inputs: list[Tensor] | None,
     onnx: bool,
 ) -> None:
-    converted = copy_network(network)
-    convert_for_export_(converted)
-    converted = _folded(converted, inputs)
-    small = copy_network(converted)
+    converted = _folded(_converted(network), inputs)
+    small = copy_with_hooks(converted)
     store_small_in_float_(small)
-    forms.artefacts.append(export_paddle(small, folder, input_spec=input_spec, precision="int8"))
-    forms.plain = _folded(strip_quantisers_(copy_network(network)), inputs)
+    forms.artefacts.append(export_paddle(small, folder, input_spec=input_spec, precision="int8", hooks=True))
+    forms.plain = _folded(strip_quantisers_(copy_with_hooks(network)), inputs)
     if not onnx:
         return
     plain = forms.plain
 
     def write_int8() -> Artefact:
         # The same network once more, with the integers of every layer in it: engines want them all.
-        whole = export_paddle(converted, work, input_spec=input_spec, precision="int8", name="int8")
+        whole = export_paddle(converted, work, input_spec=input_spec, precision="int8", name="int8", hooks=True)
         return write_int8_onnx(export_onnx(whole, work / "int8.onnx"), folder / "model.int8.onnx")
 
-    _attempt(
-        forms, "fp32", lambda: export_onnx(export_paddle(plain, work, input_spec=input_spec), folder / "model.onnx")
-    )
+    def write_fp32() -> Artefact:
+        return export_onnx(export_paddle(plain, work, input_spec=input_spec, hooks=True), folder / "model.onnx")
+
+    _attempt(forms, "fp32", write_fp32)
     _attempt(forms, "int8", write_int8)
+
+
+def _converted(network: Layer) -> Layer:
+    """Return a copy with int8 layers in place of the fake-quantised ones, their forward hooks with them."""
+    duplicate = copy_with_hooks(network)
+    before = dict(duplicate.named_sublayers())
+    convert_for_export_(duplicate)
+    after = dict(duplicate.named_sublayers())
+    for name, old in before.items():
+        if name in after and after[name] is not old and old not in after[name].sublayers():
+            carry_hooks_(old, after[name])
+    return duplicate
 
 
 def _folded(network: Layer, inputs: list[Tensor] | None) -> Layer:
@@ -164,12 +177,15 @@ def _inputs(sample: Sequence[np.ndarray] | None, input_spec: Sequence[InputSpec]
     return [paddle.to_tensor(x.astype("float32")).astype(s.dtype) for x, s in zip(noise, input_spec, strict=True)]
 
 
-def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Reference]:
+def references(
+    network: Layer, sample: Sequence[np.ndarray], *, own: list[np.ndarray] | None = None
+) -> dict[str, Reference]:
     """Return what the files of each precision have to compute for ``sample``.
 
     Args:
         network: in eval mode; not changed.
         sample: one array per input.
+        own: what the trained network itself gives for it; ``None`` for what ``network`` gives.
     """
     inputs = [paddle.to_tensor(item) for item in sample]
 
@@ -178,9 +194,10 @@ def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Refere
             return flat_outputs(net(*inputs))
 
     layers = quantized_layers(network)
+    own = [item.numpy() for item in outputs_of(network)] if own is None else own
     if not layers:
-        return {"fp32": Reference([item.numpy() for item in outputs_of(network)])}
-    plain = strip_quantisers_(copy_network(network))
+        return {"fp32": Reference(own)}
+    plain = strip_quantisers_(copy_with_hooks(network))
     moved = {id(layer): layer for layer in (*layers.values(), *quantized_outputs(network).values())}
     noise = middle_noise(moved.values(), lambda: outputs_of(network))
     ran = [layer for layer in layers.values() if layer.weight_quanter is not None]
@@ -190,7 +207,7 @@ def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Refere
     return {
         "fp32": Reference([item.numpy() for item in outputs_of(plain)]),
         "int8": Reference(
-            [item.numpy() for item in outputs_of(network)],
+            own,
             [a for a, _ in noise],
             [b for _, b in noise],
             flips,

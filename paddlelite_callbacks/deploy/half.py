@@ -10,8 +10,9 @@ import numpy as np
 import paddle
 from paddle.nn import Layer
 
-from paddlelite_callbacks.deploy.export import Artefact, ExportError, copy_network
+from paddlelite_callbacks.deploy.export import Artefact, ExportError
 from paddlelite_callbacks.deploy.forms import Reference, references
+from paddlelite_callbacks.deploy.hooks import copy_with_hooks
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.files import staged_file
 
@@ -72,7 +73,7 @@ def fp16_reference(network: Layer, sample: Sequence[np.ndarray], *, stored: Laye
         stored: the same network with the parameters that the file holds (batch norms folded); ``None`` for ``network``.
     """
     exact = references(network, sample)["fp32"].outputs
-    rounded = copy_network(stored or network)
+    rounded = copy_with_hooks(stored or network)
     with paddle.no_grad():
         for parameter in rounded.parameters():
             if parameter.dtype == paddle.float32:

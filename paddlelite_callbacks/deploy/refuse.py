@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -49,16 +50,18 @@ def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Se
                 f"{whose} gives NaN or infinite values itself (output {number}: {bad} of {output.size}), so no file "
                 f"can be held against it, and none is handed out. {_LOOK if finite else _CLEAN}"
             )
-    with paddle.no_grad():
-        again = [item.numpy() for item in flat_outputs(network(*[paddle.to_tensor(item) for item in sample]))]
-    check = compare_outputs(expected, again, engine="the network itself")
-    if not check.passed:
-        raise ExportError(
-            f"{whose} gives another output when it is called again with the same input (it differs by "
-            f"{check.error or f'{check.max_abs_diff:.3g}'}), so no file can be held against it. Is there dropout or "
-            "noise that eval mode does not stop, or a state that forward() changes? Make forward() a function of its "
-            "inputs where network.training is False."
-        )
+    for _ in range(2):  # a state that changes back and forth shows in one of two calls
+        random.random(), np.random.random(), paddle.rand([1])  # other numbers than in the first call
+        with paddle.no_grad():
+            again = [item.numpy() for item in flat_outputs(network(*[paddle.to_tensor(item) for item in sample]))]
+        check = compare_outputs(expected, again, engine="the network itself")
+        if not check.passed:
+            raise ExportError(
+                f"{whose} gives another output when it is called again with the same input (it differs by "
+                f"{check.error or f'{check.max_abs_diff:.3g}'}), so no file can be held against it. Is there dropout "
+                "or noise that eval mode does not stop, or a state that forward() changes? Make forward() a function "
+                "of its inputs where network.training is False."
+            )
 
 
 def refuse_wrong(network: Layer, sample: Sequence[np.ndarray], checks: Iterable[Check]) -> None:

@@ -80,13 +80,14 @@ def hand_out(
     evaluation: Evaluation | None = None,
     sidecar: Mapping[str, Any] | None = None,
     progress: bool = True,
+    own: list[np.ndarray] | None = None,
 ) -> HandedOut:
     """Write every form of ``network`` into ``folder``, check each, and measure.
 
     The process is left as it was: random streams, threads, gradient mode, screen.
 
     Args:
-        network: a copy without hooks, in eval mode.
+        network: a copy in eval mode, see `eval_copy`.
         folder: exists; a `staged_folder` where an older export stands.
         sample: real inputs for the checks and the timing, one array per input.
         input_spec: one per input.
@@ -95,6 +96,7 @@ def hand_out(
         evaluation: measures the metrics on every file.
         sidecar: of `checked_sidecar_options`.
         progress: whether to show bars.
+        own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
 
     Raises:
         ExportError: the program cannot be written, an engine gets something else from a file than the network gives, or
@@ -102,7 +104,7 @@ def hand_out(
     """
     rows = fixed_rows(input_spec)
     with undisturbed(), without_argument_lists():
-        expected = references(network, sample)
+        expected = references(network, sample, own=own)
         refuse_indefinite(network, sample, next(reversed(expected.values())).outputs)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,8 +12,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.taps import Taps
 from paddlelite_callbacks.random_streams import same_random_streams
-from paddlelite_callbacks.surgery import same_modes
-from paddlelite_callbacks.tensors import without_argument_lists
+from paddlelite_callbacks.surgery import HOOK_TABLES, computes_weight, copy_network, same_modes
 
 __all__ = ["UNKNOWN_BATCH", "InputSpecs", "seen_on_zeros"]
 
@@ -55,8 +53,8 @@ def seen_on_zeros(
     with ExitStack() as scope, paddle.no_grad():
         scope.enter_context(same_random_streams())
         try:
-            with without_argument_lists():
-                network = copy.deepcopy(network) if training else network
+            if training:
+                network = copy_network(network, keep_hook=lambda hook: hooks or computes_weight(hook), keep_modes=True)
         except Exception as error:
             _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
             return None
@@ -77,10 +75,12 @@ def seen_on_zeros(
 @contextmanager
 def _without_hooks(network: Layer) -> Iterator[None]:
     layers = network.sublayers(include_self=True)
-    tables = [table for layer in layers for table in (layer._forward_pre_hooks, layer._forward_post_hooks)]
+    tables = [getattr(layer, table) for layer in layers for table in HOOK_TABLES]
     kept = [(table, list(table.items())) for table in tables]
-    for table in tables:
-        table.clear()
+    for table, hooks in kept:
+        for number, hook in hooks:
+            if not computes_weight(hook):
+                del table[number]
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.quant.switch import strip_quantisers_
 from paddlelite_callbacks.saved import read_saved, refuse_code
+from paddlelite_callbacks.surgery import computes_weight, copy_network
 
 __all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
 
@@ -74,12 +74,8 @@ def refuse_missing_files(teacher: TeacherLike) -> None:
 
 
 def copied(network: Layer) -> Layer:
-    """Return a deep copy without the hooks of ``network``."""
-    duplicate = copy.deepcopy(network)
-    for layer in duplicate.sublayers(include_self=True):
-        layer._forward_pre_hooks.clear()
-        layer._forward_post_hooks.clear()
-    return duplicate
+    """Return a deep copy without the hooks of ``network``, but for those of ``weight_norm`` and ``spectral_norm``."""
+    return copy_network(network, keep_hook=computes_weight, keep_modes=True)
 
 
 def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: str = _ARCHITECTURE) -> None:

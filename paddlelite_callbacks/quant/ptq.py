@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.quant.config import pact_config
 from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
 from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.surgery import copy_network
 
 __all__ = ["ptq_int8"]
 
@@ -46,7 +46,7 @@ def ptq_int8(
         >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
     config = pact_config(alpha_percentile=percentile, **options)
-    duplicate = copy.deepcopy(network)
+    duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
     prepare_pact_(duplicate, config)
     duplicate.eval()
     quanters = list(activation_quanters(duplicate).values())
