@@ -20,7 +20,7 @@ from paddle.io.dataloader.dataloader_iter import (
 
 from paddlelite_callbacks.uninterrupted import uninterrupted
 
-__all__ = ["ended_with_the_epoch", "read_undisturbed"]
+__all__ = ["ended_with_the_epoch", "known_length", "loader_of", "read_undisturbed"]
 
 _SECONDS = 5  # for a worker process or thread to end by itself
 _WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
@@ -68,10 +68,38 @@ class _Watched:
         return iterator
 
     def __len__(self) -> int:
-        return len(self._loader)
+        length = known_length(self._loader)
+        if length is None:  # what len() means by it, and list() and tqdm() expect; Paddle's loader raises a ValueError
+            raise TypeError(f"{type(self._loader).__name__} has no known length.")
+        return length
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+def known_length(data: Any) -> int | None:
+    """Return ``len(data)``; ``None`` where that is not known, as of a loader over an ``IterableDataset``.
+
+    Args:
+        data: a data set, a loader, or any iterable of batches.
+    """
+    try:
+        return len(data)
+    except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError):  # Paddle raises any of them
+        return None
+
+
+def loader_of(data: Any, *, batch_size: int) -> Any:
+    """Return a loader over ``data`` if it is a data set, and ``data`` itself if it gives batches already.
+
+    ``paddle.Model.evaluate`` makes one of a data set too, but fails on an ``IterableDataset``, whose samples have no
+    numbers.
+
+    Args:
+        data: a data set, a loader, or any iterable of batches.
+        batch_size: for a data set.
+    """
+    return paddle.io.DataLoader(data, batch_size=batch_size) if isinstance(data, paddle.io.Dataset) else data
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.run import hand_out
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.hapi import input_count, metric_names
-from paddlelite_callbacks.loaders import ended_with_the_epoch
+from paddlelite_callbacks.loaders import ended_with_the_epoch, loader_of
 from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.record import Record, append_record
 from paddlelite_callbacks.surgery import same_modes
@@ -183,7 +183,9 @@ def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, pr
     trained.keep_sample(_first_batch(data, input_count(model)))
     if eval_data is not None and eval_data is not False and metric_names(model):
         with same_modes(model.network):
-            figures = model.evaluate(eval_data, batch_size=trained.rows, verbose=2 if progress else 0)
+            iterable = isinstance(eval_data, paddle.io.IterableDataset)
+            batches = loader_of(eval_data, batch_size=trained.rows) if iterable else eval_data
+            figures = model.evaluate(batches, batch_size=trained.rows, verbose=2 if progress else 0)
         trained.history.evaluated(model.network, figures, metric_names(model))
     return trained
 
@@ -202,7 +204,7 @@ def _first_batch(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
 
 
 def _read(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
-    loader = paddle.io.DataLoader(data, batch_size=_ROWS) if isinstance(data, paddle.io.Dataset) else data
+    loader = loader_of(data, batch_size=_ROWS)
     try:
         with ended_with_the_epoch(loader) as batches:
             batch = next(iter(batches), None)

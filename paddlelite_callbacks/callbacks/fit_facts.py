@@ -13,6 +13,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.deploy.run import Evaluation
 from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
+from paddlelite_callbacks.loaders import loader_of
 from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.retrain import plain_options, retraining_config
 from paddlelite_callbacks.surgery import unwrapped
@@ -52,11 +53,9 @@ def file_evaluation(model: paddle.Model, data: Any, *, batch_size: int) -> Evalu
     metrics = metrics_of(model)
     if data is None or data is False or not metrics:
         return None
-
-    def batches() -> Any:
-        return paddle.io.DataLoader(data, batch_size=batch_size) if isinstance(data, paddle.io.Dataset) else data
-
-    return Evaluation(metrics=metrics, batches=batches, inputs=input_count(model))
+    return Evaluation(
+        metrics=metrics, batches=lambda: loader_of(data, batch_size=batch_size), inputs=input_count(model)
+    )
 
 
 def fit_config(

@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor
 
 from paddlelite_callbacks.deploy.engines import Predict, in_batches, reason
+from paddlelite_callbacks.loaders import known_length
 from paddlelite_callbacks.progress import tqdm
 
 __all__ = ["FileMetrics", "measure_metrics"]
@@ -59,7 +60,8 @@ def measure_metrics(
         A row per file, with its reason where it or a metric failed.
     """
     runs = {key: _Run(in_batches(predict, rows), metrics) for key, predict in files.items()}
-    for batch in tqdm(batches, desc="accuracy of the files", leave=False, disable=not progress):
+    total = known_length(batches)  # tqdm asks too, but dies of a loader over an IterableDataset
+    for batch in tqdm(batches, desc="accuracy of the files", total=total, leave=False, disable=not progress):
         items = paddle.utils.flatten(batch)
         arrays = [np.ascontiguousarray(item.numpy() if isinstance(item, Tensor) else item) for item in items[:inputs]]
         labels = [item if isinstance(item, Tensor) else paddle.to_tensor(item) for item in items[inputs:]]

@@ -12,6 +12,7 @@ from paddle import Tensor
 from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
+from paddlelite_callbacks.loaders import known_length
 
 __all__ = [
     "LossFunction",
@@ -124,7 +125,7 @@ def refuse_unusable_data(name: str, data: Any) -> None:
             f"{name} must be a paddle.io.Dataset, a DataLoader or another iterable of batches, got "
             f"{type(data).__name__}: give the evaluation data, or leave it out."
         )
-    if hasattr(data, "__len__") and not isinstance(data, paddle.io.IterableDataset) and len(data) == 0:
+    if known_length(data) == 0:
         raise ValueError(
             f"{name} is an empty {type(data).__name__} of length 0: it must hold at least one sample. Give the "
             "evaluation data, or leave it out."

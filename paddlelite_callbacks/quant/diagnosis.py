@@ -15,6 +15,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.direction import falls_with_quality
+from paddlelite_callbacks.loaders import loader_of
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantisers_off
 from paddlelite_callbacks.ranks import mean_figure, of_first_rank
@@ -134,7 +135,8 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
         ValueError: the network's outputs are a dictionary.
     """
     try:
-        results = model.evaluate(data, batch_size=_BATCH, verbose=0)
+        batches = loader_of(data, batch_size=_BATCH) if isinstance(data, paddle.io.IterableDataset) else data
+        results = model.evaluate(batches, batch_size=_BATCH, verbose=0)
     except AttributeError as error:
         if "'dict' object has no attribute" not in str(error):
             raise
