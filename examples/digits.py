@@ -163,13 +163,13 @@ def run(options: argparse.Namespace) -> Path:
     limit = 128 if options.quick else None
     train, test = Digits(train=True, limit=limit), Digits(train=False, limit=limit)
     print(f"{len(train)} training and {len(test)} test images; results go to {folder}", flush=True)
-    limits = {"size_mb": options.size_mb, "latency_ms": options.latency_ms, "metric_drop": options.metric_drop}
+    limits = {"size_mb": options.size_mb, "latency_ms": options.latency_ms}
     ladder = Ladder(options, folder, Budget(**limits), train, test, [])
 
     teacher = getattr(paddle.vision.models, options.teacher)(num_classes=CLASSES)
     ladder.rung(options.teacher, teacher, epochs=options.teacher_epochs, rate=options.teacher_rate)
     baseline = ladder.records[0].metrics["acc"]
-    ladder.budget = Budget(**limits, metric="acc", baseline=baseline)
+    ladder.budget = Budget(**limits, metric="acc", baseline=baseline, metric_drop=options.metric_drop)
 
     begun = BackboneSwap(options.student)(teacher)
     whole = {"epochs": options.epochs, "rate": options.rate}

@@ -1,4 +1,4 @@
-"""No Markdown file of the repository holds leftovers of editing: stray quotes, markers, merge conflicts, torn tables."""
+"""No Markdown file of the repository holds leftovers of editing: stray quotes, markers, conflicts, torn tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def without_fences(text: str) -> str:
 
 def leftovers(text: str) -> list[str]:
     """Return what looks like a leftover, each with the place."""
-    found = [
-        f"merge conflict: {line}" for line in text.splitlines() if re.match(r"(<{7}|>{7}|\|{7})( |$)|={7}$", line)
-    ]
+    found = [f"merge conflict: {line}" for line in text.splitlines() if re.match(r"(<{7}|>{7}|\|{7})( |$)|={7}$", line)]
     plain = without_fences(text)
     found += [f"fence without its end: {line}" for line in plain.splitlines() if re.match(r" *(```|~~~)", line)]
     opened, closed = (re.findall(rf"<!-- {end}(\w[\w/-]*) -->", plain) for end in ("", "/"))

@@ -30,12 +30,15 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 @st.composite
 def budgets(draw):
+    drop = draw(st.none() | st.floats(0.0, 1.0))
+    baseline = st.floats(0.01, 1.0)  # without one a drop is refused
     return Budget(
         size_mb=draw(st.none() | SIZE),
         latency_ms=draw(st.none() | MS),
-        metric_drop=draw(st.none() | st.floats(0.0, 1.0)),
+        metric_drop=drop,
         metric="acc",
-        baseline=draw(st.none() | st.floats(0.01, 1.0)),
+        baseline=draw(st.none() | baseline if drop is None else baseline),
+        metric_limit=draw(st.none() | METRIC),
         higher_is_better=draw(st.booleans()),
         relative=draw(st.booleans()),
     )
@@ -59,6 +62,10 @@ def keeps(acc, size, ms, budget):
         (budget.size_mb is None or size <= budget.size_mb + 1e-12)
         and (budget.latency_ms is None or ms <= budget.latency_ms + 1e-12)
         and (budget.metric_drop is None or budget.baseline is None or lost <= budget.metric_drop + 1e-12)
+        and (
+            budget.metric_limit is None
+            or (acc >= budget.metric_limit - 1e-12 if budget.higher_is_better else acc <= budget.metric_limit + 1e-12)
+        )
     )
 
 
@@ -68,8 +75,9 @@ def test_the_verdict_is_the_three_comparisons(acc, size, ms, budget):
     assert verdict.passed == keeps(acc, size, ms, budget)
     assert str(verdict).startswith("pass" if verdict.passed else "fail")
     for criterion in verdict.criteria:
-        assert criterion.margin == criterion.limit - criterion.value
-        assert criterion.passed == (criterion.value <= criterion.limit + 1e-12)
+        sign = -1 if criterion.at_least else 1
+        assert criterion.margin == sign * (criterion.limit - criterion.value)
+        assert criterion.passed == (criterion.margin >= -1e-12)
 
 
 @given(METRIC, SIZE, MS, budgets(), st.floats(0.0, 1.0), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
@@ -87,7 +95,7 @@ def test_a_wider_budget_never_fails_what_a_narrow_one_passed(run, budget, wider)
         latency_ms=budget.latency_ms and budget.latency_ms * wider,
         metric_drop=budget.metric_drop and budget.metric_drop * wider,
     )
-    without = replace(budget, size_mb=None, latency_ms=None, metric_drop=None)
+    without = replace(budget, size_mb=None, latency_ms=None, metric_drop=None, metric_limit=None)
     assert judge(run, without).passed >= judge(run, wide).passed >= judge(run, budget).passed
 
 
@@ -127,7 +135,7 @@ def test_the_latency_is_of_the_fastest_engine_that_agrees(engines):
 @given(st.sampled_from([math.nan, math.inf, -math.inf]), budgets())
 def test_a_figure_that_is_no_number_does_not_pass(value, budget):
     verdict = judge(one(acc=value), budget)
-    drops = [criterion for criterion in verdict.criteria if criterion.name == "metric_drop"]
+    drops = [criterion for criterion in verdict.criteria if criterion.name.startswith("metric")]
     assert all(not criterion.passed and criterion.value is None for criterion in drops)
     assert not judge(one(size=value), replace(budget, size_mb=5.0)).passed
 

@@ -17,7 +17,9 @@ from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.export_checks import (
     check_choices,
     checked_arguments,
+    refuse_blind_engine,
     refuse_other_inputs,
+    refuse_unjudged_metric,
     refuse_unknown_monitor,
 )
 from paddlelite_callbacks.callbacks.export_record import notes_of, summary_lines
@@ -26,7 +28,7 @@ from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable
-from paddlelite_callbacks.hapi import metric_names
+from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
 from paddlelite_callbacks.progress import tqdm
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
@@ -133,6 +135,7 @@ class ExportBenchCallback(ScopedCallback):
             peak_memory=peak_memory,
             roofline=roofline,
         )
+        refuse_blind_engine(budget, [engine.name for engine in self.options.chosen()])
         self.sidecar = checked_sidecar_options(sidecar)
         self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
         self.which, self.monitor, self.mode = which, monitor, mode
@@ -166,6 +169,9 @@ class ExportBenchCallback(ScopedCallback):
             >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
         """
         self._refuse_unwritable(model.network if isinstance(model, paddle.Model) else model)
+        evaluated = self._has_eval_data and isinstance(model, paddle.Model) and bool(metric_names(model))
+        if isinstance(model, (paddle.Model, Layer)):
+            refuse_unjudged_metric(self.budget, model, evaluated=evaluated)
         self.record = self.verdict = None
         self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
         return self.record
@@ -176,6 +182,9 @@ class ExportBenchCallback(ScopedCallback):
         refuse_other_inputs(self.model, self.input_spec, self.session.data)
         if self.which == "best":
             refuse_unknown_monitor(self.model, self.monitor)
+        if not self.session.own_loop:
+            evaluated = self._has_eval_data or evaluates_in_fit(self.model)
+            refuse_unjudged_metric(self.budget, self.model, evaluated=evaluated)
         self._refuse_unwritable(self.model.network)
 
     def attach(self, scope: ExitStack) -> None:
@@ -221,6 +230,10 @@ class ExportBenchCallback(ScopedCallback):
         if record is None:
             raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
         return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
+
+    @property
+    def _has_eval_data(self) -> bool:
+        return self.eval_data is not None and self.eval_data is not False
 
     @property
     def _in_training(self) -> Trained:

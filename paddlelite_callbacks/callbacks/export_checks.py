@@ -13,7 +13,14 @@ from paddlelite_callbacks.hapi import input_specs, metric_names, refuse_unusable
 from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.report.gate import Budget
 
-__all__ = ["check_choices", "checked_arguments", "refuse_other_inputs", "refuse_unknown_monitor"]
+__all__ = [
+    "check_choices",
+    "checked_arguments",
+    "refuse_blind_engine",
+    "refuse_other_inputs",
+    "refuse_unjudged_metric",
+    "refuse_unknown_monitor",
+]
 
 _FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
 
@@ -72,8 +79,55 @@ def check_choices(
     _one_of("gate", gate, ("report", "fail"))
     _one_of("which", which, ("last", "best"))
     _one_of("mode", mode, ("auto", "max", "min"))
-    if gate == "fail" and budget is None:
-        raise ValueError("gate='fail' needs a budget=Budget(...) to hold the figures against, got None.")
+    if gate == "fail" and (budget is None or not budget.has_limits):
+        raise ValueError(
+            f"gate='fail' needs a budget=Budget(...) with a limit to hold the figures against, got {budget}."
+        )
+
+
+def refuse_blind_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
+    """Refuse a budget for an engine that will not run.
+
+    Args:
+        budget: see `ExportBenchCallback`.
+        chosen: engines that will.
+
+    Raises:
+        ValueError: names both.
+    """
+    if budget is not None and budget.engine is not None and budget.engine not in chosen:
+        raise ValueError(
+            f"The budget asks for the figures of {budget.engine!r}, which is none of the engines {list(chosen)}: add "
+            "it to engines, or leave engine out of the budget for the fastest."
+        )
+
+
+def refuse_unjudged_metric(budget: Budget | None, model: paddle.Model, *, evaluated: bool) -> None:
+    """Refuse a budget for a metric that nothing will measure.
+
+    Args:
+        budget: see `ExportBenchCallback`.
+        model: prepared, or with nothing but a network.
+        evaluated: whether there is data to evaluate on.
+
+    Raises:
+        ValueError: names the metric and those that there will be.
+    """
+    if budget is None or budget.metric is None:
+        return
+    names = metric_names(model)
+    known = sorted({"loss", *names}) if evaluated else []
+    if budget.metric in known:
+        return
+    if not evaluated:
+        raise ValueError(
+            f"The budget asks for the metric {budget.metric!r}, but nothing is evaluated: give fit() evaluation data, "
+            "or ExportBenchCallback eval_data=..., or leave metric out of the budget."
+        )
+    raise ValueError(
+        f"The budget asks for the metric {budget.metric!r}, which is none of the evaluation's figures {known}: name "
+        "one of them, or give the metric to model.prepare."
+    )
 
 
 def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:

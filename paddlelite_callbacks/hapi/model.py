@@ -18,6 +18,7 @@ __all__ = [
     "LossFunction",
     "amp_level",
     "amp_options",
+    "evaluates_in_fit",
     "input_count",
     "input_specs",
     "labels_through",
@@ -139,6 +140,15 @@ def input_count(model: paddle.Model) -> int:
         model: the hapi model.
     """
     return len(model._inputs or [None])
+
+
+def evaluates_in_fit(model: paddle.Model) -> bool:
+    """Return whether the ``fit`` that is running was given evaluation data; hapi keeps its loader in the model.
+
+    Args:
+        model: the hapi model, inside ``fit``.
+    """
+    return getattr(model, "_test_dataloader", None) is not None
 
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:

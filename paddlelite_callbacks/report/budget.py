@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from paddlelite_callbacks.deploy.engines import ENGINES
@@ -12,23 +13,34 @@ from paddlelite_callbacks.errors import near_names
 __all__ = ["Budget"]
 
 
+class _Unasked(float):
+    """A limit that holds where nothing else was given, and asks for nothing itself."""
+
+
+_GUIDES_DROP = _Unasked(0.05)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a shipped model may cost; ``None`` leaves a criterion out. The defaults are the guide's.
 
+    A metric must have something to be held against: ``baseline`` (with ``metric_drop``), ``metric_limit``, or both.
+
     Args:
         size_mb: parameters file + program file, MB (1e6 bytes).
         latency_ms: median on the CPU, milliseconds.
-        metric_drop: loss against ``baseline``; relative to it (0.05: at most 5 % of it), or absolute.
-        metric: name in ``Record.metrics``, for instance ``"acc"``; needed for ``metric_drop``.
+        metric_drop: loss against ``baseline``; relative to it (0.05: at most 5 % of it), or absolute. ``None`` judges
+            no loss; ``metric`` then only says which of several models is the most accurate.
+        metric: name in ``Record.metrics``, for instance ``"acc"``.
         baseline: the big model's metric.
+        metric_limit: the worst value of the metric that is allowed, in its own unit.
         higher_is_better: whether the metric grows with quality.
         relative: whether ``metric_drop`` is a share of the baseline.
         engine: whose latency counts; ``None`` for the fastest.
 
     Raises:
-        ValueError: a limit that is not a positive finite number, a baseline that is not finite or without its metric's
-            name, a loss or error (``loss``, ``top1_err``, ``rmse``, ``nme``, ...) for
+        ValueError: a limit that is not a positive finite number, a metric without baseline or limit or the other way
+            round, a baseline that is not finite, a loss or error (``loss``, ``top1_err``, ``rmse``, ``nme``, ...) for
             which higher would be better, or an unknown engine.
 
     Example:
@@ -36,13 +48,16 @@ class Budget:
         5
         >>> Budget(metric="rmse", baseline=0.12, higher_is_better=False).latency_ms
         100.0
+        >>> Budget(metric="acc", metric_limit=0.9).metric_limit
+        0.9
     """
 
     size_mb: float | None = 20.0
     latency_ms: float | None = 100.0
-    metric_drop: float | None = 0.05
+    metric_drop: float | None = _GUIDES_DROP
     metric: str | None = None
     baseline: float | None = None
+    metric_limit: float | None = None
     higher_is_better: bool = True
     relative: bool = True
     engine: str | None = None
@@ -54,30 +69,62 @@ class Budget:
                 raise ValueError(
                     f"{name} must be a positive finite number or None, got {limit!r}: None leaves the criterion out."
                 )
-        if self.baseline is not None:
-            self._check_baseline(self.baseline)
+        self._check_metric()
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(
                 f"No engine {self.engine!r}; known are {near_names(str(self.engine), ENGINES)}. Leave engine out for "
                 "the fastest."
             )
 
-    def _check_baseline(self, baseline: float) -> None:
-        if not _finite(baseline):
-            raise ValueError(f"baseline must be a finite number or None, got {baseline!r}: the big model's metric.")
-        if self.metric is None:
+    @property
+    def judges_drop(self) -> bool:
+        """Whether a loss against the baseline is judged."""
+        return self.metric_drop is not None and self.baseline is not None
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything is judged at all."""
+        return self.judges_drop or any(x is not None for x in (self.size_mb, self.latency_ms, self.metric_limit))
+
+    def _check_metric(self) -> None:
+        if self.metric is not None and (not isinstance(self.metric, str) or not self.metric):
+            raise ValueError(f"metric must be the name of a figure or None, got {self.metric!r}: metric='acc'.")
+        for name, meaning in (("baseline", "the big model's metric"), ("metric_limit", "the worst allowed metric")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not _finite(value):
+                raise ValueError(f"{name} must be a finite number or None, got {value!r}: {meaning}.")
+            if self.metric is None:
+                raise ValueError(
+                    f"{name} goes with metric='...', the name of the figure it is compared with, got {name}={value} "
+                    "alone: for instance metric='acc'."
+                )
+        asked = self.metric_drop is not None and not isinstance(self.metric_drop, _Unasked)
+        if asked and self.baseline is None:
             raise ValueError(
-                f"baseline goes with metric='...', the name of the figure it is compared with, got baseline={baseline} "
-                "alone: for instance metric='acc'."
+                f"metric_drop={self.metric_drop} has nothing to be counted from, got metric={self.metric!r} and "
+                "baseline=None: give the big model's figure too, for instance metric='acc', baseline=0.93, or "
+                "metric_drop=None."
             )
+        if self.metric is not None and self.metric_drop is not None and self.baseline is self.metric_limit is None:
+            raise ValueError(
+                f"metric={self.metric!r} has nothing to be held against, got baseline=None and metric_limit=None: give "
+                "the big model's figure as baseline, or the worst allowed value as metric_limit. metric_drop=None "
+                "judges no metric."
+            )
+        if self.metric is None or self.baseline is self.metric_limit is None:
+            return
         if self.higher_is_better and falls_with_quality(self.metric):
             raise ValueError(
                 f"metric={self.metric!r} falls where quality grows, got higher_is_better=True: give "
                 "higher_is_better=False (--lower-is-better)."
             )
-        if self.relative and baseline == 0:
+        if self.judges_drop and self.relative and self.baseline == 0:
             raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max and math.isfinite(value)  # of a larger int math.isfinite raises

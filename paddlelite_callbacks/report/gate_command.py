@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="with runs.jsonl")
     parser.add_argument("--size-mb", type=float, help="parameters and program, 1 MB = 1e6 bytes")
     parser.add_argument("--latency-ms", type=float, help="median of a call")
-    parser.add_argument("--metric", help="name of the accuracy's figure, for instance acc")
+    parser.add_argument("--metric", help="name of the accuracy's figure, for instance acc; with one of the next two")
     parser.add_argument("--baseline", type=float, help="the big model's metric")
+    parser.add_argument("--metric-limit", type=float, help="the worst value of the metric that is allowed")
     parser.add_argument("--metric-drop", type=float, help="allowed loss against the baseline (default: 0.05 of it)")
     parser.add_argument("--absolute", action="store_true", help="the drop is not relative to the baseline")
     parser.add_argument("--lower-is-better", action="store_true", help="of the metric")
@@ -51,18 +52,27 @@ def run(options: argparse.Namespace) -> int:
 
     if options.metric_drop is not None and options.baseline is None:
         raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
+    if options.metric is not None and options.baseline is None and options.metric_limit is None:
+        raise ValueError(
+            f"--metric {options.metric} has nothing to be held against: give --baseline, the big model's, or "
+            "--metric-limit, the worst value that is allowed; without --metric no accuracy is judged."
+        )
     budget = Budget(
         size_mb=options.size_mb,
         latency_ms=options.latency_ms,
-        metric_drop=0.05 if options.metric_drop is None else options.metric_drop,
+        **({} if options.metric_drop is None else {"metric_drop": options.metric_drop}),
         metric=options.metric,
         baseline=options.baseline,
+        metric_limit=options.metric_limit,
         higher_is_better=not options.lower_is_better,
         relative=not options.absolute,
         engine=options.engine,
     )
-    if budget.size_mb is None and budget.latency_ms is None and budget.baseline is None:
-        raise ValueError("Got no limit. Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline.")
+    if not budget.has_limits:
+        raise ValueError(
+            "Got no limit. Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline or "
+            "--metric-limit."
+        )
     latest = {record.name: record for record in read_records(Path(options.folder) / "runs.jsonl")}
     if options.run is not None:
         if options.run not in latest:
@@ -74,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if not latest:
         raise ValueError(f"{options.folder}/runs.jsonl holds no run: let ExportBenchCallback write one.")
     known = sorted({metric for record in latest.values() for metric in record.metrics})
-    if budget.baseline is not None and budget.metric not in known:
+    if budget.metric is not None and budget.metric not in known:
         raise ValueError(
             f"No run has the metric {budget.metric!r}; measured are {known or 'none'}: write it as it stands there."
         )

@@ -128,11 +128,16 @@ class Record:
         """Of the network that the metrics belong to: ``"int8"`` for a quantised one, whose fp32 files stand beside."""
         return "int8" if any(a.precision == "int8" for a in self.artefacts) else "fp32"
 
+    @property
+    def agreeing(self) -> list[tuple[str, str]]:
+        """Engine and precision of the files that compute what the network does, in the order of the checks."""
+        return [(check.engine, check.precision) for check in self.checks if check.passed]
+
     def best_latency(self) -> Latency | None:
         """Return the fastest engine whose file, of the record's precision, computes what the network does."""
-        good = {(check.engine, self.precision) for check in self.checks if check.passed}
-        timed = [i for i in self.main_latencies() if i.p50_ms is not None and (i.engine, i.precision) in good]
-        return min(timed, key=lambda item: item.p50_ms or 0.0, default=None)
+        good = [key for key in self.agreeing if key[1] == self.precision]
+        timed = [i for i in self.main_latencies() if (i.engine, i.precision) in good]
+        return min((i for i in timed if i.p50_ms is not None and math.isfinite(i.p50_ms)), key=_p50, default=None)
 
     def main_latencies(self) -> list[Latency]:
         """Return the rows with the first row's number of threads and batch size, which are those that count."""
@@ -188,6 +193,10 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The record {data.get('name')!r} does not fit schema {SCHEMA}: {error}.") from error
+
+
+def _p50(row: Latency) -> float:
+    return math.inf if row.p50_ms is None else row.p50_ms
 
 
 def now() -> str:

@@ -87,7 +87,12 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
     """Return the budget of the last run that had one; ``None`` without."""
     given = [record.config["budget"] for record in records if record.config.get("budget")]
     known = {field.name for field in fields(Budget)}
-    return Budget(**{key: value for key, value in given[-1].items() if key in known}) if given else None
+    kept = {key: value for key, value in given[-1].items() if key in known} if given else {}
+    if kept.get("baseline") is None and kept.get("metric_drop") is not None:
+        del kept["metric_drop"]  # the default, which a record holds like a given one
+        if kept.get("metric") is not None and kept.get("metric_limit") is None:
+            kept["metric_drop"] = None  # of an older version, which judged no metric then
+    return Budget(**kept) if given else None
 
 
 def first_metric(records: Sequence[Record]) -> str:

@@ -14,12 +14,14 @@ class Criterion:
     """One line of a verdict.
 
     Args:
-        name: ``"size_mb"``, ``"latency_ms"`` or ``"metric_drop"``.
+        name: ``"size_mb"``, ``"latency_ms"``, ``"metric_drop"`` or ``"metric"`` (against ``metric_limit``).
         value: measured; ``None`` if it could not be had.
         limit: of the budget.
-        passed: ``value <= limit``.
+        passed: ``value <= limit``, or ``value >= limit`` with ``at_least``.
         reason: why there is no value.
         share: whether value and limit are shown in per cent: of the baseline, or as those of a metric within [0, 1].
+        label: how it is called where it is shown; ``None`` for the name's own.
+        at_least: whether the value must not be below the limit.
     """
 
     name: str
@@ -28,20 +30,34 @@ class Criterion:
     passed: bool
     reason: str | None = None
     share: bool = False
+    label: str | None = None
+    at_least: bool = False
 
     @property
     def margin(self) -> float | None:
         """What is left of the limit, in its unit; negative beyond it."""
-        return None if self.value is None else self.limit - self.value
+        if self.value is None:
+            return None
+        return self.value - self.limit if self.at_least else self.limit - self.value
+
+    @property
+    def title(self) -> str:
+        """What it is called where it is shown."""
+        return self.label or {"size_mb": "size", "latency_ms": "latency", "metric_drop": "drop"}.get(
+            self.name, self.name
+        )
+
+    @property
+    def unit(self) -> str:
+        """Of value and limit as they are shown."""
+        return "%" if self.share else {"size_mb": "MB", "latency_ms": "ms"}.get(self.name, "")
 
     def __str__(self) -> str:
-        label, unit = {"size_mb": ("size", "MB"), "latency_ms": ("latency", "ms"), "metric_drop": ("drop", "")}[
-            self.name
-        ]
         if self.value is None:
-            return f"{label} unknown ({self.reason})"
-        sign, unit = "<=" if self.passed else ">", "%" if self.share else unit
-        return f"{label} {self.value * self.scale:.4g} {sign} {self.limit * self.scale:.4g} {unit}".rstrip()
+            return f"{self.title} unknown ({self.reason})"
+        below, above = ("<", ">=") if self.at_least else ("<=", ">")
+        sign = below if self.passed != self.at_least else above
+        return f"{self.title} {self.value * self.scale:.4g} {sign} {self.limit * self.scale:.4g} {self.unit}".rstrip()
 
     @property
     def scale(self) -> float:
@@ -87,12 +103,12 @@ class Verdict:
         return all(criterion.passed for criterion in self.criteria)
 
     def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'fail'}: {', '.join(str(criterion) for criterion in self.criteria)}"
+        said = ", ".join(str(criterion) for criterion in self.criteria) or "the budget has no limit"
+        return f"{'pass' if self.passed else 'fail'}: {said}"
 
     def table(self) -> str:
         """Return Markdown: per engine and file each figure with what is left of its limit in brackets."""
-        titles = {"size_mb": "size MB", "latency_ms": "latency ms", "metric_drop": "drop"}
-        names = [f"{titles[c.name]}{' %' if c.share else ''} (left)" for c in self.criteria]
+        names = [f"{c.title} {c.unit}".strip() + " (left)" for c in self.criteria]
         lines = ["| engine | file | " + " | ".join(names) + " | gate |", "|---|---|" + "---:|" * len(names) + "---|"]
         for row in self.rows:
             cells = [_cell(criterion) for criterion in row.criteria]
