@@ -12,10 +12,10 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
-from paddle.nn import BatchNorm, GroupNorm, Layer, LayerNorm
-from paddle.nn.layer.norm import _BatchNormBase, _InstanceNormBase
+from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.nn.kinds import is_norm
 from paddlelite_callbacks.tensors import without_argument_lists
 
 try:
@@ -41,8 +41,6 @@ __all__ = [
     "unwrapped",
     "whole_again_after_an_error",
 ]
-
-_NORMS = (BatchNorm, _BatchNormBase, _InstanceNormBase, GroupNorm, LayerNorm)
 
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_post_hooks")  # attributes of every layer
 _HOOK_FLAGS = (
@@ -320,7 +318,7 @@ def freeze_norm_(network: Layer, *, stop_grad: bool = True) -> list[str]:
     Raises:
         ValueError: a ``SyncBatchNorm``, which cannot compute with stored statistics in training.
     """
-    norms = {name: layer for name, layer in network.named_sublayers(include_self=True) if isinstance(layer, _NORMS)}
+    norms = {name: layer for name, layer in network.named_sublayers(include_self=True) if is_norm(layer)}
     synced = [name for name, layer in norms.items() if isinstance(layer, paddle.nn.SyncBatchNorm)]
     if synced:
         raise ValueError(f"SyncBatchNorm cannot be frozen ({synced[:3]}): freeze first, convert the others behind it.")

@@ -9,25 +9,25 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
-from paddle.nn import Conv1D, Conv2D, Conv2DTranspose, Conv3D, Layer, Linear
-from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
+from paddle.nn import Layer
 
-__all__ = ["count_macs", "count_parameters"]
+from paddlelite_callbacks.nn.kinds import RECURRENT, SCALES, kind_of, running_statistics
 
-_STATISTICS = ("._mean", "._variance", ".activation_quanter.alpha")
+__all__ = ["count_macs", "count_parameters", "layer_macs"]
 
 
 def count_parameters(network: Layer) -> int:
     """Return the number of weights of ``network``; batch-norm statistics and quantisation scales are none."""
+    statistics = {id(item) for layer in network.sublayers(include_self=True) for item in running_statistics(layer)}
     return sum(
         math.prod(parameter.shape)
         for name, parameter in network.named_parameters()
-        if not f".{name}".endswith(_STATISTICS)
+        if id(parameter) not in statistics and not f".{name}".endswith(SCALES)
     )
 
 
 def count_macs(network: Layer, inputs: Sequence[Tensor]) -> int:
-    """Return the multiply-accumulates of convolutions and linear layers for one image, as papers count them.
+    """Return the multiply-accumulates of convolutions, linear and recurrent layers for one image, as papers count them.
 
     Counted on a copy by hooks on the layers; what ``forward`` computes itself with ``F.conv2d`` or ``matmul``
     (attention) is not seen.
@@ -36,24 +36,52 @@ def count_macs(network: Layer, inputs: Sequence[Tensor]) -> int:
         network: any mode; not changed.
         inputs: of ``forward``, the batch in front.
     """
-    total, batch = 0, int(inputs[0].shape[0])
+    return sum(layer_macs(network, inputs).values())
 
-    def count(layer: Layer, given: Any, output: Tensor) -> None:
-        nonlocal total
-        weights = math.prod(layer.weight.shape)
-        if isinstance(layer, Conv2DTranspose):
-            total += weights * math.prod(given[0].shape[2:]) * given[0].shape[0]
-        elif isinstance(layer, (Linear, QuantedLinear)):
-            total += weights * math.prod(output.shape[:-1])
-        else:
-            total += weights * math.prod(output.shape[2:]) * output.shape[0]
 
+def layer_macs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Return what each layer contributes to `count_macs`, by name, over all its calls.
+
+    Args:
+        network: any mode; not changed.
+        inputs: of ``forward``, the batch in front.
+    """
     duplicate = copy.deepcopy(network)
-    kinds = (Conv1D, Conv2D, Conv3D, Conv2DTranspose, Linear, QuantedConv2D, QuantedLinear)
-    for layer in duplicate.sublayers(include_self=True):
-        if isinstance(layer, kinds):
-            layer.register_forward_post_hook(count)
+    layers = duplicate.named_sublayers(include_self=True)
+    counted: dict[str, int] = {}
+    inside = {
+        id(part)
+        for layer in duplicate.sublayers(include_self=True)
+        if isinstance(layer, RECURRENT)
+        for part in layer.sublayers()
+    }
+
+    def counter(name: str) -> Any:
+        def count(layer: Layer, given: Any, output: Any) -> None:
+            counted[name] = counted.get(name, 0) + _macs(layer, given, output)
+
+        return count
+
+    for name, layer in layers:
+        if kind_of(layer) is not None and id(layer) not in inside:
+            layer.register_forward_post_hook(counter(name))
     duplicate.eval()
     with paddle.no_grad():
         duplicate(*inputs)
-    return total // batch
+    batch = int(inputs[0].shape[0])
+    return {name: count // batch for name, count in counted.items()}
+
+
+def _macs(layer: Layer, given: Any, output: Any) -> int:
+    kind = kind_of(layer) or ""
+    if kind in ("SimpleRNN", "LSTM", "GRU") or kind.endswith("Cell"):
+        matrices = [item for item in layer.parameters() if len(item.shape) == 2]
+        first = output[0] if isinstance(output, (list, tuple)) else output
+        return sum(math.prod(item.shape) for item in matrices) * math.prod(first.shape[:-1])
+    weights = math.prod(layer.weight.shape)
+    if kind == "Linear":
+        return weights * math.prod(output.shape[:-1])
+    channels_last = str(getattr(layer, "_data_format", "NCHW")).endswith("C")
+    moved = given[0] if kind.endswith("Transpose") else output  # the side on which the kernel moves
+    places = moved.shape[1:-1] if channels_last else moved.shape[2:]
+    return weights * math.prod(places) * int(moved.shape[0])

@@ -21,6 +21,7 @@ from paddlelite_callbacks.hapi import (
     scaled_learning_rate,
     trained_also,
 )
+from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
@@ -31,7 +32,6 @@ from paddlelite_callbacks.ranks import mean_over_ranks
 __all__ = ["PACTQuantCallback"]
 
 _log = logging.getLogger(__name__)
-_NORMS = (paddle.nn.BatchNorm, paddle.nn.BatchNorm2D, paddle.nn.SyncBatchNorm)
 
 
 class PACTQuantCallback(ScopedCallback):
@@ -236,7 +236,7 @@ class PACTQuantCallback(ScopedCallback):
     def _hold_statistics(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if network.training and self._epoch >= (self.config.freeze_bn_after or 0):
             for layer in network.sublayers():
-                if isinstance(layer, _NORMS):
+                if is_batch_norm(layer):
                     layer.training = False
 
     def _freeze_scales(self) -> None:
@@ -248,5 +248,5 @@ class PACTQuantCallback(ScopedCallback):
 
 def _follow_mode(network: Layer) -> None:
     for layer in network.sublayers():
-        if isinstance(layer, _NORMS):
+        if is_batch_norm(layer):
             layer.training = network.training

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import paddle
 from paddle import Tensor
-from paddle.nn import BatchNorm, Layer
-from paddle.nn.layer.norm import _BatchNormBase
+from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.kinds import running_statistics
 from paddlelite_callbacks.quant.quanters import Switched
 
 __all__ = ["StillBuffers"]
@@ -16,7 +18,8 @@ class StillBuffers:
     """Copies of buffers and batch-norm statistics of networks, one concatenation a batch for the vectors among them.
 
     The grid of a quantiser belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
-    but not probed.
+    but not probed. A buffer that holds no memory yet (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
+    fills) is passed over until it does.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,7 @@ class StillBuffers:
         for layer in network.sublayers(include_self=True):
             if isinstance(layer, Switched):
                 continue
-            for buffer in [*layer.buffers(include_sublayers=False), *_statistics(layer)]:
+            for buffer in [*layer.buffers(include_sublayers=False), *running_statistics(layer)]:
                 if _is_infinite(buffer):
                     self._infinite[id(buffer)] = buffer
                 elif len(buffer.shape) == 1:
@@ -42,16 +45,17 @@ class StillBuffers:
     @paddle.no_grad()
     def keep(self) -> None:
         """Copy the buffers as they are now."""
-        groups = [list(group.values()) for group in self._vectors.values()]
+        groups = self._filled_vectors()
         self._joined = [(group, paddle.concat(group)) for group in groups]
-        others = [*self._others.values(), *self._infinite.values()]
+        others = _filled([*self._others.values(), *self._infinite.values()])
         self._kept = [(buffer, buffer.detach().clone()) for buffer in others]
 
     @paddle.no_grad()
     def probes(self) -> list[Tensor]:
         """Return scalars that are 0 while every buffer that was finite still is, NaN otherwise."""
-        held = [paddle.concat(list(group.values())) for group in self._vectors.values()]
-        return [x.astype("float32").sum() * 0 for x in [*held, *self._others.values()] if x.is_floating_point()]
+        held = [paddle.concat(group) for group in self._filled_vectors()]
+        others = _filled(self._others.values())
+        return [x.astype("float32").sum() * 0 for x in [*held, *others] if x.is_floating_point()]
 
     @paddle.no_grad()
     def broken(self) -> list[Tensor]:
@@ -68,10 +72,13 @@ class StillBuffers:
         for buffer, value in self._kept:
             buffer.set_value(value)
 
+    def _filled_vectors(self) -> list[list[Tensor]]:
+        groups = [_filled(group.values()) for group in self._vectors.values()]
+        return [group for group in groups if group]
 
-def _statistics(layer: Layer) -> list[Tensor]:
-    """Return the running mean and variance of a batch norm, which Paddle keeps as parameters that are not trained."""
-    return [layer._mean, layer._variance] if isinstance(layer, (BatchNorm, _BatchNormBase)) else []
+
+def _filled(buffers: Iterable[Tensor]) -> list[Tensor]:
+    return [buffer for buffer in buffers if buffer._is_initialized()]
 
 
 def _is_infinite(buffer: Tensor) -> bool:

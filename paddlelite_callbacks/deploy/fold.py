@@ -22,6 +22,7 @@ from paddle.nn.quant.qat import QuantedConv2D
 from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.export import flat_outputs
 from paddlelite_callbacks.deploy.hooks import copy_with_hooks
+from paddlelite_callbacks.nn.kinds import foldable_norm
 from paddlelite_callbacks.quant.convert import FixedActivation, Int8Conv2D
 from paddlelite_callbacks.quant.noise import rounding_noise
 
@@ -29,7 +30,6 @@ __all__ = ["Shift", "fold_batch_norms_", "folded"]
 
 _log = logging.getLogger(__name__)
 _CONVOLUTIONS = (paddle.nn.Conv2D, QuantedConv2D, Int8Conv2D)
-_NORMS = (paddle.nn.BatchNorm2D, paddle.nn.BatchNorm, paddle.nn.SyncBatchNorm)
 
 
 class Shift(Layer):
@@ -127,7 +127,7 @@ def _pairs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, str]:
         for name, layer in network.named_sublayers():
             if isinstance(layer, _CONVOLUTIONS) and _plain(layer):
                 scope.callback(layer.register_forward_post_hook(behind(name)).remove)
-            elif type(layer) in _NORMS and _foldable(layer):
+            elif foldable_norm(layer) and _foldable(layer):
                 scope.callback(layer.register_forward_pre_hook(before(name)).remove)
         network(*inputs)
     used = Counter(found.values())

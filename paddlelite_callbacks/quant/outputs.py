@@ -14,11 +14,11 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.quant.quanters import PACTActivationQuanter
 
 __all__ = ["attach_output_quanter_", "detach_output_quanter_", "output_places", "quantized_outputs"]
 
-_NORMS = (paddle.nn.BatchNorm, paddle.nn.BatchNorm2D, paddle.nn.SyncBatchNorm)
 _RELUS = (paddle.nn.ReLU, paddle.nn.ReLU6)
 
 
@@ -92,7 +92,7 @@ def quantized_outputs(network: Layer) -> dict[str, Layer]:
 
 
 def _normalises(norm: Layer | None, convolution: Layer) -> bool:
-    if not isinstance(norm, _NORMS):
+    if norm is None or not is_batch_norm(norm):
         return False
     weight = convolution.weight
     channels = norm._mean.shape[0]

@@ -22,7 +22,7 @@ class QuantedConv2DTranspose(Layer):
     def __init__(self, layer: Conv2DTranspose, q_config: Any) -> None:
         super().__init__()
         self._options = transpose_options(layer)
-        self._groups = layer._groups
+        self._groups, self._data_format = layer._groups, layer._data_format
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quanter = q_config.weight._instance(layer)
         self.activation_quanter = q_config.activation._instance(layer)

@@ -1,0 +1,95 @@
+"""The table of layer kinds: norms, convolutions, linear and recurrent layers, and their fake-quantised forms."""
+
+from __future__ import annotations
+
+from paddle import Tensor, nn
+from paddle.nn import Layer
+
+__all__ = [
+    "BATCH_NORMS",
+    "CONVOLUTIONS",
+    "NORMS",
+    "QUANTIZABLE",
+    "RECURRENT",
+    "SCALES",
+    "TRANSPOSED",
+    "computes_as",
+    "foldable_norm",
+    "is_batch_norm",
+    "is_norm",
+    "is_quantized",
+    "kind_of",
+    "running_statistics",
+]
+
+BATCH_NORMS = (nn.BatchNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.InstanceNorm1D, nn.InstanceNorm2D, nn.InstanceNorm3D, nn.GroupNorm, nn.LayerNorm)
+TRANSPOSED = (nn.Conv1DTranspose, nn.Conv2DTranspose, nn.Conv3DTranspose)
+CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, *TRANSPOSED)
+RECURRENT = (nn.SimpleRNN, nn.LSTM, nn.GRU)
+CELLS = (nn.SimpleRNNCell, nn.LSTMCell, nn.GRUCell)
+QUANTIZABLE = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear)
+SCALES = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")  # ends of parameter names
+
+_MULTIPLYING = (*CONVOLUTIONS, nn.Linear, *RECURRENT, *CELLS)
+_FOLDABLE = (nn.BatchNorm2D, nn.BatchNorm, nn.SyncBatchNorm)  # behind a Conv2D
+
+
+def is_norm(layer: Layer) -> bool:
+    """Whether ``layer`` normalises: batch, instance, group or layer norm."""
+    return isinstance(layer, NORMS) or is_batch_norm(layer)
+
+
+def is_batch_norm(layer: Layer) -> bool:
+    """Whether ``layer`` is a batch norm of any number of dimensions; one of the user's own has Paddle's statistics."""
+    return isinstance(layer, BATCH_NORMS) or len(running_statistics(layer)) == 2
+
+
+def running_statistics(layer: Layer) -> list[Tensor]:
+    """Return the running mean and variance of a batch norm, which Paddle keeps as parameters that are not trained.
+
+    Args:
+        layer: alone, without its sublayers; of another kind there are none.
+    """
+    held = {**layer._parameters, **layer._buffers}
+    found = [held.get("_mean"), held.get("_variance")]
+    return [item for item in found if item is not None] if all(item is not None for item in found) else []
+
+
+def foldable_norm(layer: Layer) -> bool:
+    """Whether ``layer`` is, exactly, a batch norm that may stand behind a two-dimensional convolution."""
+    return computes_as(layer, *_FOLDABLE) is not None
+
+
+def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
+    """Return the one of ``types`` whose ``forward`` is exactly the one that ``layer`` runs; ``None`` for none.
+
+    A subclass counts that only sets other arguments or adds attributes; one with a ``forward`` or ``__call__`` of its
+    own does not.
+
+    Args:
+        layer: looked at.
+        types: of layers.
+    """
+    for kind in types:
+        own = "forward" in vars(layer) or "__call__" in vars(layer)
+        if isinstance(layer, kind) and not own and type(layer).forward is kind.forward:
+            return kind if type(layer).__call__ is kind.__call__ else None
+    return None
+
+
+def is_quantized(layer: Layer) -> bool:
+    """Whether ``layer`` is a fake-quantised form: it quantises its weight and its input."""
+    return hasattr(layer, "weight_quanter") and hasattr(layer, "activation_quanter")
+
+
+def kind_of(layer: Layer) -> str | None:
+    """Return the name of Paddle's class that says how ``layer`` multiplies; ``None`` where it does not.
+
+    Args:
+        layer: plain, a subclass, or fake-quantised.
+    """
+    if is_quantized(layer):
+        names = {base.__name__ for base in type(layer).__mro__}
+        return next((kind.__name__ for kind in QUANTIZABLE if f"Quanted{kind.__name__}" in names), None)
+    return next((kind.__name__ for kind in _MULTIPLYING if isinstance(layer, kind)), None)
