@@ -17,7 +17,15 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-__all__ = ["put_in_place", "refuse_no_folder", "refuse_unwritable", "staged_file", "staged_files", "staged_folder"]
+__all__ = [
+    "link_or_copy",
+    "put_in_place",
+    "refuse_no_folder",
+    "refuse_unwritable",
+    "staged_file",
+    "staged_files",
+    "staged_folder",
+]
 
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _LONGEST = 255  # bytes in the name of a file
@@ -188,12 +196,18 @@ def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
         if os.path.lexists(target) or any(fnmatchcase(entry.name, pattern) for pattern in dropped):
             continue
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, target, symlinks=True, copy_function=_linked)
+            shutil.copytree(entry, target, symlinks=True, copy_function=link_or_copy)
         else:
-            _linked(entry, target)
+            link_or_copy(entry, target)
 
 
-def _linked(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name without taking more of the disk, where the file system can.
+
+    Args:
+        source: a file or a symbolic link, which is not followed.
+        target: its other name.
+    """
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

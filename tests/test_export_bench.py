@@ -15,8 +15,13 @@ from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.report.record import read_records
+from paddlelite_callbacks.saved import read_saved
 
 FAST = {"warmup": 0, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
+
+
+def arrays(state):
+    return {key: value.numpy() for key, value in state.items()}
 
 
 def loaded(prefix):
@@ -36,6 +41,7 @@ def test_all_engines_and_the_record(tmp_path):
         "model.json",
         "model.onnx",
         "model.pdiparams",
+        "model.pdparams",
         "train_log.jsonl",
     ]
     assert [row.engine for row in record.latencies] == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]
@@ -66,7 +72,9 @@ def test_a_second_fit_replaces_the_files_and_appends_the_record(tmp_path):
     np.testing.assert_allclose(loaded(tmp_path / "TinyNet" / "model")(x), model.network(x), atol=1e-6)
 
 
-def test_a_failing_export_leaves_the_older_one(tmp_path):
+def test_a_failing_export_sets_the_older_one_aside(tmp_path):
+    """The new weights stand, and beside them no file of other weights; nothing of the older training is lost."""
+
     class Fragile(TinyNet):
         broken = False
 
@@ -75,15 +83,25 @@ def test_a_failing_export_leaves_the_older_one(tmp_path):
                 raise NotImplementedError("eager only")
             return super().forward(x)
 
-    model = hapi_model(Fragile())
+    model, home = hapi_model(Fragile()), tmp_path / "n"
     fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
-    before = {file.name: file.read_bytes() for file in (tmp_path / "n").iterdir()}
+    before = {file.name: file.read_bytes() for file in home.iterdir()}
+    (home / "mine.txt").write_text("mine")
     model.network.broken = True
     with pytest.raises(ExportError, match=r"Fragile cannot be exported .* eager only"):
         fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
-    assert {file.name: file.read_bytes() for file in (tmp_path / "n").iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["n", "runs.jsonl"]
-    assert len(read_records(tmp_path / "runs.jsonl")) == 1
+    assert {file.name: file.read_bytes() for file in (home / "previous_export").iterdir()} == before
+    assert sorted(path.name for path in home.iterdir()) == [
+        "mine.txt",
+        "model.pdparams",
+        "previous_export",
+        "train_log.jsonl",
+    ]
+    assert equal_weights(weights_of(model.network), arrays(read_saved(home / "model.pdparams")))
+    assert len(read_records(tmp_path / "runs.jsonl")) == 2
+    model.network.broken = False  # a third fit heals
+    fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    assert sorted(path.name for path in home.iterdir()) == sorted([*before, "mine.txt"])
 
 
 def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
@@ -94,7 +112,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
 
     with pytest.raises(ExportError, match=r"computes something else than the network: paddle/fp32: [\d.]+ > [\d.]+"):
         fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **FAST)])
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
 
 
 @needs("paddle2onnx")

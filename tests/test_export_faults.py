@@ -1,4 +1,4 @@
-"""A crash at every step of the writing, a full disk, a read-only folder: the former export stands, nothing is half."""
+"""A full disk at every step, a read-only folder: weights and log stand, the former export too, nothing is half."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from paddlelite_callbacks import ExportBenchCallback
 from paddlelite_callbacks.deploy import engines
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.report.record import append_record, read_records
+from paddlelite_callbacks.saved import read_saved
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 
@@ -52,7 +53,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults \u4e2d")
     model = hapi_model()
     fit(model, [callback_in(folder)])
-    return folder, model
+    return folder, model, contents(folder / "n")
 
 
 def callback_in(folder, **options):
@@ -62,31 +63,60 @@ def callback_in(folder, **options):
 @needs("paddle2onnx")
 @pytest.mark.parametrize("step", STEPS)
 def test_a_full_disk_at_each_step(step, exported, monkeypatch):
+    """The weights and the log of the new training stand, the older export beside them, and the record says why."""
     import importlib
 
-    folder, model = exported
-    before = contents(folder)
+    folder, model, first = exported
     place, name = STEPS[step]
     try:
         owner = importlib.import_module(place)
     except ImportError:
         module, _, kind = place.rpartition(".")
         owner = getattr(importlib.import_module(module), kind)
-
-    def full(*_, **__):
-        raise Full(28, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         with pytest.raises((OSError, RuntimeError), match="No space left"):
+            fit(model, [callback_in(folder)])
+    assert contents(folder / "n" / "previous_export") == first
+    assert sorted(path.name for path in (folder / "n").iterdir()) == [
+        "model.pdparams",
+        "previous_export",
+        "train_log.jsonl",
+    ]
+    assert weights_in(folder / "n" / "model.pdparams").keys() == model.network.state_dict().keys()
+    for key, value in weights_in(folder / "n" / "model.pdparams").items():
+        np.testing.assert_array_equal(value, model.network.state_dict()[key].numpy())
+    run = read_records(folder / "runs.jsonl")[-1]
+    assert "No space left" in run.failure
+    assert run.weights == str(folder / "n" / "model.pdparams")
+    assert not run.artefacts
+    if step != "rename":  # the report is renamed too
+        assert f"**Nothing was exported:** {run.failure}" in (folder / "report.md").read_text(encoding="utf-8")
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_that_is_full_before_the_weights_are_written(exported, monkeypatch):
+    folder, model, _ = exported
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(paddle, "save", full)
+        with pytest.raises(OSError, match="No space left"):
             fit(model, [callback_in(folder)])
     assert contents(folder) == before
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def full(*_, **__):
+    raise Full(28, "No space left on device")
+
+
+def weights_in(path):
+    return {key: value.numpy() for key, value in read_saved(path).items()}
+
+
 def test_a_full_disk_while_the_record_is_written(exported, monkeypatch):
     """The files are in place, the older lines untouched, and the next line is whole again."""
-    folder, _ = exported
+    folder, *_ = exported
     lines = (folder / "runs.jsonl").read_bytes()
     real = builtins.open
 
@@ -257,7 +287,7 @@ def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
     said = r"paddle-onednn/fp32: [\d.]+ > [\d.]+\." + ("$" if chosen else " The other engines agree")
     with pytest.raises(ExportError, match=said):
         export()
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in (tmp_path / "n").iterdir()) == ["model.pdparams", "train_log.jsonl"]
 
 
 def test_a_network_without_a_definite_output_is_told_from_a_wrong_file(tmp_path):
@@ -287,7 +317,7 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
     callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], **QUICK)
     with pytest.raises(ExportError, match=r"something else than the network: paddle\.jit\.load: 1 > 0\.\d+"):
         fit(hapi_model(TwoFaced()), [callback])
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
 
 
 EXPORT_ON_A_SMALL_DISK = """

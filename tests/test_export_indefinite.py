@@ -15,6 +15,8 @@ from paddlelite_callbacks.deploy.check import Check, compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.export_command import _difference
 from paddlelite_callbacks.deploy.refuse import own_movement, refuse_wrong
+from paddlelite_callbacks.report.record import read_records
+from paddlelite_callbacks.saved import read_saved
 
 NAN, INF = float("nan"), float("inf")
 QUICK = {"engines": ["paddle"], "warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
@@ -66,14 +68,20 @@ def spoil(weight, value) -> None:
 
 
 def refused(network, folder, act=lambda network: None, more=(), loss=None) -> str:
-    """Export over an older, good export; return what is said."""
+    """Export over an older, good export; return what is said. The older one is kept, and so is what was trained."""
     fit(hapi_model(), [ExportBenchCallback(folder, name="n", report=False, **QUICK)])
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = {path.name: path.read_bytes() for path in (folder / "n").iterdir()}
     callback = ExportBenchCallback(folder, name="n", report=False, eval_data=False, **QUICK)
     with pytest.raises(ExportError) as caught:
         fit(hapi_model(network, metrics=False, loss=loss), [AtTheEnd(act), callback, *more], evaluate=False)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert callback.record is None
+    assert {path.name: path.read_bytes() for path in (folder / "n" / "previous_export").iterdir()} == before
+    assert not list((folder / "n").glob("model.*[!s]"))
+    kept = read_saved(folder / "n" / "model.pdparams")
+    for key, value in network.state_dict().items():
+        np.testing.assert_array_equal(kept[key].numpy(), value.numpy())
+    assert callback.record.failure == " ".join(str(caught.value).split())
+    assert read_records(folder / "runs.jsonl")[-1].failure == callback.record.failure
+    assert callback.record.failure in callback.summary()
     return str(caught.value)
 
 

@@ -44,7 +44,8 @@ def test_export_then_evaluate_the_files(trained):
     weights = folder / "keypoints-out" / "last.pdparams"
     succeed("export", *SMALL, "--weights", weights, "--settings", "toy-quick", "--size-mb", 20, cwd=folder)
     exported = folder / "keypoints-out" / "exported"
-    assert {"model.json", "model.pdiparams", "model.onnx", "deploy.json"} == {path.name for path in exported.iterdir()}
+    files = {"model.json", "model.pdiparams", "model.onnx", "model.pdparams", "deploy.json"}
+    assert files == {path.name for path in exported.iterdir()}
     (record,) = read_records(folder / "keypoints-out" / "runs.jsonl")
     assert len(record.checks) == 4
     assert all(check.passed for check in record.checks)

@@ -25,6 +25,7 @@ from toy import Images
 from paddlelite_callbacks.callbacks.distill_state import load_state
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.report.record import read_records
+from paddlelite_callbacks.saved import read_saved
 
 EPOCHS, KILLED, SIZE, TIMER = 4, 9, 25, 14
 ENDINGS = (".pdparams", ".pdopt", ".pddistill")
@@ -201,21 +202,27 @@ def checked_export(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_while_an_export_is_written(server, tmp_path):
+    """The old set, then the new weights with the old set aside, then the new set: nothing in between."""
+    home, sizes = tmp_path / "n", []
+    assert server.run("export", tmp_path, width=5, report=False) == 0
+    new = checked_export(home)
     assert server.run("export", tmp_path, report=False) == 0
-    old, lines = checked_export(tmp_path / "n"), (tmp_path / "runs.jsonl").read_bytes()
-    sizes = []
-    for event in range(20):
+    old, lines = checked_export(home), (tmp_path / "runs.jsonl").read_bytes()
+    for event in range(40):
         ended = server.run("export", tmp_path, width=5, report=False, kill={"event": event}) == 0
-        sizes.append(checked_export(tmp_path / "n"))
+        aside = home / "previous_export"
+        if aside.exists():
+            assert sorted(path.name for path in home.iterdir()) == [
+                "model.pdparams", "previous_export", "train_log.jsonl",
+            ]  # fmt: skip
+            assert len(read_saved(home / "model.pdparams")["conv1.weight"]) == 5
+        sizes.append(("aside" if aside.exists() else "whole", checked_export(aside if aside.exists() else home)))
         assert (tmp_path / "runs.jsonl").read_bytes().startswith(lines)
         assert read_records(tmp_path / "runs.jsonl")
         if ended:
             break
     assert ended
-    assert sizes == sorted(
-        sizes, key=lambda size: size != old
-    )  # the old set up to the exchange, the new one from there on
-    assert sizes[0] == old != sizes[-1]
+    assert list(dict.fromkeys(sizes)) == [("whole", old), ("aside", old), ("whole", new)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n", "runs.jsonl"]
 
 

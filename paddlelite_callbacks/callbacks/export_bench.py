@@ -41,16 +41,21 @@ __all__ = ["ExportBenchCallback"]
 class ExportBenchCallback(ScopedCallback):
     """Export the trained network when ``fit`` has ended, check what was written, and time it on the CPU.
 
-    Written into ``folder/name``: ``model.json`` + ``model.pdiparams`` (``paddle.jit.save``; int8 weights for a
-    network trained with PACT) and, with the extra ``deploy``, ``model.onnx`` (fp32) and for a network trained with
-    PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`); ``deploy.json`` (inputs, checksums, what
-    ``sidecar`` says) and ``train_log.jsonl`` (the figures of every epoch). All of it is made from a copy, loaded
-    again by every engine, and compared with the live network on images of the first training batch; a difference
-    beyond the tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file
-    answers on the evaluation data. Only a set that passed takes the place of an older one; other files in that folder
-    stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their pictures drawn
-    anew from all its lines. It all happens behind hapi's last checkpoint; the model is left as found. `export` does it
-    without a ``fit``.
+    Written into ``folder/name``, before anything is exported: ``model.pdparams`` (the weights that are exported; for
+    `load_pact_` where they are quantised), ``last.pdparams`` (with ``which="best"``, where the last epoch was not the
+    best) and ``train_log.jsonl`` (the figures of every epoch). Then ``model.json`` + ``model.pdiparams``
+    (``paddle.jit.save``; int8 weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx``
+    (fp32) and for a network trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`);
+    ``deploy.json`` (inputs, checksums, what ``sidecar`` says). All of it is made from a copy, loaded again by every
+    engine, and compared with the live network on images of the first training batch; a difference beyond the
+    tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file answers on the
+    evaluation data.
+
+    An older export of this name waits in ``previous_export``, and goes when a set that passed takes its place; other
+    files in that folder stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html``
+    and their pictures drawn anew from all its lines. Where nothing can be exported, weights and log stand, the record
+    and the report say why, and then `ExportError` is raised. It all happens behind hapi's last checkpoint; the model is
+    left as found. `export` does it without a ``fit``.
 
     Args:
         folder: of this and further runs; made if missing.
@@ -279,10 +284,12 @@ class ExportBenchCallback(ScopedCallback):
             report=self.report,
             progress=bool(self.verbose),
         )
-        record = run.make(trained, notes)
+        record, failure = run.make(trained, notes)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
         if self.verbose:
             tqdm.write(self.summary())
+        if failure is not None:
+            raise failure
 
     def _fails(self) -> bool:
         return self.gate == "fail" and self.verdict is not None and not self.verdict.passed

@@ -32,12 +32,14 @@ def record_of(
     network: Layer,
     *,
     home: Path,
+    weights: str,
     log: str | None,
     history: History,
     last: bool,
     setting: tuple[int, int],
     notes: Sequence[str],
     config: Mapping[str, Any],
+    failure: str | None = None,
 ) -> Record:
     """Return the record of one export.
 
@@ -45,12 +47,14 @@ def record_of(
         made: what came of it.
         network: as trained.
         home: the folder of the files; its name is the run's.
+        weights: name of their file in it.
         log: name of the training log in it; ``None`` for a network that was trained before.
         history: of this ``fit``.
         last: whether the last weights were exported, instead of the best.
         setting: threads and batch size that the gate looks at.
         notes: what a reader should know beside whether int8 pays.
         config: of the run.
+        failure: why no file was exported; ``None`` where there is one.
     """
     rows, epoch = history.rows, history.epoch
     if last:
@@ -76,6 +80,8 @@ def record_of(
         epoch=epoch,
         config=dict(config),
         log=None if log is None else str(home / log),
+        weights=str(home / weights),
+        failure=failure,
     )
 
 
@@ -89,6 +95,7 @@ def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, sett
         settings: how many pairs of threads and batch size were timed; with more than one each line says its own.
     """
     size = "no Paddle export" if record.size_mb is None else f"{record.size_mb:.2f} MB"
+    size = size if record.failure is None else "NOTHING EXPORTED"
     lines = [f"{record.name}: {size}, {record.parameters / 1e6:.2f} M parameters, {folder / record.name}"]
     lines += [
         f"  {row.engine:<14}{row.precision:<5} "
@@ -96,6 +103,7 @@ def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, sett
         + (f", {row.threads} threads, batch {row.batch_size}" if settings > 1 else "")
         for row in record.latencies
     ]
+    lines += [] if record.failure is None else [f"  {record.failure}", f"  The trained weights: {record.weights}"]
     lines += [f"  {note}" for note in record.notes]
     return [*lines, *([f"  gate: {verdict}"] if verdict is not None else [])]
 

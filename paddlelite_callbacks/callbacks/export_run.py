@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,13 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.callbacks.export_record import draw_report, record_of
 from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.history import History
+from paddlelite_callbacks.callbacks.run_folder import LOG, WEIGHTS, staged_export, write_training
 from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.eval_copy import eval_copy, eval_outputs
-from paddlelite_callbacks.deploy.export import ExportError, staged_folder
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.options import BenchOptions
-from paddlelite_callbacks.deploy.run import hand_out
+from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.hapi import input_count, metric_names
 from paddlelite_callbacks.loaders import ended_with_the_epoch, loader_of
@@ -32,9 +34,8 @@ from paddlelite_callbacks.surgery import same_modes
 
 __all__ = ["ExportRun", "Trained", "trained_before"]
 
+_log = logging.getLogger(__name__)
 _ROWS = 8  # of the first batch, for the checks
-_LOG = "train_log.jsonl"
-_ONNX = ("model.onnx", "model.int8.onnx", "model.fp16.onnx")  # of an older export, where this one has none
 _one_at_a_time = threading.RLock()  # paddle.jit traces one network at a time, and timings would disturb each other
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
@@ -103,35 +104,62 @@ class ExportRun:
     report: bool
     progress: bool
 
-    def make(self, trained: Trained, notes: Sequence[str]) -> Record:
-        """Export, check, time; append the record and draw the report.
+    def make(self, trained: Trained, notes: Sequence[str]) -> tuple[Record, Exception | None]:
+        """Write weights and log, then export, check and time; append the record and draw the report.
 
         Args:
             trained: what is exported; its model is not touched.
             notes: for the record.
 
+        Returns:
+            The record, and why there is no file; ``None`` where there is one.
+
         Raises:
-            ExportError: see `ExportBenchCallback`.
+            OSError: not even the weights, or the record of an export that went well, could be written.
         """
+        home = self.folder / self.name
+        with _one_at_a_time:
+            self._write_training(home, trained)
+            failure: Exception | None = None
+            try:
+                with staged_export(home) as stage:
+                    record = self._record_of(self._made_in(stage, trained), None, trained, notes)
+            except Exception as error:  # the training must not be lost with it
+                failure = error
+                record = self._record_of(HandedOut(), failure, trained, notes)
+        try:
+            append_record(self.folder / "runs.jsonl", record)
+        except OSError as error:
+            if failure is None:
+                raise
+            _log.warning("No record of the export that failed: %s.", error)
+        if self.report:
+            draw_report(self.folder, self.budget)
+        return record, failure
+
+    def _write_training(self, home: Path, trained: Trained) -> None:
+        network, history = trained.model.network, trained.history
+        best = history.state is not None
+        other = best and bool(history.rows) and history.epoch != history.rows[-1]["epoch"]
+        write_training(
+            home,
+            history.state if history.state is not None else network.state_dict(),
+            last=network.state_dict() if other else None,
+            log=None if trained.training is None else history.rows,
+        )
+
+    def _made_in(self, stage: Path, trained: Trained) -> HandedOut:
         if trained.sample is None:
             raise ExportError(
                 "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
                 "batch."
             )
-        with _one_at_a_time, staged_folder(self.folder / self.name, dropped=_ONNX) as stage:
-            record = self._made_in(stage, trained, trained.sample, notes)
-        append_record(self.folder / "runs.jsonl", record)
-        if self.report:
-            draw_report(self.folder, self.budget)
-        return record
-
-    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray], notes: Sequence[str]) -> Record:
-        model, history = trained.model, trained.history
+        model, history, sample = trained.model, trained.history, trained.sample
         inputs = [paddle.to_tensor(item) for item in sample]
         with undisturbed(), history.best_weights(model.network):
             own = eval_outputs(model.network, inputs)
             network = eval_copy(model.network, inputs, expected=own)
-        made = hand_out(
+        return hand_out(
             network,
             stage,
             sample=sample,
@@ -145,20 +173,27 @@ class ExportRun:
             sidecar=self.sidecar,
             progress=self.progress,
         )
-        if trained.training is not None:  # else an older log stays, as other files do
-            (stage / _LOG).write_text("".join(json.dumps(row) + "\n" for row in history.rows), encoding="utf-8")
+
+    def _record_of(self, made: HandedOut, failure: Exception | None, trained: Trained, notes: Sequence[str]) -> Record:
+        model, history, home = trained.model, trained.history, self.folder / self.name
         without = not self.last and history.epoch is None and trained.training is not None
         return record_of(
             made,
             model.network,
-            home=self.folder / self.name,
-            log=None if trained.training is None else _LOG,
+            home=home,
+            weights=WEIGHTS,
+            log=None if trained.training is None else LOG,
             history=history,
             last=self.last,
             setting=self.options.settings[0],
             notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
             config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
+            failure=None if failure is None else _said(failure),
         )
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) if isinstance(error, ExportError) else reason(error)
 
 
 def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, progress: bool) -> Trained:

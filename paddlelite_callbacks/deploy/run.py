@@ -60,13 +60,13 @@ class HandedOut:
         notes: what a reader should know.
     """
 
-    artefacts: tuple[Artefact, ...]
-    errors: Mapping[tuple[str, str], str]
-    checks: tuple[Check, ...]
-    file_metrics: tuple[FileMetrics, ...]
-    timing: Timing
-    macs: int | None
-    notes: tuple[str, ...] = field(default=())
+    artefacts: tuple[Artefact, ...] = ()
+    errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    file_metrics: tuple[FileMetrics, ...] = ()
+    timing: Timing = field(default_factory=Timing)
+    macs: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def hand_out(

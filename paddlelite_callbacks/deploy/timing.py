@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Timing:
         roofline: GFLOP/s of the fastest matrix product by number of threads.
     """
 
-    latencies: tuple[Latency, ...]
-    notes: tuple[str, ...]
-    roofline: dict[int, float]
+    latencies: tuple[Latency, ...] = ()
+    notes: tuple[str, ...] = ()
+    roofline: dict[int, float] = field(default_factory=dict)
 
 
 def time_files(

@@ -67,10 +67,12 @@ def _size_log_and_path(record: Record, folder: Path) -> CheckPoint:
     size = "no Paddle export" if record.size_mb is None else f"size: {record.size_mb:.3f} MB (program + parameters)"
     log, first = file_of(record.log, folder), next((a for a in record.artefacts if a.path), None)
     path = None if first is None else file_of(first.path, folder)
+    weights = file_of(record.weights, folder)
     details = (
         size,
         f"log: {log}" if log else "no training log",
         f"path: {path}" if path else "the exported files are not there",
+        *([f"trained weights: {weights}"] if weights else []),
     )
     return CheckPoint("Size, log, path", record.size_mb is not None and bool(log and path), details)
 

@@ -94,6 +94,8 @@ class Record:
         epoch: whose weights were exported; ``None`` if unknown.
         config: what is needed to train again, see `retraining_config`.
         log: path of the training log.
+        weights: path of the trained weights, from which all files were exported.
+        failure: why no file was exported; ``None`` where there is one.
     """
 
     name: str
@@ -113,6 +115,8 @@ class Record:
     epoch: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     log: str | None = None
+    weights: str | None = None
+    failure: str | None = None
 
     @property
     def size_mb(self) -> float | None:

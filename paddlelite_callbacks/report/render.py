@@ -41,7 +41,7 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
     rows = []
     for record in records:
         milliseconds = [_milliseconds(record, name, notes) for name in engines]
-        row = [record.name, _metric(record, metric, records), f"{record.parameters / 1e6:.2f} M", _size(record)]
+        row = [record.name, _metric(record, metric, records), f"{record.parameters / 1e6:.2f} M", _size(record, notes)]
         rows.append([*row, *milliseconds, *([] if budget is None else [str(judge(record, budget))])])
     if budget is not None:
         head.append("gate")
@@ -188,7 +188,10 @@ def _metric(record: Record, metric: str, records: Sequence[Record]) -> str:
     return f"{100 * value:.2f} %" if _shares(records, metric) else f"{value:.4g}"
 
 
-def _size(record: Record) -> str:
+def _size(record: Record, notes: dict[str, int]) -> str:
+    if record.failure is not None:
+        number = notes.setdefault(f"{record.name}: nothing was exported: {record.failure}", len(notes) + 1)
+        return f"{_DASH}{number}"
     return _DASH if record.size_mb is None else f"{record.size_mb:.2f}"
 
 
