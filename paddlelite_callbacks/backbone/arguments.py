@@ -10,6 +10,7 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.backbone.sources import source_of
+from paddlelite_callbacks.backbone.strides import Stride, checked_stride
 from paddlelite_callbacks.backbone.weights import is_url, local_weights
 
 __all__ = ["Rebuild", "check_options", "own_layer"]
@@ -18,13 +19,13 @@ Rebuild = Callable[[Layer, list[int]], "Layer | None"]
 
 
 def check_options(
-    at: str | None, taps: Sequence[str | int] | None, adapt: str, rebuild: Rebuild | None, freeze_stages: int
+    at: str | None, taps: Sequence[str | Stride] | None, adapt: str, rebuild: Rebuild | None, freeze_stages: int
 ) -> None:
     """Refuse options of `BackboneSwap` that do not go together.
 
     Args:
         at: the sublayer to replace, or ``None``.
-        taps: names or strides.
+        taps: names or strides, which may be pairs.
         adapt: ``"project"`` or ``"rebuild"``.
         rebuild: the function that goes with ``"rebuild"``.
         freeze_stages: how many first stages stand still.
@@ -35,6 +36,9 @@ def check_options(
     """
     if isinstance(taps, (str, int)):
         raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
+    for tap in taps or ():
+        if not isinstance(tap, str):
+            checked_stride(tap)
     if at is None and (taps is not None or adapt != "project"):
         raise ValueError(
             f"taps and adapt go with at='...': a whole classifier has no maps to hand on, got taps={taps!r}, "

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.backbone.strides import Stride, checked_stride
 from paddlelite_callbacks.errors import near_names
 
 __all__ = ["DATA", "Backbone", "BackboneMap", "list_backbones", "render_table", "why_left_out"]
@@ -24,12 +25,12 @@ class BackboneMap:
     Args:
         name: of the tap, as `BackboneSwap` takes it.
         channels: of the map.
-        stride: input size over map size.
+        stride: input size over map size; a pair ``(height, width)`` where the axes differ.
     """
 
     name: str
     channels: int
-    stride: int
+    stride: Stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +123,5 @@ def _data() -> dict[str, Any]:
 
 
 def _backbone(entry: dict[str, Any]) -> Backbone:
-    return Backbone(**{**entry, "taps": tuple(BackboneMap(**tap) for tap in entry["taps"])})
+    taps = ({**tap, "stride": checked_stride(tap["stride"])} for tap in entry["taps"])  # JSON has lists for pairs
+    return Backbone(**{**entry, "taps": tuple(BackboneMap(**tap) for tap in taps)})

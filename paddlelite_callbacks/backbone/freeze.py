@@ -9,6 +9,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.backbone.cut import layers_that_ran
+from paddlelite_callbacks.backbone.strides import Stride, coarseness
 from paddlelite_callbacks.backbone.taps import OUTPUT, Tap
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.surgery import freeze_norm_, same_modes
@@ -51,8 +52,9 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
 
 def _ends(taps: Sequence[Tap]) -> list[str]:
     """The tap that ends each stage; a layer rather than the network's own output, which is there only at the end."""
-    by_stride: dict[int, str] = {}
+    by_stride: dict[Stride, str] = {}
     for tap in sorted(taps, key=lambda tap: (tap.default, not tap.name.startswith(OUTPUT))):
         if not tap.name.startswith(OUTPUT) or tap.stride not in by_stride:
             by_stride[tap.stride] = tap.name
-    return [by_stride[stride] for stride in sorted(by_stride) if any(t.stride == stride and t.default for t in taps)]
+    defaults = {tap.stride for tap in taps if tap.default}
+    return [by_stride[stride] for stride in sorted(by_stride, key=coarseness) if stride in defaults]

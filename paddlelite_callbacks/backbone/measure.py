@@ -26,6 +26,7 @@ from paddlelite_callbacks.backbone.checks import CHECKS, settle_
 from paddlelite_callbacks.backbone.cost import count_macs, count_parameters
 from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.sources import build, known_names, source_of, trunk_end, weights_url
+from paddlelite_callbacks.backbone.strides import coarseness
 from paddlelite_callbacks.backbone.taps import find_taps
 from paddlelite_callbacks.backbone.trunk import Trunk
 from paddlelite_callbacks.files import staged_file
@@ -59,10 +60,10 @@ def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
         taps = [tap for tap in find_taps(network, x, end=trunk_end(name)) if tap.default]
     except Exception as error:
         raise LeftOutError(f"fails at {_SIZE}x{_SIZE}: {type(error).__name__}: {_first_line(error)}") from error
-    strides = sorted({tap.stride for tap in taps})
+    strides = sorted({tap.stride for tap in taps}, key=coarseness)
     if not set(_NEEDED) <= set(strides):
         raise LeftOutError(f"its trunk has maps of strides {strides}, needed are {list(_NEEDED)}")
-    deepest = dict(network.named_sublayers()).get(max(taps, key=lambda tap: tap.stride).name)
+    deepest = dict(network.named_sublayers()).get(max(taps, key=lambda tap: coarseness(tap.stride)).name)
     if isinstance(deepest, Conv2D) and max(deepest._stride) > 1:
         raise LeftOutError("its maps are patch embeddings; the stages behind them work on tokens")
     entry = {

@@ -21,6 +21,7 @@ from paddlelite_callbacks.backbone.cut import cut_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
 from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
 from paddlelite_callbacks.backbone.sources import build, spelled_name, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.strides import Stride
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
 from paddlelite_callbacks.backbone.summary import SwapSummary, compare
 from paddlelite_callbacks.backbone.trunk import Trunk
@@ -48,8 +49,8 @@ class BackboneSwap:
     Args:
         backbone: a name of `list_backbones`, in any case, or a network of your own, which is copied.
         at: name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
-        taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``); ``None`` takes the last map
-            of each stride that the old backbone gave.
+        taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``, or ``(32, 1)`` for height and
+            width); ``None`` takes the last map of each stride that the old backbone gave.
         pretrained: ``True`` takes the ImageNet weights of the network's makers (their file, kept where their own
             loader keeps it); or a path or address of a ``.pdparams`` file.
         sha256: checksum that the weights file must have.
@@ -61,7 +62,8 @@ class BackboneSwap:
         freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (mostly
             stride 2), 0 freezes nothing.
         stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
-        options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``.
+        options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``, or
+            ``{"stride_list": [2, [2, 1], [2, 1], [2, 1], [2, 1]]}`` for lines of text.
 
     Attributes:
         report: what a weights file gave, a `LoadReport`; ``None`` without one.
@@ -79,7 +81,7 @@ class BackboneSwap:
         backbone: str | Layer,
         *,
         at: str | None = None,
-        taps: Sequence[str | int] | None = None,
+        taps: Sequence[str | Stride] | None = None,
         pretrained: bool | str | Path = False,
         sha256: str | None = None,
         strict: bool = True,
@@ -172,7 +174,8 @@ class BackboneSwap:
         new = self._made(1000)
         refuse_other_channels(self.name, new, x)
         taps = taps_of(new, x, end=self._end())
-        trunk = Trunk(new, chosen_taps(self.name, new, taps, wanted, x, self.taps), structure=structure_of(old_output))
+        names = chosen_taps(self.name, new, taps, wanted, x, self.taps, end=self._end())
+        trunk = Trunk(new, names, structure=structure_of(old_output))
         known, still = list(new.state_dict()), self._freeze(new, x)
         cut_(trunk, x)
         if weights is not None:

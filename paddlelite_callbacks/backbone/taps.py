@@ -15,13 +15,13 @@ import paddle
 from paddle import Tensor
 from paddle.nn import AdaptiveAvgPool2D, AdaptiveMaxPool2D, Conv2D, Layer
 
+from paddlelite_callbacks.backbone.strides import Stride, coarseness, stride_between
 from paddlelite_callbacks.backbone.structure import maps_of
 from paddlelite_callbacks.surgery import frozen
 
 __all__ = ["OUTPUT", "Tap", "find_taps", "tap_spelling"]
 
 OUTPUT = "output"  # name of the tap that is the network's own output
-_STRIDES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class Tap:
     Args:
         name: the layer that gives it, as in ``named_sublayers()``; ``:i`` behind it where the layer gives several.
         channels: of the map.
-        stride: input size over map size.
+        stride: input size over map size; a pair ``(height, width)`` where the axes differ.
         default: whether it is the one taken when only the stride is asked for.
     """
 
     name: str
     channels: int
-    stride: int
+    stride: Stride
     default: bool
 
 
@@ -46,9 +46,9 @@ class _Call:
     name: str
     layer: Layer
     maps: dict[str, Tensor]
-    given: set[int]
+    given: set[Stride]
     calls: int = 1
-    strides: set[int] = field(default_factory=set)
+    strides: set[Stride] = field(default_factory=set)
 
 
 def tap_spelling(name: str) -> str:
@@ -59,10 +59,10 @@ def tap_spelling(name: str) -> str:
 def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
     """Run ``network`` once and return its taps in the order of running; one a stride is the default.
 
-    Taps are the outputs of the trunk's blocks and stages: a layer is taken whole unless the stride changes more than
-    once inside it. The default of a stride is the last one; at the deepest stride a pointwise convolution behind the
-    last block is left out, since it only widens for the classifier, and so is what runs behind ``end``. A network
-    that gives maps itself has these as defaults of their strides.
+    Taps are the outputs of the trunk's blocks and stages: a layer is taken whole unless the stride along an axis
+    changes more than once inside it. The default of a stride is the last one; at the deepest stride a pointwise
+    convolution behind the last block is left out, since it only widens for the classifier, and so is what runs behind
+    ``end``. A network that gives maps itself has these as defaults of their strides.
 
     Args:
         network: any mode; comes back as it was.
@@ -162,21 +162,24 @@ def _deepest(output: Any) -> Tensor | None:
     return next((item for item in items if isinstance(item, Tensor)), None)
 
 
-def _stride(value: Tensor, size: tuple[int, int]) -> int | None:
-    for stride in _STRIDES:
-        if (-(-size[0] // stride), -(-size[1] // stride)) == (int(value.shape[2]), int(value.shape[3])):
-            return stride
-    return None
+def _stride(value: Tensor, size: tuple[int, int]) -> Stride | None:
+    return stride_between(size, value.shape[2:])
 
 
 def _units(layer: Layer, prefix: str, trunk: dict[str, _Call]) -> Iterator[_Call]:
     """The blocks and stages of the trunk in the order of running."""
     for name, call in sorted(_children(layer, prefix, trunk), key=lambda item: list(trunk).index(item[0])):
         inside = {s for key, sub in trunk.items() if key.startswith(f"{name}.") for s in sub.strides}
-        if len(call.maps) == 1 and len(inside | call.strides | call.given) > 2:
+        if len(call.maps) == 1 and _changes(inside | call.strides | call.given) > 1:
             yield from _units(call.layer, f"{name}.", trunk)
         else:
             yield call
+
+
+def _changes(strides: set[Stride]) -> int:
+    """How often the stride changes: of two axes changed one after the other (a factorised block) once."""
+    pairs = [(one, one) if isinstance(one, int) else one for one in strides]
+    return max((len(set(axis)) - 1 for axis in zip(*pairs, strict=True)), default=0)
 
 
 def _children(layer: Layer, prefix: str, trunk: dict[str, _Call]) -> Iterator[tuple[str, _Call]]:
@@ -199,9 +202,9 @@ def _until_pooled(units: Iterator[_Call]) -> Iterator[_Call]:
         seen.update(id(value) for value in call.maps.values())
 
 
-def _defaults(units: list[_Call], size: tuple[int, int], end: str | None) -> dict[int, str]:
-    last: dict[int, str] = {}
-    deepest = max((s for call in units for s in call.strides), default=0)
+def _defaults(units: list[_Call], size: tuple[int, int], end: str | None) -> dict[Stride, str]:
+    last: dict[Stride, str] = {}
+    deepest = max((s for call in units for s in call.strides), key=coarseness, default=0)
     names = [call.name for call in units]
     if end in names and deepest in units[names.index(end)].strides:
         units = units[: names.index(end) + 1]

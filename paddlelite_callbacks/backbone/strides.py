@@ -1,0 +1,58 @@
+"""Strides of maps: an integer for both axes, or a pair ``(height, width)``, as Paddle's layers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["Stride", "checked_stride", "coarseness", "stride_between"]
+
+Stride = int | tuple[int, int]
+
+_STEPS = (1, 2, 4, 8, 16, 32, 64)  # of one axis
+
+
+def stride_between(image: Sequence[int], size: Sequence[int]) -> Stride | None:
+    """Return the stride from an image to a map; ``None`` where an axis is not divided by 1, 2, 4, ... 64.
+
+    Args:
+        image: ``(height, width)``.
+        size: of the map; a side may be rounded up.
+    """
+    steps = [_step(int(whole), int(part)) for whole, part in zip(image, size, strict=True)]
+    if None in steps:
+        return None
+    height, width = (step for step in steps if step is not None)
+    return height if height == width else (height, width)
+
+
+def checked_stride(value: Any) -> Stride:
+    """Return ``value`` as a stride.
+
+    Args:
+        value: a whole number, or a pair ``(height, width)`` of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, (tuple, list)) else []
+    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
+        raise ValueError(
+            f"A stride is a whole number of at least 1, or a pair (height, width) of them, got {value!r}: write 16, or "
+            "(32, 1)."
+        )
+    return pair[0] if pair[0] == pair[1] else (pair[0], pair[1])
+
+
+def coarseness(stride: Stride) -> tuple[int, int]:
+    """Return a key that sorts strides from fine maps to coarse ones.
+
+    Args:
+        stride: the more pixels of the image it merges, the later.
+    """
+    height, width = (stride, stride) if isinstance(stride, int) else stride
+    return height * width, height
+
+
+def _step(whole: int, part: int) -> int | None:
+    return next((step for step in _STEPS if -(-whole // step) == part), None)
