@@ -68,7 +68,7 @@ def test_help_explains_every_flag(tmp_path):
 
 SCRIPTS = sorted(
     str(path.relative_to(EXAMPLES))
-    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("keypoints/*.py")]
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("keypoints/*.py"), *EXAMPLES.glob("cifar10/*.py")]
     if "parse_args" in path.read_text(encoding="utf-8")
 )
 

@@ -1,0 +1,105 @@
+"""The teacher for 32x32 pictures, and the light networks with strides that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from data import CLASSES, normalized
+from paddle import Tensor, nn
+
+from paddlelite_callbacks import BackboneSwap
+
+__all__ = ["LIGHT", "ResNet9", "light_network", "whiten_"]
+
+
+class Block(nn.Layer):
+    """Convolution, pooling by two, and a second convolution beside which the identity runs."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2D(before, width, 3, padding=1, bias_attr=False)
+        self.norm1 = nn.BatchNorm2D(width)
+        self.conv2 = nn.Conv2D(width, width, 3, padding=1, bias_attr=False)
+        self.norm2 = nn.BatchNorm2D(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the map."""
+        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return x + F.relu(self.norm2(self.conv2(x)))
+
+
+class ResNet9(nn.Layer):
+    """A residual network that learns CIFAR-10 in few epochs (after Page 2019 and Jordan 2024, arXiv:2404.00498).
+
+    The first convolution is not trained but for its bias: `whiten_` sets it from pictures.
+
+    Args:
+        widths: channels of the blocks.
+        classes: how many.
+    """
+
+    def __init__(self, widths: Sequence[int] = (48, 192, 256), classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        self.stem = nn.Conv2D(3, 24, 2)
+        self.stem.weight.stop_gradient = True
+        pairs = zip([24, *widths], widths, strict=False)
+        self.blocks = nn.Sequential(*(Block(before, width) for before, width in pairs))
+        self.fc = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class scores ``[N, classes]``."""
+        x = self.blocks(F.relu(self.stem(x)))
+        return self.fc(x.max(axis=[2, 3])) * 0.125
+
+
+def whiten_(network: ResNet9, images: np.ndarray, *, least: float = 5e-4) -> ResNet9:
+    """Set the first convolution so that its outputs over 2x2 patches are uncorrelated, with variance 1; in place.
+
+    Args:
+        network: gets the eigenvectors of the patches' covariance, and their negatives.
+        images: uint8 ``[N, 3, H, W]``, some thousand.
+        least: added to the variances.
+    """
+    x = normalized(images).astype("float64")
+    patches = np.stack(
+        [x[:, :, i : i + x.shape[2] - 1, j : j + x.shape[3] - 1] for i in (0, 1) for j in (0, 1)], axis=2
+    )
+    rows = patches.transpose(0, 3, 4, 1, 2).reshape(-1, 12)
+    variances, vectors = np.linalg.eigh(np.cov(rows.T))
+    filters = (vectors / np.sqrt(variances + least)).T.reshape(12, 3, 2, 2)
+    network.stem.weight.set_value(paddle.to_tensor(np.concatenate([filters, -filters]).astype("float32")))
+    return network
+
+
+LIGHT = ("lcnet", "lcnet_x0_5", "mobilenet")
+_LCNET = {"lcnet": "PPLCNet_x0_25", "lcnet_x0_5": "PPLCNet_x0_5"}
+
+
+def light_network(name: str, teacher: nn.Layer) -> nn.Layer:
+    """Put a light network in the place of ``teacher``, with strides that leave 4x4 positions of 32x32 pixels.
+
+    Args:
+        name: of `LIGHT`: PP-LCNet of width 0.25 or 0.5, or MobileNetV3_small of width 0.5.
+        teacher: tells the number of classes; not changed.
+    """
+    if name in _LCNET:
+        strides = [1, 2, 2, 2, 1] if name == "lcnet" else [2, 1, 2, 2, 1]
+        return BackboneSwap(_LCNET[name], options={"stride_list": strides})(teacher)
+    return BackboneSwap(_mobilenet())(teacher)
+
+
+def _mobilenet() -> nn.Layer:
+    """MobileNetV3_small of width 0.5; its factory has no option for strides, the class takes them in its table."""
+    from paddleclas.ppcls.arch.backbone.legendary_models import mobilenet_v3
+
+    strides = [1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1]  # behind the first convolution's 2
+    table = zip(mobilenet_v3.NET_CONFIG["small"], strides, strict=True)
+    return mobilenet_v3.MobileNetV3(
+        config=[[*row[:-1], stride] for row, stride in table],
+        stages_pattern=mobilenet_v3.MODEL_STAGES_PATTERN["MobileNetV3_small"],
+        scale=0.5,
+        class_num=len(CLASSES),
+    )

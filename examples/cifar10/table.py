@@ -1,0 +1,133 @@
+"""The ladder's lines as Markdown: accuracy of networks and of files on every engine, sizes, and what was won."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["file_accuracy", "interval", "markdown", "paired"]
+
+Line = dict[str, Any]
+TEACHER = "teacher"
+_LOSSES = ("kl", "dkd", "dist")
+# two-sided 95 % quantiles of Student's t, by degrees of freedom
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def _gains() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+    """Return what is compared: title -> (rung, precision of its files) against (rung, precision)."""
+    fp32, int8, light = "fp32", "int8", ("light", "fp32")
+    gains = {}
+    for loss in _LOSSES:
+        gains[f"{loss} against light"] = ((loss, fp32), light)
+    for prefix, start in (("", "light"), *((f"{loss}+", loss) for loss in _LOSSES)):
+        for kind in ("ptq", "pact", "pact4"):
+            name = f"{prefix}{kind}"
+            gains[f"{name}, int8 file, against {start}"] = ((name, int8), (start, fp32))
+            if prefix:
+                gains[f"{name}, int8 file, against light"] = ((name, int8), light)
+            if kind != "ptq":
+                longer = f"{start}-longer"
+                gains[f"{name}, int8 file, against {longer}"] = ((name, int8), (longer, fp32))
+                gains[f"{name}, int8 file, against its own weights in fp32"] = ((name, int8), (name, fp32))
+    return gains
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """Return the tables of every light network in ``lines``, as ``rung.line_of`` makes them."""
+    lights = list(dict.fromkeys(line["light"] for line in lines if line["light"]))
+    teacher = [line for line in lines if line["rung"] == TEACHER]
+    parts = []
+    for light in lights or [None]:
+        mine = [*teacher, *(line for line in lines if line["light"] == light and light)]
+        parts += [f"### {light}"] if len(lights) > 1 else []
+        parts += [_main(mine), _won(mine)]
+    cpus = ", ".join(dict.fromkeys(line["cpu"] for line in lines))
+    pictures = "5,000 training pictures that were held out" if lines[0]["holdout"] else "the test pictures"
+    parts.append(
+        f"Accuracy in per cent on {pictures}, mean and 95 % interval over the seeds (Student's t); of the files: as "
+        "each engine computes them. Gains in points, same seed. A second training (longer, pact, pact4) has a quarter "
+        f"of the epochs. MB: 1e6 bytes of the ONNX file. {cpus}."
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def by_rung(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """Return the lines of each rung, by seed."""
+    names = list(dict.fromkeys(line["rung"] for line in lines))
+    return {name: sorted((o for o in lines if o["rung"] == name), key=lambda o: o["seed"]) for name in names}
+
+
+def precision_of(line: Line) -> str:
+    """``"int8"`` for a rung with int8 files."""
+    return "int8" if any(key.startswith("int8") for key in line["size_mb"]) else "fp32"
+
+
+def accuracies(line: Line, precision: str) -> dict[str, float]:
+    """Return the accuracy of the files of ``precision`` by engine, where the engine computes what the network does."""
+    kinds = {"model.onnx": "fp32", "model.int8.onnx": "int8", "model.json": precision_of(line)}
+    found = {}
+    for key, value in line["files"].items():
+        file, engine = key.split()[0], key.split()[-1]
+        if kinds[file] == precision and not isinstance(value, str) and f"{precision} {engine}" not in line["failed"]:
+            found[engine] = value
+    return found
+
+
+def file_accuracy(line: Line, precision: str) -> float:
+    """Return the lowest accuracy that an engine computes from the files of ``precision``; NaN where none could."""
+    return min(accuracies(line, precision).values(), default=float("nan"))
+
+
+def _main(lines: Sequence[Line]) -> str:
+    rows = by_rung(lines)
+    engines = list(dict.fromkeys(engine for line in lines for engine in accuracies(line, precision_of(line))))
+    heads = ["rung", "seeds", "epochs", "network", *(f"file, {engine}" for engine in engines), "parameters", "MB"]
+    out = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for name, same in rows.items():
+        precision = precision_of(same[0])
+        cells = [f"{name} (int8)" if precision == "int8" else name, str(len(same))]
+        cells.append("/".join(dict.fromkeys(str(line.get("recipe", {}).get("epochs", 0)) for line in same)))
+        cells.append(interval([line["accuracy"] for line in same]))
+        for engine in engines:
+            found = [value for line in same if (value := accuracies(line, precision).get(engine)) is not None]
+            part = f" ({len(found)} of {len(same)} seeds)" if 0 < len(found) < len(same) else ""
+            cells.append(interval(found) + part if found else "-")
+        cells.append(f"{same[0]['parameters'] / 1e6:.2f} M")
+        size = same[0]["size_mb"].get(f"{precision} onnx")
+        out.append(f"| {' | '.join([*cells, '-' if size is None else f'{size:.2f}'])} |")
+    return "\n".join(out)
+
+
+def _won(lines: Sequence[Line]) -> str:
+    out = ["| gain in points, files, same seed | mean and 95 % interval | seeds |", "|---|---:|---:|"]
+    for title, (better, base) in _gains().items():
+        found = paired(lines, better, base)
+        if found:
+            out.append(f"| {title} | {interval(found, sign=True)} | {len(found)} |")
+    return "\n".join(out) if len(out) > 2 else ""
+
+
+def paired(lines: Sequence[Line], better: tuple[str, str], base: tuple[str, str]) -> list[float]:
+    """Return the differences of file accuracy for every seed that has both.
+
+    Args:
+        lines: of one light network.
+        better: rung and precision of its files.
+        base: likewise, subtracted.
+    """
+    rows = by_rung(lines)
+    others = {line["seed"]: line for line in rows.get(base[0], [])}
+    pairs = [(line, others[line["seed"]]) for line in rows.get(better[0], []) if line["seed"] in others]
+    values = [file_accuracy(a, better[1]) - file_accuracy(b, base[1]) for a, b in pairs]
+    return [value for value in values if np.isfinite(value)]
+
+
+def interval(values: Sequence[float], *, sign: bool = False) -> str:
+    """``mean ± half width`` of the 95 % interval of a mean (Student's t), in per cent; the mean alone of one value."""
+    mean = f"{100 * np.mean(values):{'+' if sign else ''}.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {100 * _T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)):.2f}"
