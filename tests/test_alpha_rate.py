@@ -29,7 +29,7 @@ def by_hand(x, weight, scale):
     """Return the two alphas: loss = mean(y), y = q(x) q(w); d(alpha) sums the gradient where x >= alpha (the paper)."""
     alpha, found = np.percentile(x, 90.0), []
     for _ in range(2):
-        step = np.abs(weight).max(axis=0, keepdims=True) / 127
+        step = np.abs(weight).max(axis=0, keepdims=True) / 64
         rounded = np.round(weight / step) * step
         grid = alpha / 255
         inputs = np.clip(np.round(np.clip(x, 0, alpha) / grid), 0, 255) * grid

@@ -102,8 +102,10 @@ def test_engines_give_what_was_simulated(options, tmp_path):
     for engine in (OpenVino(), OnnxRuntime()):
         got = run(engine, artefact, x)
         off = np.abs(got - expected).max(axis=1) / np.abs(expected).max()
-        # A value on a rounding threshold may fall on its other side: nearly all rows are exact, none is far off.
-        assert np.mean(off < 1e-5) >= (0.75 if "quantize_outputs" in options else 0.9), (engine.name, off)
+        # A value on a rounding threshold may fall on its other side: nearly all rows are exact, none is far off. ONNX
+        # Runtime also rounds biases to the input's step times the weight's, which is twice as wide on half the range.
+        exact = 0.9 if "quantize_outputs" not in options else 0.75 if engine.name == "openvino" else 0.5
+        assert np.mean(off < 1e-5) >= exact, (engine.name, off)
         assert off.max() < 0.02
     np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
 

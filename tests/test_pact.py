@@ -65,15 +65,17 @@ def test_at_most_two_to_the_bits_values_and_error_within_half_a_step(bits):
     assert np.abs(y - x).max() <= 3.0 / (2**bits - 1) / 2 + 1e-6
 
 
-def test_weights_are_quantised_per_output_channel():
+@pytest.mark.parametrize(("reduce_range", "high"), [(True, 64), (False, 127)])
+def test_weights_are_quantised_per_output_channel(reduce_range, high):
     weight = np.float32(np.random.RandomState(0).randn(4, 3, 2, 2))
     weight[2] = 0
-    got = ChannelWeightQuanter(bits=8, axis=0)(paddle.to_tensor(weight)).numpy()
+    got = ChannelWeightQuanter(bits=8, axis=0, reduce_range=reduce_range)(paddle.to_tensor(weight)).numpy()
     for channel in range(4):
-        step = max(np.abs(weight[channel]).max(), 1e-30) / 127
+        step = max(np.abs(weight[channel]).max(), 1e-30) / high
         np.testing.assert_allclose(got[channel], np.round(weight[channel] / step) * step, atol=1e-7)
     linear = paddle.to_tensor(np.float32([[1, 10], [-2, 5]]))
-    np.testing.assert_allclose(weight_steps(linear, bits=8, axis=1).numpy(), [[2 / 127, 10 / 127]], rtol=1e-6)
+    steps = weight_steps(linear, bits=8, axis=1, reduce_range=reduce_range).numpy()
+    np.testing.assert_allclose(steps, [[2 / high, 10 / high]], rtol=1e-6)
 
 
 @needs("paddleslim")
@@ -107,7 +109,9 @@ def test_conversion_and_training():
     assert layers["conv1"].activation_quanter.levels() == (-128, 127)  # the image has negative values
     assert layers["conv2"].activation_quanter.levels() == (0, 255)  # behind a ReLU
     assert set(weights_of(network)) - set(before) == {
-        f"{name}.activation_quanter.{key}" for name in layers for key in ("alpha", "grid")
+        f"{name}.{key}"
+        for name in layers
+        for key in ("activation_quanter.alpha", "activation_quanter.grid", "weight_quanter.grid")
     }
     fit(model, [PACTQuantCallback()], epochs=3)
     again = quantized_layers(network)
@@ -181,7 +185,7 @@ def test_an_uncalibrated_network_computes_as_before_in_evaluation():
     network.eval()
     x = paddle.randn([2, 3, 8, 8])
     expected = network(x).numpy()
-    prepare_pact_(network, PACTConfig(weight_bits=8))
+    prepare_pact_(network, PACTConfig(weight_bits=8, reduce_range=False))
     np.testing.assert_allclose(network(x).numpy(), expected, atol=0.02)  # weights are on their grid, inputs as given
 
 
@@ -351,6 +355,6 @@ def test_an_infinite_alpha_shows_in_the_loss(function, signed):
 def test_a_channel_that_weight_decay_took_to_nearly_nothing(largest):
     weight = paddle.to_tensor(np.float32([[largest, -largest / 2], [0.5, 0.25]]))
     quanter = ChannelWeightQuanter(axis=0)
-    np.testing.assert_allclose(quanter(weight).numpy(), weight.numpy(), atol=0.5 / 127 / 2 + 1e-35)
+    np.testing.assert_allclose(quanter(weight).numpy(), weight.numpy(), atol=0.5 / 64 / 2 + 1e-35)
     assert np.isfinite(quanter.steps(weight).numpy()).all()
-    assert (quanter.integers(weight).numpy()[1] == [127, 64]).all()
+    assert (quanter.integers(weight).numpy()[1] == [64, 32]).all()

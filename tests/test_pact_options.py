@@ -52,7 +52,7 @@ def test_lsq_trains_the_steps_of_weights_too():
     prepare_pact_(network, PACTConfig(method="lsq"))
     mean = np.abs(network.conv1.weight.numpy()).mean(axis=(1, 2, 3))
     alpha = network.conv1.weight_quanter.alpha
-    np.testing.assert_allclose(alpha.numpy().ravel(), 2 * mean * np.sqrt(127), rtol=1e-5)
+    np.testing.assert_allclose(alpha.numpy().ravel(), 2 * mean * np.sqrt(64), rtol=1e-5)
     before = alpha.numpy().copy()
     fit(hapi_model(network), [PACTQuantCallback(method="lsq")], epochs=2)
     assert (alpha.numpy() != before).any()

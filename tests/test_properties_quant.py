@@ -106,14 +106,14 @@ def test_lsqs_gradient_is_the_papers(seed, alpha, bits, signed):
     np.testing.assert_allclose(float(top.grad), expected, rtol=1e-2, atol=1e-2)
 
 
-@given(SEEDS, BITS, st.integers(1, 5), st.integers(1, 5), st.sampled_from([0, 1]))
-def test_weights_are_integers_times_a_step_per_channel(seed, bits, a, b, axis):
+@given(SEEDS, BITS, st.booleans(), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0, 1]))
+def test_weights_are_integers_times_a_step_per_channel(seed, bits, reduce_range, a, b, axis):
     random = np.random.RandomState(seed)
     weight = paddle.to_tensor((random.randn(a, b, 3, 3) * 10.0 ** random.randint(-3, 3)).astype("float32"))
     weight[0] = 0.0 if random.rand() < 0.3 else weight[0]
-    quanter = ChannelWeightQuanter(bits=bits, axis=axis)
+    quanter = ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=reduce_range)
     integers, steps, simulated = quanter.integers(weight), quanter.steps(weight), quanter(weight)
-    high = 2 ** (bits - 1) - 1
+    high = 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
     assert int(integers.astype("int32").abs().max()) <= high
     np.testing.assert_array_equal((integers.astype("float32") * steps).numpy(), simulated.numpy())  # what is shipped
     assert float(((weight - simulated).abs() - steps / 2).max()) <= 1e-5 * float(weight.abs().max() + 1e-12)

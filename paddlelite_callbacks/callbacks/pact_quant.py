@@ -26,7 +26,7 @@ from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
-from paddlelite_callbacks.quant.switch import switch_quantisers_
+from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
 from paddlelite_callbacks.ranks import mean_over_ranks
 
 __all__ = ["PACTQuantCallback"]
@@ -141,8 +141,7 @@ class PACTQuantCallback(ScopedCallback):
         scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))
         if paddle.distributed.get_world_size() > 1:
             self._reduce_gradients(alphas, scope)
-        for quanter in activation_quanters(network).values():
-            quanter.refresh()
+        refresh_quantisers_(network)
         if self.config.start_epoch > 0:
             switch_quantisers_(network, False)
             scope.callback(switch_quantisers_, network, True)

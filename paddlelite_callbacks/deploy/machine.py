@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Machine", "noise_notes", "this_machine"]
+__all__ = ["Machine", "has_vnni", "noise_notes", "this_machine"]
 
 _SPREAD = 0.2  # between the quartiles, as a share of the median
 _SHARE = 0.9  # of the wall clock that one busy thread should get
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddleslim", "paddle2onnx", "onnxruntime", "openvino")
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
+_WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")  # add int8 products in 32 bits
+_ONEDNN = ("openvino", "paddle-onednn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,23 @@ def this_machine() -> Machine:
         packages=versions,
         governor=_governor(),
     )
+
+
+def has_vnni(engine: str | None = None) -> bool:
+    """Whether int8 products are added in 32 bits here, where 16 bits can saturate (``vpmaddubsw``).
+
+    True on ARM too, whose kernels do not saturate. Where the system tells no instruction sets (Windows, macOS on
+    Intel) the answer is no.
+
+    Args:
+        engine: OpenVINO and Paddle's oneDNN also obey ``ONEDNN_MAX_CPU_ISA``; ``None`` asks for the CPU alone.
+    """
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if engine in _ONEDNN and cap in ("SSE41", "AVX", "AVX2", "AVX512_CORE"):
+        return False
+    return any(flag in _cpu_info().get("flags", "").split() for flag in _WIDE)
 
 
 def noise_notes(

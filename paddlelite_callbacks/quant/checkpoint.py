@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.fake_quant import grid_levels
 from paddlelite_callbacks.quant.prepare import prepare_pact_
+from paddlelite_callbacks.quant.quanters import activation_settings, read_grid, weight_settings
+from paddlelite_callbacks.quant.switch import refresh_quantisers_
 from paddlelite_callbacks.saved import read_saved
 
 __all__ = ["load_pact_", "quantized_in"]
 
+_log = logging.getLogger(__name__)
 _INPUT, _OUTPUT, _WEIGHT = ".activation_quanter.", ".output_quanter.", ".weight_quanter."
 
 
-def load_pact_(network: Layer, checkpoint: str | Path | Mapping[str, Any], *, weight_bits: int = 8) -> PACTConfig:
+def load_pact_(
+    network: Layer, checkpoint: str | Path | Mapping[str, Any], *, weight_bits: int | None = None
+) -> PACTConfig:
     """Quantise the layers of ``network`` that were quantised when ``checkpoint`` was saved, and load it.
 
     For exporting, evaluating or training on a network that was trained with `PACTQuantCallback`: its options are found
-    in the checkpoint, save the bits of the weights, of which nothing is written. A file is read without running what
+    in the checkpoint. One of a version that wrote nothing of the weights' grid is of the full range
+    (``reduce_range=False``) and, unless ``weight_bits`` says otherwise, of 8 bits. A file is read without running what
     is in it, see `read_saved`. Where it is refused, ``network`` stays as it was.
 
     Args:
         network: as it was before PACT; changed in place.
         checkpoint: a ``.pdparams`` file, its prefix (``"checkpoints/3"``), or a ``state_dict``.
-        weight_bits: with which it was trained, 2-8.
+        weight_bits: with which it was trained, 2-8; ``None`` for what the checkpoint says.
 
     Returns:
         The options that it was trained with; schedules and learning rates are not among them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is torn or would run code, holds no quantised layer, or is of another network.
+        ValueError: the file is torn or would run code, holds no quantised layer, is of another network, or was trained
+            with other bits than ``weight_bits``.
 
     Example:
         >>> network = resnet18(num_classes=10)  # doctest: +SKIP
@@ -58,11 +63,16 @@ def load_pact_(network: Layer, checkpoint: str | Path | Mapping[str, Any], *, we
             f"{where} is of another network: {type(network).__name__} has no layer {layers[0]!r}; near names: "
             f"{near_names(layers[0], known)}. Build the network that was trained."
         )
-    config = PACTConfig(include=mine, weight_bits=weight_bits, **_options(state, where))
+    grids, options = _weight_grids(state), _options(state, where)
+    bits, reduce_range = _weight_options(grids, weight_bits, where)
+    config = PACTConfig(include=mine, weight_bits=bits, reduce_range=reduce_range, **options)
     undo = prepare_pact_(network, config)
     try:
+        own = {key: value for key, value in network.state_dict().items() if key.endswith(f"{_WEIGHT}grid")}
+        state = {**(own if not grids else {}), **state}
         _refuse_misfits(network, state, where)
         network.set_state_dict(dict(state))
+        refresh_quantisers_(network)
     except BaseException:
         undo.close()
         raise
@@ -100,23 +110,46 @@ def _options(state: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {"activation": "paddleslim"}
     options: dict[str, Any] = {"quantize_outputs": any(_OUTPUT in key for key in state)}
     options["method"] = "lsq" if any(key.endswith(f"{_WEIGHT}alpha") for key in state) else "pact"
-    grids = {key: np.asarray(_array(state[key])) for key in state if key.endswith(".grid")}
-    bits = {_bits_of(grid): key for key, grid in grids.items() if grid[1] > 0}  # zeros: it has seen no batch
+    grids = {key: read_grid(state[key]) for key in state if key.endswith((f"{_INPUT}grid", f"{_OUTPUT}grid"))}
+    bits = {_one(activation_settings(*grid)): key for key, grid in grids.items() if grid[1] > 0}  # zeros: no batch yet
     if len(bits) > 1 or None in bits:
         raise ValueError(
             f"{where} holds grids of activations that belong to no one setting: "
-            f"{ {key: grids[key].tolist() for key in bits.values()} }. Give a checkpoint of one PACT training."
+            f"{ {key: list(grids[key]) for key in bits.values()} }. Give a checkpoint of one PACT training."
         )
     return {**options, **({"activation_bits": next(iter(bits))} if bits else {})}
 
 
-def _bits_of(grid: np.ndarray) -> int | None:
-    found = [bits for bits in range(2, 9) if grid_levels(bits, grid[0] < 0) == (float(grid[0]), float(grid[1]))]
-    return found[0] if found else None
+def _weight_grids(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the highest integer of each weight by its key; empty where the version of then did not write it."""
+    return {key: read_grid(state[key])[1] for key in state if key.endswith(f"{_WEIGHT}grid")}
 
 
-def _array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
+def _weight_options(grids: Mapping[str, float], asked: int | None, where: str) -> tuple[int, bool]:
+    """Return bits and ``reduce_range`` of the weights."""
+    if not grids:
+        bits = 8 if asked is None else asked
+        if bits == 8:
+            _log.warning(
+                "%s does not tell the grid of its weights: taken for 8 bits on the full range (reduce_range=False), as "
+                "earlier versions trained. A CPU without VNNI may compute something else from its int8 files.",
+                where,
+            )
+        return bits, bits != 8
+    found = {_one(weight_settings(high)): key for key, high in grids.items()}
+    if len(found) > 1 or None in found:
+        raise ValueError(
+            f"{where} holds grids of weights that belong to no one setting: they end at "
+            f"{ {key: grids[key] for key in found.values()} }. Give a checkpoint of one PACT training."
+        )
+    bits, reduce_range = next(setting for setting in found if setting is not None)
+    if asked not in (None, bits):
+        raise ValueError(f"{where} was trained with weight_bits={bits}, asked are {asked}: leave weight_bits out.")
+    return bits, reduce_range
+
+
+def _one(settings: list[Any]) -> Any:
+    return settings[0] if settings else None
 
 
 def _refuse_misfits(network: Layer, state: Mapping[str, Any], where: str) -> None:

@@ -28,6 +28,10 @@ class PACTConfig:
 
     Args:
         weight_bits: 2-8; weights are quantised per output channel, symmetrically.
+        reduce_range: train and ship weights of 8 bits on half their range, integers up to 64 in place of 127, so that
+            no CPU can saturate: those without VNNI (AVX2 alone, AMD Zen 2 and 3, Intel before Ice Lake) add two
+            products in 16 bits, and compute something else from a file on the full range. ``False`` for targets with
+            VNNI or ARM. Fewer bits are not touched.
         activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
         layer_types: names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``; subclasses are left
             alone.
@@ -60,6 +64,7 @@ class PACTConfig:
     """
 
     weight_bits: int = 8
+    reduce_range: bool = True
     activation_bits: int = 8
     layer_types: Sequence[str] = QUANTIZABLE
     include: Sequence[str] = ("*",)
@@ -116,6 +121,11 @@ class PACTConfig:
             raise ValueError(f"{name} must be {words}, got {value!r}: {_default(name)}.")
 
     def _check_choices(self) -> None:
+        if not isinstance(self.reduce_range, bool):
+            raise ValueError(
+                f"reduce_range must be True or False, got {self.reduce_range!r}: leave it out, unless every target "
+                "has VNNI or is ARM."
+            )
         if not isinstance(self.quantize_outputs, bool):
             raise ValueError(
                 f"quantize_outputs must be True or False, got {self.quantize_outputs!r}: True for ONNX Runtime."

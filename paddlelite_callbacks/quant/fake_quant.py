@@ -16,7 +16,15 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer, PyLayerContext
 
-__all__ = ["SMALLEST_ALPHA", "grid_levels", "lsq_fake_quantize", "pact_fake_quantize", "round_weight", "weight_steps"]
+__all__ = [
+    "SMALLEST_ALPHA",
+    "grid_levels",
+    "highest_weight",
+    "lsq_fake_quantize",
+    "pact_fake_quantize",
+    "round_weight",
+    "weight_steps",
+]
 
 SMALLEST_ALPHA = 1e-6
 _TINY = float(np.finfo("float32").tiny)
@@ -31,6 +39,19 @@ def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
         signed: whether the grid reaches below zero.
     """
     return (-float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)) if signed else (0.0, float(2**bits - 1))
+
+
+def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
+    """Return the highest integer of a weight's grid, which ends below at its negative.
+
+    ``2^(bits-1) - 1``; 64 for 8 bits on the reduced range. CPUs without VNNI add two products of a uint8 activation
+    and an int8 weight in 16 bits: ``2 * 255 * 64`` fits, anything above may saturate (``vpmaddubsw``).
+
+    Args:
+        bits: 2-8.
+        reduce_range: whether 8 bits use half the range; fewer bits fit as they are.
+    """
+    return 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
 
 
 def pact_fake_quantize(x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False) -> Tensor:
@@ -55,7 +76,13 @@ def pact_fake_quantize(x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool 
 
 
 def lsq_fake_quantize(
-    x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False, symmetric: bool = False
+    x: Tensor,
+    alpha: Tensor,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    symmetric: bool = False,
+    reduce_range: bool = True,
 ) -> Tensor:
     """LSQ: the same grid as `pact_fake_quantize`, with the gradient of the step (arXiv:1902.08153, eq. 3).
 
@@ -68,13 +95,16 @@ def lsq_fake_quantize(
         alpha: shape ``[1]``, or one per channel shaped to broadcast against ``x``; in units of ``x``.
         bits: 2-8.
         signed: whether the grid reaches below zero.
-        symmetric: whether it ends below at ``-high``, as that of weights does.
+        symmetric: whether it is that of a weight, from ``-high`` to ``high``, see `highest_weight`.
+        reduce_range: of a weight of 8 bits: half the range.
 
     Returns:
         A tensor like ``x``.
     """
-    low, high = grid_levels(bits, signed or symmetric)
-    return _LSQ.apply(x, alpha, -high if symmetric else low, high)
+    if symmetric:
+        high = float(highest_weight(bits, reduce_range=reduce_range))
+        return _LSQ.apply(x, alpha, -high, high)
+    return _LSQ.apply(x, alpha, *grid_levels(bits, signed))
 
 
 def round_weight(weight: Tensor, step: Tensor) -> Tensor:
@@ -82,8 +112,8 @@ def round_weight(weight: Tensor, step: Tensor) -> Tensor:
     return _RoundWeight.apply(weight, step)
 
 
-def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
-    """``max |w| / (2^(bits-1) - 1)`` per channel along ``axis``, shaped to broadcast; a channel of zeros counts as 1.
+def weight_steps(weight: Tensor, *, bits: int, axis: int, reduce_range: bool = True) -> Tensor:
+    """``max |w| / highest_weight`` per channel along ``axis``, shaped to broadcast; a channel of zeros counts as 1.
 
     So does what is so small that its step would be 0 in fp32: weight decay takes dead channels there.
 
@@ -91,11 +121,13 @@ def weight_steps(weight: Tensor, *, bits: int, axis: int) -> Tensor:
         weight: any shape.
         bits: 2-8.
         axis: of the output channels.
+        reduce_range: see `highest_weight`.
     """
     others = [dim for dim in range(len(weight.shape)) if dim != axis]
     # Two reductions instead of |w|: no second copy of the weight is made.
     largest = paddle.maximum(weight.max(axis=others, keepdim=True), -weight.min(axis=others, keepdim=True))
-    return paddle.where(largest > _NO_STEP, largest, paddle.ones_like(largest)) / (2 ** (bits - 1) - 1)
+    high = highest_weight(bits, reduce_range=reduce_range)
+    return paddle.where(largest > _NO_STEP, largest, paddle.ones_like(largest)) / high
 
 
 class _PACT(PyLayer):

@@ -46,7 +46,8 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
 
     A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuanter`) and its
     weight fake-quantised per output channel (`ChannelWeightQuanter`). New keys of ``state_dict``:
-    ``<layer>.activation_quanter.alpha`` and ``.grid``; with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
+    ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (which tells bits and range of
+    a checkpoint); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
     the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
     layer go on firing. A second call converts only what the first has left. A checkpoint of a quantised network loads
     after this call.
@@ -158,10 +159,12 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
     bits = config.weight_bits
     if config.method == "lsq":
         weight = _Factory(
-            lambda one: LSQWeightQuanter(one.weight, bits=bits, axis=axis, lr_scale=config.alpha_lr_scale)
+            lambda one: LSQWeightQuanter(
+                one.weight, bits=bits, axis=axis, lr_scale=config.alpha_lr_scale, reduce_range=config.reduce_range
+            )
         )
     else:
-        weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis))
+        weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=config.reduce_range))
     new = _QUANTED[type(layer)](layer, SingleLayerConfig(_activation_factory(config), weight))
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
@@ -215,6 +218,11 @@ def _refuse_other_quantisers(network: Layer, config: PACTConfig) -> None:
                 f"{name} is already quantised with weight_bits={has[0]}, activation_bits={has[1]}, method={method!r}; "
                 f"asked are {config.weight_bits}, {config.activation_bits}, {config.method!r}. Start from the fp32 "
                 "network, or give the same options."
+            )
+        if config.weight_bits == 8 and quanter.reduce_range != config.reduce_range:
+            raise ValueError(
+                f"{name} is already quantised with reduce_range={quanter.reduce_range}; asked is "
+                f"{config.reduce_range}. Start from the fp32 network, or give the same options."
             )
 
 

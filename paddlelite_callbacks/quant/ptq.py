@@ -31,7 +31,7 @@ def ptq_int8(
         network: in fp32; not changed.
         batches: inputs to calibrate on, a tensor or one per input of the network, some hundred images in all.
         percentile: of ``|x|``; 100 for the maximum.
-        options: fields of `PACTConfig`: ``weight_bits``, ``activation_bits``, ``skip``, ``quantize_outputs``, ...
+        options: fields of `PACTConfig`: ``weight_bits``, ``reduce_range``, ``activation_bits``, ``skip``, ...
 
     Returns:
         The copy, in eval mode.

@@ -13,6 +13,7 @@ from paddle.quantization.base_quanter import BaseQuanter
 from paddlelite_callbacks.quant.fake_quant import (
     SMALLEST_ALPHA,
     grid_levels,
+    highest_weight,
     lsq_fake_quantize,
     pact_fake_quantize,
     round_weight,
@@ -20,9 +21,19 @@ from paddlelite_callbacks.quant.fake_quant import (
 )
 from paddlelite_callbacks.ranks import gathered, several_ranks
 
-__all__ = ["ChannelWeightQuanter", "LSQWeightQuanter", "PACTActivationQuanter", "Switched"]
+__all__ = [
+    "ChannelWeightQuanter",
+    "LSQWeightQuanter",
+    "PACTActivationQuanter",
+    "Switched",
+    "activation_settings",
+    "read_grid",
+    "weight_settings",
+]
 
 _SAMPLE = 1 << 18  # values that a percentile is taken from
+_BITS = range(2, 9)
+_NEAR = 0.1  # an average of equal integers is as near to them
 
 
 class Switched(BaseQuanter):
@@ -49,6 +60,13 @@ class Switched(BaseQuanter):
                 "model.save(training=False)): export the network with ExportBenchCallback, or with export_forms of "
                 "paddlelite_callbacks.deploy.forms, which write what it simulates."
             )
+
+    def refresh(self) -> None:
+        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+
+        Raises:
+            ValueError: the checkpoint is of another setting.
+        """
 
     def zero_points(self) -> Tensor | None:
         """Return None: every grid here holds zero exactly."""
@@ -100,6 +118,7 @@ class PACTActivationQuanter(Switched):
             default_initializer=paddle.nn.initializer.Constant(0.0),
         )
         self.register_buffer("grid", paddle.zeros([2]))
+        # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
         self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
         self._seen, self._observed = 0, 0.0
 
@@ -117,9 +136,31 @@ class PACTActivationQuanter(Switched):
         return self._function(input, self.alpha, bits=self._bits, signed=self._levels[0] < 0)
 
     def refresh(self) -> None:
-        """Read the grid anew, after a checkpoint was loaded; evaluation and the start of ``fit`` do so."""
-        low, high = (float(value) for value in self.grid.numpy())
-        self._levels = (low, high)
+        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+
+        An average of grids (an EMA of the ``state_dict``) is put back on the grid that was averaged, and of the zeros
+        of before the first batch, which are no values, ``alpha`` is freed too.
+
+        Raises:
+            ValueError: the checkpoint is of other bits.
+        """
+        low, high = read_grid(self.grid)
+        self._levels = grid_levels(self._bits, low < 0) if high > 0 else (0.0, 0.0)
+        if (low, high) == self._levels:
+            return
+        for bits in activation_settings(low, high):
+            if bits != self._bits:
+                raise ValueError(
+                    f"A grid of activations from {low:g} to {high:g} was loaded, of activation_bits={bits}; this "
+                    f"network was prepared with activation_bits={self._bits}: give the options of the training, or "
+                    "let load_pact_ find them."
+                )
+        below, above = grid_levels(self._bits, True)
+        signed_share = low / below
+        share = signed_share + (high - signed_share * above) / grid_levels(self._bits, False)[1]
+        if 0 < share < 0.999:
+            _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
+        _set_(self.grid, self._levels)
 
     @property
     def calibrated(self) -> bool:
@@ -161,10 +202,10 @@ class PACTActivationQuanter(Switched):
         first = self._seen == 0
         self._observed = found if first else self._follow(found)
         self._seen += 1
-        self.alpha.set_value(np.array([self._observed], "float32"))
+        _set_(self.alpha, [self._observed])
         signed = float(lowest) < 0 or self._levels[0] < 0
         self._levels = grid_levels(self._bits, signed)
-        self.grid.set_value(np.array(self._levels, "float32"))
+        _set_(self.grid, self._levels)
 
     def _follow(self, value: float) -> float:
         return self._momentum * self._observed + (1 - self._momentum) * value
@@ -173,30 +214,59 @@ class PACTActivationQuanter(Switched):
 class ChannelWeightQuanter(Switched):
     """Fake quantiser of a weight: per output channel, symmetric, scaled by the channel's largest magnitude.
 
-    Stateless: the scale follows the weight, so what is simulated at the last step is what is shipped.
+    The scale follows the weight, so what is simulated at the last step is what is shipped. The buffer ``grid``
+    (``[2]``: lowest and highest integer) tells a checkpoint's bits and range; nothing is computed with it.
 
     Args:
-        bits: 2-8; the grid is ``[-(2^(bits-1) - 1), 2^(bits-1) - 1]``.
+        bits: 2-8; the grid is ``[-high, high]``, see `highest_weight`.
         axis: of the output channels: 0 for ``Conv2D`` (``[out, in, kh, kw]``), 1 for ``Conv2DTranspose`` and
             ``Linear``.
+        reduce_range: whether 8 bits use half the range, on which no CPU saturates.
     """
 
-    def __init__(self, *, bits: int = 8, axis: int = 0) -> None:
+    def __init__(self, *, bits: int = 8, axis: int = 0, reduce_range: bool = True) -> None:
         super().__init__(bits)
-        self._axis = axis
+        self._axis, self.reduce_range = axis, reduce_range
+        self._high = highest_weight(bits, reduce_range=reduce_range)
+        self.register_buffer("grid", paddle.to_tensor([-float(self._high), float(self._high)], dtype="float32"))
 
     def forward(self, input: Tensor) -> Tensor:
         """Quantise and dequantise the weight ``input``."""
-        return round_weight(input, self.steps(input)) if self.enabled else input
+        if not self.enabled:
+            return input
+        if not self.training and paddle.in_dynamic_mode():
+            self.refresh()
+        return self._quantize(input)
+
+    def refresh(self) -> None:
+        """Compare the grid with that of a checkpoint that was loaded; evaluation, export and ``fit`` do so.
+
+        Raises:
+            ValueError: the checkpoint is of other bits, or of another range.
+        """
+        low, high = read_grid(self.grid)
+        if (low, high) == (-self._high, self._high):
+            return
+        for bits, reduce_range in weight_settings(high):
+            raise ValueError(
+                f"Weights trained on integers up to {round(high)} were loaded, of weight_bits={bits}, "
+                f"reduce_range={reduce_range}; this network was prepared with weight_bits={self._bits}, "
+                f"reduce_range={self.reduce_range}: give the options of the training, or let load_pact_ find them."
+            )
+        _set_(self.grid, [-float(self._high), float(self._high)])
 
     def steps(self, weight: Tensor) -> Tensor:
         """Return each channel's step, shaped to broadcast against ``weight``."""
-        return weight_steps(weight.detach(), bits=self._bits, axis=self._axis)
+        return weight_steps(weight.detach(), bits=self._bits, axis=self._axis, reduce_range=self.reduce_range)
 
     def integers(self, weight: Tensor) -> Tensor:
         """Return the int8 weight that training simulates."""
-        high = 2 ** (self._bits - 1) - 1
-        return paddle.clip(paddle.round(weight.detach() / self.steps(weight)), -high, high).astype("int8")
+        self.refresh()
+        steps = self.steps(weight)
+        return paddle.clip(paddle.round(weight.detach() / steps), -self._high, self._high).astype("int8")
+
+    def _quantize(self, weight: Tensor) -> Tensor:
+        return round_weight(weight, self.steps(weight))
 
     def scales(self) -> Any:
         """Return None: the scale is a function of the weight, see `steps`."""
@@ -218,21 +288,19 @@ class LSQWeightQuanter(ChannelWeightQuanter):
         bits: 2-8.
         axis: of the output channels.
         lr_scale: factor on the optimizer's learning rate.
+        reduce_range: see `ChannelWeightQuanter`.
     """
 
-    def __init__(self, weight: Tensor, *, bits: int = 8, axis: int = 0, lr_scale: float = 1.0) -> None:
-        super().__init__(bits=bits, axis=axis)
+    def __init__(
+        self, weight: Tensor, *, bits: int = 8, axis: int = 0, lr_scale: float = 1.0, reduce_range: bool = True
+    ) -> None:
+        super().__init__(bits=bits, axis=axis, reduce_range=reduce_range)
         others = [dim for dim in range(len(weight.shape)) if dim != axis]
-        self._high = 2 ** (bits - 1) - 1
         with paddle.no_grad():
             mean = weight.detach().abs().mean(axis=others, keepdim=True)
             start = paddle.where(mean > 0, 2 * mean * self._high**0.5, paddle.full_like(mean, float(self._high)))
         self.alpha = self.create_parameter(start.shape, attr=paddle.ParamAttr(learning_rate=lr_scale))
         self.alpha.set_value(start)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Quantise and dequantise the weight ``input``."""
-        return lsq_fake_quantize(input, self.alpha, bits=self._bits, symmetric=True) if self.enabled else input
 
     def steps(self, weight: Tensor) -> Tensor:
         """Return each channel's trained step."""
@@ -241,3 +309,42 @@ class LSQWeightQuanter(ChannelWeightQuanter):
     def scales(self) -> Tensor:
         """Return the value that the highest integer stands for, per channel."""
         return self.alpha
+
+    def _quantize(self, weight: Tensor) -> Tensor:
+        return lsq_fake_quantize(weight, self.alpha, bits=self._bits, symmetric=True, reduce_range=self.reduce_range)
+
+
+def weight_settings(high: float) -> list[tuple[int, bool]]:
+    """Return bits and ``reduce_range`` of the grid of weights that ends at ``high`` or next to it; empty for none.
+
+    Args:
+        high: read from a checkpoint, perhaps averaged.
+    """
+    settings = [(bits, True) for bits in _BITS] + [(8, False)]
+    return [(bits, half) for bits, half in settings if abs(highest_weight(bits, reduce_range=half) - high) < _NEAR]
+
+
+def activation_settings(low: float, high: float) -> list[int]:
+    """Return the bits of the grid of activations from ``low`` to ``high`` or next to it; empty for none.
+
+    Args:
+        low: read from a checkpoint, perhaps averaged.
+        high: the same.
+    """
+    ends = np.array([low, high])
+    return [
+        bits
+        for bits in _BITS
+        if any(np.abs(np.array(grid_levels(bits, signed)) - ends).max() < _NEAR for signed in (False, True))
+    ]
+
+
+def read_grid(grid: Any) -> tuple[float, float]:
+    """Return the lowest and the highest integer that a grid's tensor or array holds, whatever its type."""
+    values = grid.astype("float32").numpy() if isinstance(grid, Tensor) else np.asarray(grid, "float32")
+    return float(values[0]), float(values[1])
+
+
+def _set_(tensor: Tensor, values: Any) -> None:
+    """Write ``values`` into ``tensor``, whatever type it was cast to."""
+    tensor.set_value(paddle.to_tensor(np.asarray(values, "float32")).astype(tensor.dtype))

@@ -11,7 +11,7 @@ from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quanters import Switched
 
-__all__ = ["quantisers_off", "strip_quantisers_", "switch_quantisers_"]
+__all__ = ["quantisers_off", "refresh_quantisers_", "strip_quantisers_", "switch_quantisers_"]
 
 _INNER = ("activation_quanter", "weight_quanter")
 
@@ -52,6 +52,19 @@ def switch_quantisers_(network: Layer, enabled: bool) -> None:
     """
     for quanter in _quanters(network, None):
         quanter.enabled = enabled
+
+
+def refresh_quantisers_(network: Layer) -> None:
+    """Let our quantisers read the grids that a checkpoint may have brought.
+
+    Args:
+        network: quantised.
+
+    Raises:
+        ValueError: the checkpoint is of other bits, or of another range.
+    """
+    for quanter in _quanters(network, None):
+        quanter.refresh()
 
 
 def strip_quantisers_(network: Layer) -> Layer:
