@@ -164,15 +164,21 @@ def refuse_other_inputs(model: paddle.Model, given: Sequence[InputSpec] | None, 
     with same_random_streams():
         known = input_specs(model, data)
     shapes = [list(spec.shape) for spec in given]
-    if known is None or len(known) != len(given):
-        wrong = known is not None
-    else:
-        wrong = any(not _fits(shape, seen) for shape, (seen, _) in zip(shapes, known, strict=True))
-    if wrong:
-        raise ValueError(
-            f"input_spec has the shapes {shapes}, the network is trained on {[seen for seen, _ in known or []]}: give "
-            "one spec per input with the same number of axes and channels, or leave it out."
-        )
+    seen = [shape for shape, _ in known or []]
+    if known is None or _in_order(shapes, seen):
+        return
+    raise ValueError(
+        f"input_spec has the shapes {shapes}, the network is trained on {seen}: give one spec per input, or per input "
+        "that it uses in eval mode, with the same number of axes and channels, or leave it out."
+    )
+
+
+def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[int | None]]) -> bool:
+    """Whether each of ``shapes`` fits one of ``seen``, in the same order: eval mode may use fewer inputs."""
+    if len(shapes) == len(seen):
+        return all(_fits(shape, other) for shape, other in zip(shapes, seen, strict=True))
+    rest = iter(seen)
+    return bool(shapes) and all(any(_fits(shape, other) for other in rest) for shape in shapes)
 
 
 def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:

@@ -26,6 +26,7 @@ from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
+from paddlelite_callbacks.deploy.used_inputs import take_inputs_, used_inputs
 from paddlelite_callbacks.hapi import input_count, metric_names
 from paddlelite_callbacks.loaders import ended_with_the_epoch, loader_of
 from paddlelite_callbacks.report.gate import Budget
@@ -159,17 +160,23 @@ class ExportRun:
         with undisturbed(), history.best_weights(model.network):
             own = eval_outputs(model.network, inputs)
             network = eval_copy(model.network, inputs, expected=own)
+            used = used_inputs(network, inputs, own)
+            take_inputs_(network, inputs, used)
+        sample = [sample[i] for i in used]
         return hand_out(
             network,
             stage,
             sample=sample,
             own=own,
             input_spec=batch_specs(
-                self.input_spec, sample, rows=None if self.dynamic_batch else self.options.settings[0][1]
+                self.input_spec,
+                sample,
+                rows=None if self.dynamic_batch else self.options.settings[0][1],
+                used=used,
             ),
             options=self.options,
             fp16=self.fp16,
-            evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows),
+            evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
             sidecar=self.sidecar,
             progress=self.progress,
         )

@@ -11,6 +11,7 @@ import paddle
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.run import Evaluation
 from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
 from paddlelite_callbacks.loaders import loader_of
@@ -22,16 +23,31 @@ __all__ = ["batch_specs", "file_evaluation", "fit_config"]
 
 
 def batch_specs(
-    given: Sequence[InputSpec] | None, sample: Sequence[np.ndarray], *, rows: int | None
+    given: Sequence[InputSpec] | None,
+    sample: Sequence[np.ndarray],
+    *,
+    rows: int | None,
+    used: Sequence[int] | None = None,
 ) -> Sequence[InputSpec]:
-    """Return the inputs' specs: the given ones, or those of ``sample`` with a free batch.
+    """Return the specs of the files' inputs: the given ones, or those of ``sample`` with a free batch.
 
     Args:
-        given: by the user.
-        sample: a batch of each input.
+        given: by the user: one per input of the network, or per input that it uses in eval mode.
+        sample: a batch of each input that the files take.
         rows: fixes the batch size; ``None`` leaves it as it is.
+        used: which of the network's inputs these are; ``None`` for all.
+
+    Raises:
+        ExportError: other specs are given than there are inputs.
     """
     specs = given
+    if specs is not None and len(specs) != len(sample):
+        if used is None or len(specs) <= max(used):
+            raise ExportError(
+                f"input_spec has {len(specs)} specs, and the network uses {len(sample)} inputs in eval mode "
+                f"({[list(item.shape) for item in sample]}): give one spec for each of these, or leave input_spec out."
+            )
+        specs = [specs[i] for i in used]
     if specs is None:
         specs = [
             InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
@@ -42,19 +58,22 @@ def batch_specs(
     return [InputSpec([rows, *spec.shape[1:]], dtype=spec.dtype, name=spec.name) for spec in specs]
 
 
-def file_evaluation(model: paddle.Model, data: Any, *, batch_size: int) -> Evaluation | None:
+def file_evaluation(
+    model: paddle.Model, data: Any, *, batch_size: int, used: Sequence[int] | None = None
+) -> Evaluation | None:
     """Return how the files' accuracy is measured; ``None`` without data or metrics.
 
     Args:
         model: prepared.
         data: a data set, a loader, or any iterable of batches; ``None`` or ``False`` for none.
         batch_size: for a data set.
+        used: which of the network's inputs the files take; ``None`` for all.
     """
     metrics = metrics_of(model)
     if data is None or data is False or not metrics:
         return None
     return Evaluation(
-        metrics=metrics, batches=lambda: loader_of(data, batch_size=batch_size), inputs=input_count(model)
+        metrics=metrics, batches=lambda: loader_of(data, batch_size=batch_size), inputs=input_count(model), used=used
     )
 
 

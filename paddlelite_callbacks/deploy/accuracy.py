@@ -43,6 +43,7 @@ def measure_metrics(
     batches: Iterable[Any],
     *,
     inputs: int = 1,
+    used: Sequence[int] | None = None,
     rows: int | None = None,
     progress: bool = True,
 ) -> tuple[FileMetrics, ...]:
@@ -53,6 +54,7 @@ def measure_metrics(
         metrics: of ``model.prepare``; copies are used.
         batches: as ``paddle.Model.evaluate`` takes them, inputs first and labels behind, nested or not.
         inputs: how many of a batch's items the network takes.
+        used: which of these the files take; ``None`` for all.
         rows: images a file takes in a call, exactly; ``None`` for any number.
         progress: whether to show a bar.
 
@@ -63,7 +65,8 @@ def measure_metrics(
     total = known_length(batches)  # tqdm asks too, but dies of a loader over an IterableDataset
     for batch in tqdm(batches, desc="accuracy of the files", total=total, leave=False, disable=not progress):
         items = paddle.utils.flatten(batch)
-        arrays = [np.ascontiguousarray(item.numpy() if isinstance(item, Tensor) else item) for item in items[:inputs]]
+        given = [items[i] for i in (range(len(items[:inputs])) if used is None else used)]
+        arrays = [np.ascontiguousarray(item.numpy() if isinstance(item, Tensor) else item) for item in given]
         labels = [item if isinstance(item, Tensor) else paddle.to_tensor(item) for item in items[inputs:]]
         for run in runs.values():
             run.step(arrays, labels)

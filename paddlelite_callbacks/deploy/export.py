@@ -21,6 +21,7 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.hooks import copy_with_hooks, forget_results_
 from paddlelite_callbacks.deploy.lean import make_program_lean
+from paddlelite_callbacks.deploy.signature import has_plain_signature, plain_signature_
 from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
@@ -29,6 +30,7 @@ from paddlelite_callbacks.surgery import copy_network
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
 
 _ONNX_SECONDS = 600
+_UNUSED = "is not involved in the target_vars"  # Paddle's words
 
 
 class ExportError(RuntimeError):
@@ -100,9 +102,13 @@ def export_paddle(
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
             duplicate = copy_with_hooks(network, None if hooks else ())
             forget_results_(duplicate)
+            if not has_plain_signature(duplicate, len(input_spec)):
+                plain_signature_(duplicate, len(input_spec))
             paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
+        if _UNUSED in reason:
+            reason = "forward() does not use one of them in eval mode: leave that one out"
         raise ExportError(
             f"{type(network).__name__} cannot be exported with inputs {[list(spec.shape) for spec in input_spec]}: "
             f"{type(error).__name__}: {reason}"

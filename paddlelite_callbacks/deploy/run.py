@@ -39,11 +39,13 @@ class Evaluation:
         metrics: of ``model.prepare``.
         batches: makes or returns the evaluation data, inputs first and labels behind.
         inputs: how many of a batch's items the network takes.
+        used: which of these the files take; ``None`` for all.
     """
 
     metrics: Sequence[paddle.metric.Metric]
     batches: Callable[[], Iterable[Any]]
     inputs: int = 1
+    used: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,13 @@ def _metrics_of_files(
     try:
         with ended_with_the_epoch(evaluation.batches()) as batches:
             found = measure_metrics(
-                ready, evaluation.metrics, batches, inputs=evaluation.inputs, rows=files.rows, progress=progress
+                ready,
+                evaluation.metrics,
+                batches,
+                inputs=evaluation.inputs,
+                used=evaluation.used,
+                rows=files.rows,
+                progress=progress,
             )
     except Exception as error:  # the data of the user; the export is good nevertheless
         return (), [f"Accuracy was not measured on the files: {reason(error)}."]

@@ -46,7 +46,9 @@ def ptq_int8(
         >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
     config = pact_config(alpha_percentile=percentile, **options)
-    duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
+    duplicate = network  # prepare_pact_ refuses what is no network
+    if isinstance(network, Layer):
+        duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
     prepare_pact_(duplicate, config)
     duplicate.eval()
     quanters = list(activation_quanters(duplicate).values())
