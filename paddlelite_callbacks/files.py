@@ -2,23 +2,38 @@
 
 "Whole or not at all" holds for a process that dies at any moment (``kill -9``); what the kernel has taken it keeps. A
 power cut may still lose what was not on the disk yet.
+
+Temporary names are random, and each is locked by a file beside it for as long as its writer lives: process numbers and
+host names say nothing where containers share a folder. What a killed writer left goes with the next writing: at once
+where its lock is free and it was of this machine, else after a day, since some network file systems lock for one
+machine alone, and some not at all.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import glob
+import logging
 import os
 import platform
+import re
+import secrets
 import shutil
+import sys
+import time
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 __all__ = [
     "link_or_copy",
+    "locked",
     "put_in_place",
     "refuse_no_folder",
     "refuse_unwritable",
@@ -27,8 +42,15 @@ __all__ = [
     "staged_folder",
 ]
 
+_log = logging.getLogger(__name__)
+
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _LONGEST = 255  # bytes in the name of a file
+_LOCK = ".lock"
+_TOKEN = re.compile(r"new-([0-9a-f]{8})-[0-9a-f]{16}")  # the machine and a random number
+_STALE_SECONDS = 24 * 3600.0  # without a change, where a lock cannot tell
+_CLAIM_SECONDS = 10.0  # a cleaner holds a lock for an instant
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system that knows none
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -64,7 +86,7 @@ def refuse_no_folder(folder: Path) -> None:
         raise FileExistsError(
             f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
         )
-    length = len(os.fsencode(_stage_of(folder).name))
+    length = len(os.fsencode(f".{folder.name}.{_token()}{_LOCK}"))
     if length > _LONGEST:
         raise OSError(
             errno.ENAMETOOLONG,
@@ -74,19 +96,31 @@ def refuse_no_folder(folder: Path) -> None:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` alone among all processes and threads in the block; others wait.
+
+    The lock is a hidden file beside it, ``.NAME.lock``, which goes with the block. Where the file system knows no
+    locks, nothing is waited for.
+
+    Args:
+        path: whether it exists or not; its folder does.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    with _held(path.with_name(f".{path.name}{_LOCK}"), seconds=-1, instead=path):
+        yield
+
+
+@contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Give a path beside ``path``, of the same suffix, to write to; it takes its place when the block ends well.
 
     After an exception the older file stands as it was.
     """
-    _remove_left_by_the_dead(path.parent, f".{path.stem}.", path.suffix)
-    partial = path.with_name(f".{path.stem}.{_writer()}{path.suffix}")
-    try:
-        with _named_in_errors(path):
-            yield partial
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _named_in_errors(path), _temporary(path, path.suffix) as partial:
+        yield partial
+        partial.replace(path)
 
 
 @contextmanager
@@ -108,27 +142,22 @@ def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path
     folder = folder.resolve()
     refuse_no_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    old, stage = folder.with_name(f".{folder.name}.old"), _stage_of(folder)
-    if old.exists():
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
-            old.replace(folder)
-    _remove_left_by_the_dead(folder.parent, f".{folder.name}.new-")
-    stage.mkdir()
-    try:
-        with _named_in_errors(folder):
-            yield stage
+    old = folder.with_name(f".{folder.name}.old")
+    with _named_in_errors(folder), _temporary(folder) as stage:
+        with locked(folder):
+            if old.exists():
+                shutil.rmtree(old) if folder.exists() else old.replace(folder)
+        stage.mkdir()
+        yield stage
+        with locked(folder):
             if folder.exists():
                 _take_along(folder, stage, dropped)
-        if not folder.exists():
-            stage.replace(folder)
-        elif not _exchanged(stage, folder):
-            folder.replace(old)
-            stage.replace(folder)
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)  # empty-handed, or the older one
+            if not folder.exists():
+                stage.replace(folder)
+            elif not _exchanged(stage, folder):
+                folder.replace(old)
+                stage.replace(folder)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -148,16 +177,13 @@ def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     put_in_place(prefix, last=last)
-    _remove_left_by_the_dead(prefix.parent, f".{prefix.name}.new-")
-    stage = _stage_of(prefix)
-    stage.mkdir()
-    try:
-        with _named_in_errors(prefix):
-            yield stage / prefix.name
-        stage.replace(_whole(prefix))
-        put_in_place(prefix, last=last)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with _named_in_errors(prefix), _temporary(prefix) as stage:
+        stage.mkdir()
+        yield stage / prefix.name
+        with locked(prefix):
+            _put_in_place(prefix, last)  # what another writer left meanwhile
+            stage.replace(_whole(prefix))
+            _put_in_place(prefix, last)
 
 
 def put_in_place(prefix: Path, *, last: str) -> None:
@@ -167,6 +193,12 @@ def put_in_place(prefix: Path, *, last: str) -> None:
         prefix: of the set's files.
         last: ending of the file that is put in place behind all others.
     """
+    if _whole(prefix).is_dir():
+        with locked(prefix):
+            _put_in_place(prefix, last)
+
+
+def _put_in_place(prefix: Path, last: str) -> None:
     whole = _whole(prefix)
     if not whole.is_dir():
         return
@@ -180,11 +212,12 @@ def put_in_place(prefix: Path, *, last: str) -> None:
 
 @contextmanager
 def _named_in_errors(path: Path) -> Iterator[None]:
-    """Let a full disk's error say what was being written: it does not know."""
+    """Let an error say what was being written: a full disk's knows no name, others the temporary one."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        hidden = error.filename is not None and _TOKEN.search(os.fsdecode(error.filename)) is not None
+        if error.errno is not None and (error.filename is None or (hidden and error.filename2 is None)):
             error.filename = str(path)
         raise
 
@@ -210,12 +243,8 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     """
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError:
+    except (OSError, NotImplementedError):  # the latter on Windows
         shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _stage_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new-{_writer()}")
 
 
 def _whole(prefix: Path) -> Path:
@@ -224,25 +253,87 @@ def _whole(prefix: Path) -> Path:
 
 def _exchanged(one: Path, other: Path) -> bool:
     """Exchange two paths in one step; ``False`` where the system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform.startswith("linux") else None
     return rename is not None and rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0
 
 
-def _writer(process: int | None = None) -> str:
-    """Name a process, of this one's machine; several machines may share a file system."""
-    return f"{platform.node()}-{process or os.getpid()}"
+@contextmanager
+def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Give a random name beside ``path`` that ends in ``suffix``, locked; what stands there is removed in the end."""
+    before = f".{path.name[: len(path.name) - len(suffix)]}."
+    _remove_stale_temporaries(path.parent, before, suffix)
+    temporary = path.with_name(f"{before}{_token()}{suffix}")
+    with _held(temporary.with_name(temporary.name + _LOCK), seconds=_CLAIM_SECONDS, instead=path):
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
 
 
-def _remove_left_by_the_dead(folder: Path, before: str, behind: str = "") -> None:
-    """Remove ``<before><writer><behind>`` in ``folder`` where the writer is a process of this machine that is no more.
+@contextmanager
+def _held(file: Path, *, seconds: float, instead: Path) -> Iterator[None]:
+    """Hold the lock ``file``, which goes with the block; errors name ``instead``."""
+    if not file.parent.is_dir():  # which filelock would make
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(instead))
+    lock = FileLock(file, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            error.filename = str(instead)
+            raise
+        _log.debug("The file system of %s knows no locks: %s", instead, error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes it once it is released
+            file.unlink()
+        lock.release()
 
-    What another thread of this very process writes under the same name goes too: one at a time.
-    """
-    for left in folder.glob(f"{glob.escape(before)}*-*{glob.escape(behind)}"):
-        writer = left.name[len(before) : len(left.name) - len(behind)]
-        process = writer.rpartition("-")[2]
-        if not process.isdigit() or writer != _writer(int(process)):
+
+def _token() -> str:
+    return f"new-{_machine()}-{secrets.token_hex(8)}"
+
+
+@functools.cache
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
+    """Remove ``<before><token><behind>`` in ``folder``, and the lock beside it, where no writer is left."""
+    for left in folder.glob(f"{glob.escape(before)}new-*"):
+        name = left.name.removesuffix(_LOCK)
+        token = _TOKEN.fullmatch(name[len(before) : len(name) - len(behind)])
+        if token is None or not name.endswith(behind):
             continue
-        if int(process) != os.getpid() and Path("/proc", process).exists():
+        temporary, file = left.with_name(name), left.with_name(name + _LOCK)
+        stale = _age(temporary) > _STALE_SECONDS
+        if not file.exists():  # of a file system without locks
+            if stale:
+                _remove(temporary)
             continue
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        lock = FileLock(file, thread_local=False, fallback_to_soft=False)
+        with suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            try:
+                if stale or token[1] == _machine():
+                    _remove(temporary)
+                    file.unlink(missing_ok=True)
+            finally:
+                lock.release()
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since ``path`` or anything in it changed; 0 where it is gone meanwhile."""
+    with suppress(OSError):
+        return time.time() - max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+    return 0.0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback, cache_teacher
-from paddlelite_callbacks.files import refuse_unwritable, staged_file, staged_files, staged_folder
+from paddlelite_callbacks import ExportBenchCallback, cache_teacher, files
+from paddlelite_callbacks.files import locked, refuse_unwritable, staged_file, staged_files, staged_folder
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 
@@ -137,6 +140,8 @@ def test_a_full_disk_is_told_with_the_place(staged, tmp_path):
 
 ON_A_SMALL_DISK = """
 import sys
+import threading
+import time
 from toy import Images, TinyNet
 from paddlelite_callbacks import cache_teacher
 try:
@@ -167,3 +172,125 @@ def test_a_cache_on_a_disk_that_is_really_full(kilobytes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("told: [Errno 28] No space left on device")
     assert "/cache" in done.stdout
+
+
+TOKEN = "new-{}-0123456789abcdef"
+
+
+def left_over(folder, *, machine=None, age: float = 0.0, lock: bool = True):
+    """What a killed writer of ``net.bin`` leaves."""
+    left = folder / f".net.{TOKEN.format(machine or files._machine())}.bin"
+    left.write_text("half")
+    if lock:
+        left.with_name(left.name + ".lock").touch()
+    os.utime(left, (time.time() - age,) * 2)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        ({}, True),
+        ({"machine": "00000000"}, False),
+        ({"machine": "00000000", "age": 90_000}, True),
+        ({"lock": False}, False),
+        ({"lock": False, "age": 90_000}, True),
+    ],
+    ids=["of this machine", "of another", "of another, old", "without a lock", "without a lock, old"],
+)
+def test_what_a_killed_writer_left_goes_where_it_is_sure(options, gone, tmp_path):
+    left = left_over(tmp_path, **options)
+    other = tmp_path / ".net.mine.bin"
+    other.write_text("mine")
+    with staged_file(tmp_path / "net.bin") as partial:
+        partial.write_text("new")
+    assert left.exists() != gone
+    assert left.with_name(left.name + ".lock").exists() == (options.get("lock", True) and not gone)
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_two_threads_of_one_process_write_the_same_path_at_once(what, tmp_path):
+    staged = staged_file if what == "file" else staged_folder
+    with staged(tmp_path / "net") as one:
+        with staged(tmp_path / "net") as other:
+            for path, text in ((one, "one"), (other, "other")):
+                (path if what == "file" else path / "f").write_text(text)
+        place = tmp_path / "net" if what == "file" else tmp_path / "net" / "f"
+        assert place.read_text() == "other"
+    assert place.read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+from paddlelite_callbacks.files import staged_file, staged_folder
+folder, out = Path(sys.argv[1]), sys.stdout
+with staged_file(folder / "net.bin") as partial, staged_folder(folder / "net") as stage:
+    partial.write_text("slow")
+    (stage / "f").write_text("slow")
+    out.write("ready\\n"), out.flush()
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not ALONE, reason="no name spaces for users here")
+def test_containers_with_one_host_name_leave_each_others_files_alone(tmp_path):
+    """A process of another PID name space is in nobody's ``/proc``, and may have the number of one that is dead."""
+    alone = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    with subprocess.Popen(
+        [*alone, sys.executable, "-c", SLOW_WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as writer:  # fmt: skip
+        assert writer.stdout.readline() == "ready\n"
+        with staged_file(tmp_path / "net.bin") as partial, staged_folder(tmp_path / "net") as stage:
+            partial.write_text("quick")
+            (stage / "f").write_text("quick")
+        assert (tmp_path / "net.bin").read_text() == (tmp_path / "net" / "f").read_text() == "quick"
+        writer.stdin.write("\n")
+        writer.stdin.close()
+        assert writer.wait(20) == 0
+    assert (tmp_path / "net.bin").read_text() == (tmp_path / "net" / "f").read_text() == "slow"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "net.bin"]
+
+
+def test_the_lock_of_a_path_is_held_by_one_at_a_time_and_leaves_nothing(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(20):
+            with locked(tmp_path / "runs.jsonl"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80
+    assert max(most) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def no_lock(self, *arguments, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.FileLock, "acquire", no_lock)
+    with staged_file(tmp_path / "net.bin") as partial:
+        partial.write_text("new")
+    with locked(tmp_path / "net.bin"):
+        pass
+    assert (tmp_path / "net.bin").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.bin"]
+
+
+def test_errors_name_the_path_that_was_asked_for(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match=r"'[^']*/nowhere/net\.bin'$"),
+        staged_file(tmp_path / "nowhere/net.bin"),
+    ):
+        raise AssertionError("too late")

@@ -125,7 +125,7 @@ def test_killed_while_a_checkpoint_takes_the_place_of_an_older_one(server, two_r
     """``final`` of a second run in the same folder: never the one's weights with the other's state."""
     old, new = ({end: (run / f"final{end}").read_bytes() for end in ENDINGS} for run in two_runs)
     seen = set()
-    for event in range(20):
+    for event in range(80):
         folder = tmp_path / str(event)
         shutil.copytree(two_runs[0], folder / "ck")
         options = {"what": "features", "epochs": 1, "seed": 1, "save_dir": str(folder / "ck"), "arm": "end"}
@@ -171,7 +171,7 @@ def test_killed_while_teacher_outputs_are_stored(server, tmp_path):
     new = contents(folder)
     assert server.run("cache", tmp_path, weights=1, overwrite=True) == 0
     old = contents(folder)
-    for event in range(20):
+    for event in range(80):
         ended = server.run("cache", tmp_path, weights=2, overwrite=True, kill={"event": event}) == 0
         assert contents(folder) in (old, new)
         assert len(CachedTeacher(Images(24), folder)[3]) == 4
@@ -208,7 +208,7 @@ def test_killed_while_an_export_is_written(server, tmp_path):
     new = checked_export(home)
     assert server.run("export", tmp_path, report=False) == 0
     old, lines = checked_export(home), (tmp_path / "runs.jsonl").read_bytes()
-    for event in range(40):
+    for event in range(80):
         ended = server.run("export", tmp_path, width=5, report=False, kill={"event": event}) == 0
         aside = home / "previous_export"
         if aside.exists():

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
 from paddlelite_callbacks.surgery import copy_network
+from paddlelite_callbacks.utils.child_process import run_module
 
 __all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
 
@@ -165,17 +165,10 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
         OSError: the disk is full.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
-    command = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child", *map(str, program.files)]
     with staged_file(path) as partial:
+        arguments = [*(str(file.absolute()) for file in program.files), str(partial.absolute()), str(opset)]
         try:
-            done = subprocess.run(
-                [*command, str(partial), str(opset)],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_ONNX_SECONDS,
-                check=False,
-            )
+            done = run_module("deploy.onnx_child", *arguments, seconds=_ONNX_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
         if done.returncode != 0 or not partial.is_file():

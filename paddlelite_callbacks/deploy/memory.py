@@ -1,15 +1,13 @@
 """Load time and peak memory of an engine with one file, in a child process that does nothing else.
 
 The parent holds the network, its gradients and every other engine, so its own memory says nothing. The child is this
-module: ``python -m paddlelite_callbacks.deploy.memory '<JSON>'``.
+module, run by `run_module`: ``ENGINE THREADS INPUTS.npz PATH FILE...``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,9 +19,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.utils.child_process import last_words, run_module
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.deploy.export import Artefact
@@ -61,55 +61,54 @@ def measure_footprint(engine: str, artefact: Artefact, inputs: Sequence[np.ndarr
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "inputs.npz"
         np.savez(arrays, *inputs)
-        task = {
-            "engine": engine,
-            "path": str(artefact.path.absolute()),
-            "files": [str(file.absolute()) for file in artefact.files],
-            "threads": threads,
-            "inputs": str(arrays),
-        }
-        command = [sys.executable, "-m", "paddlelite_callbacks.deploy.memory", json.dumps(task)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
+        environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
+            done = run_module(
+                "deploy.memory", engine, str(threads), str(arrays), *files, seconds=_SECONDS, environment=environment
             )
         except subprocess.TimeoutExpired:
             return Footprint(error=f"did not finish in {_SECONDS} s")
     answer = next((line for line in reversed(done.stdout.splitlines()) if line.startswith('{"load_ms"')), None)
     if done.returncode or answer is None:
-        said = (done.stderr.strip().splitlines() or [""])[-1][-200:]
-        return Footprint(error=f"the child process ended with {done.returncode}: {said}")
+        return Footprint(error=f"the child process ended with {done.returncode}: {last_words(done)}")
     return Footprint(**json.loads(answer))
 
 
-def _child(task: dict) -> dict[str, float]:
-    name = task["engine"]
+def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> dict[str, float]:
     require(_MODULES.get(name, name), needed_for=f"the engine {name}")
-    with np.load(task["inputs"]) as stored:
+    with np.load(arrays) as stored:
         inputs = [stored[key] for key in stored.files]
     _reset_peak()
-    before = _status_kb("VmRSS")
-    artefact = SimpleNamespace(path=Path(task["path"]), files=tuple(map(Path, task["files"])))
+    before = psutil.Process().memory_info().rss
+    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
     begin = time.perf_counter()
-    predict = ENGINES[name].load(artefact, threads=task["threads"])  # type: ignore[arg-type]
+    predict = ENGINES[name].load(artefact, threads=int(threads))  # type: ignore[arg-type]
     load_ms = (time.perf_counter() - begin) * 1e3
     for _ in range(3):
         predict(inputs)
-    return {"load_ms": load_ms, "peak_mb": max(0.0, (_status_kb("VmHWM") - before) * 1024 / 1e6)}
+    return {"load_ms": load_ms, "peak_mb": max(0.0, (_peak() - before) / 1e6)}
 
 
 def _reset_peak() -> None:
     with contextlib.suppress(OSError):  # not on every kernel; then importing the library counts where it took more
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _status_kb(key: str) -> float:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def _peak() -> float:
+    """Return the most resident memory that this process ever had, in bytes."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * float(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    information = psutil.Process().memory_info()
+    if hasattr(information, "peak_wset"):  # Windows
+        return float(information.peak_wset)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: in bytes
+    return float(information.rss)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_child(json.loads(sys.argv[1]))) + "\n")
+    sys.stdout.write(json.dumps(_child(*sys.argv[1:])) + "\n")

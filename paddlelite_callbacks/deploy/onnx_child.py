@@ -1,4 +1,4 @@
-"""Run by `export_onnx`: ``python -m paddlelite_callbacks.deploy.onnx_child PROGRAM PARAMETERS TARGET OPSET``."""
+"""Run by `export_onnx` in a child process: ``PROGRAM PARAMETERS TARGET OPSET``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How fast this machine multiplies at best, so that a latency can be read as a share of what is possible.
 
-The child process is this module: ``python -m paddlelite_callbacks.deploy.roofline THREADS``.
+The child process is this module, run by `run_module` with the number of threads.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.utils.child_process import run_module
 
 __all__ = ["Roofline", "measure_roofline", "roofline_share"]
 
@@ -42,10 +42,9 @@ def measure_roofline(threads: int) -> Roofline:
         GFLOP/s of the fastest call by library: ``"numpy"``, ``"onnxruntime"``, ``"openvino"``; empty if none ran.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    command = [sys.executable, "-m", "paddlelite_callbacks.deploy.roofline", str(threads)]
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True, env=environment)
+    environment = dict.fromkeys(names, str(threads))
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+        done = run_module("deploy.roofline", str(threads), seconds=_SECONDS, environment=environment)
         return {str(key): float(value) for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
     return {}
 

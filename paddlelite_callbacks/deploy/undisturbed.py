@@ -48,7 +48,7 @@ def hushed_stdout() -> Iterator[None]:
     except (OSError, ValueError, AttributeError):
         yield
         return
-    flush = ctypes.CDLL(None).fflush  # printf keeps lines back when the output is a file or a pipe
+    flush = _c_library().fflush  # printf keeps lines back when the output is a file or a pipe
     flush(None)
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 1)
@@ -58,6 +58,11 @@ def hushed_stdout() -> Iterator[None]:
             flush(None)
             os.dup2(saved, 1)
             os.close(saved)
+
+
+def _c_library() -> Any:
+    """Return the C library of this process; on Windows Python's own."""
+    return ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
 
 
 def _openmp() -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from paddlelite_callbacks.deploy.check import Check
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.machine import Machine
+from paddlelite_callbacks.files import locked
 
 __all__ = ["ArtefactFigures", "Record", "append_record", "now", "read_records"]
 
@@ -211,8 +211,7 @@ def now() -> str:
 def append_record(path: Path, record: Record) -> None:
     """Add ``record`` as the last line of ``path``; what stands there is never rewritten, two writers wait in turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
         torn = file.read(1) not in (b"", b"\n")  # a writer that died in the middle of its line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from paddlelite_callbacks.errors import MissingDependencyError
+from paddlelite_callbacks.files import locked
 from paddlelite_callbacks.report.checkpoints import check_points
 from paddlelite_callbacks.report.curves import curves_png
 from paddlelite_callbacks.report.details import accuracy_table, check_table, latency_table, noted
@@ -45,8 +45,7 @@ def write_report(folder: Path, *, budget: Budget | None = None, metric: str | No
         raise ValueError(
             f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
         )
-    with path.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path):
         records = read_records(path)
         if not records:
             raise ValueError(f"{path} holds no run: let ExportBenchCallback write one.")

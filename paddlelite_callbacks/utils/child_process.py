@@ -1,0 +1,78 @@
+"""Run a module of this package in a child process: isolated from the working folder, in UTF-8."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["last_words", "run_module"]
+
+_BEGIN = """
+import sys
+_, count, *rest = sys.argv
+sys.path[:] = rest[:int(count)]
+sys.argv[:] = rest[int(count):]
+import runpy
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def run_module(
+    module: str, *arguments: str, seconds: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``module`` as ``__main__`` and return what it said and how it ended.
+
+    ``python -m`` would import a ``json.py`` or ``onnx.py`` that lies in the user's working folder. The child gets this
+    process's own search path instead, without that folder and the script's, and ignores ``PYTHON*`` variables. It
+    speaks UTF-8 whatever the locale, so that paths are best given as arguments of their own: they arrive byte for byte.
+
+    Args:
+        module: dotted name inside ``paddlelite_callbacks``.
+        arguments: ``sys.argv[1:]`` of the child.
+        seconds: after which it is killed.
+        environment: further variables.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time.
+        OSError: it cannot be started.
+    """
+    paths = _search_path()
+    command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", _BEGIN, str(len(paths)), *paths]
+    return subprocess.run(
+        [*command, f"paddlelite_callbacks.{module}", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=seconds,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Return how a child that failed ended: the signal that killed it, or the last line of its error output.
+
+    Args:
+        done: of `run_module`.
+    """
+    if done.returncode < 0:
+        known = {number.value: number.name for number in signal.Signals}
+        return f"it was killed by {known.get(-done.returncode, f'signal {-done.returncode}')}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else f"it ended with {done.returncode}"
+
+
+def _search_path() -> list[str]:
+    """Return ``sys.path`` without the working folder and the script's, the home of this package at the end."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    hidden = {os.path.realpath(Path(script).parent)} if script else set()
+    with suppress(FileNotFoundError):  # the folder that a process stands in may be gone
+        hidden.add(os.path.realpath(Path.cwd()))
+    paths = [os.path.abspath(path) for path in sys.path if path and os.path.realpath(path) not in hidden]  # noqa: PTH100
+    return [*paths, str(Path(__file__).absolute().parents[2])]
