@@ -22,6 +22,7 @@ from paddlelite_callbacks.hapi import (
     trained_also,
 )
 from paddlelite_callbacks.nn.kinds import is_batch_norm
+from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
@@ -136,6 +137,7 @@ class PACTQuantCallback(ScopedCallback):
         self._trained, self._named_idle, self._epoch, self.diagnosis = False, False, 0, None
         undo = prepare_pact_(network, self.config)
         scope.callback(lambda: None if self._trained else undo.close())
+        scope.callback(stop_counting_, network)
         alphas = trained_scales(network)
         scope.enter_context(trained_also(optimizer, alphas, keep=lambda: self._trained))
         scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))

@@ -15,6 +15,7 @@ from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.outputs import attach_output_quanter_, detach_output_quanter_, output_places
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
@@ -49,7 +50,8 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
     ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (which tells bits and range of
     a checkpoint); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
     the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
-    layer go on firing. A second call converts only what the first has left. A checkpoint of a quantised network loads
+    layer go on firing. Two hooks on ``network`` tell which calls of a layer are one calibration batch: those of one
+    call of ``network``. A second call converts only what the first has left. A checkpoint of a quantised network loads
     after this call.
 
     Args:
@@ -83,10 +85,20 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
         for name in places:
             attach_output_quanter_(sublayers[name], _activation_quanter(config))
             undo.callback(detach_output_quanter_, sublayers[name])
+        _count_batches(network, undo)
     except BaseException:
         undo.close()
         raise
     return undo
+
+
+def _count_batches(network: Layer, undo: ExitStack) -> None:
+    """Let all quanters of ``network`` know which of their calls are one batch: those of one call of ``network``."""
+    passes, new = count_passes_(network)
+    if new:
+        undo.callback(stop_counting_, network)
+    for quanter in activation_quanters(network).values():
+        quanter.count_by(passes)
 
 
 def _refuse_types(network: Any, config: Any) -> None:

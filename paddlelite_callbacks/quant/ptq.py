@@ -25,7 +25,8 @@ def ptq_int8(
 
     Weights are scaled by each channel's largest magnitude, activations by the mean over batches of a percentile of
     ``|x|``, both as in quantisation-aware training before its first step; the float network is what is observed. The
-    copy is exported like a trained one, with `export_forms`.
+    copy is exported like a trained one, with `export_forms`. Of a layer that runs several times in a batch the largest
+    percentile counts, and of one that does not run in all of them those in which it does.
 
     Args:
         network: in fp32; not changed.
@@ -52,33 +53,35 @@ def ptq_int8(
     prepare_pact_(duplicate, config)
     duplicate.eval()
     quanters = list(activation_quanters(duplicate).values())
-    seen: dict[int, list[float]] = {id(quanter): [] for quanter in quanters}
+    found: dict[int, list[float]] = {id(quanter): [] for quanter in quanters}
+    lowest: dict[int, float] = {}
+    now: dict[int, float] = {}  # the largest percentile of the batch under way
     count = 0
+
+    def observe(quanter: Layer, inputs: tuple[Tensor, ...]) -> None:
+        value, least = quanter.measure(inputs[0])
+        now[id(quanter)] = max(now.get(id(quanter), value), value) if math.isfinite(value) else value
+        lowest[id(quanter)] = min(lowest.get(id(quanter), least), least)
+
     with paddle.no_grad(), quantisers_off(duplicate):
-        hooks = [quanter.register_forward_pre_hook(_observer(seen)) for quanter in quanters]
+        hooks = [quanter.register_forward_pre_hook(observe) for quanter in quanters]
         for batch in batches:
             duplicate(*([batch] if isinstance(batch, Tensor) else batch))
             count += 1
+            for key, value in now.items():
+                found[key].append(value)
+            now.clear()
         for hook in hooks:
             hook.remove()
     if not count:
         raise ValueError("ptq_int8 needs at least one batch to calibrate on, got none: give some hundred images.")
     for quanter in quanters:
-        values = seen[id(quanter)]
+        values = found[id(quanter)]
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError(
                 "The batches give activations that are not finite, from which no scale can be had: clean them of NaN "
                 "and infinite values, and check the network's weights."
             )
         if values:
-            quanter.alpha.set_value(paddle.to_tensor([sum(values) / len(values)]))
+            quanter.set_range(sum(values) / len(values), signed=lowest[id(quanter)] < 0)
     return duplicate
-
-
-def _observer(seen: dict[int, list[float]]) -> Any:
-    def observe(quanter: Layer, inputs: tuple[Tensor, ...]) -> None:
-        quanter._seen = 0  # each batch by itself: the mean is taken at the end
-        quanter.observe(inputs[0])
-        seen[id(quanter)].append(float(quanter.alpha))
-
-    return observe

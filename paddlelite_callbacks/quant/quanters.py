@@ -10,6 +10,7 @@ import paddle
 from paddle import Tensor
 from paddle.quantization.base_quanter import BaseQuanter
 
+from paddlelite_callbacks.quant.calibration import ForwardPasses
 from paddlelite_callbacks.quant.fake_quant import (
     SMALLEST_ALPHA,
     grid_levels,
@@ -81,7 +82,9 @@ class PACTActivationQuanter(Switched):
     """Fake quantiser of one tensor of activations, with a trained ``alpha`` that is the scale.
 
     In the first training batches ``alpha`` becomes a percentile of ``|x|`` and the grid becomes unsigned if no value
-    is negative; until then, and in evaluation before it, inputs pass unchanged. ``alpha`` (parameter, ``[1]``) and
+    is negative; until then, and in evaluation before it, inputs pass unchanged. Where the layer runs several times in a
+    batch (one head on all levels of a pyramid) it becomes the largest of its calls' percentiles, so that no call is
+    clipped by more than the percentile says. ``alpha`` (parameter, ``[1]``) and
     ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros before the first batch) are in the ``state_dict``, so
     that a loaded checkpoint needs no first batch.
 
@@ -91,7 +94,8 @@ class PACTActivationQuanter(Switched):
         lr_scale: factor on the optimizer's learning rate for ``alpha``.
         method: ``"pact"`` or ``"lsq"``, the gradient of ``alpha``.
         decay: L2 penalty on ``alpha`` in place of the optimizer's own; ``None`` leaves it to the optimizer.
-        batches: that set ``alpha``, at least 1; over several it is a moving average.
+        batches: that set ``alpha``, at least 1; over several it is a moving average. Those in which the layer does not
+            run are not counted.
         momentum: of that average, in [0, 1).
     """
 
@@ -120,7 +124,9 @@ class PACTActivationQuanter(Switched):
         self.register_buffer("grid", paddle.zeros([2]))
         # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
         self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
-        self._seen, self._observed = 0, 0.0
+        self._passes: ForwardPasses | None = None
+        self._seen, self._batch = 0, 0  # how many batches were observed; the number of the last one's pass
+        self._observed, self._earlier, self._largest = 0.0, 0.0, 0.0
 
     def forward(self, input: Tensor) -> Tensor:
         """Quantise and dequantise ``input`` (any shape)."""
@@ -129,7 +135,7 @@ class PACTActivationQuanter(Switched):
         self.refuse_tracing()
         if not self.training or self._levels[1] == 0:
             self.refresh()
-        if self.training and (self._levels[1] == 0 or 0 < self._seen < self._batches):
+        if self.training and (self._levels[1] == 0 or self._calibrating()):
             self.observe(input)
         if self._levels[1] == 0:
             return input
@@ -162,6 +168,11 @@ class PACTActivationQuanter(Switched):
             _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
         _set_(self.grid, self._levels)
 
+    def count_by(self, passes: ForwardPasses) -> None:
+        """Let the calls inside one of ``passes`` be one calibration batch; before this each call is one."""
+        if passes is not self._passes:
+            self._passes, self._batch = passes, 0
+
     @property
     def calibrated(self) -> bool:
         """Whether ``alpha`` has been set, by a first batch or by loading."""
@@ -184,9 +195,38 @@ class PACTActivationQuanter(Switched):
         """Return -1: one scale for the whole tensor."""
         return -1
 
-    @paddle.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Move ``alpha`` to the percentile of ``|x|`` over all processes (the first time), or towards it."""
+        """Let ``alpha`` become the percentile of ``|x|`` (in the first batch), or move towards it."""
+        found, lowest = self.measure(x)
+        if not math.isfinite(found):
+            return  # a batch that is not finite sets nothing; the next one will
+        number = self._passes.number if self._passes is not None and self._passes.running else 0
+        if self._seen == 0 or number == 0 or number != self._batch:
+            self._seen, self._batch = self._seen + 1, number
+            self._earlier, self._largest = self._observed, found
+        self._largest = max(self._largest, found)
+        rest = 0.0 if self._seen == 1 else self._momentum
+        self._observed = rest * self._earlier + (1 - rest) * self._largest
+        self.set_range(self._observed, signed=lowest < 0 or self._levels[0] < 0)
+
+    def set_range(self, alpha: float, *, signed: bool) -> None:
+        """Set ``alpha`` and the grid.
+
+        Args:
+            alpha: finite, above 0.
+            signed: whether the grid reaches below zero.
+        """
+        _set_(self.alpha, [alpha])
+        self._levels = grid_levels(self._bits, signed)
+        _set_(self.grid, self._levels)
+
+    @paddle.no_grad()
+    def measure(self, x: Tensor) -> tuple[float, float]:
+        """Return the percentile of ``|x|`` and the smallest value of ``x``, over all processes.
+
+        Args:
+            x: of one call.
+        """
         values = x.detach().astype("float32").flatten()
         lowest = values.min()
         ranks = paddle.distributed.get_world_size() if several_ranks() else 1
@@ -196,19 +236,19 @@ class PACTActivationQuanter(Switched):
         if ranks > 1:
             paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
             paddle.distributed.all_reduce(largest, op=paddle.distributed.ReduceOp.MAX)
-        found = found if found > 0 else float(largest) or 1.0
-        if not math.isfinite(found):
-            return  # a batch that is not finite sets nothing; the next one will
-        first = self._seen == 0
-        self._observed = found if first else self._follow(found)
-        self._seen += 1
-        _set_(self.alpha, [self._observed])
-        signed = float(lowest) < 0 or self._levels[0] < 0
-        self._levels = grid_levels(self._bits, signed)
-        _set_(self.grid, self._levels)
+        return found if found > 0 else float(largest) or 1.0, float(lowest)
 
-    def _follow(self, value: float) -> float:
-        return self._momentum * self._observed + (1 - self._momentum) * value
+    def _calibrating(self) -> bool:
+        """Whether this call counts: of a further batch, or a further call of the batch under way.
+
+        One behind the pass in which the layer ran before (activations that are computed again) counts as neither.
+        """
+        if not 0 < self._seen <= self._batches:
+            return False
+        passes = self._passes
+        if passes is not None and passes.attached and self._batch == passes.number > 0:
+            return passes.running
+        return self._seen < self._batches
 
 
 class ChannelWeightQuanter(Switched):

@@ -1,0 +1,65 @@
+"""Which calls of a quantiser belong to one calibration batch: those of one training pass of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle.nn import Layer
+
+__all__ = ["ForwardPasses", "count_passes_", "stop_counting_"]
+
+
+class ForwardPasses:
+    """Counts the training passes of a network.
+
+    Attributes:
+        number: of the pass under way, or of the last one; 0 before the first.
+        running: whether one is under way.
+        attached: whether the network tells of its passes.
+    """
+
+    def __init__(self) -> None:
+        self.number, self.running, self.attached = 0, False, False
+
+    def begin(self, network: Layer, inputs: Any) -> None:
+        """Note that ``network`` is called (a forward pre-hook)."""
+        if network.training:
+            self.number, self.running = self.number + 1, True
+
+    def end(self, network: Layer, inputs: Any, outputs: Any) -> None:
+        """Note that ``network`` has returned (a forward post-hook)."""
+        self.running = False
+
+
+def count_passes_(network: Layer) -> tuple[ForwardPasses, bool]:
+    """Count the training passes of ``network`` by two hooks; those that are there already serve.
+
+    Args:
+        network: that is called once a batch.
+
+    Returns:
+        The counter, and whether it is new.
+    """
+    for hook in network._forward_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, ForwardPasses) and owner.attached:
+            return owner, False
+    passes = ForwardPasses()
+    passes.attached = True
+    network.register_forward_pre_hook(passes.begin)
+    network.register_forward_post_hook(passes.end)
+    return passes, True
+
+
+def stop_counting_(network: Layer) -> None:
+    """Take the hooks of `count_passes_` off again: from now on each call of a quantiser is a batch.
+
+    Args:
+        network: that `count_passes_` was given.
+    """
+    for table in (network._forward_pre_hooks, network._forward_post_hooks):
+        for number, hook in list(table.items()):
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, ForwardPasses):
+                owner.attached = owner.running = False
+                del table[number]
