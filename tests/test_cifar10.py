@@ -234,6 +234,7 @@ def test_the_ladder_quick(tmp_path):
         file = "model.int8.onnx" if "+" in entry["rung"] else "model.onnx"
         assert entry["files"][f"{file} on onnxruntime"] == pytest.approx(entry["accuracy"], abs=0.04)
     assert lines[2]["distillation"]["teacher_sha256"]
+    assert (lines[4]["pact"]["weight_bits"], lines[4]["pact"]["lr_scale"]) == (8, 1.0)
     assert lines[4]["size_mb"]["int8 onnx"] < 0.35 * lines[1]["size_mb"]["fp32 onnx"]
     assert (tmp_path / "out" / "logs" / "lcnet-kl-0.jsonl").is_file()
     text = (tmp_path / "out" / "table.md").read_text()

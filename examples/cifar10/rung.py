@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from paddlelite_callbacks import (
     ExportBenchCallback,
     PACTConfig,
     PACTQuantCallback,
+    __version__,
     prepare_pact_,
     ptq_int8,
 )
@@ -193,6 +194,7 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
         config = PACTConfig(weight_bits=rung.weight_bits, lr_scale=1.0)  # the recipe has the smaller rate
         prepare_pact_(network, config)  # before the optimizer is made: it is then the same after a kill
         callbacks.append(PACTQuantCallback(config))
+        told["pact"] = asdict(config)
     if rung.loss:
         teacher, checksum = trained_teacher(flags)
         told["distillation"] = {**distillation(rung.loss, flags), "teacher_sha256": checksum}
@@ -259,6 +261,7 @@ def line_of(
         "size_mb": {f"{item.precision} {item.kind}": item.size_mb for item in record.artefacts if item.size_mb},
         "created": record.created,
         "cpu": record.machine.cpu,
+        "versions": {"paddlelite_callbacks": __version__, "paddle": paddle.__version__},
     }
 
 
