@@ -19,7 +19,12 @@ Rebuild = Callable[[Layer, list[int]], "Layer | None"]
 
 
 def check_options(
-    at: str | None, taps: Sequence[str | Stride] | None, adapt: str, rebuild: Rebuild | None, freeze_stages: int
+    at: str | None,
+    taps: Sequence[str | Stride] | None,
+    adapt: str,
+    rebuild: Rebuild | None,
+    freeze_stages: int,
+    image: str | int | None,
 ) -> None:
     """Refuse options of `BackboneSwap` that do not go together.
 
@@ -29,9 +34,10 @@ def check_options(
         adapt: ``"project"`` or ``"rebuild"``.
         rebuild: the function that goes with ``"rebuild"``.
         freeze_stages: how many first stages stand still.
+        image: key, keyword or position of the image.
 
     Raises:
-        TypeError: ``taps`` is no list.
+        TypeError: ``taps`` is no list, or ``image`` no key, keyword or position.
         ValueError: says what is allowed.
     """
     if isinstance(taps, (str, int)):
@@ -39,6 +45,10 @@ def check_options(
     for tap in taps or ():
         if not isinstance(tap, str):
             checked_stride(tap)
+    if image is not None and type(image) not in (str, int):
+        raise TypeError(
+            f"image must be the key, keyword or position of the image, got {image!r}: 'image' or 0, or leave it out."
+        )
     if at is None and (taps is not None or adapt != "project"):
         raise ValueError(
             f"taps and adapt go with at='...': a whole classifier has no maps to hand on, got taps={taps!r}, "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer, Linear
-from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.probe import run_on_zeros
 from paddlelite_callbacks.surgery import replace_sublayer, same_modes
@@ -15,7 +15,7 @@ from paddlelite_callbacks.surgery import replace_sublayer, same_modes
 __all__ = ["fit_head_", "number_of_classes"]
 
 
-def number_of_classes(network: Layer, input_spec: Sequence[InputSpec] | None) -> int:
+def number_of_classes(network: Layer, input_spec: Sequence[Any] | None) -> int:
     """Return for how many classes ``network`` gives scores.
 
     Raises:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import paddle
-from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import RECURRENT, SCALES, kind_of, running_statistics
@@ -26,7 +25,7 @@ def count_parameters(network: Layer) -> int:
     )
 
 
-def count_macs(network: Layer, inputs: Sequence[Tensor]) -> int:
+def count_macs(network: Layer, inputs: Sequence[Any]) -> int:
     """Return the multiply-accumulates of convolutions, linear and recurrent layers for one image, as papers count them.
 
     Counted on a copy by hooks on the layers; what ``forward`` computes itself with ``F.conv2d`` or ``matmul``
@@ -39,7 +38,7 @@ def count_macs(network: Layer, inputs: Sequence[Tensor]) -> int:
     return sum(layer_macs(network, inputs).values())
 
 
-def layer_macs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, int]:
+def layer_macs(network: Layer, inputs: Sequence[Any]) -> dict[str, int]:
     """Return what each layer contributes to `count_macs`, by name, over all its calls.
 
     Args:
@@ -68,7 +67,7 @@ def layer_macs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, int]:
     duplicate.eval()
     with paddle.no_grad():
         duplicate(*inputs)
-    batch = int(inputs[0].shape[0])
+    batch = int(paddle.utils.flatten(list(inputs))[0].shape[0])
     return {name: count // batch for name, count in counted.items()}
 
 

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from paddle import Tensor
+import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
@@ -85,7 +86,7 @@ def compare(
     *,
     at: str | None,
     old_layer: Layer | None,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Any],
     engine: str = "paddle",
     threads: int = 1,
     warmup: int = 5,
@@ -98,7 +99,7 @@ def compare(
         new: after.
         at: where the swap was, if inside.
         old_layer: what stood there.
-        inputs: one image for each input.
+        inputs: one image for each input, or dictionaries and lists of them.
         engine: name from `ENGINES`.
         threads: CPU threads.
         warmup: rounds not counted.
@@ -129,14 +130,15 @@ def compare(
 
 
 def _loaded(
-    network: Layer, folder: Path, inputs: Sequence[Tensor], engine: str, threads: int
+    network: Layer, folder: Path, inputs: Sequence[Any], engine: str, threads: int
 ) -> tuple[float, Callable[[], object]]:
-    specs = [InputSpec([None, *x.shape[1:]], dtype=str(x.numpy().dtype), name=f"x{i}") for i, x in enumerate(inputs)]
-    artefact = export_paddle(network, folder, input_spec=specs)
+    flat = paddle.utils.flatten(list(inputs))
+    specs = [InputSpec([None, *x.shape[1:]], dtype=str(x.numpy().dtype), name=f"x{i}") for i, x in enumerate(flat)]
+    artefact = export_paddle(network, folder, input_spec=paddle.utils.pack_sequence_as(list(inputs), specs))
     if ENGINES[engine].kind == "onnx":
         artefact = export_onnx(artefact, folder / "model.onnx")
     predict = ENGINES[engine].load(artefact, threads=threads)
     random = np.random.RandomState(0)
-    arrays = [random.rand(*x.shape).astype(x.numpy().dtype) for x in inputs]
+    arrays = [random.rand(*x.shape).astype(x.numpy().dtype) for x in flat]
     predict(arrays)
     return artefact.size_mb, lambda: predict(arrays)

@@ -11,22 +11,29 @@ from typing import Any
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
 from paddlelite_callbacks.backbone.channels import refuse_other_channels
 from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.cut import cut_
+from paddlelite_callbacks.backbone.descriptions import describe_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
-from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at
+from paddlelite_callbacks.backbone.image import image_place, taking_image
+from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at, zeros_of
 from paddlelite_callbacks.backbone.sources import build, spelled_name, trunk_end, weights_file, weights_url
 from paddlelite_callbacks.backbone.strides import Stride
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
 from paddlelite_callbacks.backbone.summary import SwapSummary, compare
-from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.backbone.trunk import ArgumentTrunk, Trunk
 from paddlelite_callbacks.backbone.weights import LoadReport, load_weights, local_weights
-from paddlelite_callbacks.surgery import freeze_norm_, replace_sublayer, same_modes, whole_again_after_an_error
+from paddlelite_callbacks.surgery import (
+    find_sublayer,
+    freeze_norm_,
+    replace_sublayer,
+    same_modes,
+    whole_again_after_an_error,
+)
 
 __all__ = ["BackboneSwap"]
 
@@ -42,6 +49,10 @@ class BackboneSwap:
     maps; maps of the new one with the same strides are chosen, channels fitted by 1x1 convolutions with batch norm
     only where they differ, and what lies behind the last used map is removed. The rest of the network keeps its
     weights. Keys of ``state_dict`` below ``at`` are the new network's own; projections are ``project.<i>``.
+
+    A backbone that is called with a dictionary (``backbone({"image": x})``), several inputs or keywords goes on being
+    called so; the new one is run on the image alone. What the old one tells of its maps for those who read it
+    (``out_shape``, ``out_channels``, ``feat_channels``), the new one tells too.
 
     The guide's choices: ``PPLCNet_x2_5`` (~30 MB), ``MobileNetV3_large_x1_0`` (~20 MB),
     ``MobileNetV3_small_x1_0`` (~10 MB). `list_backbones` shows all.
@@ -64,6 +75,8 @@ class BackboneSwap:
         stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
         options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``, or
             ``{"stride_list": [2, [2, 1], [2, 1], [2, 1], [2, 1]]}`` for lines of text.
+        image: key, keyword or position of the image among the arguments of the old backbone; ``None`` finds it: the
+            only map ``[N, C, H, W]``, else the one named ``"image"`` or alike, else the only one of three channels.
 
     Attributes:
         report: what a weights file gave, a `LoadReport`; ``None`` without one.
@@ -91,25 +104,27 @@ class BackboneSwap:
         freeze_stages: int = 0,
         stop_grad: bool = True,
         options: Mapping[str, Any] | None = None,
+        image: str | int | None = None,
     ) -> None:
-        check_options(at, taps, adapt, rebuild, freeze_stages)
+        check_options(at, taps, adapt, rebuild, freeze_stages, image)
         self.name = spelled_name(backbone) if isinstance(backbone, str) else type(backbone).__name__
-        self.at, self.taps = at, None if taps is None else list(taps)
+        self.at, self.taps, self.image = at, None if taps is None else list(taps), image
         self.pretrained, self.sha256, self.strict = pretrained, sha256, strict
         self.rebuild, self.options = rebuild, dict(options or {})
         self.freeze_norm, self.freeze_stages, self.stop_grad = freeze_norm, freeze_stages, stop_grad
         self.report: LoadReport | None = None
         self._layer = own_layer(self.name if isinstance(backbone, str) else backbone, pretrained, self.options)
         self._done: tuple[Layer, Layer, Layer | None] | None = None
-        self._inputs: list[Tensor] = []
+        self._inputs: list[Any] = []
 
-    def __call__(self, network: Layer, input_spec: Sequence[InputSpec] | None = None) -> Layer:
+    def __call__(self, network: Layer, input_spec: Sequence[Any] | None = None) -> Layer:
         """Swap; a failing swap leaves ``network`` as it was.
 
         Args:
             network: a classifier (``at=None``), or a network with the sublayer ``at``.
-            input_spec: one `InputSpec` per input of ``network``, the batch may be ``None``; needed with ``at``, and
-                for a classifier whose number of classes its last ``Linear`` does not tell.
+            input_spec: one `InputSpec` per input of ``network``, the batch may be ``None``, or dictionaries of them as
+                ``paddle.jit.to_static`` takes them (``[{"image": InputSpec(...)}]``); needed with ``at``, and for a
+                classifier whose number of classes its last ``Linear`` does not tell.
 
         Returns:
             A new network with ``at=None``, otherwise ``network``, changed.
@@ -154,10 +169,10 @@ class BackboneSwap:
             return copy.deepcopy(self._layer)
         return build(self.name, num_classes=classes, options=self.options)
 
-    def _swap_whole(self, network: Layer, input_spec: Sequence[InputSpec] | None, weights: Path | None) -> Layer:
+    def _swap_whole(self, network: Layer, input_spec: Sequence[Any] | None, weights: Path | None) -> Layer:
         classes = number_of_classes(network, input_spec)
-        shape = [1, 3, 224, 224] if input_spec is None else [1, *list(input_spec[0].shape)[1:]]
-        x = paddle.zeros(shape)
+        inputs = [paddle.zeros([1, 3, 224, 224])] if input_spec is None else zeros_of(input_spec)
+        x = image_place(inputs, {}, asked=self.image, name="network").of(inputs, {})
         new = self._made(classes)
         refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)
         fit_head_(new, classes, x)
@@ -165,17 +180,18 @@ class BackboneSwap:
             self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
             _log.info("%s", self.report)
         self._freeze(new, x)
-        self._done, self._inputs = (network, new, None), [x]
+        self._done, self._inputs = (network, new, None), inputs
         return new
 
-    def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[InputSpec], weights: Path | None) -> Layer:
-        x, old_output = seen_at(network, at, input_spec)
+    def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[Any], weights: Path | None) -> Layer:
+        x, place, old_output = seen_at(network, at, input_spec, image=self.image)
         wanted = unpack(old_output)
-        new = self._made(1000)
+        new = taking_image(self._made(1000), x, place)
         refuse_other_channels(self.name, new, x)
         taps = taps_of(new, x, end=self._end())
         names = chosen_taps(self.name, new, taps, wanted, x, self.taps, end=self._end())
-        trunk = Trunk(new, names, structure=structure_of(old_output))
+        kind = structure_of(old_output)
+        trunk = Trunk(new, names, structure=kind) if place.alone else ArgumentTrunk(new, names, place, structure=kind)
         known, still = list(new.state_dict()), self._freeze(new, x)
         cut_(trunk, x)
         if weights is not None:
@@ -183,13 +199,14 @@ class BackboneSwap:
             _log.info("%s", self.report)
         trunk.hold_still([name for name, _ in trunk.named_sublayers() if name in still])
         channels = self._fit_channels(trunk, wanted, x)
+        describe_(trunk, find_sublayer(network, at), channels, projected=self.rebuild is None)
         whole = None if self.rebuild is None else copy.deepcopy(network)
         with whole_again_after_an_error(network):
             old = replace_sublayer(network, at, trunk)
             result = self._rebuilt(network, channels)
             run_on_zeros(result, input_spec)
         self._done = (network, result, old) if whole is None else (whole, result, None)
-        self._inputs = [paddle.zeros([1, *list(spec.shape)[1:]], dtype=spec.dtype) for spec in input_spec]
+        self._inputs = zeros_of(input_spec)
         _log.info("%s now stands at %r; taps %s, channels (have, want) %s.", self.name, at, trunk.taps, channels)
         return result
 

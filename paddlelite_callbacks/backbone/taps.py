@@ -8,6 +8,7 @@ trunk in any network, however its ``forward`` is written.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]
     given = {_stride(value, size) for value in own.values()}
     chosen = [*own, *(name for stride, name in _defaults(units, size, end).items() if stride not in given)]
     every = {f"{call.name}{suffix}": value for call in units for suffix, value in call.maps.items()} | own
+    graph.release()
     return [
         Tap(name=name, channels=int(value.shape[1]), stride=stride, default=name in chosen)
         for name, value in every.items()
@@ -120,6 +122,7 @@ class _Graph:
         self._next: dict[int, list[int]] = {}
         self._kept: list[Any] = []  # an id is only unique while its node lives
         self._root = 0
+        self._output = output
         if output is None or output.grad_fn is None:
             return
         self._root = output.grad_fn.node_ptr()
@@ -132,6 +135,12 @@ class _Graph:
             following = [item for item in node.next_functions if item is not None]
             self._next[node.node_ptr()] = [item.node_ptr() for item in following]
             waiting += following
+
+    def release(self) -> None:
+        """Let go of the tensors that the graph has saved: Paddle never frees an operation asked for by ``grad_fn``."""
+        if self._root and self._output is not None:
+            with suppress(Exception):  # an operation of the user's that has no gradient
+                self._output.sum().backward()
 
     def passes_through(self, maps: Any) -> bool:
         """Whether the input reaches the output by way of ``maps`` alone."""

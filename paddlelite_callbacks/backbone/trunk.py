@@ -10,10 +10,11 @@ import paddle
 from paddle import Tensor
 from paddle.nn import BatchNorm2D, Conv2D, Layer, LayerDict, Sequential
 
+from paddlelite_callbacks.backbone.image import ImagePlace
 from paddlelite_callbacks.backbone.structure import maps_of, pack
 from paddlelite_callbacks.backbone.taps import OUTPUT
 
-__all__ = ["Trunk"]
+__all__ = ["ArgumentTrunk", "Trunk"]
 
 
 class _EnoughError(Exception):
@@ -73,6 +74,9 @@ class Trunk(Layer):
 
     def forward(self, x: Tensor) -> Any:
         """``[N, 3, H, W]`` to the tapped maps."""
+        return self._packed(x)
+
+    def _packed(self, x: Tensor) -> Any:
         maps = self.maps(x)
         projections = self._sub_layers[self._key] if self._key else {}
         tapped = []
@@ -96,6 +100,30 @@ class Trunk(Layer):
         self._network._sub_layers = {key: layer for key, layer in self._sub_layers.items() if key != self._key}
         for name in self._still:
             _below(self, name).training = False
+
+
+class ArgumentTrunk(Trunk):
+    """A trunk in the place of a backbone that took a dictionary, several inputs, or the image by keyword.
+
+    Args:
+        network: as `Trunk` takes it.
+        taps: as `Trunk` takes them.
+        place: of the image among the arguments.
+        structure: as `Trunk` takes it.
+    """
+
+    def __init__(self, network: Layer, taps: Sequence[str], place: ImagePlace, *, structure: Any = list) -> None:
+        super().__init__(network, taps, structure=structure)
+        self._place = place
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Pick the image out of the old backbone's arguments and return the tapped maps."""
+        return self._packed(_image_of(self._place, inputs, keywords))
+
+
+@paddle.jit.not_to_static
+def _image_of(place: ImagePlace, inputs: Any, keywords: Any) -> Any:
+    return place.of(inputs, keywords)
 
 
 @paddle.jit.not_to_static

@@ -109,9 +109,9 @@ def export_paddle(
         reason = " ".join(str(error).split())[-400:]
         if _UNUSED in reason:
             reason = "forward() does not use one of them in eval mode: leave that one out"
+        shapes = [list(spec.shape) for spec in paddle.utils.flatten(list(input_spec))]
         raise ExportError(
-            f"{type(network).__name__} cannot be exported with inputs {[list(spec.shape) for spec in input_spec]}: "
-            f"{type(error).__name__}: {reason}"
+            f"{type(network).__name__} cannot be exported with inputs {shapes}: {type(error).__name__}: {reason}"
         ) from error
     program, parameters = folder / f"{name}.json", folder / f"{name}.pdiparams"
     missing = [file.name for file in (program, parameters) if not file.is_file()]

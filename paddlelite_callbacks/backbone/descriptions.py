@@ -1,0 +1,51 @@
+"""What backbones tell of their maps, for necks and heads that read it: PaddleDetection, PaddleOCR, PaddleSeg."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from paddle.nn import Layer
+
+__all__ = ["describe_"]
+
+_NAMES = ("out_shape", "out_channels", "feat_channels")  # PaddleDetection's list of ShapeSpec; PaddleOCR's; PaddleSeg's
+
+
+def describe_(new: Layer, old: Layer, channels: Sequence[tuple[int, int]], *, projected: bool) -> None:
+    """Let ``new`` tell of its maps what ``old`` told of its own.
+
+    Args:
+        new: gets the attributes that the old one has.
+        old: stays as it is.
+        channels: per map, those that the new one gives by itself and those that the old one gave.
+        projected: whether the new ones are fitted to the old ones.
+    """
+    given = [(want, want if projected else have) for have, want in channels]
+    for name in _NAMES:
+        try:
+            told = getattr(old, name, None)
+        except Exception:  # a property that fails tells nothing
+            continue
+        if told is not None and not callable(told):
+            setattr(new, name, _told(told, given))
+
+
+def _told(value: Any, channels: Sequence[tuple[int, int]]) -> Any:
+    """Return ``value`` with the new channels where it holds the old ones, map by map."""
+    if type(value) in (list, tuple) and len(value) == len(channels):
+        return type(value)(_one(item, *pair) for item, pair in zip(value, channels, strict=True))
+    return _one(value, *channels[-1]) if len(channels) == 1 else copy.copy(value)
+
+
+def _one(value: Any, old: int, new: int) -> Any:
+    if type(value) is int:
+        return new if value == old else value
+    if getattr(value, "channels", None) != old:
+        return copy.copy(value)
+    if hasattr(value, "_replace"):
+        return value._replace(channels=new)
+    changed = copy.copy(value)
+    changed.channels = new
+    return changed
