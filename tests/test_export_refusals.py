@@ -15,7 +15,7 @@ from toy import TinyNet
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, prepare_pact_
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.deploy.engines import ENGINES, reason
-from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle
+from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx, export_paddle
 from paddlelite_callbacks.deploy.foreign import find_model
 from paddlelite_callbacks.deploy.forms import export_forms
 
@@ -88,7 +88,11 @@ class Upsampled(TinyNet):
 
 
 def test_what_onednn_does_not_run_is_said_in_plain_words(tmp_path):
-    program = export_paddle(Upsampled(), tmp_path, input_spec=[InputSpec([None, 3, 8, 8], name="x")])
+    """Of a program that others wrote; ours run, see test_interpolation."""
+    prefix = tmp_path / "theirs"
+    paddle.jit.save(Upsampled(), str(prefix), input_spec=[InputSpec([None, 3, 8, 8], name="x")])
+    files = (prefix.with_suffix(".json"), prefix.with_suffix(".pdiparams"))
+    program = Artefact(kind="paddle", path=files[0], files=files)
     try:
         ENGINES["paddle-onednn"].load(program, threads=1)([np.zeros([1, 3, 8, 8], "float32")])
         said = ""

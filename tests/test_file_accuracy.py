@@ -268,5 +268,8 @@ def test_parts_that_only_training_uses_are_in_no_file(tmp_path):
 
     callback = ExportBenchCallback(tmp_path, name="n", **FAST)
     fit(hapi_model(Auxiliary()), [callback])
-    assert all(file.stat().st_size < 50_000 for file in (tmp_path / "n").iterdir())
+    files = [
+        file for file in (tmp_path / "n").iterdir() if file.suffix != ".pdparams"
+    ]  # which are all that was trained
+    assert all(file.stat().st_size < 50_000 for file in files)
     assert all(check.passed for check in callback.record.checks)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.hooks import copy_with_hooks, forget_results_
+from paddlelite_callbacks.deploy.interpolation import readable_by_converter
 from paddlelite_callbacks.deploy.lean import make_program_lean
 from paddlelite_callbacks.deploy.signature import has_plain_signature, plain_signature_
 from paddlelite_callbacks.deploy.traces import clean_trace
@@ -165,8 +167,10 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
         OSError: the disk is full.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
-    with staged_file(path) as partial:
-        arguments = [*(str(file.absolute()) for file in program.files), str(partial.absolute()), str(opset)]
+    with staged_file(path) as partial, tempfile.TemporaryDirectory() as work:
+        read = readable_by_converter(program.path, Path(work))
+        files = [read if file == program.path else file for file in program.files]
+        arguments = [*(str(file.absolute()) for file in files), str(partial.absolute()), str(opset)]
         try:
             done = run_module("deploy.onnx_child", *arguments, seconds=_ONNX_SECONDS)
         except subprocess.TimeoutExpired as error:

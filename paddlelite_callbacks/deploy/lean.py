@@ -2,8 +2,9 @@
 
 ``paddle.jit.save`` writes with every operation the scope it came from (``struct_name``), a note for training
 (``stop_gradient``), and a constant of its own for every axis, kernel size and scale. Here equal constants become one,
-and the notes are left out. Nothing that is computed changes; the file of the parameters stays as it is. Without the
-notes a program that ``paddle.jit.load`` reads can no longer be trained on: that starts from the checkpoint.
+and the notes are left out. Interpolations get the name that oneDNN leaves alone, see `run_beside_onednn`. Nothing that
+is computed changes; the file of the parameters stays as it is. Without the notes a program that ``paddle.jit.load``
+reads can no longer be trained on: that starts from the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.deploy.interpolation import run_beside_onednn
 from paddlelite_callbacks.files import staged_file
 
 __all__ = ["make_program_lean"]
@@ -41,6 +43,7 @@ def make_program_lean(path: Path) -> None:
     for block in blocks:
         for op in block["ops"]:
             _drop_notes(op)
+        run_beside_onednn(block["ops"])
     if len(blocks) == 1:  # a branch or loop reads values of the block around it, by the numbers that would be merged
         _share_constants(blocks[0])
     _shorten_names([op for block in blocks for op in block["ops"] if op["#"] == _PARAMETER])
