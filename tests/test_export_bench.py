@@ -110,7 +110,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
             out = super().forward(x)
             return out if paddle.in_dynamic_mode() else out + 1
 
-    with pytest.raises(ExportError, match=r"computes something else than the network: paddle/fp32: [\d.]+ > [\d.]+"):
+    with pytest.raises(ExportError, match=r"computes something else than the network: paddle differs by 1 of [\d.]+ "):
         fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **FAST)])
     assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import subprocess
@@ -19,12 +20,13 @@ from paddle.static import InputSpec
 from test_files import ALONE, on_a_disk_of
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback
+from paddlelite_callbacks import Budget, ExportBenchCallback
 from paddlelite_callbacks.deploy import engines
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.deploy.export import ExportError, export_paddle
 from paddlelite_callbacks.report.record import append_record, read_records
 from paddlelite_callbacks.saved import read_saved
 
+SPEC = [InputSpec([None, 3, 8, 8], "float32", "x")]
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 
 
@@ -264,30 +266,59 @@ def test_several_inputs_sizes_that_vary_and_outputs_in_a_dictionary(tmp_path):
         np.testing.assert_allclose(got, expected[key], atol=1e-5)
 
 
-@pytest.mark.parametrize("chosen", [None, ["paddle-onednn"], ["paddle", "onnxruntime"]])
-def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
+class Product(nn.Layer):
     """Paddle's oneDNN takes the blocked layout of a convolution for plain in a 4-D product behind it."""
 
-    class Product(nn.Layer):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.fc = nn.Conv2D(3, 8, 3, padding=1), nn.Linear(8, 4)
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2D(3, 8, 3, padding=1), nn.Linear(8, 4)
 
-        def forward(self, x):
-            return self.fc(paddle.matmul(paddle.ones([8, 8]), self.conv(x)).mean([2, 3]))
+    def forward(self, x):
+        return self.fc(paddle.matmul(paddle.ones([8, 8]), self.conv(x)).mean([2, 3]))
 
-    def export():
-        callback = ExportBenchCallback(tmp_path, name="n", engines=chosen, report=False, **QUICK)
-        fit(hapi_model(Product()), [callback])
-        return callback
 
-    if chosen and "paddle-onednn" not in chosen:
-        assert all(check.passed for check in export().record.checks)
+@pytest.mark.parametrize("chosen", [None, ["paddle-onednn"], ["paddle", "onnxruntime"]])
+def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
+    """The files are right and stay; the engine's verdict stands beside them, and its latency does not count."""
+    callback = ExportBenchCallback(tmp_path, name="n", engines=chosen, budget=Budget(), **QUICK)
+    fit(hapi_model(Product()), [callback])
+    record, said = callback.record, callback.summary()
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "n" / "model.json").is_file()
+    if chosen == ["paddle", "onnxruntime"]:
+        assert all(check.passed for check in record.checks)
+        assert not record.remarks
         return
-    said = r"paddle-onednn/fp32: [\d.]+ > [\d.]+\." + ("$" if chosen else " The other engines agree")
-    with pytest.raises(ExportError, match=said):
-        export()
-    assert sorted(path.name for path in (tmp_path / "n").iterdir()) == ["model.pdparams", "train_log.jsonl"]
+    verdicts = {(v.engine, v.precision): v for v in record.verdicts}
+    assert verdicts["paddle-onednn", "fp32"].agrees is False
+    assert verdicts["paddle.jit.load", "fp32"].agrees
+    (remark,) = record.remarks
+    assert re.match(r"model\.json: paddle-onednn differs by [\d.]+ of [\d.]+ \(allowed [\d.]+\)\. ", remark)
+    assert "Paddle's default kernels (oneDNN) are not" in remark
+    assert f"**Not right on every engine:** {remark}" in report
+    for text in (said, report):
+        assert verdicts["paddle-onednn", "fp32"].text in text
+        assert remark in text
+    (program,) = (f for f in json.loads((tmp_path / "n" / "deploy.json").read_text())["files"] if f["kind"] == "paddle")
+    assert program["verdicts"]["paddle-onednn"] == verdicts["paddle-onednn", "fp32"].text
+    if chosen:
+        assert record.best_latency() is None
+        assert "latency unknown (no engine ran the exported file and agreed with the network)" in str(callback.verdict)
+        assert remark.endswith("paddle.jit.load agrees with the network.")
+    else:
+        assert record.best_latency().engine != "paddle-onednn"
+        assert callback.verdict.passed
+        assert "paddle and paddle.jit.load" not in remark
+        assert "paddle agrees: deploy this file there; engines=['paddle', 'onnxruntime', 'openvino']" in remark
+    (row,) = (r for r in record.latencies if r.engine == "paddle-onednn")
+    assert row.p50_ms > 0
+    with pytest.raises(ExportError, match=r"strict=True.*paddle-onednn fp32 differs by.*What is right is written to"):
+        fit(
+            hapi_model(Product()),
+            [ExportBenchCallback(tmp_path, name="s", engines=chosen, strict=True, report=False, **QUICK)],
+        )
+    assert (tmp_path / "s" / "model.json").is_file()
+    assert [run.name for run in read_records(tmp_path / "runs.jsonl")] == ["n", "s"]
 
 
 def test_a_network_without_a_definite_output_is_told_from_a_wrong_file(tmp_path):
@@ -299,8 +330,9 @@ def test_a_network_without_a_definite_output_is_told_from_a_wrong_file(tmp_path)
             return paddle.sin(out * 1e7)
 
     model = hapi_model(Unsettled(), learning_rate=0.0)
+    callback = ExportBenchCallback(tmp_path, report=False, strict=True, **QUICK)
     with pytest.raises(ExportError, match=r"moves by .* no two engines can agree: are its batch-norm statistics"):
-        fit(model, [ExportBenchCallback(tmp_path, report=False, **QUICK)])
+        fit(model, [callback])
 
 
 def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkeypatch):
@@ -308,16 +340,53 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
         raise ExportError("not today")
 
     monkeypatch.setattr("paddlelite_callbacks.deploy.forms.export_onnx", no_onnx)
-
-    class TwoFaced(TinyNet):
-        def forward(self, x):
-            out = super().forward(x)
-            return out if paddle.in_dynamic_mode() else out + 1
-
     callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], **QUICK)
-    with pytest.raises(ExportError, match=r"something else than the network: paddle\.jit\.load: 1 > 0\.\d+"):
+    said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) do something else under"
+    with pytest.raises(ExportError, match=said):
         fit(hapi_model(TwoFaced()), [callback])
     assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
+    assert callback.record.failure.count("not today") == 1
+
+
+class TwoFaced(TinyNet):
+    def forward(self, x):
+        out = super().forward(x)
+        return out if paddle.in_dynamic_mode() else out + 1
+
+
+@needs("paddle2onnx")
+def test_one_wrong_file_costs_only_itself(tmp_path, monkeypatch):
+    """The ONNX file is of another network: it goes, the program stays."""
+    from paddlelite_callbacks.deploy import forms
+
+    right, other = forms.export_onnx, export_paddle(TinyNet(), tmp_path / "other", input_spec=SPEC)
+    monkeypatch.setattr(forms, "export_onnx", lambda program, path: right(other, path))
+    callback = ExportBenchCallback(tmp_path / "out", name="n", **QUICK)
+    fit(hapi_model(), [callback])
+    assert sorted(path.name for path in (tmp_path / "out" / "n").iterdir()) == [
+        "deploy.json",
+        "model.json",
+        "model.pdiparams",
+        "model.pdparams",
+        "train_log.jsonl",
+    ]
+    (missing,) = (a for a in callback.record.artefacts if a.path is None)
+    assert re.match(
+        r"model\.onnx computes something else than the network: onnxruntime differs by .*; openvino differs by .*; "
+        r"onnxruntime-unoptimised differs by",
+        missing.error,
+    )
+    assert missing.error in callback.summary()
+    errors = {row.engine: row.error for row in callback.record.latencies}
+    assert errors["paddle"] is errors["paddle-onednn"] is None
+    assert errors["onnxruntime"] == errors["openvino"] == f"not exported: {missing.error}"
+    assert {v.engine: v.agrees for v in callback.record.verdicts} == {
+        "paddle": True,
+        "paddle-onednn": True,
+        "onnxruntime": False,
+        "openvino": False,
+        "onnxruntime-unoptimised": False,
+    }
 
 
 EXPORT_ON_A_SMALL_DISK = """

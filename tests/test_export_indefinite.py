@@ -11,10 +11,10 @@ from paddle import nn
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.export_command import _difference
-from paddlelite_callbacks.deploy.refuse import own_movement, refuse_wrong
+from paddlelite_callbacks.deploy.refuse import own_movement
 from paddlelite_callbacks.report.record import read_records
 from paddlelite_callbacks.saved import read_saved
 
@@ -165,11 +165,8 @@ def test_quantised_randomness_is_no_rounding_noise(tmp_path):
     assert "gives another output" in said
 
 
-def test_a_wrong_file_of_a_network_that_takes_token_numbers_is_told():
+def test_a_network_that_takes_token_numbers_does_not_move_by_their_last_bits():
     network = nn.Embedding(10, 4)
     network.eval()
     tokens = np.arange(4)
     assert own_movement(network, [tokens]) == 0.0
-    wrong = Check(engine="paddle", precision="fp32", max_abs_diff=1.0, tolerance=0.1)
-    with pytest.raises(ExportError, match=r"computes something else than the network: paddle/fp32: 1 > 0\.1"):
-        refuse_wrong(network, [tokens], [wrong])

@@ -325,8 +325,11 @@ def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     time.sleep(0.1)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "tiny").iterdir()} == before
+    aside = tmp_path / "tiny" / "previous_export"  # beside the new weights, which are written first
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == before
+    assert len([file for file in (tmp_path / "tiny").iterdir() if file.is_file()]) == 2
     export()
+    assert {file.name for file in (tmp_path / "tiny").iterdir()} == set(before)
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == ["runs.jsonl", "tiny"]
 

@@ -46,10 +46,12 @@ class ExportBenchCallback(ScopedCallback):
     best) and ``train_log.jsonl`` (the figures of every epoch). Then ``model.json`` + ``model.pdiparams``
     (``paddle.jit.save``; int8 weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx``
     (fp32) and for a network trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`);
-    ``deploy.json`` (inputs, checksums, what ``sidecar`` says). All of it is made from a copy, loaded again by every
-    engine, and compared with the live network on images of the first training batch; a difference beyond the
-    tolerance fails the export. The metrics of ``model.prepare`` are then computed from what each file answers on the
-    evaluation data.
+    ``deploy.json`` (inputs, checksums, verdicts, what ``sidecar`` says). All of it is made from a copy, loaded again by
+    every engine, and compared with the live network on images of the first training batch. So each file has a verdict
+    by each engine: agrees, differs by so much, or could not run. A file that an engine, or its exact reference,
+    computes rightly is kept with the verdicts of the others; one that nothing computes rightly is removed. An engine
+    that differs does not count at the gate. The metrics of ``model.prepare`` are then computed from what each file
+    answers on the evaluation data.
 
     An older export of this name waits in ``previous_export``, and goes when a set that passed takes its place; other
     files in that folder stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html``
@@ -81,6 +83,8 @@ class ExportBenchCallback(ScopedCallback):
         fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
         dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
         sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
+        strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
+            is installed, or was named, differs or cannot run a file.
         peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
         roofline: whether to measure this machine's fastest matrix product (2 s a process).
         report: whether to draw the report.
@@ -94,7 +98,7 @@ class ExportBenchCallback(ScopedCallback):
         TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`.
         ValueError: an unknown engine, a number out of range, a name that is no plain folder name, empty data. At train
             begin: an ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
-        ExportError: at the end of ``fit``: the network cannot be exported, or a file computes something else.
+        ExportError: at the end of ``fit``: nothing can be exported, or see ``strict``.
         GateError: at the end of ``fit``: see ``gate``.
         OSError: at train begin: ``folder`` cannot be written to.
 
@@ -122,6 +126,7 @@ class ExportBenchCallback(ScopedCallback):
         fp16: bool = False,
         dynamic_batch: bool = True,
         sidecar: Mapping[str, Any] | None = None,
+        strict: bool = False,
         peak_memory: bool = True,
         roofline: bool = True,
         report: bool = True,
@@ -144,6 +149,7 @@ class ExportBenchCallback(ScopedCallback):
         self.sidecar = checked_sidecar_options(sidecar)
         self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
         self.which, self.monitor, self.mode = which, monitor, mode
+        self.strict = strict
         self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
         self.record: Record | None = None
         self.verdict: Verdict | None = None
@@ -280,6 +286,7 @@ class ExportBenchCallback(ScopedCallback):
             fp16=self.fp16,
             dynamic_batch=self.dynamic_batch,
             sidecar=self.sidecar,
+            strict=self.strict,
             budget=self.budget,
             report=self.report,
             progress=bool(self.verbose),

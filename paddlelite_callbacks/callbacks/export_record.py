@@ -15,6 +15,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.backbone.cost import count_parameters
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.deploy.run import HandedOut
 from paddlelite_callbacks.deploy.verdict import int8_notes
@@ -82,6 +83,7 @@ def record_of(
         log=None if log is None else str(home / log),
         weights=str(home / weights),
         failure=failure,
+        remarks=made.remarks,
     )
 
 
@@ -101,11 +103,17 @@ def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, sett
         f"  {row.engine:<14}{row.precision:<5} "
         + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
         + (f", {row.threads} threads, batch {row.batch_size}" if settings > 1 else "")
+        + _differing(record, row)
         for row in record.latencies
     ]
     lines += [] if record.failure is None else [f"  {record.failure}", f"  The trained weights: {record.weights}"]
-    lines += [f"  {note}" for note in record.notes]
+    lines += [f"  {text}" for text in (*record.remarks, *record.notes)]
     return [*lines, *([f"  gate: {verdict}"] if verdict is not None else [])]
+
+
+def _differing(record: Record, row: Latency) -> str:
+    said = record.differing(row.engine, row.precision)
+    return "" if said is None or row.p50_ms is None else f"  DOES NOT COUNT: {said}"
 
 
 def notes_of(training: FitSession | None) -> list[str]:

@@ -20,9 +20,9 @@ from paddlelite_callbacks.callbacks.fit_facts import batch_specs, file_evaluatio
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.callbacks.run_folder import LOG, WEIGHTS, staged_export, write_training
 from paddlelite_callbacks.callbacks.session import FitSession
-from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.deploy.forms import said_of
 from paddlelite_callbacks.deploy.options import BenchOptions
 from paddlelite_callbacks.deploy.run import HandedOut, hand_out
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
@@ -87,6 +87,7 @@ class ExportRun:
         fp16: see there.
         dynamic_batch: see there.
         sidecar: of `checked_sidecar_options`.
+        strict: see there.
         budget: for the report.
         report: whether to draw it.
         progress: whether to show bars.
@@ -101,6 +102,7 @@ class ExportRun:
     fp16: bool
     dynamic_batch: bool
     sidecar: Mapping[str, Any]
+    strict: bool
     budget: Budget | None
     report: bool
     progress: bool
@@ -113,7 +115,7 @@ class ExportRun:
             notes: for the record.
 
         Returns:
-            The record, and why there is no file; ``None`` where there is one.
+            The record, and the error that `ExportBenchCallback` raises; ``None`` where there is none.
 
         Raises:
             OSError: not even the weights, or the record of an export that went well, could be written.
@@ -121,13 +123,18 @@ class ExportRun:
         home = self.folder / self.name
         with _one_at_a_time:
             self._write_training(home, trained)
-            failure: Exception | None = None
+            made, failure = HandedOut(), None
             try:
                 with staged_export(home) as stage:
-                    record = self._record_of(self._made_in(stage, trained), None, trained, notes)
+                    made = self._made_in(stage, trained)
+                    _refuse_nothing(made)  # and leave the folder as it is
+                    record = self._record_of(made, None, trained, notes)
             except Exception as error:  # the training must not be lost with it
                 failure = error
-                record = self._record_of(HandedOut(), failure, trained, notes)
+                nothing = HandedOut(errors=made.errors, checks=made.checks, macs=made.macs)
+                record = self._record_of(nothing, failure, trained, notes)
+            else:
+                failure = self._refused(made)
         try:
             append_record(self.folder / "runs.jsonl", record)
         except OSError as error:
@@ -137,6 +144,15 @@ class ExportRun:
         if self.report:
             draw_report(self.folder, self.budget)
         return record, failure
+
+    def _refused(self, made: HandedOut) -> ExportError | None:
+        """Return what ``strict`` raises, once all that is right is written."""
+        if not self.strict or not made.violations:
+            return None
+        return ExportError(
+            f"strict=True, and not every file is right on every engine: {'; '.join(made.violations)}. What is right "
+            f"is written to {self.folder / self.name}. {' '.join(made.remarks)}".rstrip()
+        )
 
     def _write_training(self, home: Path, trained: Trained) -> None:
         network, history = trained.model.network, trained.history
@@ -195,12 +211,13 @@ class ExportRun:
             setting=self.options.settings[0],
             notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
             config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
-            failure=None if failure is None else _said(failure),
+            failure=None if failure is None else said_of(failure),
         )
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) if isinstance(error, ExportError) else reason(error)
+def _refuse_nothing(made: HandedOut) -> None:
+    if made.failure is not None:
+        raise ExportError(made.failure)
 
 
 def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, progress: bool) -> Trained:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Check", "compare_outputs"]
+from paddlelite_callbacks.deploy.latency import Latency
+
+__all__ = ["Check", "FileVerdict", "compare_outputs", "file_verdicts"]
 
 _FLIP_FACTOR = 1.5  # the flips of many rows and draws: nearly the worst is among them
 _FEW_ROWS = 4  # among fewer, a row that met a flip cannot be told from the others
@@ -27,6 +29,7 @@ class Check:
         tolerance: that ``max_abs_diff`` had to keep.
         passed: whether it did.
         error: what went wrong where nothing could be compared.
+        largest: largest magnitude of the network's output, in the same units.
     """
 
     engine: str
@@ -37,6 +40,64 @@ class Check:
     tolerance: float | None = None
     passed: bool = False
     error: str | None = None
+    largest: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``"agrees"``, or by how much it differs and what is allowed."""
+        if self.passed:
+            return "agrees"
+        return f"differs by {self.distance}" if self.max_abs_diff is not None else f"differs: {self.error}"
+
+    @property
+    def distance(self) -> str:
+        """How far off it is: of what, and what is allowed."""
+        if self.max_abs_diff is None or self.tolerance is None:
+            return str(self.error)
+        of = "" if self.largest is None else f" of {self.largest:.3g}"
+        within = self.max_abs_diff <= self.tolerance and self.error is not None  # one row, but not most of them
+        return f"{self.max_abs_diff:.3g}{of} ({self.error if within else f'allowed {self.tolerance:.3g}'})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileVerdict:
+    """What one engine makes of one file.
+
+    Args:
+        engine: its name.
+        precision: of the file.
+        agrees: whether it computes what the network does; ``None`` where it could not run.
+        text: ``"agrees"``, ``"differs by ... (allowed ...)"`` or ``"could not run, because ..."``.
+    """
+
+    engine: str
+    precision: str
+    agrees: bool | None
+    text: str
+
+    @property
+    def kind(self) -> str:
+        """Of the file: ``"paddle"`` or ``"onnx"``."""
+        return "paddle" if self.engine.startswith("paddle") else "onnx"
+
+
+def file_verdicts(checks: Sequence[Check], latencies: Sequence[Latency]) -> tuple[FileVerdict, ...]:
+    """Return a verdict per engine and file, those of exact references among them.
+
+    Args:
+        checks: of the engines that ran.
+        latencies: whose errors tell why others did not.
+    """
+    found = {
+        (c.engine, c.precision): FileVerdict(engine=c.engine, precision=c.precision, agrees=c.passed, text=c.verdict)
+        for c in checks
+    }
+    for row in latencies:
+        if row.error is not None and (row.engine, row.precision) not in found:
+            found[row.engine, row.precision] = FileVerdict(
+                engine=row.engine, precision=row.precision, agrees=None, text=f"could not run, because {row.error}"
+            )
+    return tuple(found.values())
 
 
 def compare_outputs(
@@ -100,6 +161,7 @@ def compare_outputs(
         tolerance=limits[worst],
         passed=bool(differences[worst].max(initial=0.0) <= limits[worst]) and not off,
         error=_said_of_middle(differences[off[0]], tight[off[0]]) if off else None,
+        largest=float(np.abs(expected[worst]).max(initial=0.0)),
     )
 
 

@@ -104,10 +104,10 @@ class OnnxRuntime:
         optimised: whether it may rewrite the graph, as it does by default.
     """
 
-    name, kind, package = "onnxruntime", "onnx", "onnxruntime"
+    kind, package = "onnx", "onnxruntime"
 
     def __init__(self, *, optimised: bool = True) -> None:
-        self._optimised = optimised
+        self.name, self._optimised = ("onnxruntime" if optimised else "onnxruntime-unoptimised"), optimised
 
     def load(self, artefact: Artefact, *, threads: int) -> Predict:
         """See `Engine.load`."""

@@ -159,9 +159,10 @@ def _results(network: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) -> 
 def _same_buffers(network: Layer) -> Iterator[None]:
     """Give the buffers back at the end of the block, the tensors and their values."""
     held = [(layer, dict(layer._buffers)) for layer in network.sublayers(include_self=True)]
+    tensors = [tensor for _, buffers in held for tensor in buffers.values() if tensor is not None]
     values = [
-        (tensor, tensor.detach().clone()) for _, buffers in held for tensor in buffers.values() if tensor is not None
-    ]
+        (one, one.detach().clone()) for one in tensors if one._is_initialized()
+    ]  # the dropout state of RNNs is not
     try:
         yield
     finally:

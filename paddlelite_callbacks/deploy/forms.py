@@ -14,6 +14,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.eval_copy import eval_copy
 from paddlelite_callbacks.deploy.export import (
     Artefact,
@@ -31,7 +32,7 @@ from paddlelite_callbacks.quant.outputs import quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import strip_quantisers_
 
-__all__ = ["Forms", "Reference", "export_forms", "references"]
+__all__ = ["Forms", "Reference", "export_forms", "references", "said_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def export_forms(
             leaves only the batch open (otherwise nothing is folded).
 
     Raises:
-        ExportError: Paddle's program cannot be written; a failing ONNX file is an entry of ``errors``.
+        ExportError: no file could be written; a file that could not, where others could, is an entry of ``errors``.
         ValueError: a quantised layer has seen no batch.
     """
     forms, work = Forms([], {}), folder / ".work"
@@ -110,14 +111,23 @@ def export_forms(
         if quantized_layers(network):
             _quantized_forms(forms, network, folder, work, input_spec, inputs, onnx)
         else:
-            forms.plain = _folded(network, inputs)
-            program = export_paddle(forms.plain, folder, input_spec=input_spec, hooks=True)
-            forms.artefacts.append(program)
-            if onnx:
-                _attempt(forms, "fp32", lambda: export_onnx(program, folder / "model.onnx"))
+            _float_forms(forms, _folded(network, inputs), folder, input_spec, onnx)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    if not forms.artefacts:
+        said = "; ".join(dict.fromkeys(forms.errors.values()))
+        raise ExportError(said)
     return forms
+
+
+def _float_forms(forms: Forms, network: Layer, folder: Path, input_spec: Sequence[InputSpec], onnx: bool) -> None:
+    forms.plain = network
+    _attempt(forms, "paddle", "fp32", lambda: export_paddle(network, folder, input_spec=input_spec, hooks=True))
+    if onnx and forms.artefacts:
+        program = forms.artefacts[0]
+        _attempt(forms, "onnx", "fp32", lambda: export_onnx(program, folder / "model.onnx"))
+    elif onnx:
+        forms.errors["onnx", "fp32"] = "there is no Paddle program to convert"
 
 
 def _quantized_forms(
@@ -132,7 +142,12 @@ def _quantized_forms(
     converted = _folded(_converted(network), inputs)
     small = copy_with_hooks(converted)
     store_small_in_float_(small)
-    forms.artefacts.append(export_paddle(small, folder, input_spec=input_spec, precision="int8", hooks=True))
+    _attempt(
+        forms,
+        "paddle",
+        "int8",
+        lambda: export_paddle(small, folder, input_spec=input_spec, precision="int8", hooks=True),
+    )
     forms.plain = _folded(strip_quantisers_(copy_with_hooks(network)), inputs)
     if not onnx:
         return
@@ -146,8 +161,8 @@ def _quantized_forms(
     def write_fp32() -> Artefact:
         return export_onnx(export_paddle(plain, work, input_spec=input_spec, hooks=True), folder / "model.onnx")
 
-    _attempt(forms, "fp32", write_fp32)
-    _attempt(forms, "int8", write_int8)
+    _attempt(forms, "onnx", "fp32", write_fp32)
+    _attempt(forms, "onnx", "int8", write_int8)
 
 
 def _converted(network: Layer) -> Layer:
@@ -216,9 +231,21 @@ def references(
     }
 
 
-def _attempt(forms: Forms, precision: str, make: Callable[[], Artefact]) -> None:
+def said_of(error: BaseException) -> str:
+    """Return what an error says of an export, on one line.
+
+    Args:
+        error: that was caught.
+    """
+    return " ".join(str(error).split()) if isinstance(error, (ExportError, ImportError)) else reason(error)
+
+
+def _attempt(forms: Forms, kind: str, precision: str, make: Callable[[], Artefact]) -> None:
+    """Write one file; a failure costs no other file, unless the disk is full."""
     try:
         forms.artefacts.append(make())
-    except (ExportError, ImportError) as error:
-        _log.warning("No %s ONNX file: %s", precision, error)
-        forms.errors["onnx", precision] = str(error)
+    except OSError:
+        raise
+    except Exception as error:
+        forms.errors[kind, precision] = said_of(error)
+        _log.warning("No %s %s file: %s", precision, kind, forms.errors[kind, precision])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,12 +29,14 @@ class LoadedFiles:
         checks: of each.
         failed: rows of those that could not.
         rows: images that the files take in a call, exactly; ``None`` if any number.
+        exact: the same as ``ready``, of the references that were needed to tell a wrong file from a wrong engine.
     """
 
     ready: dict[FileKey, tuple[Predict, Artefact]]
     checks: tuple[Check, ...]
     failed: tuple[Latency, ...]
     rows: int | None = None
+    exact: dict[FileKey, tuple[Predict, Artefact]] = field(default_factory=dict)
 
 
 def load_files(

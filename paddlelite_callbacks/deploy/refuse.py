@@ -1,21 +1,21 @@
-"""A file that computes something else than the network is not handed out; the refusal says what to do."""
+"""Refuse a network that no file could be held against."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.deploy.check import Check, compare_outputs
+from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError, flat_outputs
 from paddlelite_callbacks.quant.noise import rounding_noise
 from paddlelite_callbacks.surgery import broken_tensors
 
-__all__ = ["own_movement", "refuse_indefinite", "refuse_wrong"]
+__all__ = ["own_movement", "refuse_indefinite"]
 
 _LOOK = "Its weights and inputs are finite: look for a division, logarithm or root in forward()."
 _CLEAN = "The images of the first training batch, which it was called with, are not finite: clean the data."
@@ -62,43 +62,6 @@ def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Se
                 "or noise that eval mode does not stop, or a state that forward() changes? Make forward() a function "
                 "of its inputs where network.training is False."
             )
-
-
-def refuse_wrong(network: Layer, sample: Sequence[np.ndarray], checks: Iterable[Check]) -> None:
-    """Raise where an engine's outputs are not the network's, whichever engine it is.
-
-    A network whose own output changes with the last bits of its input (a deep one whose batch norms hold no statistics
-    yet) has no output that engines could agree on: the message says so where it is the case.
-
-    Args:
-        network: in eval mode; not changed.
-        sample: inputs of the checks, one array each.
-        checks: of all engines and files.
-
-    Raises:
-        ExportError: a check has not passed.
-    """
-    checks = list(checks)
-    wrong = [check for check in checks if not check.passed]
-    if not wrong:
-        return
-    said = "; ".join(
-        f"{c.engine}/{c.precision}: {c.error or f'{c.max_abs_diff:.3g} > {c.tolerance:.3g}'}" for c in wrong
-    )
-    text = f"The export of {type(network).__name__} computes something else than the network: {said}."
-    moved = own_movement(network, sample)
-    allowed = min((check.tolerance for check in wrong if check.tolerance is not None), default=np.inf)
-    if moved > allowed:
-        text += (
-            f" Its own output moves by {moved:.3g} when its input moves by one part in a million, so no two engines "
-            "can agree: are its batch-norm statistics settled? Train it, or run some batches in train mode, first."
-        )
-    elif {check.engine for check in wrong} == {"paddle-onednn"} and len(wrong) < len(checks):
-        text += (
-            " The other engines agree, so the program is right and Paddle's default kernels are not. Deploy it with "
-            "another engine, and leave this one out: engines=['paddle', 'onnxruntime', 'openvino']."
-        )
-    raise ExportError(text)
 
 
 def own_movement(network: Layer, sample: Sequence[np.ndarray]) -> float:

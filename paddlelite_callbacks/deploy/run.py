@@ -15,16 +15,16 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.accuracy import FileMetrics, measure_metrics
 from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, time_files
-from paddlelite_callbacks.deploy.check import Check
-from paddlelite_callbacks.deploy.engines import ENGINES, reason
-from paddlelite_callbacks.deploy.export import Artefact, ExportError
-from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references
+from paddlelite_callbacks.deploy.check import Check, file_verdicts
+from paddlelite_callbacks.deploy.engines import reason
+from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references, said_of
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
-from paddlelite_callbacks.deploy.loading import checked
-from paddlelite_callbacks.deploy.options import BenchOptions
-from paddlelite_callbacks.deploy.refuse import refuse_indefinite, refuse_wrong
+from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
+from paddlelite_callbacks.deploy.refuse import refuse_indefinite
 from paddlelite_callbacks.deploy.sidecar import described_outputs, fixed_rows, has_free_sizes, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
+from paddlelite_callbacks.deploy.validate import validate_files, violations
 from paddlelite_callbacks.loaders import ended_with_the_epoch
 from paddlelite_callbacks.tensors import without_argument_lists
 
@@ -60,6 +60,9 @@ class HandedOut:
         timing: latencies, doubts, roofline.
         macs: multiply-accumulates of one image; ``None`` where they cannot be counted.
         notes: what a reader should know.
+        remarks: why an engine differs, and what to do.
+        violations: what ``strict`` takes for a failure, see `violations`.
+        failure: why there is no file; ``None`` where there is one.
     """
 
     artefacts: tuple[Artefact, ...] = ()
@@ -69,6 +72,9 @@ class HandedOut:
     timing: Timing = field(default_factory=Timing)
     macs: int | None = None
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()
+    failure: str | None = None
 
 
 def hand_out(
@@ -84,7 +90,7 @@ def hand_out(
     progress: bool = True,
     own: list[np.ndarray] | None = None,
 ) -> HandedOut:
-    """Write every form of ``network`` into ``folder``, check each, and measure.
+    """Write every form of ``network`` into ``folder``, check each, and measure; a file that is wrong costs only itself.
 
     The process is left as it was: random streams, threads, gradient mode, screen.
 
@@ -101,8 +107,7 @@ def hand_out(
         own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
 
     Raises:
-        ExportError: the program cannot be written, an engine gets something else from a file than the network gives, or
-            the network gives nothing definite.
+        ExportError: no file could be written, or the network gives nothing definite.
     """
     rows = fixed_rows(input_spec)
     with undisturbed(), without_argument_lists():
@@ -114,17 +119,21 @@ def hand_out(
             _add_fp16(forms, folder, expected, network, sample)
         macs = _macs(network, sample)
         files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
-        refuse_wrong(network, sample, files.checks)
-        _verify_rest(forms, files, sample, expected, options)
+        files, said = validate_files(forms, files, network, sample, expected, options)
+        if not forms.artefacts:
+            return HandedOut(
+                errors=forms.errors, checks=files.checks, macs=macs, failure=_said_of_all(network, forms.errors)
+            )
         write_sidecar(
             folder,
             forms.artefacts,
             inputs=[_described(spec, i) for i, spec in enumerate(input_spec)],
             outputs=described_outputs(forms.artefacts, next(iter(expected.values())).outputs, input_spec),
             options=sidecar or {},
+            verdicts=file_verdicts(files.checks, files.failed),
         )
         metrics, notes = _metrics_of_files(files, evaluation, progress)
-        timing = time_files(files, sample, options, macs=macs, progress=progress)
+        timing = _timed(files, sample, options, macs, progress)
     return HandedOut(
         artefacts=tuple(forms.artefacts),
         errors=forms.errors,
@@ -133,44 +142,27 @@ def hand_out(
         timing=timing,
         macs=macs,
         notes=(*_sizes_note(input_spec, sample), *notes, *timing.notes),
+        remarks=said,
+        violations=violations(forms.errors, files, options),
     )
 
 
-def _verify_rest(
-    forms: Forms,
-    files: LoadedFiles,
-    sample: Sequence[np.ndarray],
-    expected: dict[str, Reference],
-    options: BenchOptions,
-) -> None:
-    """Believe no file that no engine ran: Paddle's is loaded by ``paddle.jit.load``, an ONNX file is not handed out."""
-    kinds = {(ENGINES[check.engine].kind, check.precision) for check in files.checks if check.passed}
-    for artefact in [a for a in forms.artefacts if (a.kind, a.precision) not in kinds]:
-        if artefact.kind == "paddle":
-            got, reference = _loaded_outputs(artefact, sample), expected[artefact.precision]
-            check = checked("paddle.jit.load", artefact, got, reference, options)
-            if not check.passed:
-                raise ExportError(
-                    f"{artefact.path.name} computes something else than the network: {check.engine}: "
-                    + (check.error or f"{check.max_abs_diff:.3g} > {check.tolerance:.3g}")
-                )
-            continue
-        tried = [r for r in files.failed if ENGINES[r.engine].kind == "onnx" and r.precision == artefact.precision]
-        why = "; ".join(f"{row.engine}: {row.error}" for row in tried) or "no engine for it was chosen"
-        artefact.path.unlink()
-        forms.artefacts.remove(artefact)
-        forms.errors[artefact.kind, artefact.precision] = f"no engine could run the file ({why})"
-
-
-def _loaded_outputs(artefact: Artefact, sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _timed(
+    files: LoadedFiles, sample: Sequence[np.ndarray], options: BenchOptions, macs: int | None, progress: bool
+) -> Timing:
+    """Time the files; an engine that fails there costs the figures, not the files."""
     try:
-        program = paddle.jit.load(str(artefact.path.with_suffix("")))
-        program.eval()
-        with paddle.no_grad():
-            outputs = program(*[paddle.to_tensor(item) for item in sample])
+        return time_files(files, sample, options, macs=macs, progress=progress)
+    except OSError:
+        raise
     except Exception as error:
-        raise ExportError(f"{artefact.path.name} was written but cannot be loaded: {reason(error)}") from error
-    return [item.numpy() for item in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+        rows = [latency_row(*key, options, error=reason(error)) for key in files.ready]
+        return Timing((*rows, *files.failed), (f"No latency was measured: {reason(error)}.",))
+
+
+def _said_of_all(network: Layer, errors: Mapping[tuple[str, str], str]) -> str:
+    said = "; ".join(f"{kind} {precision}: {why}" for (kind, precision), why in errors.items())
+    return f"Nothing of {type(network).__name__} could be exported. {said}"
 
 
 def _add_fp16(
@@ -181,10 +173,12 @@ def _add_fp16(
         forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
         return
     try:
-        forms.artefacts.append(write_fp16_onnx(plain[0], folder / "model.fp16.onnx"))
         expected["fp16"] = fp16_reference(network, sample, stored=forms.plain)
-    except (ExportError, ImportError) as error:
-        forms.errors["onnx", "fp16"] = str(error)
+        forms.artefacts.append(write_fp16_onnx(plain[0], folder / "model.fp16.onnx"))
+    except OSError:
+        raise
+    except Exception as error:
+        forms.errors["onnx", "fp16"] = said_of(error)
 
 
 def _metrics_of_files(
@@ -192,7 +186,7 @@ def _metrics_of_files(
 ) -> tuple[tuple[FileMetrics, ...], list[str]]:
     if evaluation is None or not evaluation.metrics:
         return (), []
-    ready = {key: predict for key, (predict, _) in files.ready.items()}
+    ready = {key: predict for key, (predict, _) in {**files.ready, **files.exact}.items()}
     try:
         with ended_with_the_epoch(evaluation.batches()) as batches:
             found = measure_metrics(

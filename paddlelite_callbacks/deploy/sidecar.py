@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.deploy.check import FileVerdict
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.foreign import output_shapes
 
@@ -62,6 +63,7 @@ def write_sidecar(
     inputs: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
+    verdicts: Sequence[FileVerdict] = (),
 ) -> Path:
     """Write ``deploy.json`` into ``folder``.
 
@@ -71,6 +73,7 @@ def write_sidecar(
         inputs: ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each.
         outputs: the same of each, see `described_outputs`.
         options: of `checked_sidecar_options`.
+        verdicts: what each engine made of each file.
     """
     content = {
         "version": _VERSION,
@@ -78,7 +81,14 @@ def write_sidecar(
         "outputs": [dict(item) for item in outputs],
         **options,
         "files": [
-            {"kind": a.kind, "precision": a.precision, "size_mb": a.size_mb, "sha256": a.sha256()} for a in artefacts
+            {
+                "kind": a.kind,
+                "precision": a.precision,
+                "size_mb": a.size_mb,
+                "sha256": a.sha256(),
+                "verdicts": {v.engine: v.text for v in verdicts if v.kind == a.kind and v.precision == a.precision},
+            }
+            for a in artefacts
         ],
     }
     path = folder / SIDECAR

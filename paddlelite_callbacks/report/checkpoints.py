@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from paddlelite_callbacks.deploy.exact import EXACT
 from paddlelite_callbacks.report.record import ArtefactFigures, Record
 
 __all__ = ["CheckPoint", "check_points", "file_of"]
@@ -54,10 +55,11 @@ def _result_and_model(record: Record, folder: Path) -> CheckPoint:
     details += [
         f"{a.kind} {a.precision}: {s or 'files and checksums as recorded'}" for a, s in zip(wanted, states, strict=True)
     ]
-    agreed = bool(record.checks) and all(check.passed for check in record.checks)
-    details.append(
-        f"{sum(c.passed for c in record.checks)} of {len(record.checks)} engine checks agree with the network"
-    )
+    engines = [check for check in record.checks if check.engine not in EXACT]
+    right = {(verdict.kind, verdict.precision) for verdict in record.verdicts if verdict.agrees}
+    agreed = bool(record.checks) and all((a.kind, a.precision) in right for a in wanted)
+    details.append(f"{sum(c.passed for c in engines)} of {len(engines)} engine checks agree with the network")
+    details += [f"{v.engine} {v.precision} {v.text}" for v in record.verdicts if v.agrees is False]
     finite = all(record.metric(name) is not None for name in record.metrics)
     met = bool(figures and finite and wanted and agreed and not any(states))
     return CheckPoint("Result and model", met, tuple(details))

@@ -36,9 +36,9 @@ def latency_table(record: Record) -> list[str]:
         figures = [_number(v, 2) for v in (row.p50_ms, row.p90_ms)]
         figures += [_percent(row.spread), _number(row.images_per_s, 1), _number(row.load_ms, 0)]
         figures += [_number(row.peak_mb, 1), _percent(row.roofline)]
-        lines.append(
-            _row([row.engine, row.precision, str(row.threads), str(row.batch_size), *figures, row.error or ""])
-        )
+        differs = record.differing(row.engine, row.precision)
+        said = row.error or ("" if differs is None else f"does not count: {differs}")
+        lines.append(_row([row.engine, row.precision, str(row.threads), str(row.batch_size), *figures, said]))
     spread = "spread: distance of the quartiles over the median; load and peak: in a process of its own"
     share = "roofline: share of this machine's fastest matrix product (above 100 % by algorithms that multiply less)"
     return [*lines, "", f"{spread}; {share}."] if record.latencies else []
@@ -63,20 +63,23 @@ def accuracy_table(record: Record) -> list[str]:
 
 
 def check_table(record: Record) -> list[str]:
-    """Return how far each file's outputs are from the live network's.
+    """Return how far each file's outputs are from the live network's, and each engine's verdict.
 
     Args:
         record: of one run.
     """
-    head = ["engine", "file", "largest difference", "mean difference", "same top-1", "allowed", "reason"]
+    head = ["engine", "file", "largest difference", "mean difference", "same top-1", "allowed", "verdict"]
     lines = [_row(head), "|---|---|---:|---:|---:|---:|---|"]
     for check in record.checks:
         figures = [f"{v:.3g}" if v is not None else _DASH for v in (check.max_abs_diff, check.mean_abs_diff)]
         allowed = _DASH if check.tolerance is None else f"{check.tolerance:.3g}"
         lines.append(
-            _row([check.engine, check.precision, *figures, _percent(check.top1_agreement), allowed, check.error or ""])
+            _row([check.engine, check.precision, *figures, _percent(check.top1_agreement), allowed, check.verdict])
         )
-    return lines if record.checks else []
+    for verdict in record.verdicts:
+        if verdict.agrees is None:
+            lines.append(_row([verdict.engine, verdict.precision, *[_DASH] * 4, verdict.text]))
+    return lines if len(lines) > 2 else []
 
 
 def _row(cells: list[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_callbacks.deploy.accuracy import FileMetrics
-from paddlelite_callbacks.deploy.check import Check
+from paddlelite_callbacks.deploy.check import Check, FileVerdict, file_verdicts
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.machine import Machine
@@ -96,6 +96,7 @@ class Record:
         log: path of the training log.
         weights: path of the trained weights, from which all files were exported.
         failure: why no file was exported; ``None`` where there is one.
+        remarks: per file that an engine does not compute rightly: which do, the likely cause, the remedy.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Record:
     log: str | None = None
     weights: str | None = None
     failure: str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def size_mb(self) -> float | None:
@@ -131,6 +133,16 @@ class Record:
     def precision(self) -> str:
         """Of the network that the metrics belong to: ``"int8"`` for a quantised one, whose fp32 files stand beside."""
         return "int8" if any(a.precision == "int8" for a in self.artefacts) else "fp32"
+
+    @property
+    def verdicts(self) -> tuple[FileVerdict, ...]:
+        """What each engine made of each file."""
+        return file_verdicts(self.checks, self.main_latencies())
+
+    def differing(self, engine: str, precision: str) -> str | None:
+        """Return by how much a file differs on an engine; ``None`` where it agrees, or did not run."""
+        found = [v for v in self.verdicts if (v.engine, v.precision) == (engine, precision) and v.agrees is False]
+        return found[0].text if found else None
 
     @property
     def agreeing(self) -> list[tuple[str, str]]:
@@ -191,6 +203,7 @@ class Record:
                     "metrics": {key: _number(value) for key, value in data["metrics"].items()},
                     "machine": Machine(**{**data["machine"], "flags": tuple(data["machine"]["flags"])}),
                     "notes": tuple(data["notes"]),
+                    "remarks": tuple(data.get("remarks", ())),
                     "file_metrics": tuple(FileMetrics(**item) for item in data.get("file_metrics", ())),
                     "history": tuple(data.get("history", ())),
                 }

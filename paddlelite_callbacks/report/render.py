@@ -202,6 +202,12 @@ def _milliseconds(record: Record, engine: str, notes: dict[str, int]) -> str:
     if row.p50_ms is None:
         number = notes.setdefault(f"{engine}: {row.error}", len(notes) + 1)
         return f"{_DASH}{number}"
+    differs = record.differing(engine, row.precision)
+    if differs is not None:
+        number = notes.setdefault(
+            f"{engine} {row.precision} of {record.name}, does not count: {differs}", len(notes) + 1
+        )
+        return f"({row.p50_ms:.2f}) {_DASH}{number}"
     return f"{row.p50_ms:.2f}"
 
 

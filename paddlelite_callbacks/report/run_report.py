@@ -115,6 +115,8 @@ def _run(record: Record, folder: Path, budget: Budget | None) -> list[str]:
     lines = [f"## {record.name}", "", f"{record.created}, {noted(record)}", ""]
     if record.failure is not None:
         lines += [f"**Nothing was exported:** {record.failure}", "", f"Trained weights: {record.weights}", ""]
+    for remark in record.remarks:
+        lines += [f"**Not right on every engine:** {remark}", ""]
     for point in check_points(record, folder):
         lines.append(f"- [{'x' if point.met else ' '}] **{point.title}**")
         lines += [f"  - {detail}" for detail in point.details]
