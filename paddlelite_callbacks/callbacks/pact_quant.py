@@ -16,18 +16,21 @@ from paddlelite_callbacks.callbacks.nan_policy import checked_policy
 from paddlelite_callbacks.direction import checked_mode
 from paddlelite_callbacks.hapi import (
     amp_level,
+    input_specs,
     prepared_optimizer,
     refuse_unusable_data,
     scaled_learning_rate,
     trained_also,
 )
 from paddlelite_callbacks.nn.kinds import is_batch_norm
+from paddlelite_callbacks.nn.trace import noise
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.ranks import mean_over_ranks
 
 __all__ = ["PACTQuantCallback"]
@@ -103,6 +106,7 @@ class PACTQuantCallback(ScopedCallback):
         self.evaluate_on, self.allowed_drop, self.mode = evaluate_on, allowed_drop, checked_mode(mode)
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
+        self._inputs: list[Tensor] | None = None
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTQuantCallback:
@@ -118,6 +122,7 @@ class PACTQuantCallback(ScopedCallback):
                 "Call model.prepare without amp_configs for the quantisation-aware fit."
             )
         convertible_layers(self.model.network, self.config)
+        self._inputs = self._noise()
         epochs = (self.params or {}).get("epochs")
         if epochs is not None and self.config.start_epoch >= epochs:
             raise ValueError(
@@ -131,11 +136,17 @@ class PACTQuantCallback(ScopedCallback):
                 self.config.fp32_epochs,
             )
 
+    def _noise(self) -> list[Tensor] | None:
+        """Return noise of the shape of the network's inputs, where it is known before the first batch."""
+        with same_random_streams():
+            specs = input_specs(self.model, self.session.data)
+        return None if specs is None else noise([([2, *shape[1:]], dtype) for shape, dtype in specs])
+
     def convert(self, scope: ExitStack) -> None:
         """Convert the layers and let the optimizer train their alphas."""
         network, optimizer = self.model.network, prepared_optimizer(self.model)
         self._trained, self._named_idle, self._epoch, self.diagnosis = False, False, 0, None
-        undo = prepare_pact_(network, self.config)
+        undo = prepare_pact_(network, self.config, inputs=self._inputs)
         scope.callback(lambda: None if self._trained else undo.close())
         scope.callback(stop_counting_, network)
         alphas = trained_scales(network)

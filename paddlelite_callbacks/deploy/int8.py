@@ -108,6 +108,9 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     graph.insert_before(after, "QuantizeLinear", [source, scale, zero], prefix)
     graph.insert_before(after, "DequantizeLinear", [prefix, scale, zero], f"{prefix}.back")
     graph.redirect(output, f"{prefix}.back")
+    for node in graph.consumers(f"{prefix}.back"):
+        if node.op_type == "Relu" and not signed and node.output[0] not in graph.outputs:
+            graph.redirect(node.output[0], f"{prefix}.back")  # of values that are not negative
 
 
 def _weight(graph: OnnxGraph, cast: Any) -> None:

@@ -66,7 +66,8 @@ def load_pact_(
     grids, options = _weight_grids(state), _options(state, where)
     bits, reduce_range = _weight_options(grids, weight_bits, where)
     config = PACTConfig(include=mine, weight_bits=bits, reduce_range=reduce_range, **options)
-    undo = prepare_pact_(network, config)
+    outputs = [name for name in _names(state, _OUTPUT) if name in known]
+    undo = prepare_pact_(network, config, outputs=outputs)
     try:
         own = {key: value for key, value in network.state_dict().items() if key.endswith(f"{_WEIGHT}grid")}
         state = {**(own if not grids else {}), **state}
@@ -85,7 +86,11 @@ def quantized_in(state: Mapping[str, Any]) -> list[str]:
     Args:
         state: a ``state_dict``.
     """
-    return list(dict.fromkeys(key.partition(_INPUT)[0] for key in state if _INPUT in key))
+    return _names(state, _INPUT)
+
+
+def _names(state: Mapping[str, Any], quanter: str) -> list[str]:
+    return list(dict.fromkeys(key.partition(quanter)[0] for key in state if quanter in key))
 
 
 def _state_of(checkpoint: Any) -> tuple[Mapping[str, Any], str]:

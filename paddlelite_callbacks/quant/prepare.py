@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,9 +15,15 @@ from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.nn.trace import example_inputs
 from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.outputs import attach_output_quanter_, detach_output_quanter_, output_places
+from paddlelite_callbacks.quant.outputs import (
+    OutputPlace,
+    attach_output_quanter_,
+    detach_output_quanter_,
+    output_places,
+)
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.random_streams import same_random_streams
@@ -42,7 +48,13 @@ class _Factory:
         return self._make(layer)
 
 
-def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack:
+def prepare_pact_(
+    network: Layer,
+    config: PACTConfig | None = None,
+    *,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> ExitStack:
     """Convert the layers that ``config`` names, in place; weights and biases stay the same tensors under their names.
 
     A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuanter`) and its
@@ -57,6 +69,9 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
     Args:
         network: in which layers are replaced.
         config: ``None`` for the defaults.
+        inputs: a batch, or one per input of ``network``, to run a copy on: with ``quantize_outputs`` that tells what
+            follows which convolution. ``None`` for noise of a shape that the first layer takes.
+        outputs: names of the layers whose output is quantised, in place of those that are found (of a checkpoint).
 
     Returns:
         An undo: closing it puts the original layers back.
@@ -75,21 +90,36 @@ def prepare_pact_(network: Layer, config: PACTConfig | None = None) -> ExitStack
     try:
         layers = convertible_layers(network, config)
         convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
-        places = output_places(network, convolutions) if config.quantize_outputs else []
+        places = _output_places(network, config, convolutions, inputs, outputs)
         for name, layer in layers.items():
             with same_random_streams():  # a layer draws weights when it is made, which the old ones replace
                 new = _quantized(layer, config)
             replace_sublayer(network, name, new)
             undo.callback(replace_sublayer, network, name, layer)
         sublayers = dict(network.named_sublayers())
-        for name in places:
-            attach_output_quanter_(sublayers[name], _activation_quanter(config))
-            undo.callback(detach_output_quanter_, sublayers[name])
+        for place in places:
+            attach_output_quanter_(sublayers[place.name], _activation_quanter(config, rectified=place.rectified))
+            undo.callback(detach_output_quanter_, sublayers[place.name])
         _count_batches(network, undo)
     except BaseException:
         undo.close()
         raise
     return undo
+
+
+def _output_places(
+    network: Layer,
+    config: PACTConfig,
+    convolutions: Sequence[str],
+    inputs: Tensor | Sequence[Tensor] | None,
+    outputs: Sequence[str] | None,
+) -> list[OutputPlace]:
+    if outputs is not None:
+        return [OutputPlace(name) for name in outputs]
+    if not config.quantize_outputs or not convolutions:
+        return []
+    given = [inputs] if isinstance(inputs, Tensor) else inputs
+    return output_places(network, convolutions, example_inputs(network) if given is None else given)
 
 
 def _count_batches(network: Layer, undo: ExitStack) -> None:
@@ -192,7 +222,7 @@ def _activation_factory(config: PACTConfig) -> Any:
     return _Factory(lambda _: _activation_quanter(config))
 
 
-def _activation_quanter(config: PACTConfig) -> PACTActivationQuanter:
+def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTActivationQuanter:
     return PACTActivationQuanter(
         bits=config.activation_bits,
         percentile=config.alpha_percentile,
@@ -201,6 +231,7 @@ def _activation_quanter(config: PACTConfig) -> PACTActivationQuanter:
         decay=config.alpha_decay,
         batches=config.calibration_batches,
         momentum=config.observer_momentum,
+        rectified=rectified,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import paddle
@@ -47,10 +48,12 @@ def ptq_int8(
         >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
     config = pact_config(alpha_percentile=percentile, **options)
-    duplicate = network  # prepare_pact_ refuses what is no network
-    if isinstance(network, Layer):
-        duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
-    prepare_pact_(duplicate, config)
+    if not isinstance(network, Layer):
+        prepare_pact_(network, config)  # refuses it
+    duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
+    waiting = iter(batches)
+    first = list(islice(waiting, 1))
+    prepare_pact_(duplicate, config, inputs=first[0] if first else None)
     duplicate.eval()
     quanters = list(activation_quanters(duplicate).values())
     found: dict[int, list[float]] = {id(quanter): [] for quanter in quanters}
@@ -65,7 +68,7 @@ def ptq_int8(
 
     with paddle.no_grad(), quantisers_off(duplicate):
         hooks = [quanter.register_forward_pre_hook(observe) for quanter in quanters]
-        for batch in batches:
+        for batch in chain(first, waiting):
             duplicate(*([batch] if isinstance(batch, Tensor) else batch))
             count += 1
             for key, value in now.items():

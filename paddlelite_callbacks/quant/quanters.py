@@ -97,6 +97,8 @@ class PACTActivationQuanter(Switched):
         batches: that set ``alpha``, at least 1; over several it is a moving average. Those in which the layer does not
             run are not counted.
         momentum: of that average, in [0, 1).
+        rectified: whether nothing but ReLUs takes what it gives: negative values are not looked at, and an unsigned
+            grid cuts them off.
     """
 
     def __init__(
@@ -109,9 +111,11 @@ class PACTActivationQuanter(Switched):
         decay: float | None = None,
         batches: int = 1,
         momentum: float = 0.9,
+        rectified: bool = False,
     ) -> None:
         super().__init__(bits)
         self._percentile, self._batches, self._momentum = percentile, batches, momentum
+        self._rectified = rectified
         self._function = pact_fake_quantize if method == "pact" else lsq_fake_quantize
         self.alpha = self.create_parameter(
             [1],
@@ -228,6 +232,7 @@ class PACTActivationQuanter(Switched):
             x: of one call.
         """
         values = x.detach().astype("float32").flatten()
+        values = paddle.nn.functional.relu(values) if self._rectified else values
         lowest = values.min()
         ranks = paddle.distributed.get_world_size() if several_ranks() else 1
         sample = gathered(values[:: max(1, values.shape[0] * ranks // _SAMPLE)].abs())
