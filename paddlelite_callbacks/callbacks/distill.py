@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from paddlelite_callbacks.callbacks.distill_state import (
     BridgeTrainer,
     Position,
     load_state,
+    refuse_other_options,
     refuse_other_teacher,
     save_state,
     save_state_beside,
@@ -24,10 +26,12 @@ from paddlelite_callbacks.callbacks.distill_step import DistillStep
 from paddlelite_callbacks.callbacks.distill_who import source_of
 from paddlelite_callbacks.callbacks.nan_policy import checked_policy
 from paddlelite_callbacks.distill.catalogue import AnyLoss
+from paddlelite_callbacks.distill.forward import TeacherInputs
+from paddlelite_callbacks.distill.identity import function_name, function_names
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.distill.outputs import Key
 from paddlelite_callbacks.distill.plan import Features, Loss, feature_terms, normalised, objective_for, output_terms
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
+from paddlelite_callbacks.distill.terms import Output
 from paddlelite_callbacks.hapi import alongside_checkpoints, task_loss_of
 
 __all__ = ["DistillCallback"]
@@ -56,7 +60,8 @@ class DistillCallback(ScopedCallback):
             ``named_sublayers()`` or globs, or a list of `FeatureTerm`. Other channels and sizes are bridged by
             projections that the user's optimizer trains during ``fit``.
         feature_loss: of the features that are given by names alone.
-        output: which output ``loss`` compares: index, key, path or a pair ``(student's, teacher's)``; ``None`` all.
+        output: which output ``loss`` compares: index, key, path or function, a pair ``(student's, teacher's)`` or a
+            mapping ``{student's: teacher's}`` of these, see `OutputTerm`; ``None`` all.
         temperature: of the tempered losses; ``None`` for each one's own (``kl`` 4, ``jsdiv`` 1).
         weight: of the distillation loss, at least 0; a number, a schedule of ``distill.schedules`` or a function
             ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
@@ -64,11 +69,21 @@ class DistillCallback(ScopedCallback):
         teacher_weights: of several teachers; ``None`` for equal ones.
         combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
             the weighted losses to each.
+        teacher_mode: ``"eval"``; ``"train"`` lets the teacher give its outputs of training (auxiliary heads, DB's
+            three maps, losses inside ``forward``), with norms, dropout and buffers frozen all the same. With several
+            teachers one for all, or a list. Not for a `MutualPeer`, which trains.
+        teacher_inputs: a function of the student's inputs that returns the teacher's: a tensor or dictionary for one
+            input, a tuple for several (``lambda x: F.interpolate(x, scale_factor=2)``). It gets one argument for each
+            input, and the batch's labels where it has a parameter ``labels``; runs under ``no_grad`` and the student's
+            ``auto_cast``. With several teachers one for all, or a list. Not for a `MutualPeer`.
+        resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's output maps ``[N, C, H, W]`` and sequences
+            ``[N, L, C]`` to the student's size where those differ; ``None`` refuses them.
         on_nan: for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that names
             batch, term and cause, the weights as before it; ``"skip"`` leaves it out and counts it in ``logs`` as
             ``skipped_batches``; ``"ignore"`` lets it through. ``None``: ``"raise"`` unless another callback differs.
         resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
-            peer and the position in the schedules from ``.pddistill`` beside it. See `load`.
+            peer and the position in the schedules from ``.pddistill`` beside it; ``teacher_mode``, ``teacher_inputs``
+            and ``resize`` must be those that it was written with. See `load`.
 
     Raises:
         TypeError: an argument of another type.
@@ -95,28 +110,45 @@ class DistillCallback(ScopedCallback):
         task_weight: Weight = 1.0,
         features: Features = None,
         feature_loss: str | AnyLoss = "fitnet",
-        output: Key | tuple[Key | None, Key | None] | None = None,
+        output: Output = None,
         teacher_weights: Sequence[float] | None = None,
         combine: str = "mean",
+        teacher_mode: str | Sequence[str] = "eval",
+        teacher_inputs: TeacherInputs | Sequence[TeacherInputs | None] | None = None,
+        resize: str | None = None,
         on_nan: str | None = None,
         resume: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.on_nan = checked_policy(on_nan)
         self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
-        self.loss, self.temperature, self.output = loss, temperature, output
-        self._outputs = output_terms(loss, temperature=temperature, output=output)
+        self.loss, self.temperature, self.output, self.resize = loss, temperature, output, resize
+        self.features, self.feature_loss = features, feature_loss
+        self.teacher_mode, self.teacher_inputs, self.teacher_weights = teacher_mode, teacher_inputs, teacher_weights
+        self._outputs = output_terms(loss, temperature=temperature, output=output, resize=resize)
         self._features = feature_terms(features, loss=feature_loss)
         if combine not in ("mean", "each"):
             raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}: leave it out for 'mean'.")
         self.combine = combine
-        self._source, count = source_of(teacher)
+        self._source, count = source_of(teacher, mode=teacher_mode, inputs=teacher_inputs)
         self._shares = normalised(teacher_weights, count)
         self._objective: Objective | None = None
         self._bridges, self._position = BridgeTrainer(), Position()
         self._loaded: dict[str, Any] | None = None
         if resume is not None:
             self.load(resume)
+
+    def __repr__(self) -> str:
+        """Return the call that makes one like this, with the options that are not as by default."""
+        options = {
+            name: getattr(self, name)
+            for name, parameter in inspect.signature(type(self).__init__).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and hasattr(self, name)
+        }
+        defaults = inspect.signature(type(self).__init__).parameters
+        given = {name: value for name, value in options.items() if value != defaults[name].default}
+        shown = [self._source.described(), *(f"{name}={_shown(value)}" for name, value in given.items())]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def teacher(self) -> Layer | None:
@@ -154,6 +186,7 @@ class DistillCallback(ScopedCallback):
             self._features,
             temperature=self.temperature,
             output=self.output,
+            resize=self.resize,
             task_loss=task_loss,
             student=self.model.network,
             teachers=networks,
@@ -243,6 +276,15 @@ class DistillCallback(ScopedCallback):
             "position": self._position.epoch,
             "bridges": {} if self._objective is None else self._bridges.state_dict(self._objective),
             "source": self._source.state_dict(),
+            "options": self._teacher_options(),
+        }
+
+    def _teacher_options(self) -> dict[str, Any]:
+        """Return the options that a resumed training needs again, as a file can hold them."""
+        return {
+            "teacher_mode": self.teacher_mode if isinstance(self.teacher_mode, str) else list(self.teacher_mode),
+            "teacher_inputs": function_names(self.teacher_inputs),
+            "resize": self.resize,
         }
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
@@ -254,6 +296,7 @@ class DistillCallback(ScopedCallback):
         self._position.offset = 0.0 if state is None else float(state["position"])
         if state is not None:
             kind = type(self._source).__name__.removesuffix("Source")
+            refuse_other_options(state.get("options", {}), self._teacher_options())
             refuse_other_teacher(state["source"], self._source.state_keys, kind)
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])
@@ -261,3 +304,14 @@ class DistillCallback(ScopedCallback):
     def _has_state(self) -> bool:
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
         return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
+
+
+def _shown(value: Any) -> str:
+    """Return ``value`` as a reader wants it: functions by name, networks by class."""
+    if isinstance(value, Layer):
+        return f"{type(value).__name__}()"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_shown(key)}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(function_name(value)) if inspect.isroutine(value) else repr(value)

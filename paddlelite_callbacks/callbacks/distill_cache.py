@@ -13,10 +13,12 @@ from paddle.nn import Layer
 from paddlelite_callbacks.callbacks.distill_sources import Source
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.dry_run import UNKNOWN_BATCH, InputSpecs
+from paddlelite_callbacks.distill.forward import TeacherInputs
+from paddlelite_callbacks.distill.identity import function_digest, function_name
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.hapi import labels_through
 
-__all__ = ["CacheSource"]
+__all__ = ["CacheSource", "refuse_other_options"]
 
 
 class CacheSource(Source):
@@ -78,6 +80,29 @@ class CacheSource(Source):
 
     def _forget(self) -> None:
         self._given, self._ran = None, False
+
+
+def refuse_other_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs | None) -> None:
+    """Refuse options of a teacher that runs, unless the stored outputs were made with them.
+
+    Args:
+        cached: the stored outputs.
+        mode: ``teacher_mode`` of `DistillCallback`.
+        inputs: its ``teacher_inputs``.
+
+    Raises:
+        ValueError: names both.
+    """
+    if mode not in ("eval", cached.meta["teacher_mode"]):
+        raise ValueError(
+            f"The stored outputs were made with teacher_mode={cached.meta['teacher_mode']!r}, got {mode!r}: give it to "
+            "cache_teacher, with overwrite=True."
+        )
+    if inputs is not None and function_digest(inputs) != cached.meta["teacher_inputs"]:
+        raise ValueError(
+            f"The stored outputs were made with {'another' if cached.meta['teacher_inputs'] else 'no'} teacher_inputs, "
+            f"got {function_name(inputs)}: give it to cache_teacher, with overwrite=True."
+        )
 
 
 def _tensor(value: Any) -> Tensor:

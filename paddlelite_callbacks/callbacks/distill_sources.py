@@ -12,12 +12,18 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.distill.ema import EMATeacher
+from paddlelite_callbacks.distill.forward import (
+    FrozenForward,
+    TeacherInputs,
+    refuse_programs,
+    refuse_signature,
+    wants_labels,
+)
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.taps import Taps
 from paddlelite_callbacks.distill.teachers import TeacherLike, loaded_teacher, refuse_missing_files
-from paddlelite_callbacks.hapi import LossFunction
-from paddlelite_callbacks.surgery import frozen
+from paddlelite_callbacks.hapi import LossFunction, input_count, labels_through
 
 __all__ = ["EMASource", "FrozenSource", "Source", "layers_to_tap"]
 
@@ -32,6 +38,10 @@ class Source:
     figures: tuple[str, ...] = ()
     called = "teacher"  # in messages
     networks: Sequence[Layer | None] = ()
+
+    def described(self) -> str:
+        """Return the kind of teacher, for a ``repr``."""
+        return type(self).__name__.removesuffix("Source")
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Return the networks for names of features to be resolved in; ``None`` where there is none to look into.
@@ -91,18 +101,31 @@ class FrozenSource(Source):
 
     Args:
         teachers: as `DistillCallback` takes them.
+        modes: of each, ``"eval"`` or ``"train"``.
+        inputs: of each, what makes its inputs from the student's; ``None`` for the student's own.
     """
 
-    def __init__(self, teachers: Sequence[TeacherLike]) -> None:
+    def __init__(
+        self, teachers: Sequence[TeacherLike], *, modes: Sequence[str], inputs: Sequence[TeacherInputs | None]
+    ) -> None:
         for teacher in teachers:
             refuse_missing_files(teacher)
         self._given = list(teachers)
+        self._modes, self._inputs = list(modes), list(inputs)
+        self._forwards: list[FrozenForward] = []
+        self._labels: list[Any] = []
         self.networks = [loaded_teacher(teacher) for teacher in teachers]
         self._taps: list[Taps] = []
         self._seen: list[Seen] | None = None
 
+    def described(self) -> str:
+        """Return the classes of the networks, or the paths that they come from."""
+        pairs = zip(self._given, self.networks, strict=True)
+        names = [repr(str(given)) if network is None else type(network).__name__ for given, network in pairs]
+        return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Load what needed the student; refuse a network that shares parameters with it."""
+        """Load what needed the student; refuse a network that shares parameters with it, and unfit options."""
         student = model.network
         self.networks = [
             loaded_teacher(given, student) if network is None else network
@@ -116,13 +139,26 @@ class FrozenSource(Source):
                     f"The teacher shares {len(shared)} parameters with the student ({shared[:3]} ...): it would be "
                     "frozen with it. Pass a network of its own, for instance copy.deepcopy(network)."
                 )
+        self._refuse_options(model)
         return list(self.networks)
+
+    def _refuse_options(self, model: paddle.Model) -> None:
+        for network, mode in zip(self._ready(), self._modes, strict=True):
+            refuse_programs(network, mode)
+        for function in self._inputs:
+            refuse_signature(function, input_count(model))
+
+    def _ready_forwards(self) -> list[FrozenForward]:
+        parts = zip(self._ready(), self._modes, self._inputs, strict=True)
+        return [FrozenForward(network, mode=mode, inputs=inputs) for network, mode, inputs in parts]
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Run every network on zeros."""
+        if any(function is not None and wants_labels(function) for function in self._inputs):
+            return None  # there are no labels yet
         seen = [
-            seen_on_zeros(network, specs, names, training=False, hooks=hooks)
-            for network, names in zip(self._ready(), features, strict=True)
+            seen_on_zeros(one.network, specs, names, training=False, hooks=hooks, forward=one)
+            for one, names in zip(self._ready_forwards(), features, strict=True)
         ]
         return None if any(one is None for one in seen) else [one for one in seen if one is not None]
 
@@ -131,20 +167,28 @@ class FrozenSource(Source):
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
         """Freeze the networks and set their taps."""
-        self._taps = [Taps(names) for names in features]
-        scope.callback(self.take)
-        for network, taps in zip(self._ready(), self._taps, strict=True):
-            scope.enter_context(frozen(network))
-            taps.attach(network, scope)
+        self._taps, self._forwards = [Taps(names) for names in features], self._ready_forwards()
+        scope.callback(self._forget)
+        for forward, taps in zip(self._forwards, self._taps, strict=True):
+            forward.attach(scope)
+            taps.attach(forward.network, scope)
+        if any(function is not None and wants_labels(function) for function in self._inputs):
+            scope.enter_context(labels_through(model, self._note_labels))
+
+    def _note_labels(self, inputs: list[Any], labels: list[Any]) -> list[Any]:
+        self._labels = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in labels]
+        return labels
+
+    def _forget(self) -> None:
+        self._seen, self._labels = None, []
 
     def run(self, inputs: Sequence[Tensor]) -> None:
         """Run every network."""
         self._seen = []
-        with paddle.no_grad():
-            for network, taps in zip(self._ready(), self._taps, strict=True):
-                taps.start()
-                outputs = network(*inputs)
-                self._seen.append(Seen(outputs, taps.take()))
+        for forward, taps in zip(self._forwards, self._taps, strict=True):
+            taps.start()
+            outputs = forward(inputs, self._labels)
+            self._seen.append(Seen(outputs, taps.take()))
 
     def take(self) -> list[Seen] | None:
         """Return what the last `run` gave."""
@@ -153,19 +197,30 @@ class FrozenSource(Source):
 
 
 class EMASource(FrozenSource):
-    """The average of the student."""
+    """The average of the student.
+
+    Args:
+        average: that follows it.
+        mode: ``"eval"`` or ``"train"``.
+        inputs: what makes its inputs from the student's; ``None`` for the student's own.
+    """
 
     has_state = True
     state_keys = ("network", "steps")
     called = "teacher (the student's average)"
 
-    def __init__(self, average: EMATeacher) -> None:
-        super().__init__([])
+    def __init__(self, average: EMATeacher, *, mode: str, inputs: TeacherInputs | None) -> None:
+        super().__init__([], modes=[mode], inputs=[inputs])
         self.average = average
+
+    def described(self) -> str:
+        """Return the average with its options."""
+        return f"EMATeacher({self.average.decay}, ramp={self.average.ramp})"
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Start to follow the student."""
         self.networks = [self.average.follow(model.network)]
+        self._refuse_options(model)
         return list(self.networks)
 
     def after_batch(self, updated: bool) -> None:

@@ -27,7 +27,15 @@ from paddlelite_callbacks.ranks import mean_over_ranks
 from paddlelite_callbacks.saved import read_saved
 from paddlelite_callbacks.uninterrupted import uninterrupted
 
-__all__ = ["BridgeTrainer", "Position", "load_state", "refuse_other_teacher", "save_state", "save_state_beside"]
+__all__ = [
+    "BridgeTrainer",
+    "Position",
+    "load_state",
+    "refuse_other_options",
+    "refuse_other_teacher",
+    "save_state",
+    "save_state_beside",
+]
 
 _ENDING = ".pddistill"
 _OTHER = "take the checkpoint of another epoch."
@@ -218,6 +226,26 @@ def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teac
             f"The state that resume= names holds {sorted(saved) or 'nothing'} of its teacher, the teacher given here "
             f"({teacher}) goes on from {sorted(wanted) or 'nothing'}: give the kind of teacher that it was written "
             "with, or leave resume= out."
+        )
+
+
+def refuse_other_options(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to go on with other options of the teacher than a state was written with.
+
+    Args:
+        saved: what the file holds of them; nothing in a file from before there were any.
+        given: the same of the callback.
+
+    Raises:
+        ValueError: names both.
+    """
+    other = [
+        f"{name}={saved[name]!r}, got {value!r}" for name, value in given.items() if saved.get(name, value) != value
+    ]
+    if other:
+        raise ValueError(
+            f"The state that resume= names was written with {'; '.join(other)}: the training would go on with another "
+            "teacher's knowledge. Give the options that it was written with, or leave resume= out."
         )
 
 

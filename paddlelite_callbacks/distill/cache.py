@@ -11,6 +11,15 @@ from paddle import Tensor
 from paddle.io import Dataset, IterableDataset
 
 from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, stored_array, write_cache
+from paddlelite_callbacks.distill.forward import (
+    FrozenForward,
+    TeacherInputs,
+    checked_inputs,
+    checked_modes,
+    refuse_programs,
+    refuse_signature,
+)
+from paddlelite_callbacks.distill.identity import function_digest
 from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
 from paddlelite_callbacks.files import refuse_unwritable
 from paddlelite_callbacks.ranks import first_rank_works
@@ -101,6 +110,8 @@ def cache_teacher(
     allow_random: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    teacher_mode: str = "eval",
+    teacher_inputs: TeacherInputs | None = None,
 ) -> CachedTeacher:
     """Run ``teacher`` once over ``dataset`` and store what it says, for training without it.
 
@@ -121,6 +132,8 @@ def cache_teacher(
             for other versions of the image than the student sees, and samples are not verified.
         overwrite: replace what another teacher or data set left in ``path``.
         progress: show a bar.
+        teacher_mode: as in `DistillCallback`, of the one teacher.
+        teacher_inputs: the same. Stored outputs are known by what it computes: its code and what it closes over.
 
     Returns:
         The data set to train on, which is the teacher too.
@@ -128,7 +141,7 @@ def cache_teacher(
     Raises:
         TypeError: an ``IterableDataset``, which has no numbered samples.
         ValueError: random augmentation; a folder of another teacher or other options; data that changed; an empty
-            data set; a number out of range.
+            data set; a number or mode out of range; outputs that hold no row for each sample.
         PermissionError: ``path`` cannot be written to.
 
     Example:
@@ -153,14 +166,19 @@ def cache_teacher(
     network, folder = loaded_teacher(teacher), Path(path)
     if network is None:
         raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
+    (mode,), (function,) = checked_modes(teacher_mode, 1), checked_inputs(teacher_inputs, 1)
+    refuse_programs(network, mode)
+    refuse_signature(function, inputs)
     refuse_unwritable(folder.parent)
     if not allow_random:
         _refuse_random(dataset)
     wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
+    wanted |= {"teacher_mode": mode, "teacher_inputs": "" if function is None else function_digest(function)}
     with first_rank_works() as turn:
         if turn.mine and not _usable(folder, wanted, dataset, overwrite, allow_random):
+            forward = FrozenForward(network, mode=mode, inputs=function)
             write_cache(
-                folder, network, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress
+                folder, forward, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress
             )
     return CachedTeacher(dataset, folder, verify=not allow_random)
 

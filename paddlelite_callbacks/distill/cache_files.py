@@ -15,11 +15,11 @@ from paddle import Tensor
 from paddle.io import Dataset
 from paddle.io.dataloader.collate import default_collate_fn
 
-from paddlelite_callbacks.distill.outputs import tensors_of
+from paddlelite_callbacks.distill.forward import FrozenForward
+from paddlelite_callbacks.distill.outputs import comparable, shapes_of
 from paddlelite_callbacks.files import staged_folder
 from paddlelite_callbacks.loaders import read_undisturbed
 from paddlelite_callbacks.progress import tqdm
-from paddlelite_callbacks.surgery import frozen
 
 __all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "stored_array", "write_cache"]
 
@@ -41,7 +41,7 @@ def checksum(fields: Sequence[Any]) -> int:
 
 def write_cache(
     folder: Path,
-    network: paddle.nn.Layer,
+    forward: FrozenForward,
     dataset: Dataset,
     meta: dict[str, Any],
     *,
@@ -49,11 +49,11 @@ def write_cache(
     num_workers: int,
     progress: bool,
 ) -> None:
-    """Run ``network`` over ``dataset`` and put the files in place of ``folder``.
+    """Run the teacher over ``dataset`` and put the files in place of ``folder``.
 
     Args:
         folder: replaced once all is written.
-        network: run frozen.
+        forward: runs the teacher.
         dataset: samples of inputs and labels.
         meta: to be written with them; completed here.
         batch_size: of the pass.
@@ -61,7 +61,7 @@ def write_cache(
         progress: show a bar.
     """
     with staged_folder(folder, dropped=["output_*.npy"]) as stage:
-        _fill(stage, network, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        _fill(stage, forward, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
 
 
 class _Checked(Dataset):
@@ -81,7 +81,7 @@ class _Checked(Dataset):
 
 def _fill(
     stage: Path,
-    network: paddle.nn.Layer,
+    forward: FrozenForward,
     dataset: Dataset,
     meta: dict[str, Any],
     *,
@@ -91,13 +91,12 @@ def _fill(
 ) -> None:
     checksums, files, done = np.zeros(len(dataset), dtype="int64"), list[BinaryIO](), 0
     with ExitStack() as scope:
-        scope.enter_context(frozen(network))
-        scope.enter_context(paddle.no_grad())
+        forward.attach(scope)
         bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
         for batch in scope.enter_context(_batches(_Checked(dataset), batch_size, num_workers)):
             fields, crc = batch[:-1], batch[-1]
-            outputs = network(*fields[: meta["inputs"]])
-            found = tensors_of(outputs)
+            outputs = forward(fields[: meta["inputs"]], fields[meta["inputs"] :])
+            found = _rows(outputs, int(crc.shape[0]))
             if not files:
                 meta.update(outputs=list(found), kind=_kind(outputs), fields=len(fields))
                 shapes = [(meta["count"], *x.shape[1:]) for x in found.values()]
@@ -114,6 +113,18 @@ def _fill(
     with _begun(stage / "checksums.npy", checksums.shape, "int64") as file:
         file.write(checksums.tobytes())
     (stage / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _rows(outputs: Any, samples: int) -> dict[str, Tensor]:
+    """Return the outputs to store: those with a row for each sample."""
+    found = comparable(outputs)
+    wrong = {path: list(tensor.shape) for path, tensor in found.items() if int(tensor.shape[0]) != samples}
+    if wrong or not found:
+        raise ValueError(
+            f"The teacher's outputs {wrong or shapes_of(outputs)} hold no row for each of the {samples} samples of a "
+            "batch, so they cannot be stored by sample: let the teacher run, DistillCallback(teacher)."
+        )
+    return found
 
 
 @contextmanager
@@ -157,7 +168,7 @@ def meta_of(folder: Path) -> dict[str, Any]:
             f"{folder} is of format {found!r}, this version reads {FORMAT}: store the outputs anew with overwrite=True."
         )
     _refuse_misfits(folder, meta)
-    return dict(meta)
+    return {"teacher_mode": "eval", "teacher_inputs": "", **meta}  # of a folder from before there were these
 
 
 _META = {"count": int, "outputs": list, "fields": int, "kind": str, "dtype": str, "inputs": int}

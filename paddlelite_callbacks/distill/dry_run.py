@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import paddle
 from paddle.nn import Layer
 
+from paddlelite_callbacks.distill.forward import RETURNED, FrozenForward
 from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.taps import Taps
 from paddlelite_callbacks.random_streams import same_random_streams
@@ -23,7 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def seen_on_zeros(
-    network: Layer, specs: InputSpecs, features: Sequence[str], *, training: bool, hooks: bool
+    network: Layer,
+    specs: InputSpecs,
+    features: Sequence[str],
+    *,
+    training: bool,
+    hooks: bool,
+    forward: FrozenForward | None = None,
 ) -> Seen | None:
     """Return what ``network`` gives for zero inputs, a batch of two where its size is not known.
 
@@ -36,6 +43,7 @@ def seen_on_zeros(
         features: layers to tap.
         training: in train mode, where some networks give other outputs.
         hooks: let the hooks run that the network has; else they do not notice.
+        forward: runs it as a frozen teacher, in a mode and on inputs of its own.
 
     Returns:
         ``None`` where an input's size is free (but the batch), or the network fails on zeros: nothing can be said.
@@ -63,9 +71,16 @@ def seen_on_zeros(
             scope.enter_context(_without_hooks(network))
         taps.attach(network, scope)
         network.train() if training else network.eval()
+        if forward is not None:
+            forward.attach(scope)
         taps.start()
         try:
-            outputs = network(*inputs)
+            outputs = network(*inputs) if forward is None else forward(inputs)
+        except TypeError as error:
+            if RETURNED in str(error):
+                raise
+            _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
+            return None
         except Exception as error:  # the network's own business: the first batch will tell
             _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
             return None

@@ -14,6 +14,7 @@ from paddlelite_callbacks.distill.catalogue import LossSpec
 from paddlelite_callbacks.distill.losses import class_axis
 from paddlelite_callbacks.distill.outputs import Seen, full_precision, mean_of, paired, picked
 from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
+from paddlelite_callbacks.distill.resize import differ_in_size, resized_like
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
 from paddlelite_callbacks.random_streams import same_random_streams
@@ -74,7 +75,9 @@ class Objective:
         term = self.terms[name]
         if isinstance(term, FeatureTerm):
             return _pair(term)
-        return "outputs" if term.output is None else f"output {term.output!r}"
+        pairs = [tuple(_spelled(key) if callable(key) else repr(key) for key in pair) for pair in term.pairs()]
+        named = ", ".join(a if a == b else f"{a} -> {b}" for a, b in pairs)
+        return f"output {named}" if named else "outputs"
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
         """Make the bridges that these features need and that are not there yet.
@@ -105,8 +108,9 @@ class Objective:
         """
         for name, term in self.terms.items():
             if isinstance(term, OutputTerm):
-                for path, a, b in self._outputs(term, student, teachers):
-                    _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape))
+                for path, a, b in self._outputs(name, term, student, teachers):
+                    channels = self.class_axis if self.specs[name].classes else None
+                    _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape), channels)
                     if self.specs[name].classes:
                         class_axis(a.shape, self.class_axis)
             elif not term.grouped:
@@ -150,7 +154,7 @@ class Objective:
             ours, theirs = ([full_precision(x) for x in side] for side in self._features(term, student, teachers))
             return spec.function(ours, [x.detach() for x in theirs], *extra)
         if isinstance(term, OutputTerm):
-            pairs = [(a, b) for _, a, b in self._outputs(term, student, teachers)]
+            pairs = [(a, b) for _, a, b in self._outputs(name, term, student, teachers)]
         else:
             (one,), (other,) = self._features(term, student, teachers)
             pairs = [self._bridged(name, spec, one, other)]
@@ -163,26 +167,47 @@ class Objective:
         given = {"axis": (spec.classes, self.class_axis), "ignore_index": (spec.ignores, self.ignore_index)}
         return {name: value for name, (taken, value) in given.items() if taken and value is not None}
 
-    def _outputs(self, term: OutputTerm, student: Seen, teachers: Sequence[Seen]) -> list[tuple[str, Tensor, Tensor]]:
-        if term.teacher is None and len(teachers) > 1:
+    def _outputs(
+        self, name: str, term: OutputTerm, student: Seen, teachers: Sequence[Seen]
+    ) -> list[tuple[str, Tensor, Tensor]]:
+        if term.teacher is not None or len(teachers) == 1:
+            return self._pairs(name, term, student.outputs, teachers[term.teacher or 0].outputs)
+        if term.resize is None:
             outputs = mean_of([teacher.outputs for teacher in teachers], self.teacher_weights)
-        else:
-            outputs = teachers[term.teacher or 0].outputs
-        ours, theirs = term.keys()
-        if ours is None and theirs is None:
-            return paired(student.outputs, outputs)
-        a = picked(student.outputs, ours, "The student's output")
-        return [(str(ours), a, picked(outputs, theirs, "The teacher's output"))]
+            return self._pairs(name, term, student.outputs, outputs)
+        each = [self._pairs(name, term, student.outputs, teacher.outputs) for teacher in teachers]
+        means = mean_of([[b for _, _, b in pairs] for pairs in each], self.teacher_weights)
+        return [(path, a, mean) for (path, a, _), mean in zip(each[0], means, strict=True)]
+
+    def _pairs(self, name: str, term: OutputTerm, ours: Any, theirs: Any) -> list[tuple[str, Tensor, Tensor]]:
+        """Return the tensors that ``term`` compares, the teacher's in the student's size where that is asked for."""
+        found = [
+            (_spelled(a), picked(ours, a, "The student's output"), picked(theirs, b, "The teacher's output"))
+            for a, b in term.pairs()
+        ] or paired(ours, theirs)
+        channels = self.class_axis if self.specs[name].classes else None
+        return [(path, a, resized_like(b, a, term.resize, channels=channels)) for path, a, b in found]
 
     def _features(
         self, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]
     ) -> tuple[list[Tensor], list[Tensor]]:
         (mine, theirs), (ours, others) = term.layers(), term.keys()
         given = teachers[term.of].features
-        return (
-            [picked(student.features[name], ours, f"The student's feature {name!r}") for name in mine],
-            [picked(given[name], others, f"The teacher's feature {name!r}") for name in theirs],
-        )
+        features = [picked(student.features[name], ours, f"The student's feature {name!r}") for name in mine]
+        targets = [picked(given[name], others, f"The teacher's feature {name!r}") for name in theirs]
+        if term.resize is not None:
+            targets = [self._fitted(term, *pair) for pair in zip(targets, features, strict=True)]
+        return features, targets
+
+    @staticmethod
+    def _fitted(term: FeatureTerm, target: Tensor, feature: Tensor) -> Tensor:
+        """Return the teacher's feature in the student's size; a projection may be there for the channels."""
+        if target.ndim != feature.ndim or target.ndim not in (3, 4):
+            return target
+        axis = 1 if target.ndim == 4 else 2
+        shape = list(feature.shape)
+        shape[axis] = int(target.shape[axis])
+        return resized_like(target, shape, term.resize)
 
     def _build_bridge(self, name: str, term: FeatureTerm, student: Tensor, teacher: Tensor) -> None:
         key, shapes = _key(name, "project"), (list(student.shape), list(teacher.shape))
@@ -213,15 +238,24 @@ class Objective:
         return student, teacher
 
 
-def _refuse_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[int]) -> None:
+def _refuse_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[int], channels: int | None) -> None:
     differ = {"shape": student != teacher, "positions": student[2:] != teacher[2:]}.get(spec.same, False)
     if differ:
         which = f" {path!r}" if path else ""
+        remedy = (
+            "resize='bilinear' brings the teacher's to the student's size"
+            if differ_in_size(teacher, student, channels)
+            else "give both the same number of classes or outputs, name the outputs to distil with output=, let the "
+            "teacher give its outputs of training with teacher_mode='train'"
+        )
         raise ValueError(
             f"The student's output{which} {student} and the teacher's {teacher} must have the same shape for the loss "
-            f"{spec.name!r}: give both the same number of classes or outputs, name the outputs to distil with "
-            "output=, or distil with a callable that bridges them."
+            f"{spec.name!r}: {remedy}, or distil with a callable that bridges them."
         )
+
+
+def _spelled(key: Any) -> str:
+    return getattr(key, "__name__", type(key).__name__) if callable(key) else str(key)
 
 
 def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:

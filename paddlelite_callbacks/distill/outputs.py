@@ -11,9 +11,20 @@ from paddle import Tensor
 
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["Key", "Seen", "full_precision", "mean_of", "paired", "picked", "shapes_of", "tensors_of"]
+__all__ = [
+    "Key",
+    "Seen",
+    "comparable",
+    "full_precision",
+    "mean_of",
+    "paired",
+    "picked",
+    "shapes_of",
+    "tensors_of",
+    "told",
+]
 
-Key = int | str
+Key = int | str | Callable[[Any], Tensor]
 
 
 @dataclass
@@ -47,6 +58,19 @@ def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
     return found
 
 
+def comparable(outputs: Any) -> dict[str, Tensor]:
+    """Return the tensors in ``outputs`` that can be compared, by path: all but losses, which have no sample axis.
+
+    Args:
+        outputs: of a network; some give losses in training, beside their outputs or alone.
+    """
+    return {path: tensor for path, tensor in tensors_of(outputs).items() if not _is_loss(path, tensor)}
+
+
+def _is_loss(path: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 0 or (tensor.size == 1 and "loss" in path.rpartition(".")[2].lower())
+
+
 def mapped(outputs: Any, change: Callable[[Tensor], Any]) -> Any:
     """Return ``outputs`` with ``change`` applied to each tensor; lists, tuples and dictionaries keep their kind."""
     if isinstance(outputs, Tensor):
@@ -63,15 +87,18 @@ def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
 
     Args:
         outputs: of a network or layer.
-        key: an index, a dictionary key, or a path such as ``"aux.0"``; ``None`` for a lone tensor.
+        key: an index, a dictionary key, a path such as ``"aux.0"``, or a function of ``outputs`` that returns the
+            tensor; ``None`` for a lone tensor.
         whose: for the error message, for instance ``"The teacher's output"``.
 
     Raises:
         ValueError: there is no such tensor, or ``key`` is ``None`` and there are several.
     """
-    found = tensors_of(outputs)
-    if key is None and len(found) == 1:
-        return next(iter(found.values()))
+    if callable(key):
+        return _picked_by(key, outputs, whose)
+    found, alone = tensors_of(outputs), comparable(outputs)
+    if key is None and len(alone) == 1:
+        return next(iter(alone.values()))
     name = "" if key is None else str(key)
     if isinstance(key, int) and isinstance(outputs, (list, tuple)) and -len(outputs) <= key < 0:
         name = str(len(outputs) + key)
@@ -86,8 +113,25 @@ def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
     return found[name]
 
 
+def _picked_by(function: Callable[[Any], Tensor], outputs: Any, whose: str) -> Tensor:
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        found = function(outputs)
+    except Exception as error:
+        raise ValueError(
+            f"{whose} {shapes_of(outputs)} cannot be picked from by {name} ({told(error)}): output= (or pick=) "
+            "takes a function that is given all of the network's outputs and returns one tensor."
+        ) from error
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{whose}: the function {name} in output= (or pick=) returned a {type(found).__name__}: it must return a "
+            "tensor."
+        )
+    return found
+
+
 def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
-    """Pair the tensors of two outputs: by key where both are dictionaries, by position otherwise.
+    """Pair the tensors of two outputs: by key where both are dictionaries, by position otherwise; losses are left out.
 
     Returns:
         ``(path in the student's output, student's tensor, teacher's tensor)`` each.
@@ -95,13 +139,21 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
     Raises:
         ValueError: the numbers or the keys differ; both networks' shapes are named.
     """
-    ours, theirs = tensors_of(student), tensors_of(teacher)
+    ours, theirs = comparable(student), comparable(teacher)
     by_key = isinstance(student, Mapping) and isinstance(teacher, Mapping)
+    empty = [who for who, found in (("student", ours), ("teacher", theirs)) if not found]
+    if empty:
+        given = shapes_of(student if empty[0] == "student" else teacher)
+        raise ValueError(
+            f"The {empty[0]} gives no output to compare, but {given}: losses teach nothing. Compare layers with "
+            "features=, or let forward return its outputs beside the losses."
+        )
     if len(ours) != len(theirs) or (by_key and ours.keys() != theirs.keys()):
         raise ValueError(
             f"The student gives {len(ours)} outputs {shapes_of(student)}, the teacher {len(theirs)} "
             f"{shapes_of(teacher)}: distillation pairs them {'by key' if by_key else 'in order'}, so they must be the "
-            "same in number" + (" and keys" if by_key else "") + "; or name the ones to distil with output=."
+            "same in number" + (" and keys" if by_key else "") + "; or name the ones to distil with output=, or let "
+            "the teacher give its outputs of training with teacher_mode='train'."
         )
     if by_key:
         return [(path, tensor, theirs[path]) for path, tensor in ours.items()]
@@ -139,6 +191,11 @@ def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
         ]
     )
     return mapped(outputs[0], lambda _: next(means))
+
+
+def told(error: Exception) -> str:
+    """Return the kind of an error and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def full_precision(x: Tensor) -> Tensor:

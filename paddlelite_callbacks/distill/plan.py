@@ -11,10 +11,10 @@ from paddle.nn import CrossEntropyLoss, Layer
 from paddlelite_callbacks.distill.catalogue import AnyLoss, spec_of
 from paddlelite_callbacks.distill.losses import check_temperature, loss_for_task
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
 from paddlelite_callbacks.distill.taps import expanded
-from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
+from paddlelite_callbacks.distill.terms import FeatureTerm, Output, OutputTerm, checked_output
 
 __all__ = ["Features", "Loss", "feature_terms", "normalised", "objective_for", "output_terms"]
 
@@ -23,7 +23,7 @@ Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
 
 
 def output_terms(
-    loss: Loss, *, temperature: float | None, output: Key | tuple[Key | None, Key | None] | None
+    loss: Loss, *, temperature: float | None, output: Output, resize: str | None = None
 ) -> list[OutputTerm] | None:
     """Return the terms on outputs, or ``None`` where they are to be chosen by the task loss.
 
@@ -31,11 +31,14 @@ def output_terms(
         loss: of `DistillCallback`.
         temperature: of its tempered losses.
         output: of its losses that are no `OutputTerm`.
+        resize: the same.
 
     Raises:
         TypeError: ``loss`` is of another type.
-        ValueError: an unknown loss, or a temperature for losses that have none.
+        ValueError: an unknown loss or ``resize``, or a temperature for losses that have none.
     """
+    checked_output(output)
+    checked_resize(resize)
     if temperature is not None:
         check_temperature(temperature)
     if loss is None:
@@ -45,12 +48,16 @@ def output_terms(
         if temperature is not None and not tempered:
             raise ValueError(f"None of the losses {list(loss)} has a temperature. Leave it out.")
         return [
-            OutputTerm(name, weight, output=output, temperature=temperature if name in tempered else None)
+            OutputTerm(
+                name, weight, output=output, temperature=temperature if name in tempered else None, resize=resize
+            )
             for name, weight in loss.items()
         ]
     entries: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
     return [
-        entry if isinstance(entry, OutputTerm) else OutputTerm(entry, output=output, temperature=temperature)
+        entry
+        if isinstance(entry, OutputTerm)
+        else OutputTerm(entry, output=output, temperature=temperature, resize=resize)
         for entry in entries
     ]
 
@@ -106,7 +113,8 @@ def objective_for(
     features: Sequence[FeatureTerm],
     *,
     temperature: float | None,
-    output: Key | tuple[Key | None, Key | None] | None,
+    output: Output,
+    resize: str | None,
     task_loss: Any,
     student: Layer,
     teachers: Sequence[Layer | None],
@@ -120,6 +128,7 @@ def objective_for(
         features: `feature_terms`.
         temperature: as given to `output_terms`.
         output: as given to `output_terms`.
+        resize: as given to `output_terms`.
         task_loss: chooses where ``outputs`` is ``None`` and there are no features; tells the axis of the classes.
         student: whose layers are meant.
         teachers: the same; ``None`` for one that cannot be looked into.
@@ -130,7 +139,8 @@ def objective_for(
         ValueError: a layer that is not there (near names are listed), a teacher that is not there.
     """
     if outputs is None:
-        outputs = [] if features else [OutputTerm(loss_for_task(task_loss), output=output, temperature=temperature)]
+        given: dict[str, Any] = {"output": output, "temperature": temperature, "resize": resize}
+        outputs = [] if features else [OutputTerm(loss_for_task(task_loss), **given)]
     if each and len(teachers) > 1:
         outputs = [part for term in outputs for part in _for_each(term, weights)]
     found: list[FeatureTerm] = []

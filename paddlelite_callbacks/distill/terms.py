@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.catalogue import AnyLoss, LossSpec, spec_of
 from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
 
-__all__ = ["FeatureTerm", "OutputTerm", "Term"]
+__all__ = ["FeatureTerm", "Output", "OutputTerm", "Term", "checked_output"]
+
+Output = Key | tuple[Key | None, Key | None] | Mapping[Any, Any] | None
+
+
+def checked_output(output: Any) -> Output:
+    """Return ``output`` where it names outputs.
+
+    Args:
+        output: as `OutputTerm` takes it.
+
+    Raises:
+        TypeError: it is of another type.
+        ValueError: a pair of another length, or an empty mapping.
+    """
+    if isinstance(output, tuple) and len(output) != 2:
+        raise ValueError(
+            f"A tuple in output= is a pair (student's, teacher's), got {output!r}: give a mapping for several pairs."
+        )
+    if isinstance(output, Mapping) and not output:
+        raise ValueError("output={} names no output: leave it out for all of them.")
+    pairs = [output] if isinstance(output, tuple) else output.items() if isinstance(output, Mapping) else []
+    keys = [key for pair in pairs for key in pair] if isinstance(output, (tuple, Mapping)) else [output]
+    wrong = [key for key in keys if not (key is None or isinstance(key, (int, str)) or callable(key))]
+    if wrong:
+        raise TypeError(
+            f"output names tensors by an index, a dictionary key, a path such as 'aux.0' or a function, got "
+            f"{wrong[0]!r}: a pair (student's, teacher's) or a mapping {{student's: teacher's}} of these."
+        )
+    return output
 
 
 @dataclass(frozen=True)
@@ -20,16 +52,21 @@ class OutputTerm:
     Args:
         loss: a name of `distill.catalogue.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``.
         weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
-        output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a pair
-            ``(student's, teacher's)``; ``None`` pairs all of them and sums.
+        output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of
+            the outputs that returns it; a pair ``(student's, teacher's)`` of these, or a mapping
+            ``{student's: teacher's}``, whose losses are summed; ``None`` pairs all of them, but losses that the
+            networks give, and sums.
         teacher: index among several teachers; ``None`` for the (weighted mean of the) teachers.
         temperature: of tempered losses; ``None`` for the loss's own default.
         label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
         name: of the figure in ``logs``, behind ``distill_``; ``None`` makes one of the loss's name.
+        resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's maps and sequences to the student's size where
+            those differ; ``None`` refuses them.
 
     Raises:
-        TypeError: a loss that is neither a name nor callable.
-        ValueError: a weight or temperature out of range, an unknown loss, a label for a loss that takes none.
+        TypeError: a loss that is neither a name nor callable, or an ``output`` that names nothing.
+        ValueError: a weight or temperature out of range, an unknown loss or ``resize``, a label for a loss that takes
+            none.
 
     Example:
         >>> scores = OutputTerm("kl", output="logits", temperature=2.0)
@@ -39,23 +76,29 @@ class OutputTerm:
 
     loss: str | AnyLoss
     weight: Weight = 1.0
-    output: Key | tuple[Key | None, Key | None] | None = None
+    output: Output = None
     teacher: int | None = None
     temperature: float | None = None
     label: int | None = None
     name: str | None = None
+    resize: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         checked_weight("weight", self.weight)
+        checked_output(self.output)
+        checked_resize(self.resize)
         self.spec()
 
     def spec(self) -> LossSpec:
         """Return the loss with its needs."""
         return spec_of(self.loss, temperature=self.temperature, label=self.label)
 
-    def keys(self) -> tuple[Key | None, Key | None]:
-        """Return the student's and the teacher's key."""
-        return self.output if isinstance(self.output, tuple) else (self.output, self.output)
+    def pairs(self) -> list[tuple[Key | None, Key | None]]:
+        """Return the student's and the teacher's key of each pair that is named; none where all are compared."""
+        if isinstance(self.output, Mapping):
+            return list(self.output.items())
+        pair = self.output if isinstance(self.output, tuple) else (self.output, self.output)
+        return [] if pair == (None, None) else [pair]
 
 
 @dataclass(frozen=True)
@@ -72,10 +115,11 @@ class FeatureTerm:
         project: ``None`` puts a trainable `distill.projection.Projection` where the loss needs one shape and the
             shapes differ; ``True`` always; ``False`` never; or a layer of your own ``student's feature -> teacher's``.
         of: index among several teachers.
-        pick: where the layers return several tensors: an index or key, or a pair ``(student's, teacher's)``.
+        pick: where the layers return several tensors: an index, key or function, or a pair ``(student's, teacher's)``.
         temperature: of tempered losses.
         label: as in `OutputTerm`.
         name: of the figure in ``logs``; ``None`` makes one of the loss's and the layer's name.
+        resize: as in `OutputTerm`, before any projection, which then fits channels alone.
 
     Raises:
         TypeError: a ``project`` that is no layer, a name on one side and a tuple on the other, a loss that is neither a
@@ -98,9 +142,11 @@ class FeatureTerm:
     temperature: float | None = None
     label: int | None = None
     name: str | None = None
+    resize: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         checked_weight("weight", self.weight)
+        checked_resize(self.resize)
         self.spec()
         if not (self.project is None or isinstance(self.project, (bool, Layer))):
             raise TypeError(
@@ -112,9 +158,9 @@ class FeatureTerm:
                 f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}: a tuple goes "
                 "to a loss that takes lists, such as AttentionFeatureLoss."
             )
-        if self.grouped and (self.project or self.pick is not None or isinstance(self.loss, str)):
+        if self.grouped and (self.project or self.pick is not None or self.resize or isinstance(self.loss, str)):
             raise ValueError(
-                f"Tuples of layers go to a loss of your own as lists: no project, pick or named loss, got loss="
+                f"Tuples of layers go to a loss of your own as lists: no project, pick, resize or named loss, got loss="
                 f"{self.loss!r}. Pass loss=AttentionFeatureLoss() or a callable, or one term per pair of layers."
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import paddle
 __all__ = ["plain_options", "retraining_config"]
 
 _PLAIN = (bool, int, float, str, type(None))
+_ITEMS = 32  # of a list or mapping that is held
+_NOTHING = object()
 
 
 def retraining_config(**parts: Any) -> dict[str, Any]:
@@ -36,26 +39,37 @@ def retraining_config(**parts: Any) -> dict[str, Any]:
 
 
 def plain_options(instance: object) -> dict[str, Any]:
-    """Return the class of ``instance`` and those of its public attributes that JSON can hold."""
+    """Return the class of ``instance`` and those of its public attributes that JSON can hold.
+
+    Paths and functions are held by their names, data classes by their fields.
+    """
     options: dict[str, Any] = {"class": type(instance).__name__}
-    for name, value in vars(instance).items():
-        if name.startswith("_"):
-            continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = {key: item for key, item in vars(value).items() if _is_plain(item)}
-        if _is_plain(value):
-            options[name] = value
-        elif isinstance(value, Path):
-            options[name] = str(value)
-    return options
+    return options | {
+        name: plain
+        for name, value in vars(instance).items()
+        if not name.startswith("_") and (plain := _plain(value)) is not _NOTHING
+    }
 
 
-def _is_plain(value: Any) -> bool:
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of ``value``, or `_NOTHING`."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {key: _plain(item) for key, item in vars(value).items()}
+        return {key: item for key, item in fields.items() if item is not _NOTHING}
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (list, tuple)):
-        return len(value) <= 32 and all(_is_plain(item) for item in value)
+        items = [_plain(item) for item in value]
+        return items if len(items) <= _ITEMS and _NOTHING not in items else _NOTHING
     if isinstance(value, Mapping):
-        return len(value) <= 32 and all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return isinstance(value, _PLAIN)
+        named = {str(_plain(key)): _plain(item) for key, item in value.items()}
+        keys = all(isinstance(key, _PLAIN) or inspect.isroutine(key) for key in value)
+        return named if keys and len(named) <= _ITEMS and _NOTHING not in named.values() else _NOTHING
+    return _NOTHING
 
 
 def _script() -> Path | None:

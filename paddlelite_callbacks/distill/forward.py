@@ -1,0 +1,190 @@
+"""How a frozen teacher is run: on which inputs, in which mode, without a trace in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.outputs import told
+from paddlelite_callbacks.distill.still import same_buffers, still_functions, train_branches_
+from paddlelite_callbacks.random_streams import RandomStreams
+from paddlelite_callbacks.surgery import frozen
+
+__all__ = [
+    "MODES",
+    "RETURNED",
+    "FrozenForward",
+    "TeacherInputs",
+    "checked_inputs",
+    "checked_modes",
+    "refuse_programs",
+    "refuse_signature",
+    "wants_labels",
+]
+
+MODES = ("eval", "train")
+RETURNED = "teacher_inputs must return"  # begins the error that needs no batch to be sure
+TeacherInputs = Callable[..., Any]  # (*the student's inputs[, labels=[...]]) -> the teacher's
+
+
+class FrozenForward:
+    """Runs one teacher: frozen, under ``no_grad``.
+
+    Args:
+        network: the teacher.
+        mode: ``"eval"``; ``"train"`` runs the branches of training, see `train_branches_`, and keeps buffers and the
+            student's random numbers as they are.
+        inputs: gives the teacher's inputs for the student's; ``None`` for the same.
+    """
+
+    def __init__(self, network: Layer, *, mode: str = "eval", inputs: TeacherInputs | None = None) -> None:
+        self.network, self.mode, self.inputs = network, mode, inputs
+        self._streams = RandomStreams()
+
+    def attach(self, scope: ExitStack) -> None:
+        """Freeze the network; flags and modes come back with ``scope``."""
+        scope.enter_context(frozen(self.network))
+        if self.mode == "train":
+            train_branches_(self.network)
+
+    def __call__(self, inputs: Sequence[Any], labels: Sequence[Any] = ()) -> Any:
+        """Return the teacher's outputs.
+
+        Args:
+            inputs: of the student.
+            labels: of the batch, for a ``teacher_inputs`` that asks for them.
+
+        Raises:
+            ValueError: ``teacher_inputs`` failed.
+            TypeError: it gave something else than inputs.
+        """
+        with paddle.no_grad():
+            given = self._given(inputs, labels)
+            if self.mode == "eval":
+                return self.network(*given)
+            with self._streams.used(), still_functions(), same_buffers(self.network):
+                return self.network(*given)
+
+    def _given(self, inputs: Sequence[Any], labels: Sequence[Any]) -> list[Any]:
+        """Return the teacher's inputs; see `__call__`."""
+        if self.inputs is None:
+            return list(inputs)
+        keywords = {"labels": list(labels)} if wants_labels(self.inputs) else {}
+        try:
+            found = self.inputs(*inputs, **keywords)
+        except Exception as error:
+            shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
+            raise ValueError(
+                f"teacher_inputs failed on a batch with inputs {shapes} ({told(error)}): it is given the "
+                "student's inputs, one argument each, and returns the teacher's."
+            ) from error
+        if isinstance(found, (Tensor, Mapping)):
+            return [found]
+        if isinstance(found, (list, tuple)) and found:
+            return list(found)
+        raise TypeError(
+            f"{RETURNED} a tensor or a dictionary, the teacher's one input, or a tuple of its inputs; got "
+            f"{type(found).__name__}: return what the teacher's forward takes."
+        )
+
+
+def checked_modes(mode: Any, count: int) -> list[str]:
+    """Return the mode of each teacher.
+
+    Args:
+        mode: one for all, or one each.
+        count: of teachers.
+
+    Raises:
+        ValueError: another mode, or another number of them.
+    """
+    modes = [mode] * count if isinstance(mode, str) or not isinstance(mode, Sequence) else list(mode)
+    if len(modes) != count or any(one not in MODES for one in modes):
+        raise ValueError(
+            f"teacher_mode must be 'eval' or 'train', or a list of {count} of these, one for each teacher, got "
+            f"{mode!r}: 'train' lets a teacher give its outputs of training, with norms and dropout frozen."
+        )
+    return modes
+
+
+def checked_inputs(function: Any, count: int) -> list[TeacherInputs | None]:
+    """Return the function of each teacher that makes its inputs.
+
+    Args:
+        function: one for all, one or ``None`` each, or ``None``.
+        count: of teachers.
+
+    Raises:
+        TypeError: no callable.
+        ValueError: another number of them.
+    """
+    functions = list(function) if isinstance(function, (list, tuple)) else [function] * count
+    for one in functions:
+        if one is not None and not callable(one):
+            raise TypeError(
+                f"teacher_inputs must be a function of the student's inputs, or a list of them, one for each teacher, "
+                f"got {type(one).__name__}: for instance lambda x: (x - mean) / std."
+            )
+    if len(functions) != count:
+        raise ValueError(
+            f"teacher_inputs holds {len(functions)} functions for {count} teachers: give one for each (None for the "
+            "student's own inputs), or one function for all."
+        )
+    return functions
+
+
+def wants_labels(function: TeacherInputs) -> bool:
+    """Whether ``function`` has a parameter ``labels``, for the labels of the batch."""
+    try:
+        parameter = inspect.signature(function).parameters.get("labels")
+    except (TypeError, ValueError):  # of C code
+        return False
+    return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+
+
+def refuse_signature(function: TeacherInputs | None, inputs: int) -> None:
+    """Refuse a function that does not take the student's inputs.
+
+    Args:
+        function: as `checked_inputs` returned it.
+        inputs: how many the student has.
+
+    Raises:
+        TypeError: names its parameters.
+    """
+    if function is None:
+        return
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * inputs, **({"labels": []} if wants_labels(function) else {}))
+    except TypeError as error:
+        raise TypeError(
+            f"teacher_inputs takes {signature}, but is given {inputs} input(s) of the student ({error}): write one "
+            "parameter for each input; one named labels gets the list of the batch's labels."
+        ) from error
+
+
+def refuse_programs(network: Layer, mode: str) -> None:
+    """Refuse to run a saved program in train mode.
+
+    Args:
+        network: the teacher.
+        mode: asked for.
+
+    Raises:
+        ValueError: a program holds the branches of eval mode alone.
+    """
+    if mode == "train" and type(network).__module__.startswith("paddle.jit."):  # old programs and new ones
+        raise ValueError(
+            "teacher_mode='train': a program that paddle.jit.save wrote holds the outputs of eval mode alone. Give the "
+            "network itself, or teacher=(checkpoint, network)."
+        )

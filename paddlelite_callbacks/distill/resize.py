@@ -1,0 +1,70 @@
+"""The teacher's maps and sequences in the size of the student's."""
+
+from __future__ import annotations
+
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from paddlelite_callbacks.distill.outputs import full_precision
+
+__all__ = ["MODES", "checked_resize", "differ_in_size", "resized_like"]
+
+MODES = ("bilinear", "nearest")
+
+
+def checked_resize(resize: str | None) -> str | None:
+    """Return ``resize`` where it is allowed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if resize is not None and resize not in MODES:
+        raise ValueError(
+            f"resize must be one of {list(MODES)}, or None to refuse maps of other sizes, got {resize!r}: it brings "
+            "the teacher's maps to the student's size."
+        )
+    return resize
+
+
+def resized_like(x: Tensor, like: Tensor | list[int], resize: str | None, *, channels: int | None = None) -> Tensor:
+    """Return the teacher's ``x`` in the size of the student's ``like``, as ``F.interpolate`` does it.
+
+    Maps ``[N, C, H, W]`` change height and width; sequences ``[N, L, C]`` their length, linearly in mode
+    ``"bilinear"``. What else is different stays so, for the loss to refuse.
+
+    Args:
+        x: a map or sequence of the teacher.
+        like: that of the student, or its shape.
+        resize: ``"bilinear"``, ``"nearest"``, or ``None`` to leave ``x`` as it is.
+        channels: axis that keeps its size; ``None`` takes 1 for maps, the last for sequences.
+    """
+    wanted = [int(size) for size in (like.shape if isinstance(like, Tensor) else like)]
+    if resize is None or not differ_in_size(list(x.shape), wanted, channels):
+        return x
+    axis = _channels(x.ndim, channels)
+    first = [0, axis, *(i for i in range(1, x.ndim) if i != axis)]
+    size = [wanted[i] for i in first[2:]]
+    moved = full_precision(x).transpose(first)
+    if x.ndim == 3:  # a map of one row
+        moved, size = moved.unsqueeze(2), [1, *size]
+    moved = F.interpolate(moved, size=size, mode=resize, align_corners=False)
+    moved = moved.squeeze(2) if x.ndim == 3 else moved
+    return moved.transpose([first.index(i) for i in range(x.ndim)])
+
+
+def differ_in_size(x: list[int], like: list[int], channels: int | None = None) -> bool:
+    """Whether two maps or two sequences differ in size and in nothing else.
+
+    Args:
+        x: shape of one.
+        like: shape of the other.
+        channels: as in `resized_like`.
+    """
+    if len(x) != len(like) or len(x) not in (3, 4):
+        return False
+    axis = _channels(len(x), channels)
+    return x != like and all(x[i] == like[i] for i in (0, axis))
+
+
+def _channels(axes: int, channels: int | None) -> int:
+    return (1 if axes == 4 else axes - 1) if channels is None else channels % axes
