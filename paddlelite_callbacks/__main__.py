@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from paddlelite_callbacks._version import __version__
+from paddlelite_callbacks.utils.terminal import degrading
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.load().add_arguments(sub)
     options = parser.parse_args(given)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), degrading(sys.stdout):
             warnings.simplefilter("ignore")
             return int(COMMANDS[options.command].load().run(options))
     except (ValueError, RuntimeError, OSError, ImportError) as error:

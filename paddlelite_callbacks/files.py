@@ -36,7 +36,9 @@ __all__ = [
     "locked",
     "put_in_place",
     "refuse_no_folder",
+    "refuse_unusable_path",
     "refuse_unwritable",
+    "refuse_unwritable_file",
     "staged_file",
     "staged_files",
     "staged_folder",
@@ -53,6 +55,45 @@ _CLAIM_SECONDS = 10.0  # a cleaner holds a lock for an instant
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system that knows none
 
 
+def refuse_unusable_path(path: Path) -> None:
+    """Refuse a path that libraries in C++ would not open, or would open at another place.
+
+    They take UTF-8. In a locale with another encoding Python's own paths are other bytes.
+
+    Args:
+        path: absolute, or as it was given.
+
+    Raises:
+        ValueError: names the letter.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a NUL character, which no path can: leave it out.")
+    try:
+        same = os.fsencode(text) == text.encode("utf-8")
+    except UnicodeError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"{text!a} is not UTF-8 as this process writes paths (encoding {sys.getfilesystemencoding()}), so "
+            "the engines cannot open it. Start Python with PYTHONUTF8=1, or rename the folder."
+        )
+
+
+def refuse_unwritable_file(file: Path) -> None:
+    """Refuse a file that lines could not be added to; one that is missing is made later.
+
+    Args:
+        file: its folder was checked.
+
+    Raises:
+        PermissionError: says what it is.
+    """
+    if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+        what = "is not yours to write to" if file.is_file() else "is no file"
+        raise PermissionError(f"{file} {what}: give another folder, or move it out of the way.")
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Refuse a folder that could not be made or written to, before anything is worked out for it.
 
@@ -61,7 +102,9 @@ def refuse_unwritable(folder: Path) -> None:
 
     Raises:
         PermissionError: names what stands in the way.
+        ValueError: see `refuse_unusable_path`.
     """
+    refuse_unusable_path(Path(os.path.abspath(folder)))  # noqa: PTH100
     existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -80,12 +123,15 @@ def refuse_no_folder(folder: Path) -> None:
 
     Raises:
         FileExistsError: a file stands there.
+        PermissionError: a folder that is another's stands there.
         OSError: the name is too long.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise FileExistsError(
             f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
         )
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} is not yours to write to: give another name, or the right to write there.")
     length = len(os.fsencode(f".{folder.name}.{_token()}{_LOCK}"))
     if length > _LONGEST:
         raise OSError(

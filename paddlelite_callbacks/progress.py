@@ -1,12 +1,15 @@
-"""Progress bars that leave no thread behind."""
+"""Progress bars that leave no thread behind, and lines between them."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm import tqdm as _tqdm
 
-__all__ = ["tqdm"]
+from paddlelite_callbacks.utils.terminal import printable
+
+__all__ = ["tqdm", "write_lines"]
 
 
 class tqdm(_tqdm):
@@ -23,3 +26,12 @@ class tqdm(_tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"miniters": 1, **options})
+
+
+def write_lines(text: str) -> None:
+    """Write ``text`` to the standard output, above the bars, in the letters that the terminal knows.
+
+    Args:
+        text: one line or more.
+    """
+    tqdm.write(printable(text, getattr(sys.stdout, "encoding", None) or "utf-8"))

@@ -18,6 +18,7 @@ from paddle.jit.dy2static.utils import get_temp_dir
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import BackboneSwap, DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks.deploy.traces import _source_folder
 
 __all__ = ["Soak", "slope"]
 
@@ -119,7 +120,7 @@ class Soak:
             "open files": _count("/proc/self/fd"),
             "hooks": self.hooks[-1],
             "files": sum(1 for _ in self.folder.rglob("*")),
-            "source files of Paddle": _count(get_temp_dir()),
+            "source files of Paddle": _count(get_temp_dir()) + _count(_source_folder(os.getpid())),
         }
 
 

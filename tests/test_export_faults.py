@@ -62,6 +62,74 @@ def callback_in(folder, **options):
     return ExportBenchCallback(folder, name="n", engines=["paddle", "onnxruntime"], fp16=True, **QUICK, **options)
 
 
+@pytest.mark.parametrize("what", ["a folder", "another's", "another's folder"])
+def test_records_that_cannot_be_added_to_are_refused_before_training(what, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    if what == "another's":
+        (out / "runs.jsonl").touch()
+    else:
+        (out / ("runs.jsonl" if what == "a folder" else "TinyNet")).mkdir()
+    real = os.access  # root may write anywhere, so the answer of the system is given by hand
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path).parent != out)
+    model = hapi_model()
+    before = model.network.fc.weight.numpy().copy()
+    said = {"a folder": r"runs\.jsonl is no file", "another's": r"runs\.jsonl is not yours to write to"}
+    with pytest.raises(PermissionError, match=said.get(what, "TinyNet is not yours to write to: give another name")):
+        fit(model, [ExportBenchCallback(out, **QUICK)])
+    np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
+
+
+IN_A_HOME = """
+import os, sys, warnings; warnings.simplefilter("ignore")
+from pathlib import Path
+from toy import TinyNet, fit, hapi_model
+from paddlelite_callbacks import ExportBenchCallback
+quick = dict(warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False)
+callback = ExportBenchCallback(sys.argv[1], **quick)
+fit(hapi_model(), [callback])
+assert all(check.passed for check in callback.record.checks), callback.record.checks
+sys.stdout.write(" ".join(sorted(a.path.rpartition("/")[2] for a in callback.record.artefacts if a.path)))
+"""
+
+
+@pytest.mark.skipif(not ALONE, reason="no name spaces for users here")
+@needs("paddle2onnx", "matplotlib")
+def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path):
+    """Paddle writes the source of what it traces to ``~/.cache``."""
+    (tmp_path / "home").mkdir()
+    mount = 'mount -t tmpfs -o ro tmpfs "$1/home" && exec "$2" -c "$3" "$1/out"'
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [*alone, str(tmp_path), sys.executable, IN_A_HOME],
+        capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("model.json model.onnx"), done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("name", ["out", "größe"])
+def test_an_ascii_locale(name, tmp_path):
+    """What can be written is, and said in letters that there are; a path that cannot be opened is refused at once."""
+    code = IN_A_HOME.replace("verbose=0", "verbose=1")
+    environment = {**os.environ, **ASCII}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / name)],
+        capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    if name == "out":
+        assert done.returncode == 0, done.stderr
+        assert "TinyNet: 0.00 MB" in done.stdout
+    else:
+        assert "is not UTF-8 as this process writes paths (encoding ascii)" in done.stderr
+        assert "PYTHONUTF8=1" in done.stderr
+        assert not (tmp_path / name).exists()
+
+
 @needs("paddle2onnx")
 @pytest.mark.parametrize("step", STEPS)
 def test_a_full_disk_at_each_step(step, exported, monkeypatch):

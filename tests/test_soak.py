@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import linecache
+import os
 import traceback
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from soak import Soak
 from toy import TinyNet, fit
 
 from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_paddle
+from paddlelite_callbacks.deploy.traces import _source_folder
 from paddlelite_callbacks.tensors import without_argument_lists
 
 FITS = 12
@@ -63,10 +65,11 @@ def _scopes(node) -> int:
 def _kept_by_paddle() -> dict[str, int]:
     """What Paddle 3.3 keeps of every program that it has ever traced."""
     gc.collect()
+    folders = (get_temp_dir(), _source_folder(os.getpid()))
     return {
         "scopes": _scopes(framework._name_struct),
-        "source files": len(list(Path(get_temp_dir()).rglob("*.py*"))),
-        "texts of them": sum("to_static_tmp" in name for name in linecache.cache),
+        "source files": sum(len(list(Path(folder).rglob("*.py*"))) for folder in folders),
+        "texts of them": sum(name.startswith(folders) for name in linecache.cache),
         "their lines": len(origin_info.global_origin_info_map),
     }
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import shutil
-import urllib.error
+import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.files import staged_file
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.files import refuse_unwritable, staged_file
+from paddlelite_callbacks.saved import read_saved, refuse_code
+from paddlelite_callbacks.utils.file_kind import mistaken_kind
 
-__all__ = ["LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
+__all__ = ["DownloadError", "LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
 
-_SECONDS = 30  # without an answer
+_SECONDS = 30.0  # without an answer
+_DEADLINE = 3600.0  # for a whole file
+_BLOCK = 1 << 16
+
+
+class DownloadError(RuntimeError):
+    """A file could not be downloaded, or what came is not what was asked for; nothing of it is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,7 @@ class LoadReport:
 
 def is_url(place: str | Path) -> bool:
     """Whether ``place`` is something that `fetch` takes."""
-    return str(place).startswith(("http://", "https://", "file://"))
+    return str(place).lower().startswith(("http://", "https://", "file://"))
 
 
 def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path | None = None) -> Path:
@@ -72,9 +81,10 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
 
     Raises:
         ValueError: no such file, or another checksum.
-        RuntimeError: it cannot be fetched.
+        DownloadError: it cannot be fetched.
+        PermissionError: there is no place to keep it in.
     """
-    if str(place).startswith("file://"):
+    if str(place).lower().startswith("file://"):
         place = Path(urllib.request.url2pathname(urllib.parse.urlsplit(str(place)).path))
     if is_url(place):
         return fetch(str(place), cached or _cache_of(str(place)), sha256=sha256)
@@ -90,36 +100,99 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
     return file
 
 
-def fetch(url: str, target: Path, *, sha256: str | None = None) -> Path:
-    """Download ``url`` to ``target``, which appears only whole; a file that is there already is not fetched again.
+def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float = _DEADLINE) -> Path:
+    """Download a weights file to ``target``, which appears only whole; one that is there is not fetched again.
+
+    What is no file of ``paddle.save``, a login page for instance, is not kept, nor taken where it was kept before.
 
     Args:
         url: ``http://`` or ``https://``.
         target: its folder is made if missing. Several processes may fetch the same file at once.
-        sha256: hexadecimal checksum; a file there with another one is fetched anew.
+        sha256: hexadecimal checksum; a file there with another one is fetched again.
+        seconds: within which all of it must be here.
 
     Raises:
-        RuntimeError: the server cannot be reached, answers with an error, or breaks off.
+        DownloadError: the server cannot be reached, answers with an error, breaks off, takes too long, or what it
+            sends is no weights file.
         ValueError: the file has another checksum.
+        PermissionError: ``target`` cannot be written to.
     """
-    if target.is_file() and sha256 in (None, _sha256(target)):
+    if target.is_file() and (_is_weights(target) if sha256 is None else sha256.lower() == _sha256(target)):
         return target
     try:
+        refuse_unwritable(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with staged_file(target) as partial:
-            with urllib.request.urlopen(url, timeout=_SECONDS) as answer, partial.open("wb") as file:
-                shutil.copyfileobj(answer, file)
-                expected = answer.headers.get("Content-Length")
-            if expected is not None and partial.stat().st_size != int(expected):
-                raise OSError(f"the connection broke off after {partial.stat().st_size} of {expected} bytes")
-            if sha256 is not None and (found := _sha256(partial)) != sha256.lower():
-                raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
     except OSError as error:
-        raise RuntimeError(
-            f"The weights could not be downloaded from {url} ({error}). Download the file elsewhere and pass its path: "
-            "pretrained='file.pdparams'."
+        raise PermissionError(
+            f"The weights of {url} cannot be kept in {target.parent} ({error}). Set XDG_CACHE_HOME or HOME to a folder "
+            "that can be written to, or download the file yourself and pass its path: pretrained='file.pdparams'."
         ) from error
+    with staged_file(target) as partial:
+        _download(url, partial, seconds)
+        if sha256 is not None and (found := _sha256(partial)) != sha256.lower():
+            raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
+        if (what := _why_no_weights(partial)) is not None:
+            raise _failed(url, what)
     return target
+
+
+def _download(url: str, partial: Path, seconds: float) -> None:
+    """Write what ``url`` sends to ``partial``, in a thread of its own: a server may drip its answer for ever."""
+    begin, failures, stopped = time.monotonic(), list[BaseException](), threading.Event()
+
+    def work() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=min(_SECONDS, seconds)) as answer:
+                if stopped.is_set():
+                    return
+                with partial.open("wb") as file:
+                    while not stopped.is_set() and (block := answer.read1(_BLOCK)):
+                        file.write(block)
+                    size, expected = file.tell(), answer.headers.get("Content-Length")
+            if expected is not None and size != int(expected):
+                raise ConnectionError(f"the connection broke off after {size} of {expected} bytes")
+        except BaseException as error:
+            failures.append(error)
+
+    worker = threading.Thread(target=work, name="download", daemon=True)
+    worker.start()
+    try:
+        worker.join(seconds)
+    finally:
+        stopped.set()
+    if worker.is_alive():
+        raise _failed(url, f"it was not finished after {time.monotonic() - begin:.0f} s")
+    for error in failures:
+        if isinstance(error, (OSError, http.client.HTTPException, ValueError)):  # the last: no address at all
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise _failed(url, said if isinstance(error, OSError) else f"{type(error).__name__}: {said}") from error
+        raise error
+
+
+def _failed(url: str, why: str) -> DownloadError:
+    return DownloadError(
+        f"The weights could not be downloaded from {url} ({why}). Download the file elsewhere and pass its path: "
+        "pretrained='file.pdparams'."
+    )
+
+
+def _is_weights(file: Path) -> bool:
+    return _why_no_weights(file) is None
+
+
+def _why_no_weights(file: Path) -> str | None:
+    """Return why ``file`` cannot be one of ``paddle.save``."""
+    if (what := mistaken_kind(file)) is not None:
+        return f"what came is {what}"
+    with file.open("rb") as stream:
+        if stream.read(1) != b"\x80":  # of every pickle from protocol 2 on
+            return "what came is no file of paddle.save"
+    with suppress(MemoryError):
+        try:
+            refuse_code(file)
+        except ValueError as error:
+            return f"what came cannot be read: {error}".replace(str(file), "it")
+    return None
 
 
 def load_weights(

@@ -27,9 +27,9 @@ from paddlelite_callbacks.callbacks.export_run import ExportRun, Trained, traine
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
-from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable
+from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable, refuse_unwritable_file
 from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
-from paddlelite_callbacks.progress import tqdm
+from paddlelite_callbacks.progress import write_lines
 from paddlelite_callbacks.ranks import first_rank_works
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
@@ -256,6 +256,7 @@ class ExportBenchCallback(ScopedCallback):
         if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
             refuse_unwritable(self.folder)
             refuse_no_folder(self.folder / self._name_of(network))
+            refuse_unwritable_file(self.folder / "runs.jsonl")
 
     def _name_of(self, network: Layer) -> str:
         return self.name or type(unwrapped(network)).__name__
@@ -294,7 +295,7 @@ class ExportBenchCallback(ScopedCallback):
         record, failure = run.make(trained, notes)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
         if self.verbose:
-            tqdm.write(self.summary())
+            write_lines(self.summary())
         if failure is not None:
             raise failure
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import linecache
+import os
+import shutil
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,10 +18,11 @@ from typing import Any
 
 from paddle.base import framework
 from paddle.jit.dy2static import origin_info, program_translator
+from paddle.jit.dy2static import utils as translator_utils
 
 from paddlelite_callbacks.deploy.stacks import without_call_stacks, without_failed_traces
 
-__all__ = ["clean_trace", "without_generated_sources", "without_scope_names"]
+__all__ = ["clean_trace", "with_own_source_folder", "without_generated_sources", "without_scope_names"]
 
 _generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
 _lock = threading.Lock()
@@ -25,8 +31,42 @@ _lock = threading.Lock()
 @contextmanager
 def clean_trace() -> Iterator[None]:
     """Trace inside the block with all of the cures of this module and of `stacks`."""
-    with without_call_stacks(), without_failed_traces(), without_scope_names(), without_generated_sources():
+    with (
+        without_call_stacks(),
+        without_failed_traces(),
+        without_scope_names(),
+        with_own_source_folder(),
+        without_generated_sources(),
+    ):
         yield
+
+
+@contextmanager
+def with_own_source_folder() -> Iterator[None]:
+    """Let Paddle write the source files that it generates into a temporary folder of this process.
+
+    Paddle 3.3 writes them to ``~/.cache/paddle/to_static_tmp/PID``: a HOME that cannot be written to ends the trace,
+    and of two containers that share one the first to end removes the other's files, where both have the same PID.
+    """
+    real, remove_at_exit = translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR
+    translator_utils.get_temp_dir = lambda: _source_folder(os.getpid())
+    translator_utils.DEL_TEMP_DIR = False
+    try:
+        yield
+    finally:
+        translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR = real, remove_at_exit
+
+
+@functools.cache
+def _source_folder(process: int) -> str:
+    folder = tempfile.mkdtemp(prefix="paddlelite_traces_")
+
+    def remove() -> None:
+        if os.getpid() == process:  # not the fork of this one
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 @contextmanager
@@ -49,7 +89,7 @@ def without_scope_names() -> Iterator[None]:
 def without_generated_sources() -> Iterator[None]:
     """Remove the source files that Paddle writes inside the block, in this thread, once their function is gone.
 
-    Paddle 3.3 writes a Python file for every function that it traces (``~/.cache/paddle/to_static_tmp/PID``), reads it
+    Paddle 3.3 writes a Python file for every function that it traces, reads it
     back, and keeps file, text (``linecache``) and a map of its lines until the process ends: 3 KB a function. Files of
     functions that are still in use, Paddle's own cache of converted functions among them, stay.
     """

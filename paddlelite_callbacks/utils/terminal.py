@@ -1,0 +1,55 @@
+"""Write on terminals that know fewer letters than the text has."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["LOOKALIKES", "degrading", "printable"]
+
+LOOKALIKES = "paddlelite_lookalikes"  # an error handler of codecs
+_ASCII = {
+    "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00d7": "x", "\u00b7": "*", "\u2264": "<=", "\u2265": ">=",
+    "\u2248": "~", "\u00b1": "+-", "\u2192": "->", "\u2026": "...", "\u00b5": "u", "\u03bc": "u", "\u00b2": "^2",
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ",
+}  # fmt: skip
+
+
+def _lookalikes(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(LOOKALIKES, _lookalikes)
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """Return ``text`` in letters that ``encoding`` knows: look-alikes in ASCII, a question mark where there is none.
+
+    Args:
+        text: to be written.
+        encoding: of the stream; ``None`` counts as ASCII.
+    """
+    encoding = encoding or "ascii"
+    return text.encode(encoding, LOOKALIKES).decode(encoding)
+
+
+@contextmanager
+def degrading(stream: Any) -> Iterator[None]:
+    """Let ``stream`` write look-alikes in the block instead of raising at a letter that it does not know.
+
+    Args:
+        stream: ``sys.stdout``, or what stands in its place; without effect on one that chose otherwise itself.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+        yield
+        return
+    stream.reconfigure(errors=LOOKALIKES)
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors="strict")
