@@ -118,15 +118,21 @@ class ExportRun:
             The record, and the error that `ExportBenchCallback` raises; ``None`` where there is none.
 
         Raises:
+            ExportError: no batch was seen, so that nothing was trained and nothing is written.
             OSError: not even the weights, or the record of an export that went well, could be written.
         """
+        if trained.sample is None:
+            raise ExportError(
+                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
+                "batch."
+            )
         home = self.folder / self.name
         with _one_at_a_time:
             self._write_training(home, trained)
             made, failure = HandedOut(), None
             try:
                 with staged_export(home) as stage:
-                    made = self._made_in(stage, trained)
+                    made = self._made_in(stage, trained, trained.sample)
                     _refuse_nothing(made)  # and leave the folder as it is
                     record = self._record_of(made, None, trained, notes)
             except Exception as error:  # the training must not be lost with it
@@ -165,13 +171,8 @@ class ExportRun:
             log=None if trained.training is None else history.rows,
         )
 
-    def _made_in(self, stage: Path, trained: Trained) -> HandedOut:
-        if trained.sample is None:
-            raise ExportError(
-                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
-                "batch."
-            )
-        model, history, sample = trained.model, trained.history, trained.sample
+    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray]) -> HandedOut:
+        model, history = trained.model, trained.history
         inputs = [paddle.to_tensor(item) for item in sample]
         with undisturbed(), history.best_weights(model.network):
             own = eval_outputs(model.network, inputs)

@@ -74,7 +74,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
-    _takers: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    _takers: dict[int, list[tuple[int, str]]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, name: str) -> list[Call]:
         """Return the calls of the layer ``name``."""
@@ -173,7 +173,11 @@ def example_inputs(network: Layer) -> list[Tensor] | None:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dictionaries."""
+    """Return the tensors in nested lists, tuples and dictionaries.
+
+    Args:
+        values: what a layer takes or returns.
+    """
     if isinstance(values, Tensor):
         return [values]
     items = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
