@@ -365,3 +365,31 @@ def test_the_search_leaves_no_gradients():
     network = paddle.vision.models.resnet18()
     find_taps(network, paddle.rand([1, 3, 64, 64]))
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class Vectors(nn.Layer):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class DictClassifier(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2D(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, inputs):
+        return self.fc(self.conv(inputs["image"]).mean(axis=[2, 3])) * inputs["scale"]
+
+
+def test_whole_classifiers_on_vectors_and_on_dictionaries():
+    swap = BackboneSwap(Vectors(2))
+    assert swap(Vectors(8), [InputSpec([None, 6])])(paddle.rand([2, 6])).shape == [2, 3]
+    swap = BackboneSwap("mobilenet_v2", options={"scale": 0.25})
+    spec = [{"image": InputSpec([None, *IMAGE[1:]]), "scale": InputSpec([None, 1])}]
+    assert swap(DictClassifier(), spec)(paddle.rand(IMAGE)).shape == [1, 5]
+    summary = swap.summary(warmup=0, repeats=1)
+    assert (summary.before.error, summary.after.error) == (None, None)

@@ -87,6 +87,7 @@ def compare(
     at: str | None,
     old_layer: Layer | None,
     inputs: Sequence[Any],
+    new_inputs: Sequence[Any] | None = None,
     engine: str = "paddle",
     threads: int = 1,
     warmup: int = 5,
@@ -100,6 +101,7 @@ def compare(
         at: where the swap was, if inside.
         old_layer: what stood there.
         inputs: one image for each input, or dictionaries and lists of them.
+        new_inputs: of ``new``, where it takes others.
         engine: name from `ENGINES`.
         threads: CPU threads.
         warmup: rounds not counted.
@@ -116,11 +118,12 @@ def compare(
     networks, costs, calls = {"before": before, "after": new}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for key, network in networks.items():
+            given = inputs if key == "before" or new_inputs is None else new_inputs
             cost = Cost(
-                name=type(network).__name__, parameters=count_parameters(network), macs=count_macs(network, inputs)
+                name=type(network).__name__, parameters=count_parameters(network), macs=count_macs(network, given)
             )
             try:
-                size, calls[key] = _loaded(network, Path(folder, key), inputs, engine, threads)
+                size, calls[key] = _loaded(network, Path(folder, key), given, engine, threads)
                 costs[key] = replace(cost, size_mb=size)
             except Exception as error:
                 costs[key] = replace(cost, error=reason(error))

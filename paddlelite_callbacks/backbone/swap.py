@@ -116,6 +116,7 @@ class BackboneSwap:
         self._layer = own_layer(self.name if isinstance(backbone, str) else backbone, pretrained, self.options)
         self._done: tuple[Layer, Layer, Layer | None] | None = None
         self._inputs: list[Any] = []
+        self._new_inputs: list[Any] | None = None  # where the new network takes others
 
     def __call__(self, network: Layer, input_spec: Sequence[Any] | None = None) -> Layer:
         """Swap; a failing swap leaves ``network`` as it was.
@@ -162,7 +163,8 @@ class BackboneSwap:
             raise RuntimeError("There is nothing to compare yet: call the swap on a network first, swap(network, ...).")
         old, new, place = self._done
         timing: dict[str, Any] = {"engine": engine, "threads": threads, "warmup": warmup, "repeats": repeats}
-        return compare(old, new, at=self.at, old_layer=place, inputs=self._inputs, **timing)
+        given: dict[str, Any] = {"inputs": self._inputs, "new_inputs": self._new_inputs}
+        return compare(old, new, at=self.at, old_layer=place, **given, **timing)
 
     def _made(self, classes: int) -> Layer:
         if self._layer is not None:
@@ -172,7 +174,7 @@ class BackboneSwap:
     def _swap_whole(self, network: Layer, input_spec: Sequence[Any] | None, weights: Path | None) -> Layer:
         classes = number_of_classes(network, input_spec)
         inputs = [paddle.zeros([1, 3, 224, 224])] if input_spec is None else zeros_of(input_spec)
-        x = image_place(inputs, {}, asked=self.image, name="network").of(inputs, {})
+        x = self._image_of(inputs)
         new = self._made(classes)
         refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)
         fit_head_(new, classes, x)
@@ -180,8 +182,15 @@ class BackboneSwap:
             self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
             _log.info("%s", self.report)
         self._freeze(new, x)
-        self._done, self._inputs = (network, new, None), inputs
+        self._done, self._inputs, self._new_inputs = (network, new, None), inputs, [x]
         return new
+
+    def _image_of(self, inputs: Sequence[Any]) -> Tensor:
+        """Return what the new classifier is run on: the image among ``inputs``, or the first of them without one."""
+        flat: list[Tensor] = paddle.utils.flatten(list(inputs))
+        if not any(value.ndim == 4 for value in flat):
+            return flat[0]
+        return image_place(inputs, {}, asked=self.image, name="network").of(inputs, {})
 
     def _swap_inside(self, network: Layer, at: str, input_spec: Sequence[Any], weights: Path | None) -> Layer:
         x, place, old_output = seen_at(network, at, input_spec, image=self.image)
