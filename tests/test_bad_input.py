@@ -872,6 +872,23 @@ ROWS = [
         lambda b: BackboneSwap("mobilenet_v3_smal"),
         *(V, "'mobilenet_v3_smal'", "near names: ['mobilenet_v3_small", "list_backbones()"),
     ),
+    (
+        "swap-stride",
+        lambda b: swap(at="a", taps=[(2.5, 1)]),
+        *(V, "(2.5, 1)", "a pair (height, width)", "write 16"),
+    ),
+    ("swap-image", lambda b: swap(at="a", image=1.5), T, "got 1.5", "key, keyword or position", "or leave it out"),
+    ("teacher-mode", lambda b: distill(teacher_mode="test"), V, "'test'", "'eval' or 'train'", "'train' lets"),
+    ("teacher-inputs", lambda b: distill(teacher_inputs=3), T, "got int", "a function of the", "for instance lambda x"),
+    (
+        "teacher-inputs-count",
+        lambda b: train(distill(teacher_inputs=lambda a, c: a)),
+        *(T, "takes (a, c)", "1 input(s) of the student", "write one parameter for each input"),
+    ),
+    ("resize", lambda b: distill(resize="cubic"), V, "'cubic'", "['bilinear', 'nearest']", "brings the teacher's maps"),
+    ("term-resize", lambda b: OutputTerm("mse", resize=2), V, "got 2", "['bilinear', 'nearest']", "or None to refuse"),
+    ("output-type", lambda b: distill(output=1.5), T, "got 1.5", "an index, a dictionary key", "a mapping"),
+    ("kl-no-classes", lambda b: losses.kl(A[:, :1], A[:, :1]), V, "[2, 1]", "at least two classes", "take loss='bce'"),
     ("swap-type", lambda b: BackboneSwap(3), T, "got int", "a name or a paddle.nn.Layer", "see list_backbones()"),
     ("swap-network", lambda b: swap()(3), T, "got int", "a paddle.nn.Layer", "build the network first"),
     (
