@@ -315,4 +315,4 @@ def test_a_network_with_a_lock_and_a_log_is_calibrated(tmp_path):
     Logger(network.conv1, tmp_path / "a.log")
     quantised = ptq_int8(network, [paddle.to_tensor(X)])
     expected = network_itself(network)
-    np.testing.assert_allclose(network_itself(quantised), expected, atol=0.05 * np.abs(expected).max())
+    np.testing.assert_allclose(network_itself(quantised), expected, atol=0.1 * np.abs(expected).max())

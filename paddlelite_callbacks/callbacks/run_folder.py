@@ -56,7 +56,7 @@ def write_training(
             _set_aside(home, stage)
             for name, state in ((WEIGHTS, weights), (LAST_WEIGHTS, last)):
                 if state is not None:
-                    paddle.save({key: _tensor(value) for key, value in state.items()}, str(stage / name))
+                    paddle.save({key: _named(key, value) for key, value in state.items()}, str(stage / name))
             if log is not None:
                 (stage / LOG).write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
 
@@ -85,5 +85,8 @@ def _set_aside(home: Path, stage: Path) -> None:
         link_or_copy(file, stage / PREVIOUS / file.name)
 
 
-def _tensor(value: Any) -> Any:
-    return paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
+def _named(key: str, value: Any) -> paddle.Tensor:
+    """Return a tensor called ``key``: Paddle stores names, and numbers its own through the life of the process."""
+    tensor = paddle.to_tensor(value) if isinstance(value, np.ndarray) else value.detach().clone()
+    tensor.name = key
+    return tensor

@@ -104,6 +104,7 @@ def export_paddle(
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
             duplicate = copy_with_hooks(network, None if hooks else ())
             forget_results_(duplicate)
+            _name_by_place(duplicate)
             if not has_plain_signature(duplicate, len(input_spec)):
                 plain_signature_(duplicate, len(input_spec))
             paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
@@ -130,6 +131,19 @@ def export_paddle(
             f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
         ) from error
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def _name_by_place(network: Layer) -> None:
+    """Call every tensor of ``network``, a copy, as ``state_dict`` does: the same weights give the same bytes.
+
+    Paddle numbers the names of tensors through the life of the process.
+    """
+    named: set[int] = set()
+    for name, layer in network.named_sublayers(include_self=True):
+        for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None and id(tensor) not in named:  # a shared weight has its first name
+                named.add(id(tensor))
+                tensor.name = f"{name}.{key}" if name else key
 
 
 def flat_outputs(output: Any) -> list[Tensor]:
