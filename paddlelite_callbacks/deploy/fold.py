@@ -136,7 +136,7 @@ def _pairs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, str]:
 
 def _plain(layer: Layer) -> bool:
     quanted = isinstance(layer, QuantedConv2D)
-    if quanted and (layer.weight_quanter is not None or layer.activation_quanter is not None):
+    if quanted and layer.weight_quanter is not None:
         return False
     options = layer._options if isinstance(layer, Int8Conv2D) else {"data_format": layer._data_format}
     return options["data_format"] == "NCHW" and (quanted or type(layer) in _CONVOLUTIONS)

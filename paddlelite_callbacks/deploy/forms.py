@@ -26,11 +26,11 @@ from paddlelite_callbacks.deploy.export import (
 from paddlelite_callbacks.deploy.fold import folded
 from paddlelite_callbacks.deploy.hooks import carry_hooks_, copy_with_hooks
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
+from paddlelite_callbacks.quant.clip import clip_activations_, store_weights_on_grid_
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
 from paddlelite_callbacks.quant.noise import bias_noise, flip_noise, middle_noise
 from paddlelite_callbacks.quant.outputs import quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.switch import strip_quantisers_
 
 __all__ = ["Forms", "Reference", "export_forms", "references", "said_of"]
 
@@ -70,7 +70,8 @@ class Forms:
     Args:
         artefacts: what was written.
         errors: reason by kind and precision.
-        plain: the float network as it stands in ``model.onnx``: quantisers off, batch norms folded.
+        plain: the float network as it stands in ``model.onnx``: activations clipped where they are quantised, weights
+            on their grid, batch norms folded.
     """
 
     artefacts: list[Artefact]
@@ -90,7 +91,7 @@ def export_forms(
 
     A float network: Paddle's program, and ``model.onnx``. A quantised one: Paddle's program with int8 weights (small;
     it computes in float), ``model.int8.onnx`` (computes in int8, see `write_int8_onnx`), and ``model.onnx``, the
-    trained network with its quantisers off, which an int8 file has to beat.
+    trained network without the rounding of activations (see `clip_activations_`), which an int8 file has to beat.
 
     Args:
         network: any mode; not changed. What its forward hooks change is exported too, see `eval_copy`.
@@ -148,7 +149,7 @@ def _quantized_forms(
         "int8",
         lambda: export_paddle(small, folder, input_spec=input_spec, precision="int8", hooks=True),
     )
-    forms.plain = _folded(strip_quantisers_(copy_with_hooks(network)), inputs)
+    forms.plain = _folded(store_weights_on_grid_(clip_activations_(copy_with_hooks(network))), inputs)
     if not onnx:
         return
     plain = forms.plain
@@ -212,7 +213,7 @@ def references(
     own = [item.numpy() for item in outputs_of(network)] if own is None else own
     if not layers:
         return {"fp32": Reference(own)}
-    plain = strip_quantisers_(copy_with_hooks(network))
+    plain = clip_activations_(copy_with_hooks(network))
     moved = {id(layer): layer for layer in (*layers.values(), *quantized_outputs(network).values())}
     noise = middle_noise(moved.values(), lambda: outputs_of(network))
     ran = [layer for layer in layers.values() if layer.weight_quanter is not None]

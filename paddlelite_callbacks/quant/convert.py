@@ -24,6 +24,7 @@ __all__ = [
     "Int8Conv2DTranspose",
     "Int8Linear",
     "convert_for_export_",
+    "has_run",
     "store_small_in_float_",
 ]
 
@@ -185,7 +186,7 @@ def convert_for_export_(network: Layer) -> list[str]:
     outputs = {name: (layer, detach_output_quanter_(layer)) for name, layer in quantized_outputs(network).items()}
     converted, idle = [], []
     for name, layer in quantized_layers(network).items():
-        if not _ran(layer.activation_quanter):
+        if not has_run(layer.activation_quanter):
             layer.activation_quanter = layer.weight_quanter = None
             idle.append(name)
             continue
@@ -199,7 +200,7 @@ def convert_for_export_(network: Layer) -> list[str]:
         )
     sublayers = dict(network.named_sublayers())
     for name, (_, quanter) in outputs.items():
-        if _ran(quanter):
+        if has_run(quanter):
             now = sublayers[name]
             replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quanter)))
     return converted
@@ -223,5 +224,10 @@ def store_small_in_float_(network: Layer) -> int:
     return len(small)
 
 
-def _ran(quanter: BaseQuanter) -> bool:
+def has_run(quanter: BaseQuanter) -> bool:
+    """Whether a quanter of activations has seen a batch.
+
+    Args:
+        quanter: ours, or one of PaddleSlim's or Paddle's, of which it is taken for granted.
+    """
     return not isinstance(quanter, PACTActivationQuanter) or quanter.calibrated

@@ -1,0 +1,93 @@
+"""The float network that quantisation-aware training trained: clipped activations, weights on their grid, no rounding.
+
+Training saw no activation beyond its learned alpha. A network whose quantisers are merely taken out sees them, and may
+be another network altogether (one head on all levels of a pyramid: 98.8 % with, 81.6 % without). So the float form
+keeps the clips, and the weights that were computed with; only the rounding of activations goes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.quantization.base_quanter import BaseQuanter
+
+from paddlelite_callbacks.quant.convert import FixedActivation, has_run
+from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.surgery import replace_sublayer
+
+__all__ = ["Clip", "clip_activations_", "store_weights_on_grid_"]
+
+
+class Clip(Layer):
+    """``clip(x, low, high)`` with fixed limits, in units of the input.
+
+    Args:
+        low: smallest value that passes.
+        high: largest value that passes.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    @classmethod
+    def of(cls, quanter: BaseQuanter) -> Clip:
+        """Return the clip to what a trained quanter's grid can hold.
+
+        Args:
+            quanter: that has seen a batch.
+        """
+        grid = FixedActivation.of(quanter)
+        low, high = grid.low * grid.step, grid.high * grid.step
+        return cls(low, high) if grid.clip is None else cls(max(low, -grid.clip), min(high, grid.clip))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (any shape) within the limits."""
+        return paddle.clip(x, self.low, self.high)
+
+
+def clip_activations_(network: Layer) -> Layer:
+    """Let trained quantisers of activations clip without rounding, in place: give a copy.
+
+    Those of a layer that never ran go, with its weight's. Weights are quantised as before.
+
+    Args:
+        network: quantised; others are returned as they are.
+    """
+    for name, layer in quantized_outputs(network).items():
+        quanter = detach_output_quanter_(layer)
+        if has_run(quanter):
+            replace_sublayer(network, name, paddle.nn.Sequential(layer, Clip.of(quanter)))
+    for layer in quantized_layers(network).values():
+        quanter = layer.activation_quanter
+        if not isinstance(quanter, BaseQuanter):
+            continue
+        if has_run(quanter):
+            layer.activation_quanter = Clip.of(quanter)
+        else:
+            layer.activation_quanter = layer.weight_quanter = None
+    return network
+
+
+@paddle.no_grad()
+def store_weights_on_grid_(network: Layer) -> Layer:
+    """Store the weights that are computed with in place of those that are rounded to them, in place: give a copy.
+
+    Args:
+        network: of `clip_activations_`.
+    """
+    trained: dict[int, np.ndarray] = {}
+    for layer in quantized_layers(network).values():
+        if layer.weight_quanter is None:
+            continue
+        own = trained.setdefault(id(layer.weight), layer.weight.numpy())  # perhaps another layer's too
+        value = layer.weight_quanter(paddle.to_tensor(own))
+        shared = not np.array_equal(layer.weight.numpy(), own)
+        if shared and not np.array_equal(layer.weight.numpy(), value.numpy()):  # with another step
+            layer.weight = layer.create_parameter(list(own.shape))
+        layer.weight.set_value(value)
+        layer.weight_quanter = None
+    return network

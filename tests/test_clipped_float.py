@@ -1,0 +1,101 @@
+"""The float file of a network that learned with quantisers is that network, clips included; advice knows accuracies."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import paddle
+import pytest
+from installed import needs
+from paddle import nn
+from paddle.static import InputSpec
+from toy import Images, fit, hapi_model
+
+from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks.deploy.forms import export_forms, references
+from paddlelite_callbacks.deploy.half import fp16_reference
+
+QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
+
+
+class Dense(nn.Layer):
+    """Two linear layers, of which everything can be reckoned by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.second = nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.second(self.relu(self.first(x.flatten(1))))
+
+
+def trained(method: str, **options) -> nn.Layer:
+    paddle.seed(0)
+    model = hapi_model(Dense(), metrics=False)
+    fit(model, [PACTQuantCallback(method=method, **options)], evaluate=False, epochs=2)
+    for layer in (model.network.first, model.network.second):  # alphas that clip much
+        alpha = layer.activation_quanter.alpha
+        alpha.set_value(alpha * 0.3)
+    model.network.eval()
+    return model.network
+
+
+def by_hand(network: nn.Layer, x: np.ndarray) -> np.ndarray:
+    """Clip to ``[low, high] alpha / high``; weights ``round(w / step) step`` within the grid; in NumPy."""
+    x = x.reshape(len(x), -1).astype("float64")
+    for layer, relu in ((network.first, True), (network.second, False)):
+        low, high = (float(value) for value in layer.activation_quanter.grid.numpy())
+        step = float(layer.activation_quanter.alpha) / high
+        steps = layer.weight_quanter.steps(layer.weight).numpy().astype("float64")
+        integers = layer.weight_quanter.integers(layer.weight).numpy().astype("float64")
+        x = np.clip(x, low * step, high * step) @ (integers * steps) + layer.bias.numpy()
+        x = np.maximum(x, 0) if relu else x
+    return x
+
+
+@needs("paddle2onnx")
+@pytest.mark.parametrize("method", ["pact", "lsq"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_float_file_clips_where_training_did(method, bits, tmp_path):
+    network, images = trained(method, weight_bits=bits), Images(8).images * 3
+    forms = export_forms(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8], "float32", "x")], sample=[images])
+    assert not forms.errors
+    got = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"x": images})[0]
+    expected = by_hand(network, images)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(references(network, [images])["fp32"].outputs[0], expected, rtol=1e-4, atol=1e-5)
+    assert fp16_reference(network, [images], stored=forms.plain).noise[0] < 0.05 * np.abs(expected).max()
+    own = network(paddle.to_tensor(images)).numpy()
+    assert np.abs(got - own).max() < 0.03 * np.abs(own).max()  # the rounding of activations alone
+    unclipped = images.reshape(8, -1)
+    for layer, relu in ((network.first, True), (network.second, False)):
+        unclipped = unclipped @ layer.weight.numpy() + layer.bias.numpy()
+        unclipped = np.maximum(unclipped, 0) if relu else unclipped
+    assert np.abs(unclipped - own).max() > 0.3 * np.abs(own).max()  # what was written before
+
+
+class Levels(nn.Layer):
+    """One head on two levels, a batch norm to fold, outputs quantised."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2D(3, 4, 3, padding=1), nn.BatchNorm2D(4), nn.ReLU()
+        self.head, self.fc = nn.Conv2D(4, 4, 1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.relu(self.bn(self.conv(x)))
+        return self.fc(self.head(x).mean([2, 3]) + self.head(8 * x).mean([2, 3]))
+
+
+@needs("paddle2onnx", "openvino")
+@pytest.mark.parametrize("outputs", [False, True])
+def test_all_files_of_a_shared_head_agree_and_the_norm_is_folded(outputs, tmp_path):
+    paddle.seed(0)
+    callback = ExportBenchCallback(tmp_path, name="n", fp16=True, **QUICK)
+    fit(hapi_model(Levels()), [PACTQuantCallback(quantize_outputs=outputs), callback], epochs=2)
+    assert all(v.agrees for v in callback.record.verdicts)
+    import onnx
+
+    nodes = [node.op_type for node in onnx.load(tmp_path / "n" / "model.onnx").graph.node]
+    assert "BatchNormalization" not in nodes
+    assert nodes.count("Clip") >= 3
