@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from paddlelite_callbacks import (  # noqa: E402
     PACTQuantCallback,
 )
 from paddlelite_callbacks.deploy.bench import BenchOptions  # noqa: E402
+from paddlelite_callbacks.deploy.export import ExportError  # noqa: E402
 from paddlelite_callbacks.report.ladder import timed_together  # noqa: E402
 from paddlelite_callbacks.report.record import Record  # noqa: E402
 from paddlelite_callbacks.report.render import write_ladder  # noqa: E402
@@ -129,11 +130,15 @@ class Ladder:
     train: Digits
     test: Digits
     records: list[Record]
+    failed: list[str] = field(default_factory=list)
 
     def rung(
         self, name: str, network: paddle.nn.Layer, *, epochs: int, rate: float, callbacks: Sequence[Any] = ()
     ) -> paddle.nn.Layer:
-        """Train ``network`` with hapi and our callbacks; weights, log and export stay in the folder."""
+        """Train ``network`` with hapi and our callbacks; weights, log and export stay in the folder.
+
+        A rung of which nothing can be exported is trained nevertheless, and noted in ``failed``.
+        """
         print(f"\n=== {name}: {epochs} epochs ===", flush=True)
         model = paddle.Model(network)
         steps = epochs * -(-len(self.train) // BATCH)
@@ -146,17 +151,21 @@ class Ladder:
             warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=False, roofline=False,
         )  # fmt: skip
         log = TrainingLog(self.folder / "logs" / f"{name}.jsonl")
-        model.fit(
-            self.train, self.test, batch_size=BATCH, epochs=epochs, verbose=1, log_freq=10,
-            callbacks=[*callbacks, export, log],
-        )  # fmt: skip
+        try:
+            model.fit(
+                self.train, self.test, batch_size=BATCH, epochs=epochs, verbose=1, log_freq=10,
+                callbacks=[*callbacks, export, log],
+            )  # fmt: skip
+        except ExportError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            self.failed.append(name)
         model.save(str(self.folder / "weights" / name), training=True)
         self.records.append(export.record)
         return network
 
 
-def run(options: argparse.Namespace) -> Path:
-    """Climb the ladder; returns the folder of this run."""
+def run(options: argparse.Namespace) -> tuple[Path, list[str]]:
+    """Climb the ladder; returns the folder of this run, and the rungs of which nothing could be exported."""
     paddle.seed(options.seed)
     np.random.seed(options.seed)
     folder = new_folder(Path(options.out))
@@ -187,7 +196,7 @@ def run(options: argparse.Namespace) -> Path:
     title = f"Handwritten digits: {options.teacher} to {options.student}"
     print("\n" + write_ladder(folder, records, metric="acc", budget=ladder.budget, title=title))
     print(f"Written: {folder}/ladder.md, ladder.jsonl, ladder.png, the exported files, weights/ and logs/")
-    return folder
+    return folder, ladder.failed
 
 
 def new_folder(base: Path) -> Path:
@@ -233,10 +242,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example."""
-    options = parsed(arguments)
-    run(options)
-    return 0
+    """Run the example; returns the exit code, 1 where a rung could not be exported."""
+    _, failed = run(parsed(arguments))
+    for name in failed:
+        print(f"Nothing was exported of {name}: see the report.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, PACTQuantCallback, ptq_int8
 from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.forms import export_forms
 from paddlelite_callbacks.errors import require
 
@@ -118,8 +120,18 @@ def of_file(network: nn.Layer) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: predict([images])[0]
 
 
-def one_seed(seed: int, epochs: int) -> dict[str, float]:
-    """Return the accuracies of one seed, by row."""
+def accuracy_of_file(row: str, network: nn.Layer, data: Digits, failed: list[str]) -> float:
+    """Return the accuracy of the int8 file; NaN, and the row among ``failed``, where there is none."""
+    try:
+        return accuracy(of_file(network), data)
+    except (ExportError, StopIteration) as error:
+        print(f"{row}: {error}", file=sys.stderr)
+        failed.append(row)
+        return float("nan")
+
+
+def one_seed(seed: int, epochs: int, failed: list[str]) -> dict[str, float]:
+    """Return the accuracies of one seed, by row; rows without a file are added to ``failed``."""
     paddle.seed(seed)
     np.random.seed(seed)
     train, test = Digits(slice(0, TRAIN), seed), Digits(slice(TRAIN, None), seed)
@@ -133,12 +145,13 @@ def one_seed(seed: int, epochs: int) -> dict[str, float]:
         options = {"weight_bits": bits, "activation_bits": bits}
         plain = ptq_int8(base, calibration, **options)
         pact = fit(copy.deepcopy(base), train, short, 5e-3, PACTQuantCallback(**options))
-        found[f"PTQ {bits} bits"] = accuracy(of_file(plain), test)
-        found[f"PACT {bits} bits"] = accuracy(of_file(pact), test)
+        for row, network in ((f"PTQ {bits} bits", plain), (f"PACT {bits} bits", pact)):
+            found[row] = accuracy_of_file(row, network, test, failed)
     distilled = fit(Net(8), train, epochs, 5e-3, DistillCallback(teacher))
     found["distilled fp32"] = accuracy(of_network(distilled), test)
     both = fit(distilled, train, short, 5e-3, DistillCallback(teacher), PACTQuantCallback())
-    found["distilled + PACT 8 bits"] = accuracy(of_file(both), test)
+    row = "distilled + PACT 8 bits"
+    found[row] = accuracy_of_file(row, both, test, failed)
     return found
 
 
@@ -153,8 +166,8 @@ def table(runs: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the study."""
+def main() -> int:
+    """Run the study; returns the exit code, 1 where a row has no file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="repetitions, each with its own split and weights")
     parser.add_argument("--epochs", type=int, default=16, help="of the fp32 training; PACT takes half of it")
@@ -162,12 +175,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/int8_study"), help="folder of table.md and runs.json")
     options = parser.parse_args()
     seeds, epochs = (1, 6) if options.quick else (options.seeds, options.epochs)
-    runs = [one_seed(seed, epochs) for seed in tqdm(range(seeds), desc="Seeds")]
+    failed: list[str] = []
+    runs = [one_seed(seed, epochs, failed) for seed in tqdm(range(seeds), desc="Seeds")]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "runs.json").write_text(json.dumps({"epochs": epochs, "runs": runs}, indent=1))
     (options.out / "table.md").write_text(table(runs) + "\n")
     print(table(runs))
+    for row in dict.fromkeys(failed):
+        print(f"No int8 file of {row}.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import paddle
@@ -12,8 +14,11 @@ from paddle.static import InputSpec
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks.deploy.accuracy import FileMetrics
 from paddlelite_callbacks.deploy.forms import export_forms, references
 from paddlelite_callbacks.deploy.half import fp16_reference
+from paddlelite_callbacks.deploy.latency import Latency
+from paddlelite_callbacks.deploy.verdict import int8_notes
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 
@@ -99,3 +104,58 @@ def test_all_files_of_a_shared_head_agree_and_the_norm_is_folded(outputs, tmp_pa
     nodes = [node.op_type for node in onnx.load(tmp_path / "n" / "model.onnx").graph.node]
     assert "BatchNormalization" not in nodes
     assert nodes.count("Clip") >= 3
+
+
+def row(engine, precision, ms, **more):
+    return Latency(engine=engine, precision=precision, threads=1, batch_size=1, warmup=1, repeats=1, p50_ms=ms, **more)
+
+
+def on_file(engine, precision, **metrics):
+    return FileMetrics(engine=engine, precision=precision, metrics=metrics, samples=1)
+
+
+LOST = [row("openvino", "fp32", 1.0), row("openvino", "int8", 2.0)]
+
+
+def test_no_file_that_loses_is_advised():
+    worse = [on_file("openvino", "fp32", acc=0.816), on_file("openvino", "int8", acc=0.988)]
+    (note,) = int8_notes(LOST, file_metrics=worse)
+    assert "ship model.onnx" not in note
+    assert "model.onnx is the faster file, but loses: acc 0.816 against 0.988. Ship model.int8.onnx." in note
+    error = [on_file("openvino", "fp32", rmse=2.0), on_file("openvino", "int8", rmse=1.0)]  # smaller is better
+    assert "loses: rmse 2 against 1" in int8_notes(LOST, file_metrics=error)[0]
+    assert "ship model.onnx for speed" in int8_notes(LOST, file_metrics=_swapped(worse))[0]
+    assert "were not measured" in int8_notes(LOST)[0]
+    won = [row("openvino", "fp32", 2.0), row("openvino", "int8", 1.0)]
+    assert "and loses: acc 0.816 against 0.988" in int8_notes(won, file_metrics=_swapped(worse))[0]
+
+
+def _swapped(metrics):
+    return [replace(one, metrics=other.metrics) for one, other in zip(metrics, metrics[::-1], strict=True)]
+
+
+def test_advice_goes_by_the_fastest_call_and_leaves_out_what_differs_and_noise():
+    rows = [row("openvino", "fp32", 5.0, min_ms=1.0), row("openvino", "int8", 2.0, min_ms=1.5)]
+    assert "int8 is slower" in int8_notes(rows)[0]
+    assert int8_notes(rows, noisy=True) == ()
+    assert int8_notes(rows, agreeing=[("openvino", "fp32")]) == ()
+    both = [*rows, row("onnxruntime", "fp32", 4.0), row("onnxruntime", "int8", 3.0)]
+    agreeing = [("openvino", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
+    assert "int8 (onnxruntime, 3.00 ms) takes 0.75" in int8_notes(both, agreeing=agreeing)[0]
+
+
+@needs("paddle2onnx", "onnxruntime")
+def test_accuracy_of_the_files_is_shown_where_fit_evaluated_nothing(tmp_path):
+    data = Images()
+    options = {**QUICK, "report": True, "engines": ["paddle", "onnxruntime"]}
+    callback = ExportBenchCallback(tmp_path, name="n", eval_data=data, **options)
+    model = hapi_model(Levels())
+    fit(model, [callback], evaluate=False)
+    accuracy = model.evaluate(data, batch_size=8, verbose=0)["acc"]
+    assert callback.record.metrics == {}
+    assert callback.record.metric("acc") == pytest.approx(accuracy)
+    assert callback.summary().count(f", acc {accuracy:.4g}") == 2
+    report = (tmp_path / "report.md").read_text()
+    assert f"| n | {100 * accuracy:.2f} % |" in report
+    assert f"result (on the files): acc {accuracy:.6g}" in report
+    assert "- [x] **Result and model**" in report

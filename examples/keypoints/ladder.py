@@ -35,6 +35,7 @@ from train import fit
 
 from paddlelite_callbacks import PACTQuantCallback
 from paddlelite_callbacks.deploy.engines import ENGINES
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.files import staged_file
 
 # row: whose weights it starts from
@@ -80,11 +81,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.seed_list is None:
         flags.seed_list = list(range(flags.seeds))
+    flags.failed = []
     return flags
 
 
 def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train what is missing and write the table."""
+    """Train what is missing and write the table; rows that fail are left out and named in ``flags.failed``."""
     data = datasets(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
     seeds = flags.seed_list
@@ -93,7 +95,7 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         train_missing(TEACHER, 0, data, flags)
         if flags.jobs > 1:
-            share_out(seeds, flags.jobs)
+            flags.failed += share_out(seeds, flags.jobs)
         for seed in seeds:
             for row in flags.rows:
                 train_missing(row, seed, data, flags)
@@ -103,14 +105,13 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
     return write_table(flags)
 
 
-def share_out(seeds: list[int], jobs: int) -> None:
-    """Run this command again in ``jobs`` processes, each with a share of the seeds."""
+def share_out(seeds: list[int], jobs: int) -> list[str]:
+    """Run this command again in ``jobs`` processes, each with a share of the seeds; return the shares that failed."""
     command = [sys.executable, *sys.argv, "--jobs", "1", "--no-timing", "--seed-list"]
     shares = [seeds[k::jobs] for k in range(min(jobs, len(seeds)))]
     running = [subprocess.Popen([*command, *map(str, share)]) for share in shares]
     codes = [process.wait() for process in running]
-    if any(codes):
-        raise SystemExit("A process of the ladder failed; what it finished is kept. Start again to go on.")
+    return [f"a row of the seeds {share}" for share, code in zip(shares, codes, strict=False) if code]
 
 
 def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) -> None:
@@ -118,7 +119,12 @@ def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) ->
     if (name, seed) in {(row["name"], row["seed"]) for row in rows_of(flags)}:
         return
     print(f"--- {name}, seed {seed}", flush=True)
-    row = run(name, seed, *data, flags)
+    try:
+        row = run(name, seed, *data, flags)
+    except ExportError as error:  # the training is kept: later rows start from it
+        print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+        flags.failed.append(f"{name}, seed {seed}")
+        return
     with (flags.out / "ladder.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     write_table(flags)
@@ -182,4 +188,8 @@ def run(
 
 
 if __name__ == "__main__":
-    main(parse())
+    asked = parse()
+    main(asked)
+    for row_and_seed in asked.failed:
+        print(f"Nothing was exported of {row_and_seed}.", file=sys.stderr)
+    sys.exit(1 if asked.failed else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from settings import load_weights, network
 
 from paddlelite_callbacks import ExportBenchCallback
 from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.ladder import timed_together
 from paddlelite_callbacks.report.record import Record, read_records
@@ -69,7 +71,7 @@ def figures_of(record: Record) -> dict[str, Any]:
         "parameters": record.parameters,
         "size_mb": {f"{a.precision} {a.kind}": a.size_mb for a in record.artefacts if a.size_mb},
         "ms": {f"{item.precision} {item.engine}": item.p50_ms for item in record.latencies if item.p50_ms},
-        "failed": {f"{check.precision} {check.engine}": check.error for check in record.checks if not check.passed},
+        "failed": {f"{check.precision} {check.engine}": check.verdict for check in record.checks if not check.passed},
     }
 
 
@@ -81,7 +83,13 @@ def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
         label = label_of(row["name"], row["seed"])
         layer = network(flags.teacher if row["name"] == TEACHER else flags.light)
         load_weights(layer, flags.out / f"weights-{label}" / "last.pdparams")
-        record = bench_of(label, flags).export(layer, images)
+        try:
+            record = bench_of(label, flags).export(layer, images)
+        except ExportError as error:
+            print(f"{label}: {error}", file=sys.stderr)
+            flags.failed.append(f"{row['name']}, seed {row['seed']}")
+            rows.append(row)
+            continue
         if record is not None:
             rows.append({**row, **figures_of(record), "files": files_of(label, held_out, flags)})
     with staged_file(flags.out / "ladder.jsonl") as partial:
@@ -92,6 +100,7 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
     names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
+    names = [name for name in names if label_of(*name) in by_name]
     records = [by_name[label_of(*name)] for name in names]
     timed = timed_together(
         records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)

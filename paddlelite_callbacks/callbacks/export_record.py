@@ -73,7 +73,7 @@ def record_of(
         metrics=dict(history.metrics),
         machine=this_machine(),
         command=shlex.join(sys.orig_argv),
-        notes=(*int8_notes(main), *notes),
+        notes=(*_advice(made, main), *notes),
         file_metrics=made.file_metrics,
         macs=made.macs,
         roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
@@ -84,6 +84,15 @@ def record_of(
         weights=str(home / weights),
         failure=failure,
         remarks=made.remarks,
+    )
+
+
+def _advice(made: HandedOut, main: Sequence[Latency]) -> tuple[str, ...]:
+    return int8_notes(
+        main,
+        agreeing={(check.engine, check.precision) for check in made.checks if check.passed},
+        file_metrics=made.file_metrics,
+        noisy=any(note.startswith("Noise") for note in made.timing.notes),
     )
 
 
@@ -103,12 +112,19 @@ def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, sett
         f"  {row.engine:<14}{row.precision:<5} "
         + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
         + (f", {row.threads} threads, batch {row.batch_size}" if settings > 1 else "")
+        + _accuracy(record, row)
         + _differing(record, row)
         for row in record.latencies
     ]
     lines += [] if record.failure is None else [f"  {record.failure}", f"  The trained weights: {record.weights}"]
     lines += [f"  {text}" for text in (*record.remarks, *record.notes)]
     return [*lines, *([f"  gate: {verdict}"] if verdict is not None else [])]
+
+
+def _accuracy(record: Record, row: Latency) -> str:
+    """Return the metrics that were measured on a file."""
+    found = [i for i in record.file_metrics if (i.engine, i.precision) == (row.engine, row.precision)]
+    return "".join(f", {name} {value:.4g}" for one in found for name, value in one.metrics.items())
 
 
 def _differing(record: Record, row: Latency) -> str:

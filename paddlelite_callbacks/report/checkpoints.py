@@ -48,8 +48,9 @@ def file_of(path: str | None, folder: Path) -> Path | None:
 
 
 def _result_and_model(record: Record, folder: Path) -> CheckPoint:
-    figures = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
-    details = [f"result: {figures}" if figures else "no metric: fit() ran without evaluation data"]
+    figures = ", ".join(f"{name} {value:.6g}" for name, value in (record.metrics or record.file_figures).items())
+    where = "" if record.metrics else " (on the files)"
+    details = [f"result{where}: {figures}" if figures else "no metric: fit() ran without evaluation data"]
     wanted = [a for a in record.artefacts if a.path is not None]
     states = [_state(artefact, folder) for artefact in wanted]
     details += [

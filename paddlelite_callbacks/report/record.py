@@ -167,9 +167,21 @@ class Record:
         return next(iter(own or rows), None)
 
     def metric(self, name: str) -> float | None:
-        """Return the metric ``name`` of the evaluation; ``None`` if there is none, or it is not finite."""
-        value = self.metrics.get(name)
+        """Return the metric ``name`` of the evaluation, else as measured on the file that counts.
+
+        ``None`` where there is none, or it is not finite.
+        """
+        value = self.metrics[name] if name in self.metrics else self.file_figures.get(name)
         return value if value is not None and math.isfinite(value) else None
+
+    @property
+    def file_figures(self) -> dict[str, float]:
+        """The metrics as measured on the file of the fastest engine, or of the first that agrees with the network."""
+        best = self.best_latency()
+        keys = [] if best is None else [(best.engine, best.precision)]
+        keys += [key for key in self.agreeing if key[1] == self.precision]
+        by_file = {(row.engine, row.precision): row.metrics for row in self.file_metrics}
+        return next((by_file[key] for key in keys if by_file.get(key)), {})
 
     def metric_of(self, metric: str, engine: str, precision: str) -> float | None:
         """Return ``metric`` as measured on the file of ``precision`` by ``engine``; ``None`` if it was not."""

@@ -96,7 +96,7 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
 
 def first_metric(records: Sequence[Record]) -> str:
     """Return the first metric of the last run that is no loss, or ``"loss"``."""
-    names = [name for record in reversed(records) for name in record.metrics]
+    names = [name for record in reversed(records) for name in (*record.metrics, *record.file_figures)]
     return next((name for name in names if "loss" not in name), "loss")
 
 
