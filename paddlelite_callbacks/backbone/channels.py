@@ -37,7 +37,7 @@ def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer
         old = channels_taken(instead_of)
         if old in (None, int(x.shape[1])) or _runs(instead_of, x):
             return
-        x = paddle.zeros([1, old, *x.shape[2:]])
+        x = paddle.zeros([1, old, *x.shape[2:]], dtype=x.dtype)
     taken = channels_taken(new)
     if x.ndim != 4 or taken in (None, int(x.shape[1])) or _runs(new, x):
         return

@@ -10,6 +10,7 @@ from paddle import Tensor
 from paddle.nn import Layer, Linear
 
 from paddlelite_callbacks.backbone.probe import run_on_zeros
+from paddlelite_callbacks.nn.dtypes import default_dtype, parameter_dtype
 from paddlelite_callbacks.surgery import replace_sublayer, same_modes
 
 __all__ = ["fit_head_", "number_of_classes"]
@@ -66,4 +67,6 @@ def fit_head_(network: Layer, classes: int, x: Tensor) -> None:
             "rebuild for that: build it for the right number yourself."
         )
     old = heads[fitting[-1]]
-    replace_sublayer(network, fitting[-1], Linear(int(old.weight.shape[0]), classes))
+    with default_dtype(parameter_dtype(old.weight)):
+        new = Linear(int(old.weight.shape[0]), classes)
+    replace_sublayer(network, fitting[-1], new)

@@ -173,7 +173,7 @@ class BackboneSwap:
 
     def _swap_whole(self, network: Layer, input_spec: Sequence[Any] | None, weights: Path | None) -> Layer:
         classes = number_of_classes(network, input_spec)
-        inputs = [paddle.zeros([1, 3, 224, 224])] if input_spec is None else zeros_of(input_spec)
+        inputs = [paddle.zeros([1, 3, 224, 224], dtype="float32")] if input_spec is None else zeros_of(input_spec)
         x = self._image_of(inputs)
         new = self._made(classes)
         refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)

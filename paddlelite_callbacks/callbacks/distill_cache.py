@@ -44,7 +44,7 @@ class CacheSource(Source):
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
         """Return zeros in the stored outputs' shapes."""
         shapes = [[specs[0][0][0] or UNKNOWN_BATCH, *array.shape[1:]] for array in self._cached.arrays()]
-        return [Seen(self._cached.outputs_from([paddle.zeros(shape) for shape in shapes]))]
+        return [Seen(self._cached.outputs_from([paddle.zeros(shape, dtype="float32") for shape in shapes]))]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
         """Stand between the loader and the loss."""

@@ -104,7 +104,7 @@ class NaNGuard:
             return
         self._checked = self.epoch
         tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
-        suspect = not math.isfinite(float(paddle.add_n([paddle.zeros([]), *zero_times(tensors)])))
+        suspect = not math.isfinite(float(paddle.add_n([paddle.zeros([], dtype="float32"), *zero_times(tensors)])))
         networks = self._networks if suspect else {}
         if not (broken := [found for name in networks for found in broken_state(name, networks[name])]):
             return
@@ -204,7 +204,7 @@ class NaNGuard:
         inputs = tensors_and_arrays(self._causes["input"])
         values += [*self._buffers.probes(), *zero_times([x for x in inputs if isinstance(x, Tensor)])]
         if not host_is_finite(inputs):
-            values.append(paddle.full([], math.nan))
+            values.append(paddle.full([], math.nan, dtype="float32"))
         return values[0] if len(values) == 1 else paddle.add_n(values)
 
     @paddle.no_grad()

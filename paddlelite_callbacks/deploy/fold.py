@@ -42,7 +42,9 @@ class Shift(Layer):
     def __init__(self, bias: np.ndarray) -> None:
         super().__init__()
         self.bias = self.create_parameter(
-            [1, bias.size, 1, 1], default_initializer=paddle.nn.initializer.Assign(bias.reshape([1, -1, 1, 1]))
+            [1, bias.size, 1, 1],
+            dtype="float32",
+            default_initializer=paddle.nn.initializer.Assign(bias.reshape([1, -1, 1, 1])),
         )
 
     def forward(self, x: Tensor) -> Tensor:

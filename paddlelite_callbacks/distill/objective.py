@@ -17,6 +17,7 @@ from paddlelite_callbacks.distill.projection import projection_for, refuse_unbri
 from paddlelite_callbacks.distill.resize import differ_in_size, resized_like
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
+from paddlelite_callbacks.nn.dtypes import cast_to_, default_dtype, parameter_dtype
 from paddlelite_callbacks.random_streams import same_random_streams
 
 __all__ = ["Objective", "Result"]
@@ -95,7 +96,10 @@ class Objective:
                     if not term.grouped:
                         self._build_bridge(name, term, ours[0], theirs[0])
                     if hasattr(term.loss, "prepare_for"):
-                        term.loss.prepare_for([list(x.shape) for x in ours], [list(x.shape) for x in theirs])
+                        with default_dtype(parameter_dtype(ours[0])):
+                            term.loss.prepare_for([list(x.shape) for x in ours], [list(x.shape) for x in theirs])
+                        if isinstance(term.loss, Layer):
+                            cast_to_(term.loss, parameter_dtype(ours[0]))
                 if isinstance(term.loss, Layer) and _key(name, "loss") not in self.bridges:
                     self.bridges[_key(name, "loss")] = term.loss
         return list(self.bridges.parameters())
@@ -214,7 +218,8 @@ class Objective:
         if isinstance(term.project, Layer):
             self.bridges[key] = term.project
         elif self._needs_bridge(term, self.specs[name], student, teacher):
-            fresh = projection_for(*shapes, _pair(term))
+            with default_dtype(parameter_dtype(student)):
+                fresh = projection_for(*shapes, _pair(term))
             had: Any = self.bridges[key] if key in self.bridges else None  # noqa: SIM401  LayerDict has no get
             if had is not None and had.channels == fresh.channels and type(had.layer) is type(fresh.layer):
                 had.size = fresh.size

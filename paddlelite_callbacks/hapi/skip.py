@@ -64,7 +64,7 @@ def skippable_batches(
 
 def _step(model: paddle.Model) -> None:
     """Do what hapi does behind the backward pass."""
-    unused = paddle.zeros([1])  # minimize() wants a loss, whose gradients are there already
+    unused = paddle.zeros([1], dtype="float32")  # minimize() wants a loss, whose gradients are there already
     if model._adapter._amp_level != "O0" and model._scaler is not None:
         model._scaler.minimize(model._optimizer, unused)
     else:

@@ -27,7 +27,7 @@ from paddlelite_callbacks.quant.outputs import (
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.random_streams import same_random_streams
-from paddlelite_callbacks.surgery import match_sublayers, replace_sublayer
+from paddlelite_callbacks.surgery import computes_weight, match_sublayers, replace_sublayer
 
 __all__ = ["activation_quanters", "convertible_layers", "prepare_pact_", "quantized_layers", "trained_scales"]
 
@@ -62,9 +62,9 @@ def prepare_pact_(
     ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (which tells bits and range of
     a checkpoint); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
     the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
-    layer go on firing. Two hooks on ``network`` tell which calls of a layer are one calibration batch: those of one
-    call of ``network``. A second call converts only what the first has left. A checkpoint of a quantised network loads
-    after this call.
+    layer go on firing, those of ``weight_norm`` and ``spectral_norm`` too: the effective weight is quantised. Two hooks
+    on ``network`` tell which calls of a layer are one calibration batch: those of one call of ``network``. A second
+    call converts only what the first has left. A checkpoint of a quantised network loads after this call.
 
     Args:
         network: in which layers are replaced.
@@ -147,7 +147,8 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
 
     Raises:
         ValueError: a ``skip`` or ``include`` pattern matches no layer, nothing is left to convert and nothing has
-            been converted before, or the network holds quantised layers of another tool or of other bits.
+            been converted before, a weight is not of type float32, or the network holds quantised layers of another
+            tool or of other bits.
     """
     for pattern in (*config.skip, *(p for p in config.include if p != "*")):
         match_sublayers(network, pattern)
@@ -158,6 +159,13 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
         for name, layer in network.named_sublayers()  # names a shared layer once
         if type(layer) in types and _matches(name, config.include) and not _matches(name, config.skip)
     }
+    other = {name: str(layer.weight.dtype) for name, layer in wanted.items() if layer.weight.dtype != paddle.float32}
+    if other:
+        name = next(iter(other))
+        raise ValueError(
+            f"The weight of {name} is of type {other[name]}: fake quantisation needs float32 to be exact. Cast the "
+            "network with network.to(dtype='float32') (its data, too), before the optimizer is made."
+        )
     if not wanted and not quantized_layers(network):
         raise ValueError(
             f"{type(network).__name__} has no {' or '.join(config.layer_types)} to quantise with "
@@ -211,7 +219,24 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
     new._forward_post_hooks = layer._forward_post_hooks
+    if any(computes_weight(hook) for hook in layer._forward_pre_hooks.values()):
+        _take_over_parts(new, layer)
+    for key, value in vars(layer).items():  # what forward() of the network reads of it, as conv._kernel_size
+        if key not in vars(new):
+            object.__setattr__(new, key, value)
     return new
+
+
+def _take_over_parts(new: Layer, layer: Layer) -> None:
+    """Let the hook of ``weight_norm`` or ``spectral_norm`` find in ``new`` what it computes the weight from."""
+    for name in list(new._parameters):
+        if name == "weight":
+            del new._parameters[name]
+    for name, value in layer._parameters.items():
+        new._parameters.setdefault(name, value)
+    for name, value in layer._buffers.items():
+        new._buffers.setdefault(name, value)
+    new._non_persistable_buffer_names_set |= layer._non_persistable_buffer_names_set
 
 
 def _activation_factory(config: PACTConfig) -> Any:

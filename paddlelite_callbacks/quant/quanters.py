@@ -119,13 +119,14 @@ class PACTActivationQuanter(Switched):
         self._function = pact_fake_quantize if method == "pact" else lsq_fake_quantize
         self.alpha = self.create_parameter(
             [1],
+            dtype="float32",
             attr=paddle.ParamAttr(
                 learning_rate=lr_scale,
                 regularizer=None if decay is None else paddle.regularizer.L2Decay(decay),
             ),
             default_initializer=paddle.nn.initializer.Constant(0.0),
         )
-        self.register_buffer("grid", paddle.zeros([2]))
+        self.register_buffer("grid", paddle.zeros([2], dtype="float32"))
         # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
         self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
         self._passes: ForwardPasses | None = None
@@ -344,7 +345,7 @@ class LSQWeightQuanter(ChannelWeightQuanter):
         with paddle.no_grad():
             mean = weight.detach().abs().mean(axis=others, keepdim=True)
             start = paddle.where(mean > 0, 2 * mean * self._high**0.5, paddle.full_like(mean, float(self._high)))
-        self.alpha = self.create_parameter(start.shape, attr=paddle.ParamAttr(learning_rate=lr_scale))
+        self.alpha = self.create_parameter(start.shape, dtype="float32", attr=paddle.ParamAttr(learning_rate=lr_scale))
         self.alpha.set_value(start)
 
     def steps(self, weight: Tensor) -> Tensor:

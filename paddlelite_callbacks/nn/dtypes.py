@@ -1,0 +1,34 @@
+"""Types of the layers that are made beside a network: those of what they are given, whatever Paddle's default is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+__all__ = ["cast_to_", "default_dtype", "parameter_dtype"]
+
+
+def parameter_dtype(x: Tensor) -> str:
+    """Return the type of parameters that ``x`` goes through: ``float64`` for itself, else ``float32`` (AMP casts)."""
+    return "float64" if x.dtype == paddle.float64 else "float32"
+
+
+@contextmanager
+def default_dtype(dtype: str) -> Iterator[None]:
+    """Let ``dtype`` be the type of parameters that are made inside the block."""
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(before)
+
+
+def cast_to_(layer: Layer, dtype: str) -> None:
+    """Cast ``layer``, which is not yet trained, where its parameters are of another type."""
+    if any(str(item.dtype) != f"paddle.{dtype}" for item in layer.parameters()):
+        layer.to(dtype=dtype)
