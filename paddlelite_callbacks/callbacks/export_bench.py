@@ -26,6 +26,7 @@ from paddlelite_callbacks.callbacks.export_record import notes_of, summary_lines
 from paddlelite_callbacks.callbacks.export_run import ExportRun, Trained, trained_before
 from paddlelite_callbacks.callbacks.history import History
 from paddlelite_callbacks.deploy.bench import BenchOptions
+from paddlelite_callbacks.deploy.export import refuse_older_programs
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
 from paddlelite_callbacks.files import refuse_no_folder, refuse_unwritable, refuse_unwritable_file
 from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
@@ -253,6 +254,7 @@ class ExportBenchCallback(ScopedCallback):
         return self._trained
 
     def _refuse_unwritable(self, network: Layer) -> None:
+        refuse_older_programs()
         if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
             refuse_unwritable(self.folder)
             refuse_no_folder(self.folder / self._name_of(network))

@@ -29,7 +29,16 @@ from paddlelite_callbacks.files import staged_file, staged_folder
 from paddlelite_callbacks.surgery import copy_network
 from paddlelite_callbacks.utils.child_process import run_module
 
-__all__ = ["Artefact", "ExportError", "copy_network", "export_onnx", "export_paddle", "flat_outputs", "staged_folder"]
+__all__ = [
+    "Artefact",
+    "ExportError",
+    "copy_network",
+    "export_onnx",
+    "export_paddle",
+    "flat_outputs",
+    "refuse_older_programs",
+    "staged_folder",
+]
 
 _ONNX_SECONDS = 600
 _UNUSED = "is not involved in the target_vars"  # Paddle's words
@@ -99,6 +108,7 @@ def export_paddle(
     Raises:
         ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
     """
+    refuse_older_programs()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
@@ -131,6 +141,19 @@ def export_paddle(
             f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
         ) from error
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def refuse_older_programs() -> None:
+    """Refuse a process in which Paddle is told to write the programs of Paddle 2.
+
+    Raises:
+        ExportError: says what to unset.
+    """
+    if not paddle.get_flags("FLAGS_enable_pir_api")["FLAGS_enable_pir_api"]:
+        raise ExportError(
+            "FLAGS_enable_pir_api=0 lets Paddle write programs of the older form (.pdmodel), which many of Paddle 3's "
+            "operations no longer support and this export does not read: run without this variable."
+        )
 
 
 def _name_by_place(network: Layer) -> None:
