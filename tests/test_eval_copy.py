@@ -13,6 +13,7 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback, ptq_int8
+from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.deploy.hooks import forward_hooks
@@ -210,6 +211,7 @@ def test_locks_open_files_and_generators(tmp_path):
     callback = ExportBenchCallback(tmp_path, name="n", **QUICK)
     fit(hapi_model(network), [callback], evaluate=False)
     np.testing.assert_allclose(file_itself(tmp_path), network_itself(network), rtol=1e-4, atol=1e-5)
+    assert callback.record.macs == count_macs(TinyNet(), [paddle.to_tensor(X[:1])])
     duplicate = copy_network(network)
     assert duplicate.lock is network.lock
     assert duplicate.parts["blocks"][0] is duplicate.conv1 is not network.conv1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import RECURRENT, SCALES, kind_of, running_statistics
+from paddlelite_callbacks.surgery import copy_network
 
 __all__ = ["count_macs", "count_parameters", "layer_macs"]
 
@@ -45,7 +45,7 @@ def layer_macs(network: Layer, inputs: Sequence[Any]) -> dict[str, int]:
         network: any mode; not changed.
         inputs: of ``forward``, the batch in front.
     """
-    duplicate = copy.deepcopy(network)
+    duplicate = copy_network(network, keep_hook=lambda hook: True)  # a hook may change sizes
     layers = duplicate.named_sublayers(include_self=True)
     counted: dict[str, int] = {}
     inside = {
