@@ -14,6 +14,7 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.errors import near_names, require
 from paddlelite_callbacks.parameters_file import refuse_torn
 
@@ -70,7 +71,7 @@ def _precision(file: Path) -> str:
     if file.suffix == ".onnx":
         with suppress(Exception):  # an unreadable file is refused where it is read
             nodes = require("onnx", needed_for="ONNX files").load(str(file), load_external_data=False).graph.node
-            if any(node.op_type == "QuantizeLinear" for node in nodes):
+            if any(node.op_type in INTEGER_OPERATORS for node in nodes):
                 return "int8"
     return "fp32"
 

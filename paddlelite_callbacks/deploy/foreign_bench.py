@@ -21,6 +21,7 @@ from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
 from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.deploy.undisturbed import hushed_stdout, undisturbed
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
 
@@ -72,6 +73,8 @@ def bench_model(
             artefacts, inputs, {artefact.precision: Reference(expected)}, options, errors=errors, rows=rows
         )
         notes += _disagreements(files.checks, judge)
+        saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
+        notes += [] if saturation is None else [saturation.note(artefact.path.name)]
         macs, weights = _cost(artefacts, inputs)
         timing = time_files(files, inputs, options, macs=macs, progress=progress)
         sizes = [replace(ArtefactFigures.of(a), path=str(a.path) if a is artefact else None) for a in artefacts]

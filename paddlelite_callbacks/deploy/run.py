@@ -22,10 +22,12 @@ from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, re
 from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
 from paddlelite_callbacks.deploy.refuse import refuse_indefinite
+from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.deploy.sidecar import described_outputs, fixed_rows, has_free_sizes, write_sidecar
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.deploy.validate import validate_files, violations
 from paddlelite_callbacks.loaders import ended_with_the_epoch
+from paddlelite_callbacks.quant.prepare import quantization_of
 from paddlelite_callbacks.tensors import without_argument_lists
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
@@ -131,6 +133,7 @@ def hand_out(
             outputs=described_outputs(forms.artefacts, next(iter(expected.values())).outputs, input_spec),
             options=sidecar or {},
             verdicts=file_verdicts(files.checks, files.failed),
+            quantization=quantization_of(network),
         )
         metrics, notes = _metrics_of_files(files, evaluation, progress)
         timing = _timed(files, sample, options, macs, progress)
@@ -141,7 +144,7 @@ def hand_out(
         file_metrics=metrics,
         timing=timing,
         macs=macs,
-        notes=(*_sizes_note(input_spec, sample), *notes, *timing.notes),
+        notes=(*_sizes_note(input_spec, sample), *_saturation_notes(forms), *notes, *timing.notes),
         remarks=said,
         violations=violations(forms.errors, files, options),
     )
@@ -216,6 +219,11 @@ def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -
         return []
     sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
     return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
+
+
+def _saturation_notes(forms: Forms) -> list[str]:
+    found = [(a.path.name, saturation_of(a.kind, a.precision, a.path)) for a in forms.artefacts]
+    return [report.note(name) for name, report in found if report is not None and report.channels]
 
 
 def _described(spec: InputSpec, number: int) -> dict[str, Any]:

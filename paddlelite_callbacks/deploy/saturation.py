@@ -5,22 +5,37 @@ signed 16-bit number, and what does not fit is cut off. Two weights of one outpu
 the same sign and ``|w1| + |w2| > 128`` (``255 * 129 > 32767``). Which weights meet in a pair is the engine's choice,
 so here any two of a channel may: a file without such a channel is computed exactly everywhere; one with them may be.
 
-ONNX Runtime and OpenVINO multiply depthwise convolutions (one input channel a group) in 32 bits; they are counted all
-the same, and named. Products of two uint8 or two int8 tensors are not counted: the engines widen or shift those.
+ONNX Runtime and OpenVINO add the products of depthwise convolutions (one input channel a group) in 32 bits; they are
+counted all the same, since other engines need not, and named. Products of two uint8 or of two int8 tensors are not
+counted: ONNX Runtime widens them, and OpenVINO halves the weights of the latter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.deploy.machine import has_vnni
 from paddlelite_callbacks.errors import require
 
-__all__ = ["LayerSaturation", "SaturationReport", "saturating_channels"]
+__all__ = ["INTEGER_OPERATORS", "LayerSaturation", "SaturationReport", "saturating_channels", "saturation_of"]
+
+# Places of: activation's scale, its zero point, weight, its scale.
+_INTEGER: dict[str, tuple[int | None, int | None, int, int | None]] = {
+    "QLinearConv": (1, 2, 3, 4),
+    "QLinearMatMul": (1, 2, 3, 4),
+    "QGemm": (1, 2, 3, 4),
+    "ConvInteger": (None, 2, 1, None),
+    "MatMulInteger": (None, 2, 1, None),
+    "MatMulIntegerToFloat": (2, 4, 1, 3),
+    "DynamicQuantizeMatMul": (None, None, 1, 2),
+}
+INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", *_INTEGER)
 
 _LOWEST, _HIGHEST = -32768, 32767  # of the 16 bits that a pair of products is added in
 _MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "MaxPool", "Slice", "Concat")
@@ -70,22 +85,45 @@ class SaturationReport:
         return sum(layer.total for layer in self.layers)
 
     @property
+    def depthwise(self) -> int:
+        """Those of `channels` in depthwise convolutions, which ONNX Runtime and OpenVINO compute right all the same."""
+        return sum(layer.channels for layer in self.layers if layer.depthwise)
+
+    @property
     def worst(self) -> LayerSaturation | None:
         """The layer that can lose the largest share of a value; ``None`` where nothing saturates."""
         layers = [layer for layer in self.layers if layer.channels]
         return max(layers, key=lambda layer: layer.share, default=None)
+
+    def figures(self) -> dict[str, Any]:
+        """Return counts and the worst layer as JSON holds them, for records and ``deploy.json``."""
+        figures: dict[str, Any] = {"channels": self.channels, "total": self.total}
+        if self.worst is not None:
+            figures |= {"layer": self.worst.name, "worst": self.worst.worst, "share": round(self.worst.share, 4)}
+        return figures
+
+    def note(self, file: str) -> str:
+        """Return a sentence for a report.
+
+        Args:
+            file: name of the file.
+        """
+        text = f"{file}: {self}."
+        if not self.channels:
+            return text
+        here = "this CPU has VNNI" if has_vnni() else "this CPU has no VNNI"
+        return f"{text} Here {here}. Quantise with reduce_range=True for files that are exact on every CPU."
 
     def __str__(self) -> str:
         if not self.total:
             return "no products of uint8 activations and int8 weights"
         if self.worst is None:
             return f"none of {self.total} channels can saturate: exact on every CPU"
-        depthwise = sum(layer.channels for layer in self.layers if layer.depthwise)
         known = f" ({self.worst.worst:.3g})" if self.worst.worst is not None else ""
         return (
             f"{self.channels} of {self.total} channels can saturate on a CPU without VNNI"
-            + (f", {depthwise} of them depthwise" if depthwise else "")
-            + f"; at worst {self.worst.name} loses {self.worst.share:.0%} of a value{known}"
+            + (f" ({self.depthwise} of them depthwise: not in ONNX Runtime and OpenVINO)" if self.depthwise else "")
+            + f"; at worst an output of {self.worst.name} loses {self.worst.share:.0%}{known}"
         )
 
 
@@ -104,6 +142,21 @@ def saturating_channels(model: Any) -> SaturationReport:
     if isinstance(model, (str, Path)):
         model = require("onnx", needed_for="a look into int8 ONNX files").load(str(model))
     return SaturationReport(layers=tuple(_layers(_Graph(model.graph))))
+
+
+def saturation_of(kind: str, precision: str, path: Path) -> SaturationReport | None:
+    """Return `saturating_channels` of an exported or foreign file; ``None`` where it is no readable int8 ONNX file.
+
+    Args:
+        kind: ``"paddle"`` or ``"onnx"``.
+        precision: of its weights.
+        path: of the file.
+    """
+    if kind != "onnx" or precision != "int8":
+        return None
+    with suppress(Exception):  # not installed, a file that no engine can read either
+        return saturating_channels(path)
+    return None
 
 
 class _Graph:
@@ -164,14 +217,21 @@ def _layers(graph: _Graph) -> Iterator[LayerSaturation]:
 
 
 def _lost(integers: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return, per row, the largest error of its sum by saturation, and the right sum.
-
-    The excess of a pair is convex in its sum, so the largest total pairs the largest weights with one another.
+    """Return, per row, the largest error of its sum by saturation, and the right sum (0 where nothing saturates).
 
     Args:
         integers: ``[channels, reduction]``.
         top: largest activation.
     """
+    lost, right = np.zeros(len(integers), "int64"), np.zeros(len(integers), "int64")
+    largest = np.maximum(integers.max(axis=1, initial=0), -integers.min(axis=1, initial=0).astype("int32"))
+    some = largest * 2 * top > _HIGHEST  # of the others no pair can
+    lost[some], right[some] = _lost_of_large(integers[some], top)
+    return lost, right
+
+
+def _lost_of_large(integers: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_lost`, with all rows sorted: the excess of a pair is convex in its sum, so the largest make pairs."""
     totals, sums = [], []
     for sign, limit in ((1, _HIGHEST), (-1, -_LOWEST)):
         one_sign = -np.sort(-np.maximum(sign * integers.astype("int64"), 0), axis=1)
@@ -199,22 +259,10 @@ def _operands(graph: _Graph, node: Any) -> tuple[_Weight, int, float | None] | N
     return weight, _top(graph, activation), None if step is None else float(np.max(step))
 
 
-# Places of: activation, its scale, its zero point, weight, its scale.
-_INTEGER: dict[str, tuple[int, int | None, int | None, int, int | None]] = {
-    "QLinearConv": (0, 1, 2, 3, 4),
-    "QLinearMatMul": (0, 1, 2, 3, 4),
-    "QGemm": (0, 1, 2, 3, 4),
-    "ConvInteger": (0, None, 2, 1, None),
-    "MatMulInteger": (0, None, 2, 1, None),
-    "MatMulIntegerToFloat": (0, 2, 4, 1, 3),
-    "DynamicQuantizeMatMul": (0, None, None, 1, 2),
-}
-
-
 def _integer_operands(
-    graph: _Graph, node: Any, at: tuple[int, int | None, int | None, int, int | None]
+    graph: _Graph, node: Any, at: tuple[int | None, int | None, int, int | None]
 ) -> tuple[_Weight, int, float | None] | None:
-    _, step_at, zero_at, weight_at, scale_at = at
+    step_at, zero_at, weight_at, scale_at = at
     integers = graph.constant(node.input[weight_at])
     if integers is None or integers.dtype != np.int8:
         return None

@@ -12,6 +12,7 @@ import numpy as np
 from paddlelite_callbacks.deploy.check import FileVerdict
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.foreign import output_shapes
+from paddlelite_callbacks.deploy.saturation import saturation_of
 
 __all__ = [
     "SIDECAR",
@@ -64,6 +65,7 @@ def write_sidecar(
     outputs: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     verdicts: Sequence[FileVerdict] = (),
+    quantization: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``deploy.json`` into ``folder``.
 
@@ -74,22 +76,15 @@ def write_sidecar(
         outputs: the same of each, see `described_outputs`.
         options: of `checked_sidecar_options`.
         verdicts: what each engine made of each file.
+        quantization: of the int8 files, see `quantization_of`; left out for a network in float.
     """
     content = {
         "version": _VERSION,
         "inputs": [dict(item) for item in inputs],
         "outputs": [dict(item) for item in outputs],
         **options,
-        "files": [
-            {
-                "kind": a.kind,
-                "precision": a.precision,
-                "size_mb": a.size_mb,
-                "sha256": a.sha256(),
-                "verdicts": {v.engine: v.text for v in verdicts if v.kind == a.kind and v.precision == a.precision},
-            }
-            for a in artefacts
-        ],
+        **({} if quantization is None else {"quantization": dict(quantization)}),
+        "files": [_described_file(artefact, verdicts) for artefact in artefacts],
     }
     path = folder / SIDECAR
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -155,6 +150,19 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"{path} is no description of exported files of version {_VERSION}.")
     return content
+
+
+def _described_file(artefact: Artefact, verdicts: Sequence[FileVerdict]) -> dict[str, Any]:
+    own = [v for v in verdicts if (v.kind, v.precision) == (artefact.kind, artefact.precision)]
+    found = saturation_of(artefact.kind, artefact.precision, artefact.path)
+    return {
+        "kind": artefact.kind,
+        "precision": artefact.precision,
+        "size_mb": artefact.size_mb,
+        "sha256": artefact.sha256(),
+        "verdicts": {verdict.engine: verdict.text for verdict in own},
+        **({} if found is None else {"saturation": found.figures()}),
+    }
 
 
 def _plain(value: Any) -> Any:

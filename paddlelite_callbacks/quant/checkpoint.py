@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import near_names
@@ -72,7 +73,7 @@ def load_pact_(
         own = {key: value for key, value in network.state_dict().items() if key.endswith(f"{_WEIGHT}grid")}
         state = {**(own if not grids else {}), **state}
         _refuse_misfits(network, state, where)
-        network.set_state_dict(dict(state))
+        network.set_state_dict(_as_in(network, state))
         refresh_quantisers_(network)
     except BaseException:
         undo.close()
@@ -155,6 +156,13 @@ def _weight_options(grids: Mapping[str, float], asked: int | None, where: str) -
 
 def _one(settings: list[Any]) -> Any:
     return settings[0] if settings else None
+
+
+def _as_in(network: Layer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``state`` with floating-point values in the network's types: some save float16."""
+    types = {key: value.dtype for key, value in network.state_dict().items()}
+    tensors = {key: paddle.to_tensor(value) for key, value in state.items() if key in types}
+    return {key: value.astype(types[key]) if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def _refuse_misfits(network: Layer, state: Mapping[str, Any], where: str) -> None:

@@ -29,7 +29,14 @@ from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import computes_weight, match_sublayers, replace_sublayer
 
-__all__ = ["activation_quanters", "convertible_layers", "prepare_pact_", "quantized_layers", "trained_scales"]
+__all__ = [
+    "activation_quanters",
+    "convertible_layers",
+    "prepare_pact_",
+    "quantization_of",
+    "quantized_layers",
+    "trained_scales",
+]
 
 _QUANTED = {
     paddle.nn.Conv2D: QuantedConv2D,
@@ -183,6 +190,24 @@ def quantized_layers(network: Layer) -> dict[str, Layer]:
     """
     kinds = tuple(_QUANTED.values())
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, kinds)}
+
+
+def quantization_of(network: Layer) -> dict[str, Any] | None:
+    """Return method, bits and range that ``network`` was quantised with; ``None`` for a network in float.
+
+    Args:
+        network: looked through.
+    """
+    for layer in quantized_layers(network).values():
+        weight, activation = layer.weight_quanter, layer.activation_quanter
+        if isinstance(weight, ChannelWeightQuanter):
+            return {
+                "method": "lsq" if isinstance(weight, LSQWeightQuanter) else "pact",
+                "weight_bits": weight.bit_length(),
+                "reduce_range": weight.reduce_range,
+                "activation_bits": int(activation.bit_length()),
+            }
+    return None
 
 
 def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:

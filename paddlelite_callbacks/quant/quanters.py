@@ -293,11 +293,12 @@ class ChannelWeightQuanter(Switched):
         low, high = read_grid(self.grid)
         if (low, high) == (-self._high, self._high):
             return
-        for bits, reduce_range in weight_settings(high):
+        loaded = weight_settings(high)
+        if loaded and round(high) != self._high:
             raise ValueError(
-                f"Weights trained on integers up to {round(high)} were loaded, of weight_bits={bits}, "
-                f"reduce_range={reduce_range}; this network was prepared with weight_bits={self._bits}, "
-                f"reduce_range={self.reduce_range}: give the options of the training, or let load_pact_ find them."
+                f"Weights trained with {_words(*loaded[0])} (integers up to {round(high)}) were loaded; this network "
+                f"was prepared with {_words(self._bits, self.reduce_range)}: give the options of the training, or let "
+                "load_pact_ find them."
             )
         _set_(self.grid, [-float(self._high), float(self._high)])
 
@@ -383,6 +384,10 @@ def activation_settings(low: float, high: float) -> list[int]:
         for bits in _BITS
         if any(np.abs(np.array(grid_levels(bits, signed)) - ends).max() < _NEAR for signed in (False, True))
     ]
+
+
+def _words(bits: int, reduce_range: bool) -> str:
+    return f"weight_bits={bits}" + (f", reduce_range={reduce_range}" if bits == 8 else "")
 
 
 def read_grid(grid: Any) -> tuple[float, float]:

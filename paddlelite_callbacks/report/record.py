@@ -17,6 +17,7 @@ from paddlelite_callbacks.deploy.check import Check, FileVerdict, file_verdicts
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.machine import Machine
+from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.files import locked
 
 __all__ = ["ArtefactFigures", "Record", "append_record", "now", "read_records"]
@@ -36,6 +37,8 @@ class ArtefactFigures:
         size_mb: of all its files, MB (1e6 bytes).
         sha256: checksum by file name.
         error: why there is none.
+        saturation: of an int8 ONNX file, which channels CPUs without VNNI can compute otherwise: `SaturationReport`'s
+            figures.
     """
 
     kind: str
@@ -44,16 +47,19 @@ class ArtefactFigures:
     size_mb: float | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    saturation: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, artefact: Artefact) -> ArtefactFigures:
         """Read the figures off the files."""
+        saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
         return cls(
             kind=artefact.kind,
             precision=artefact.precision,
             path=str(artefact.path),
             size_mb=artefact.size_mb,
             sha256=artefact.sha256(),
+            saturation=None if saturation is None else saturation.figures(),
         )
 
     def artefact(self) -> Artefact:
