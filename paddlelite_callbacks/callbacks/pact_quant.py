@@ -23,13 +23,14 @@ from paddlelite_callbacks.hapi import (
     trained_also,
 )
 from paddlelite_callbacks.nn.kinds import is_batch_norm
-from paddlelite_callbacks.nn.trace import noise
+from paddlelite_callbacks.nn.trace import example_inputs, noise
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
+from paddlelite_callbacks.quant.unquantized import Unquantized, unquantized_lines, unquantized_parts
 from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.ranks import mean_over_ranks
 
@@ -63,6 +64,7 @@ class PACTQuantCallback(ScopedCallback):
         options: the fields of `PACTConfig`, for instance ``skip=["fc"]`` or ``weight_bits=4``.
 
     Attributes:
+        unquantized: what stays in float, why, and its share of the multiply-accumulates; in the log and the record.
         diagnosis: the `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``evaluate_on``.
 
     Raises:
@@ -107,6 +109,7 @@ class PACTQuantCallback(ScopedCallback):
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
         self._inputs: list[Tensor] | None = None
+        self.unquantized: tuple[Unquantized, ...] = ()
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTQuantCallback:
@@ -121,8 +124,12 @@ class PACTQuantCallback(ScopedCallback):
                 f"model.prepare was given amp level {amp_level(self.model)}: fake quantisation needs fp32 to be exact. "
                 "Call model.prepare without amp_configs for the quantisation-aware fit."
             )
-        convertible_layers(self.model.network, self.config)
+        layers = convertible_layers(self.model.network, self.config)
         self._inputs = self._noise()
+        inputs = example_inputs(self.model.network) if self._inputs is None else self._inputs
+        self.unquantized = tuple(unquantized_parts(self.model.network, self.config, list(layers), inputs))
+        for line in unquantized_lines(self.unquantized):
+            _log.warning("%s", line)
         epochs = (self.params or {}).get("epochs")
         if epochs is not None and self.config.start_epoch >= epochs:
             raise ValueError(
@@ -203,13 +210,14 @@ class PACTQuantCallback(ScopedCallback):
 
     def notes(self) -> tuple[str, ...]:
         """Return what a report of this ``fit`` should say: the diagnosis, made when first asked for."""
+        left = unquantized_lines(self.unquantized) if self._trained else ()
         if self.evaluate_on is None or not self._trained:
-            return ()
+            return left
         if self.diagnosis is None:
             self.diagnosis = diagnose(self.model, self.evaluate_on, allowed_drop=self.allowed_drop, mode=self.mode)
             if self.diagnosis.too_much:
                 _log.warning("%s", " ".join(self.diagnosis.lines()))
-        return self.diagnosis.lines()
+        return (*left, *self.diagnosis.lines())
 
     def find_skips(self, budget: float, *, most: int = 5) -> list[str]:
         """Return the layers to leave in fp32 (``skip``) so that the drop of the metric is at most ``budget``.

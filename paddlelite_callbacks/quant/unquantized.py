@@ -1,0 +1,105 @@
+"""Name what quantisation leaves in float, and why, with its share of the multiply-accumulates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from paddle import Tensor, nn
+from paddle.nn import Layer
+
+from paddlelite_callbacks.nn.kinds import QUANTIZABLE, computes_as, is_quantized, kind_of
+from paddlelite_callbacks.nn.trace import trace
+from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.surgery import copy_network, unwrapped
+
+__all__ = ["Unquantized", "unquantized_lines", "unquantized_parts"]
+
+_log = logging.getLogger(__name__)
+_NAMED = 12  # in one line
+
+
+@dataclass(frozen=True)
+class Unquantized:
+    """A part of a network that stays in float.
+
+    Args:
+        name: of the layer; of the network's class for what its ``forward`` computes itself.
+        reason: why.
+        share: of the network's multiply-accumulates, 0-1; ``None`` where they could not be counted.
+    """
+
+    name: str
+    reason: str
+    share: float | None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason}{'' if self.share is None else f', {100 * self.share:.1f} %'})"
+
+
+def unquantized_parts(
+    network: Layer, config: PACTConfig, quantized: Sequence[str], inputs: Sequence[Tensor] | None
+) -> list[Unquantized]:
+    """Return what stays in float when the layers ``quantized`` are converted, the largest share first.
+
+    Args:
+        network: before or after the conversion; not changed.
+        config: of the conversion.
+        quantized: names of the layers that are converted.
+        inputs: to run a copy on; ``None`` where they are not known: then layers are named, without their shares.
+    """
+    layers = dict(network.named_sublayers())
+    done = {*quantized, *(name for name, layer in layers.items() if is_quantized(layer))}
+    if inputs is not None and unwrapped(network) is network:
+        try:
+            products = trace(copy_network(network), inputs).products
+        except Exception as error:
+            _log.debug("No shares, %s does not run on noise: %s", type(network).__name__, error)
+        else:
+            total = sum(product.macs for product in products) or 1
+            counted: dict[tuple[str, str], int] = {}
+            for product in products:
+                owner = next((name for name in product.within if kind_of(layers[name]) or name in done), None)
+                if owner in done:
+                    continue
+                inner = product.within[-1] if product.within else ""
+                name = owner or inner or type(network).__name__
+                reason = _why(owner, layers[owner], config) if owner else f"its forward computes {product.operation}"
+                counted[name, reason] = counted.get((name, reason), 0) + product.macs
+            found = [Unquantized(name, reason, macs / total) for (name, reason), macs in counted.items()]
+            return sorted(found, key=lambda part: -(part.share or 0.0))
+    inside = {f"{name}." for name, layer in layers.items() if kind_of(layer)}
+    return [
+        Unquantized(name, _why(name, layer, config), None)
+        for name, layer in layers.items()
+        if kind_of(layer) and name not in done and not name.startswith(tuple(inside))
+    ]
+
+
+def unquantized_lines(parts: Sequence[Unquantized]) -> tuple[str, ...]:
+    """Return one sentence that names ``parts``; none where everything is quantised."""
+    if not parts:
+        return ()
+    shares = [part.share for part in parts]
+    whole = "" if None in shares else f", {100 * sum(share or 0.0 for share in shares):.1f} % of the MACs"
+    more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+    return (f"Not quantised{whole}: {', '.join(str(part) for part in parts[:_NAMED])}{more}.",)
+
+
+def _why(name: str, layer: Layer, config: PACTConfig) -> str:
+    kind = computes_as(layer, *QUANTIZABLE)
+    if not isinstance(layer, QUANTIZABLE):
+        return f"{kind_of(layer)}: PACT converts Conv2D, Conv2DTranspose and Linear"
+    if kind is None or type(layer) not in QUANTIZABLE:
+        return f"{type(layer).__name__} is a subclass of {kind_of(layer)}"
+    if not isinstance(layer, tuple(getattr(nn, item) for item in config.layer_types)):
+        return "not in layer_types"
+    if _matches(name, config.skip):
+        return "in skip"
+    return "not in include" if not _matches(name, config.include) else "never converted"
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
