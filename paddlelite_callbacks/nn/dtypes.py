@@ -29,6 +29,11 @@ def default_dtype(dtype: str) -> Iterator[None]:
 
 
 def cast_to_(layer: Layer, dtype: str) -> None:
-    """Cast ``layer``, which is not yet trained, where its parameters are of another type."""
+    """Cast ``layer``, which is not yet trained, where its parameters are of another type.
+
+    Args:
+        layer: changed in place.
+        dtype: ``"float32"`` or ``"float64"``.
+    """
     if any(str(item.dtype) != f"paddle.{dtype}" for item in layer.parameters()):
         layer.to(dtype=dtype)
