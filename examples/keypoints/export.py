@@ -24,7 +24,9 @@ def parse() -> argparse.Namespace:
     add_data_flags(parser)
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
     parser.add_argument("--weights", type=Path, help=".pdparams, ours (PACT too) or the guide's (default: random)")
-    parser.add_argument("--weight-bits", type=int, default=8, help="of weights that were trained with PACT")
+    parser.add_argument(
+        "--weight-bits", type=int, help="of weights that were trained with PACT (default: what the file says)"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joints of the network (default: coco)")
     parser.add_argument("--evaluate", action="store_true", help="AP of the files, on the data of --coco, --mpii, --toy")
     parser.add_argument("--size-mb", type=float, help="gate: parameters and program of Paddle's export")

@@ -139,13 +139,13 @@ def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | P
     return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
 
 
-def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int = 8) -> None:
+def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int | None = None) -> None:
     """Load a ``.pdparams`` of these scripts or of the guide; one that was trained with PACT quantises ``target``.
 
     Args:
         target: takes the weights.
         path: of the file.
-        weight_bits: that PACT trained with.
+        weight_bits: that PACT trained with; ``None`` for what the file says.
 
     Raises:
         FileNotFoundError: there is no such file.
