@@ -130,7 +130,7 @@ def refuse_no_folder(folder: Path) -> None:
         raise FileExistsError(
             f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
         )
-    if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):  # noqa: PTH112 (no error for long names)
         raise PermissionError(f"{folder} is not yours to write to: give another name, or the right to write there.")
     length = len(os.fsencode(f".{folder.name}.{_token()}{_LOCK}"))
     if length > _LONGEST:

@@ -26,6 +26,7 @@ from paddlelite_callbacks.deploy.export import (
 from paddlelite_callbacks.deploy.fold import folded
 from paddlelite_callbacks.deploy.hooks import carry_hooks_, copy_with_hooks
 from paddlelite_callbacks.deploy.int8 import write_int8_onnx
+from paddlelite_callbacks.deploy.lean import number_parameters
 from paddlelite_callbacks.quant.clip import clip_activations_, store_weights_on_grid_
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
 from paddlelite_callbacks.quant.noise import bias_noise, flip_noise, middle_noise
@@ -115,6 +116,9 @@ def export_forms(
             _float_forms(forms, _folded(network, inputs), folder, input_spec, onnx)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    for artefact in forms.artefacts:
+        if artefact.kind == "paddle":
+            number_parameters(artefact.path)  # ONNX files, made of the program, keep the names of state_dict
     if not forms.artefacts:
         said = "; ".join(dict.fromkeys(forms.errors.values()))
         raise ExportError(said)

@@ -18,7 +18,7 @@ from typing import Any
 from paddlelite_callbacks.deploy.interpolation import run_beside_onednn
 from paddlelite_callbacks.files import staged_file
 
-__all__ = ["make_program_lean"]
+__all__ = ["make_program_lean", "number_parameters"]
 
 _NOTES = ("struct_name", "op_callstack", "stop_gradient")
 _CONSTANTS = ("1.full", "1.full_int_array")
@@ -47,6 +47,26 @@ def make_program_lean(path: Path) -> None:
     if len(blocks) == 1:  # a branch or loop reads values of the block around it, by the numbers that would be merged
         _share_constants(blocks[0])
     _shorten_names([op for block in blocks for op in block["ops"] if op["#"] == _PARAMETER])
+    with staged_file(path) as partial:
+        partial.write_text(json.dumps(program, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+
+
+def number_parameters(path: Path) -> None:
+    """Name the parameters of the program ``path`` by numbers, in place, in the order in which their file holds them.
+
+    Readers go by that order. Names as in ``state_dict`` are 60 bytes each: 0.06 of 0.93 MB in LiteHRNet-30.
+
+    Args:
+        path: ``model.json`` of ``paddle.jit.save``; another file stays as it is.
+    """
+    program = json.loads(path.read_text(encoding="utf-8"))
+    if program.get("base_code", {}).get("magic") != "pir":
+        return
+    parameters = [op for block in _blocks(program["program"]) for op in block["ops"] if op["#"] == _PARAMETER]
+    names = sorted({op["A"][-1] for op in parameters})
+    numbers = {name: f"{number:0{len(str(len(names)))}}" for number, name in enumerate(names)}
+    for op in parameters:
+        op["A"][-1] = numbers[op["A"][-1]]
     with staged_file(path) as partial:
         partial.write_text(json.dumps(program, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
 
