@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the command.
     """
+    parser.description = (
+        "Check and time a model on every CPU engine. Exit code 0; 1 if it cannot be done, or an engine that --engines "
+        "names gave no figure; 3 if --size-mb or --latency-ms is not kept."
+    )
     parser.add_argument("model", help="an .onnx file, a Paddle program (.json or .pdmodel), its prefix or its folder")
     parser.add_argument(
         "--input",
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         options: as parsed.
 
     Returns:
-        0, or 3 where a limit is not kept.
+        0; 3 where a limit is not kept; 1 where an engine that ``--engines`` names gave no figure.
     """
     from paddlelite_callbacks.deploy.foreign import find_model, parse_input
     from paddlelite_callbacks.deploy.foreign_bench import bench_model
@@ -77,7 +82,23 @@ def run(options: argparse.Namespace) -> int:
     if verdict.criteria and not options.json:
         sys.stdout.write(f"\n{verdict}\n")
     sys.stdout.flush()
-    return 0 if verdict.passed else GATE_FAILED
+    if not verdict.passed:
+        return GATE_FAILED
+    silent = _silent(record, chosen.engines or ())
+    for line in silent:
+        sys.stderr.write(f"python -m paddlelite_callbacks bench: {line}\n")
+    return 1 if silent else 0
+
+
+def _silent(record: Record, named: Sequence[str]) -> list[str]:
+    """Return a line for each named engine without a figure."""
+    lines = []
+    for engine in named:
+        rows = [row for row in record.latencies if row.engine == engine]
+        if not any(row.p50_ms is not None for row in rows):
+            why = next((row.error for row in rows if row.error), "it was not run")
+            lines.append(f"{engine} gave no figure: {why}. Leave it out of --engines, or export the model for it.")
+    return lines
 
 
 def _keep(record: Record, folder: Path) -> None:

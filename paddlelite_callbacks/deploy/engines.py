@@ -178,17 +178,13 @@ def in_batches(predict: Predict, rows: int | None) -> Predict:
 
 def missing_reason(engine: Engine) -> str | None:
     """Return why ``engine`` cannot be used here, ``None`` if it can; imports nothing."""
-    packages = [engine.package, *(["paddle2onnx", "onnx"] if engine.kind == "onnx" else [])]
-    missing = []
-    for package in packages:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            with suppress(importlib.metadata.PackageNotFoundError):  # the GPU build is a package of its own
-                importlib.metadata.version(f"{package}-gpu")
-                continue
-            missing.append(package)
-    return f"{' and '.join(missing)} not installed: pip install 'paddlelite_callbacks[deploy]'" if missing else None
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version(engine.package)
+        return None
+    with suppress(importlib.metadata.PackageNotFoundError):  # the GPU build is a package of its own
+        importlib.metadata.version(f"{engine.package}-gpu")
+        return None
+    return f"{engine.package} not installed: pip install 'paddlelite_callbacks[deploy]'"
 
 
 def reason(error: BaseException) -> str:

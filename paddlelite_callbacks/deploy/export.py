@@ -70,15 +70,22 @@ class Artefact:
         return sum(file.stat().st_size for file in self.files) / 1e6
 
     def sha256(self) -> dict[str, str]:
-        """Return the checksum of each file by its name."""
-        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files}
+        """Return the checksum of each file by its path in the folder of ``path``."""
+        sums = {}
+        for file in self.files:
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            sums[file.relative_to(self.path.parent).as_posix()] = digest.hexdigest()
+        return sums
 
     def moved_to(self, folder: Path) -> Artefact:
         """Return the same artefact with its files in ``folder``."""
         return Artefact(
             kind=self.kind,
             path=folder / self.path.name,
-            files=tuple(folder / file.name for file in self.files),
+            files=tuple(folder / file.relative_to(self.path.parent) for file in self.files),
             precision=self.precision,
         )
 

@@ -14,9 +14,11 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.deploy.onnx_files import onnx_files
 from paddlelite_callbacks.deploy.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.errors import near_names, require
 from paddlelite_callbacks.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.file_kind import mistaken_kind
 
 __all__ = ["find_model", "input_shapes", "output_shapes", "parse_input", "random_inputs"]
 
@@ -38,7 +40,7 @@ def find_model(path: str | Path) -> Artefact:
     if path.is_dir():
         return _in_folder(path)
     if path.suffix == ".onnx" and path.is_file():
-        return Artefact(kind="onnx", path=path, files=(path,), precision=_precision(path))
+        return Artefact(kind="onnx", path=path, files=onnx_files(path), precision=_precision(path))
     if path.suffix in (".pdparams", ".pdopt"):
         raise ValueError(
             f"{path} is a checkpoint: weights without the network. Export it first, with paddle.jit.save(network, ...) "
@@ -58,8 +60,34 @@ def find_model(path: str | Path) -> Artefact:
     parameters = prefix.with_name(f"{prefix.name}.pdiparams")
     if not parameters.is_file():
         raise ValueError(f"{program} has no parameters beside it: {parameters.name} is missing.")
+    _refuse_mistaken(program, parameters)
     refuse_torn(parameters)
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=_precision(program))
+
+
+def _refuse_mistaken(program: Path, parameters: Path) -> None:
+    """Refuse what only bears the name of a program or of parameters: Paddle would end with the process."""
+    for file, wanted in ((program, "a program of Paddle"), (parameters, "parameters of Paddle")):
+        if (what := mistaken_kind(file)) is not None and not (file == parameters and "zeros" in what):
+            raise ValueError(f"{file} cannot be read: it is not {wanted} but {what}.")
+    if program.suffix == ".json":
+        try:
+            content = json.loads(program.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{program} is torn, or no JSON ({str(error)[:80]}): export it again.") from error
+        if not isinstance(content, dict) or "program" not in content:
+            raise ValueError(f"{program} is JSON, but no program of Paddle 3: export the network with paddle.jit.save.")
+        return
+    from paddle.base.proto import framework_pb2
+
+    try:
+        blocks = framework_pb2.ProgramDesc.FromString(program.read_bytes()).blocks
+    except Exception as error:
+        raise ValueError(
+            f"{program} is torn, or no program of Paddle ({type(error).__name__}): copy it again."
+        ) from error
+    if not blocks or not blocks[0].ops:
+        raise ValueError(f"{program} holds no operation: it is torn, or no program of Paddle.")
 
 
 def _precision(file: Path) -> str:
@@ -130,7 +158,7 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
             config.disable_gpu()
             config.disable_mkldnn()
             return {name: [] for name in inference.create_predictor(config).get_input_names()}
-        graph = require("onnx", needed_for="ONNX files").load(str(artefact.path)).graph
+        graph = require("onnx", needed_for="ONNX files").load(str(artefact.path), load_external_data=False).graph
     except ImportError:
         raise
     except Exception as error:
@@ -147,7 +175,7 @@ def output_shapes(artefact: Artefact) -> dict[str, list[int]]:
     Args:
         artefact: an ONNX file.
     """
-    graph = require("onnx", needed_for="ONNX files").load(str(artefact.path)).graph
+    graph = require("onnx", needed_for="ONNX files").load(str(artefact.path), load_external_data=False).graph
     return {item.name: _sizes(item) for item in graph.output}
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
+from paddlelite_callbacks.deploy.old_program import translate_old_program
 from paddlelite_callbacks.errors import require
 
 
 def main(program: str, parameters: str, target: str, opset: str) -> None:
     """Convert one Paddle program to ONNX."""
     converter = require("paddle2onnx", needed_for="ONNX export")
-    converter.export(
-        program,
-        parameters,
-        target,
-        opset_version=int(opset),
-        enable_onnx_checker=True,
-        verbose=False,
-        # Its default, polygraphy, runs "pip install" in the user's environment and replaces their NumPy.
-        optimize_tool="onnxoptimizer",
-    )
+    with tempfile.TemporaryDirectory() as work:
+        if program.endswith(".pdmodel"):
+            program, parameters = map(str, translate_old_program(Path(program), Path(work)))
+        converter.export(
+            program,
+            parameters,
+            target,
+            opset_version=int(opset),
+            enable_onnx_checker=True,
+            verbose=False,
+            # Its default, polygraphy, runs "pip install" in the user's environment and replaces their NumPy.
+            optimize_tool="onnxoptimizer",
+        )
 
 
 if __name__ == "__main__":

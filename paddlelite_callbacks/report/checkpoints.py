@@ -96,7 +96,7 @@ def _state(artefact: ArtefactFigures, folder: Path) -> str | None:
     if not artefact.sha256:
         return "no checksums were recorded"
     for name, checksum in artefact.sha256.items():
-        path = file_of(str(Path(artefact.path or "").with_name(name)), folder)
+        path = file_of(str(Path(artefact.path or "").parent / name), folder)
         if path is None:
             return f"{name} is gone"
         if not _same(path, checksum):

@@ -71,7 +71,7 @@ class ArtefactFigures:
         if self.path is None:
             raise ValueError(f"There is no {self.kind} file: {self.error}.")
         path = Path(self.path)
-        files = tuple(path.with_name(name) for name in self.sha256)
+        files = tuple(path.parent / name for name in self.sha256)
         gone = [str(file) for file in files if not file.is_file()]
         if gone:
             raise ValueError(f"The exported files {gone} are not there any more.")

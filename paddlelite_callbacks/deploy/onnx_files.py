@@ -1,0 +1,87 @@
+"""All files of an ONNX model: its weights may lie beside it (external data)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.utils.file_kind import mistaken_kind
+
+__all__ = ["onnx_files"]
+
+_EXTERNAL = 1  # TensorProto.EXTERNAL
+
+
+def onnx_files(path: Path) -> tuple[Path, ...]:
+    """Return ``path`` and every file that a tensor in it points to, in initialisers, attributes and subgraphs alike.
+
+    Args:
+        path: of an ``.onnx`` file.
+
+    Raises:
+        ValueError: it is no ONNX file, or a file that it needs is missing, too short, or outside its folder.
+        MissingDependencyError: ``onnx`` is not installed.
+    """
+    if (what := mistaken_kind(path)) is not None:
+        raise ValueError(f"{path} cannot be read: it is no ONNX file but {what}.")
+    onnx = require("onnx", needed_for="ONNX files")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: it is torn, or no ONNX file ({type(error).__name__}).") from error
+    files = [path]
+    for tensor in _tensors(model):
+        if tensor.data_location == _EXTERNAL:
+            file = _checked(path, tensor)
+            if file not in files:
+                files.append(file)
+    return tuple(files)
+
+
+def _checked(path: Path, tensor: Any) -> Path:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "").replace("\\", "/")
+    inside = os.path.normpath(location) if location else ".."
+    if Path(inside).is_absolute() or inside.split("/")[0] == "..":
+        raise ValueError(
+            f"{path} takes the weights {tensor.name!r} from {location!r}, which is not in its folder: engines refuse "
+            "that. Save the model again with its data beside it (onnx.save_model(..., save_as_external_data=True))."
+        )
+    file = path.parent / inside
+    if not file.is_file():
+        raise ValueError(f"{path} needs {location}, which is missing: copy it beside the model.")
+    if (what := mistaken_kind(file)) is not None and "zeros" not in what and not what.startswith("a text"):
+        raise ValueError(f"{path} needs the weights in {location}, but that is {what}.")
+    needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+    if file.stat().st_size < needed:
+        raise ValueError(f"{file} is torn: {file.stat().st_size} bytes, {path.name} needs {needed}. Copy it again.")
+    return file
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def _of_graph(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _of_graph(graph)
