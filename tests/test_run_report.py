@@ -16,9 +16,11 @@ from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
 from paddlelite_callbacks.deploy.accuracy import FileMetrics
+from paddlelite_callbacks.report.blocks import Code, Column, Fold, Heading, Item, Items, Part, Table
 from paddlelite_callbacks.report.checkpoints import check_points
 from paddlelite_callbacks.report.gate import judge, most_accurate
 from paddlelite_callbacks.report.html import html_page
+from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.record import Record, append_record, read_records
 from paddlelite_callbacks.report.run_report import first_metric, write_report
 
@@ -44,12 +46,12 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.addresses, self.rows, self.words = [], [], 0, []
+        self.open, self.addresses, self.anchors, self.words = [], [], [], []
         self.feed(text)
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attrs):
-        self.rows += tag == "tr"
+        self.anchors += [value for key, value in attrs if key == "id"]
         self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset")]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -69,8 +71,9 @@ def test_the_report_says_all_of_every_run(project):
     ]  # fmt: skip
     assert text.startswith("# project \u4e2d <&>")
     records = read_records(project / "runs.jsonl")
-    ladder = text.split("\n\n")[1].splitlines()
-    assert len(ladder) == 2 + len(records)
+    (ladder,) = [block for block in text.split("\n\n") if block.startswith("| model |")]
+    assert len(ladder.splitlines()) == 2 + len(records)
+    assert text.index("## Gate") < text.index("| model |")  # the verdict comes first
     assert "big (2)" in text
     for run in records:
         assert f"{run.metrics['acc']:.6g}" in text
@@ -78,14 +81,16 @@ def test_the_report_says_all_of_every_run(project):
     assert text.count("- [x] **Result and model**") == 2  # the second "big" wrote over the first one's files
     assert text.count("is another file by now (a later run of this name?)") == 2
     assert text.count("**Exact command and config to train again**") == 3
-    assert f"command: {records[0].command}" in text
+    assert f"command: `{records[0].command}`" in text
     assert '"learning_rate": 0.05' in text
 
 
 def test_the_page_is_whole_self_contained_and_escaped(project):
     page = Page((project / "report.html").read_text(encoding="utf-8"))
-    assert len(page.addresses) == 4  # two pictures, wide and narrow
-    assert all(address.startswith("data:image/png;base64,iVBOR") for address in page.addresses)
+    pictures = [address for address in page.addresses if not address.startswith("#")]
+    assert len(pictures) == 4  # two of them, wide and narrow
+    assert all(address.startswith("data:image/png;base64,iVBOR") for address in pictures)
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.anchors)
     assert f"{project.name}: 3 runs" in page.words
     assert any("light | slim" in word for word in page.words)
     assert '<meta name="viewport"' in (project / "report.html").read_text(encoding="utf-8")
@@ -173,13 +178,22 @@ def test_the_gate_believes_the_file_more_than_the_training():
     assert lines[3].startswith("| onnxruntime | fp32 | unknown: no such file | 5 (+95) | 46.81 (-41.81) | **fail**")
 
 
-def test_html_of_the_markdown_that_is_used():
-    text = (
-        "# a <b>\n\n| x | y |\n|---|---:|\n| `1` \\| 3 | **z** |\n\n- one\n  - two\n- [ ] three\n\n```json\n<&>\n```\n"
-    )
-    page = html_page(text, {}, title="t")
+def test_what_a_report_consists_of_as_page_and_as_markdown():
+    blocks = [
+        Heading(1, "a <b>"),
+        Table([Column("x"), Column("y"), Column("gate", left=True, early=True)], [(Part("1 | 3", "code"), "z*", "no")]),
+        Items([Item(("one ", Part("two", "strong")), inner=["in"]), Item("three", met=False)]),
+        Fold("more", [Code("<&>\n```", "json")]),
+    ]
+    page = html_page(blocks, {}, title="t", drawn_from=7)
     Page(page)
     assert "<h1>a &lt;b&gt;</h1>" in page
-    assert "<td><code>1</code> | 3</td><td><strong>z</strong></td>" in page
-    assert "<pre><code>&lt;&amp;&gt;</code></pre>" in page
-    assert re.search(r"<li>one<ul><li>two</li></ul></li><li class=.tick.>.*open:.* three", page)
+    assert '<th scope="row"><code>1 | 3</code></th><td class="text">no</td><td>z*</td>' in page  # the gate comes early
+    assert '<pre tabindex="0"><code>&lt;&amp;&gt;\n```</code></pre></details>' in re.sub(r"\n+(?=</details>)", "", page)
+    assert re.search(r"<li>one <strong>two</strong><ul><li>in</li></ul></li><li class=.tick.>.*open.* three", page)
+    assert '<meta name="drawn-from" content="7">' in page
+    assert markdown(blocks) == (
+        "# a \\<b>\n\n| x | y | gate |\n|---|---:|---|\n| 1 \\| 3 | z\\* | no |\n\n"
+        "- one **two**\n  - in\n- [ ] three\n\n"
+        "<details><summary>more</summary>\n\n````json\n<&>\n```\n````\n\n</details>\n"
+    )

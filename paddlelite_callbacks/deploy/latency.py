@@ -39,6 +39,8 @@ class Latency:
         roofline: share of this machine's fastest measured matrix product at as many threads that the network's
             multiply-accumulates reached; algorithms that need fewer of them (Winograd) can exceed 1.
         error: the reason where the figures are ``None``.
+        joint: the joint timing that the row is of, see `timed_together`: rows of one can be compared across runs.
+            ``None`` where the files of one run were timed by themselves.
     """
 
     engine: str
@@ -58,6 +60,7 @@ class Latency:
     peak_mb: float | None = None
     roofline: float | None = None
     error: str | None = None
+    joint: str | None = None
 
     @property
     def spread(self) -> float | None:

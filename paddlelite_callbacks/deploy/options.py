@@ -91,6 +91,7 @@ def latency_row(
     warmup: int | None = None,
     figures: Mapping[str, float | None] | None = None,
     error: str | None = None,
+    joint: str | None = None,
 ) -> Latency:
     """Return ``figures`` of `summarise`, or the ``error`` in their place, with how they were got.
 
@@ -102,6 +103,7 @@ def latency_row(
         warmup: calls that were not counted; the options' if ``None``.
         figures: fields of `Latency`.
         error: why there are none.
+        joint: see `Latency`.
     """
     threads, batch_size = setting or options.settings[0]
     row = dict(figures or {})
@@ -115,6 +117,7 @@ def latency_row(
         warmup=options.warmup if warmup is None else warmup,
         repeats=options.repeats,
         error=error,
+        joint=joint,
         **row,
     )
 

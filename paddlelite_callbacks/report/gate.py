@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from paddlelite_callbacks.deploy.exact import EXACT
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.record import Record
@@ -151,7 +152,11 @@ def _judged_metric(record: Record, budget: Budget) -> _Figure:
     row, reason = _timed(record, budget)
     if row is not None:
         return _metric_on(record, budget, row.engine, row.precision)
-    agreeing = [key for key in record.agreeing if key[1] == record.precision and budget.engine in (None, key[0])]
+    agreeing = [
+        (engine, precision)
+        for engine, precision in record.agreeing
+        if precision == record.precision and budget.engine in (None, engine) and engine not in EXACT
+    ]
     if agreeing:  # it runs, but could not be timed
         return _metric_on(record, budget, *agreeing[0])
     if record.checks or record.file_metrics:

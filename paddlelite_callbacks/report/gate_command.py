@@ -47,8 +47,9 @@ def run(options: argparse.Namespace) -> int:
         ValueError: no limit, an unknown engine or run, or no record.
     """
     from paddlelite_callbacks.errors import near_names
+    from paddlelite_callbacks.report.blocks import one_line
     from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge, most_accurate
-    from paddlelite_callbacks.report.record import read_records
+    from paddlelite_callbacks.report.record import Record, scan_records
 
     if options.metric_drop is not None and options.baseline is None:
         raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
@@ -73,7 +74,13 @@ def run(options: argparse.Namespace) -> int:
             "Got no limit. Give at least one limit: --size-mb, --latency-ms, or --metric with --baseline or "
             "--metric-limit."
         )
-    latest = {record.name: record for record in read_records(Path(options.folder) / "runs.jsonl")}
+    path = Path(options.folder) / "runs.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+        )
+    # what cannot be read is judged too: it passes nothing, and what stands before it under its name is no answer
+    latest = {one.name or f"line {getattr(one, 'line', '')}": one for one in scan_records(path.read_bytes())}
     if options.run is not None:
         if options.run not in latest:
             raise ValueError(
@@ -82,17 +89,23 @@ def run(options: argparse.Namespace) -> int:
             )
         latest = {options.run: latest[options.run]}
     if not latest:
-        raise ValueError(f"{options.folder}/runs.jsonl holds no run: let ExportBenchCallback write one.")
-    known = sorted({metric for record in latest.values() for metric in record.metrics})
-    if budget.metric is not None and budget.metric not in known:
+        raise ValueError(f"{path} holds no run: let ExportBenchCallback write one.")
+    records = [one for one in latest.values() if isinstance(one, Record)]
+    known = sorted({metric for record in records for metric in record.metrics})
+    if budget.metric is not None and records and budget.metric not in known:
         raise ValueError(
             f"No run has the metric {budget.metric!r}; measured are {known or 'none'}: write it as it stands there."
         )
-    verdicts = {name: judge(record, budget) for name, record in latest.items()}
-    for name, verdict in verdicts.items():
-        sys.stdout.write(f"{name}: {verdict}\n\n{verdict.table()}\n\n")
+    passed = []
+    for name, one in latest.items():
+        if isinstance(one, Record):
+            verdict = judge(one, budget)
+            passed.append(verdict.passed)
+            sys.stdout.write(f"{one_line(name)}: {verdict}\n\n{verdict.table()}\n\n")
+        else:
+            passed.append(False)
+            sys.stdout.write(f"{one_line(name)}: fail: its latest record cannot be judged: {one_line(one)}\n\n")
     if budget.metric is not None:
-        winner = most_accurate(list(latest.values()), budget)
+        winner = most_accurate(records, budget)
         sys.stdout.write(f"Most accurate of those that pass: {winner.name}\n" if winner else "None passes.\n")
-    passed = [verdict.passed for verdict in verdicts.values()]
     return 0 if (all(passed) if options.all else any(passed)) else GATE_FAILED

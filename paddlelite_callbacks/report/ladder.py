@@ -1,9 +1,11 @@
-"""Several runs' exported files timed against each other, so that their ratios can be believed."""
+"""Several runs' exported files timed against each other, so that their ratios can be believed, and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +13,9 @@ from paddlelite_callbacks.deploy.bench import BenchOptions, latency_row, repeate
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.deploy.latency import Latency, measure_latency, summarise
 from paddlelite_callbacks.progress import tqdm
-from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.report.record import Record, append_record, now, read_records
 
-__all__ = ["timed_together"]
+__all__ = ["append_joint_timing", "timed_together"]
 
 _Key = tuple[int, str, str]  # number of the record, engine, precision
 
@@ -21,10 +23,11 @@ _Key = tuple[int, str, str]  # number of the record, engine, precision
 def timed_together(
     records: Sequence[Record], inputs: Sequence[np.ndarray], options: BenchOptions, *, progress: bool = True
 ) -> list[Record]:
-    """Time the exported files of all ``records`` again, in turn, in this process.
+    """Time the exported files of all ``records`` again, in turn, in this process: a joint timing.
 
     Each record was timed when it was made, perhaps in another minute of a busy machine; ratios between such figures
-    carry its noise. Only engines that ran a file before, and agreed with the network, are timed.
+    carry its noise. Only engines that ran a file before, and agreed with the network, are timed. `write_ladder` and
+    `append_joint_timing` keep the figures where the report finds them.
 
     Args:
         records: whose files still exist.
@@ -33,7 +36,8 @@ def timed_together(
         progress: whether to show a bar.
 
     Returns:
-        The records with new latencies.
+        The records with the new latencies, whose ``joint`` names this timing. Rows of engines that were not timed, and
+        of other settings, stay; those of another setting stand in front, so that they count.
 
     Raises:
         ValueError: a file is gone.
@@ -47,15 +51,35 @@ def timed_together(
             calls, warmup=options.warmup, repeats=options.repeats, settle=1, shuffle=True, progress=bar.update
         )
     figures = {key: summarise(values) for key, values in durations.items()}
+    joint = f"{now()} {secrets.token_hex(3)}"
     return [
-        replace(
-            record,
-            latencies=tuple(
-                _newer(row, figures.get((i, row.engine, row.precision)), options) for row in record.main_latencies()
-            ),
-        )
+        replace(record, latencies=_renewed(record, {k[1:]: f for k, f in figures.items() if k[0] == i}, options, joint))
         for i, record in enumerate(records)
     ]
+
+
+def append_joint_timing(path: Path, records: Sequence[Record]) -> int:
+    """Add the joint timing of ``records`` to the record file that holds them; what stands there is not rewritten.
+
+    Args:
+        path: of ``runs.jsonl``.
+        records: of `timed_together`. Those that are not in the file, or stand there with the same latencies, are left
+            out.
+
+    Returns:
+        How many lines were added.
+    """
+    if not path.is_file():
+        return 0
+    stored = {(record.name, record.created): record for record in read_records(path)}
+    added = 0
+    for record in records:
+        known = stored.get((record.name, record.created))
+        if known is None or known.latencies == record.latencies or not any(row.joint for row in record.latencies):
+            continue
+        append_record(path, replace(record, retimes=True))
+        added += 1
+    return added
 
 
 def _ran(records: Sequence[Record], options: BenchOptions) -> list[_Key]:
@@ -76,8 +100,19 @@ def _call(records: Sequence[Record], key: _Key, batch: list[np.ndarray], options
     return lambda: predict(batch)
 
 
-def _newer(row: Latency, figures: dict[str, float] | None, options: BenchOptions) -> Latency:
-    if figures is None:
-        return row
-    kept = {"load_ms": row.load_ms, "peak_mb": row.peak_mb}
-    return latency_row(row.engine, row.precision, options, figures={**kept, **figures})
+def _renewed(
+    record: Record, figures: Mapping[tuple[str, str], dict[str, float]], options: BenchOptions, joint: str
+) -> tuple[Latency, ...]:
+    """Return the record's rows with those that ``figures`` has anew, by engine and precision."""
+    setting, rows, left = options.settings[0], list[Latency](), dict(figures)
+    for row in record.latencies:
+        key = (row.engine, row.precision)
+        if (row.threads, row.batch_size) == setting and key in left:
+            found = left.pop(key)
+            share = row.roofline * row.p50_ms / found["p50_ms"] if row.roofline and row.p50_ms else None
+            kept = {"load_ms": row.load_ms, "peak_mb": row.peak_mb, "roofline": share}
+            rows.append(latency_row(*key, options, figures={**kept, **found}, joint=joint))
+        else:
+            rows.append(row)
+    first = [latency_row(*key, options, figures=found, joint=joint) for key, found in left.items()]
+    return (*first, *rows)

@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.machine import Machine
 from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.files import locked
+from paddlelite_callbacks.report.blocks import one_line
+from paddlelite_callbacks.report.parse import FieldError, parsed
 
-__all__ = ["ArtefactFigures", "Record", "append_record", "now", "read_records"]
+__all__ = ["ArtefactFigures", "Record", "Unreadable", "append_record", "now", "read_records", "scan_records"]
 
 _log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -103,6 +105,8 @@ class Record:
         weights: path of the trained weights, from which all files were exported.
         failure: why no file was exported; ``None`` where there is one.
         remarks: per file that an engine does not compute rightly: which do, the likely cause, the remedy.
+        retimes: whether the line only brings other latencies for the run of this name and ``created`` in an earlier
+            line, see `append_joint_timing`; `read_records` gives one record with them.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Record:
     weights: str | None = None
     failure: str | None = None
     remarks: tuple[str, ...] = ()
+    retimes: bool = False
 
     @property
     def size_mb(self) -> float | None:
@@ -155,10 +160,14 @@ class Record:
         """Engine and precision of the files that compute what the network does, in the order of the checks."""
         return [(check.engine, check.precision) for check in self.checks if check.passed]
 
-    def best_latency(self) -> Latency | None:
-        """Return the fastest engine whose file, of the record's precision, computes what the network does."""
+    def best_latency(self, *, joint: str | None = None) -> Latency | None:
+        """Return the fastest engine whose file, of the record's precision, computes what the network does.
+
+        Args:
+            joint: only rows of this joint timing; ``None`` for all.
+        """
         good = [key for key in self.agreeing if key[1] == self.precision]
-        timed = [i for i in self.main_latencies() if (i.engine, i.precision) in good]
+        timed = [i for i in self.main_latencies() if (i.engine, i.precision) in good and joint in (None, i.joint)]
         return min((i for i in timed if i.p50_ms is not None and math.isfinite(i.p50_ms)), key=_p50, default=None)
 
     def main_latencies(self) -> list[Latency]:
@@ -206,28 +215,17 @@ class Record:
             ValueError: not JSON, another schema, or fields that do not fit.
         """
         data = json.loads(line)
-        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(
                 f"This version reads records of schema {SCHEMA}; the line begins {line[:60]!r}. Read it with the "
                 "version that wrote it, or take the line out."
             )
         try:
-            return cls(
-                **{
-                    **data,
-                    "artefacts": tuple(ArtefactFigures(**item) for item in data["artefacts"]),
-                    "latencies": tuple(Latency(**item) for item in data["latencies"]),
-                    "checks": tuple(Check(**item) for item in data["checks"]),
-                    "metrics": {key: _number(value) for key, value in data["metrics"].items()},
-                    "machine": Machine(**{**data["machine"], "flags": tuple(data["machine"]["flags"])}),
-                    "notes": tuple(data["notes"]),
-                    "remarks": tuple(data.get("remarks", ())),
-                    "file_metrics": tuple(FileMetrics(**item) for item in data.get("file_metrics", ())),
-                    "history": tuple(data.get("history", ())),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"The record {data.get('name')!r} does not fit schema {SCHEMA}: {error}.") from error
+            return parsed(cls, data)
+        except FieldError as error:
+            name = data.get("name")
+            shown = repr(name[:60]) if isinstance(name, str) else "without a name"
+            raise ValueError(f"The record {shown} does not fit schema {SCHEMA}: {error}.") from error
 
 
 def _p50(row: Latency) -> float:
@@ -242,43 +240,106 @@ def now() -> str:
 def append_record(path: Path, record: Record) -> None:
     """Add ``record`` as the last line of ``path``; what stands there is never rewritten, two writers wait in turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = record.to_json_line().encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own way
     with locked(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
         torn = file.read(1) not in (b"", b"\n")  # a writer that died in the middle of its line
         try:
-            file.write((b"\n" if torn else b"") + record.to_json_line().encode() + b"\n")
+            file.write((b"\n" if torn else b"") + line + b"\n")
             file.flush()
         except BaseException:
             os.ftruncate(file.fileno(), end)  # a full disk leaves no half line
             raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A line of a record file that is no record.
+
+    Args:
+        line: its number, from 1.
+        name: of the run, where the line tells it.
+        reason: why it is none.
+    """
+
+    line: int
+    name: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        name = "" if self.name is None else f" ({self.name[:100]!r})"
+        return f"line {self.line}{name} {self.reason}"
+
+
 def read_records(path: Path) -> list[Record]:
-    """Return the records of ``path``; a line that a dying writer tore is left out, with a warning.
+    """Return the records of ``path``, with the latencies of their last joint timing.
+
+    A line that is no record is left out, with a warning that names it.
+
+    Args:
+        path: of the record file.
 
     Raises:
-        ValueError: no such file, or a whole line of another schema.
+        ValueError: no such file.
     """
     if not path.is_file():
         raise ValueError(
             f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
         )
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # names may hold other ends of lines
+    found = []
+    for item in scan_records(path.read_bytes()):
+        if isinstance(item, Record):
+            found.append(item)
+        else:
+            _log.warning("%s, %s and left out.", path, one_line(item))
+    return found
+
+
+def scan_records(content: bytes) -> list[Record | Unreadable]:
+    """Return what stands in a record file, line by line; a joint timing is put into the record that it is of.
+
+    Args:
+        content: of the file.
+    """
+    found: list[Record | Unreadable] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):  # names may hold other ends of lines
         if not line.strip():
             continue
         try:
-            records.append(Record.from_json_line(line.decode("utf-8-sig")))
+            found.append(Record.from_json_line(line.decode("utf-8-sig")))
         except (json.JSONDecodeError, UnicodeDecodeError):  # torn perhaps in the middle of a letter
-            _log.warning("%s, line %d is torn and left out.", path, number)
-    return records
+            found.append(Unreadable(line=number, name=None, reason="is torn"))
+        except (ValueError, RecursionError) as error:
+            reason = "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
+            found.append(Unreadable(line=number, name=_name_in(line), reason=reason.rstrip(".")))
+    return _with_joint_timings(found)
 
 
-def _number(value: Any) -> float:
-    if value is not None and not isinstance(value, (int, float)):
-        raise TypeError(f"a metric is {value!r}, which is no number")
-    return math.nan if value is None else value
+def _with_joint_timings(found: Sequence[Record | Unreadable]) -> list[Record | Unreadable]:
+    kept: list[Record | Unreadable] = []
+    latest: dict[tuple[str, str], tuple[int, Record]] = {}
+    for item in found:
+        if not isinstance(item, Record):
+            kept.append(item)
+            continue
+        key, record = (item.name, item.created), replace(item, retimes=False)
+        place = len(kept)
+        if item.retimes and key in latest:
+            place, of = latest[key]
+            record = kept[place] = replace(of, latencies=item.latencies)
+        else:
+            kept.append(record)
+        latest[key] = place, record
+    return kept
+
+
+def _name_in(line: bytes) -> str | None:
+    try:
+        name = json.loads(line)["name"]
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _finite(value: Any) -> Any:

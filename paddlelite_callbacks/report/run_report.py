@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
+import shutil
 import tempfile
-from collections import Counter
+import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from paddlelite_callbacks.errors import MissingDependencyError
-from paddlelite_callbacks.files import locked
-from paddlelite_callbacks.report.checkpoints import check_points
+from paddlelite_callbacks.files import locked, staged_file
+from paddlelite_callbacks.report.blocks import Block, Heading, Paragraph, one_line
 from paddlelite_callbacks.report.curves import curves_png
-from paddlelite_callbacks.report.details import accuracy_table, check_table, latency_table, noted
-from paddlelite_callbacks.report.gate import Budget, judge
+from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.html import html_page
-from paddlelite_callbacks.report.record import Record, read_records
-from paddlelite_callbacks.report.render import ladder_markdown, ladder_png, write_whole
+from paddlelite_callbacks.report.markdown import markdown
+from paddlelite_callbacks.report.pareto import ladder_png
+from paddlelite_callbacks.report.record import Record, Unreadable, scan_records
+from paddlelite_callbacks.report.sections import (
+    gate_section,
+    ladder_section,
+    run_section,
+    shown_runs,
+    unreadable_section,
+)
 
-__all__ = ["report_markdown", "write_report"]
+__all__ = ["first_metric", "last_budget", "report_blocks", "with_unique_names", "write_report"]
 
 _log = logging.getLogger(__name__)
+_drawing = threading.Lock()  # matplotlib is not made for several threads
+_PAGE = "report.html"
+
+
+class _NewerStandsError(Exception):
+    """Another process has drawn a report of more runs meanwhile."""
 
 
 def write_report(folder: Path, *, budget: Budget | None = None, metric: str | None = None) -> str:
-    """Draw the report of all runs in ``folder``; ``runs.jsonl`` is only read, and writers to it wait meanwhile.
+    """Draw the report of all runs in ``folder``; ``runs.jsonl`` is only read.
+
+    It is drawn from a copy of the records, so that runs which end meanwhile wait for nothing: each draws its own, and
+    the one of the most records stays. A line that is no record is named in the report and left out. However many runs
+    there are, pictures and page are of bounded size: the first, the best and the latest runs are shown whole, the
+    others in a table.
 
     Args:
         folder: with ``runs.jsonl``.
@@ -45,26 +66,37 @@ def write_report(folder: Path, *, budget: Budget | None = None, metric: str | No
         raise ValueError(
             f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
         )
-    with locked(path):
-        records = read_records(path)
-        if not records:
+    with _drawing, tempfile.TemporaryDirectory() as work:
+        with locked(path):
+            content = path.read_bytes()
+        found = scan_records(content)
+        if not found:
             raise ValueError(f"{path} holds no run: let ExportBenchCallback write one.")
+        records = with_unique_names([item for item in found if isinstance(item, Record)])
+        unreadable = [item for item in found if isinstance(item, Unreadable)]
         budget = budget or last_budget(records)
         metric = metric or (budget.metric if budget else None) or first_metric(records)
-        records = with_unique_names(records)
-        with tempfile.TemporaryDirectory() as work:
-            pictures = _pictures(records, folder, Path(work), metric)
-            text = report_markdown(records, folder, metric=metric, budget=budget, pictures=list(pictures))
-            write_whole(folder / "report.md", text)
-            title = folder.resolve().name
-            write_whole(folder / "report.html", html_page(text, pictures, title=f"{title}: runs"))
+        pictures, troubles = _pictures(records, Path(work), metric, budget)
+        blocks = report_blocks(
+            records, folder, metric=metric, budget=budget, pictures=list(pictures), unreadable=unreadable
+        )
+        blocks[1:1] = [Paragraph(trouble) for trouble in troubles]
+        text, title = markdown(blocks), f"{folder.resolve().name}: runs"
+        page = html_page(blocks, pictures, title=title, drawn_from=len(content))
+        _put_in_place(folder, path, text, page, {name: wide for name, (wide, _) in pictures.items()}, len(content))
     return text
 
 
-def report_markdown(
-    records: Sequence[Record], folder: Path, *, metric: str, budget: Budget | None, pictures: Sequence[str] = ()
-) -> str:
-    """Return the report: ladder, pictures, gate by engine, check points and all figures of every run.
+def report_blocks(
+    records: Sequence[Record],
+    folder: Path,
+    *,
+    metric: str,
+    budget: Budget | None,
+    pictures: Sequence[str] = (),
+    unreadable: Sequence[Unreadable] = (),
+) -> list[Block]:
+    """Return the report: gate, ladder, pictures, lines that are no records, then check points and figures of the runs.
 
     Args:
         records: a row each, in this order.
@@ -72,77 +104,112 @@ def report_markdown(
         metric: of the ladder.
         budget: of the gate; ``None`` leaves it out.
         pictures: file names of those that were drawn.
+        unreadable: lines of the record file that were left out.
     """
-    parts = [f"# {folder.resolve().name}: {len(records)} run{'s' * (len(records) != 1)}", ""]
-    parts += [ladder_markdown(records, metric=metric, budget=budget)]
-    named = {"pareto.png": f"{metric} against latency; the area of a bubble is its size", "curves.png": "training"}
-    parts += [f"![{text}]({name})\n" for name, text in named.items() if name in pictures]
-    for record in records:
-        parts += [*_run(record, folder, budget), ""]
-    return "\n".join(parts)
+    blocks: list[Block] = [Heading(1, f"{folder.resolve().name}: {len(records)} run{'s' * (len(records) != 1)}")]
+    if budget is not None and records:
+        blocks += gate_section(records, budget)
+    if records:
+        blocks += ladder_section(records, metric=metric, budget=budget, pictures=pictures)
+    blocks += unreadable_section(unreadable)
+    shown = shown_runs(records, metric, budget)
+    if len(shown) < len(records):
+        few = f"{len(shown)} of {len(records)} runs follow: the first, the best, the latest; the table has the others."
+        blocks.append(Paragraph(few))
+    for place in shown:
+        blocks += run_section(records[place], folder, budget, anchor=f"run-{place + 1}")
+    return blocks
 
 
 def last_budget(records: Sequence[Record]) -> Budget | None:
     """Return the budget of the last run that had one; ``None`` without."""
-    given = [record.config["budget"] for record in records if record.config.get("budget")]
-    known = {field.name for field in fields(Budget)}
-    kept = {key: value for key, value in given[-1].items() if key in known} if given else {}
-    if kept.get("baseline") is None and kept.get("metric_drop") is not None:
-        del kept["metric_drop"]  # the default, which a record holds like a given one
-        if kept.get("metric") is not None and kept.get("metric_limit") is None:
-            kept["metric_drop"] = None  # of an older version, which judged no metric then
-    return Budget(**kept) if given else None
+    for record in reversed(records):
+        given = record.config.get("budget")
+        if not isinstance(given, dict):
+            continue
+        try:
+            return _budget(given)
+        except (ValueError, TypeError) as error:
+            _log.warning("The budget in the record %r is left out: %s", one_line(record.name), one_line(error))
+    return None
 
 
 def first_metric(records: Sequence[Record]) -> str:
     """Return the first metric of the last run that is no loss, or ``"loss"``."""
-    names = [name for record in reversed(records) for name in (*record.metrics, *record.file_figures)]
+    names = (name for record in reversed(records) for name in (*record.metrics, *record.file_figures))
     return next((name for name in names if "loss" not in name), "loss")
 
 
 def with_unique_names(records: Sequence[Record]) -> list[Record]:
     """Return the records with a number behind names that come again: all runs are shown, none replaces another."""
-    seen: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     named = []
     for record in records:
-        seen[record.name] += 1
+        counts[record.name] = number = counts.get(record.name, 0) + 1
         # a later run of the same name wrote over these files, which the check points find by their checksums
-        named.append(record if seen[record.name] == 1 else replace(record, name=f"{record.name} ({seen[record.name]})"))
+        named.append(record if number == 1 else replace(record, name=f"{record.name} ({number})"))
     return named
 
 
-def _run(record: Record, folder: Path, budget: Budget | None) -> list[str]:
-    lines = [f"## {record.name}", "", f"{record.created}, {noted(record)}", ""]
-    if record.failure is not None:
-        lines += [f"**Nothing was exported:** {record.failure}", "", f"Trained weights: {record.weights}", ""]
-    for remark in record.remarks:
-        lines += [f"**Not right on every engine:** {remark}", ""]
-    for point in check_points(record, folder):
-        lines.append(f"- [{'x' if point.met else ' '}] **{point.title}**")
-        lines += [f"  - {detail}" for detail in point.details]
-    if budget is not None and (verdict := judge(record, budget)).rows:
-        lines += ["", f"### Gate by engine: {record.name}", "", verdict.table(), "", f"{verdict}"]
-    for title, table in (
-        ("Latency", latency_table(record)),
-        ("Accuracy of the files", accuracy_table(record)),
-        ("Files against the network", check_table(record)),
-    ):
-        if table:
-            lines += ["", f"### {title}: {record.name}", "", *table]
-    lines += ["", *(f"- {note}" for note in record.notes)] if record.notes else []
-    if record.config:
-        lines += ["", "```json", json.dumps(record.config, indent=1, ensure_ascii=False), "```"]
-    return lines
+def _budget(given: dict[str, Any]) -> Budget:
+    known = {field.name for field in fields(Budget)}
+    kept = {key: value for key, value in given.items() if key in known}
+    if kept.get("baseline") is None and kept.get("metric_drop") is not None:
+        del kept["metric_drop"]  # the default, which a record holds like a given one
+        if kept.get("metric") is not None and kept.get("metric_limit") is None:
+            kept["metric_drop"] = None  # of an older version, which judged no metric then
+    return Budget(**kept)
 
 
-def _pictures(records: list[Record], folder: Path, work: Path, metric: str) -> dict[str, tuple[Path, Path]]:
-    pictures = {}
+def _pictures(
+    records: list[Record], work: Path, metric: str, budget: Budget | None
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Draw the pictures, wide and narrow, into ``work``; return them by their names, and why others are missing."""
+    pictures, troubles = {}, []
+    for name in ("pareto.png", "curves.png"):
+        paths = work / name, work / f"narrow-{name}"
+        try:
+            if all(_drawn(name, records, path, metric, budget, narrow=path is paths[1]) for path in paths):
+                pictures[name] = paths
+        except MissingDependencyError as error:
+            _log.warning("The report has no pictures: %s", error)
+            break
+        except OSError:
+            raise
+        except Exception as error:  # matplotlib refuses something that a record holds: the report says so
+            troubles.append(f"{name} could not be drawn: {type(error).__name__}: {error}")
+            _log.warning("%s", one_line(troubles[-1]))
+    return pictures, troubles
+
+
+def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Budget | None, *, narrow: bool) -> bool:
+    if name == "curves.png":
+        return curves_png(records, path, narrow=narrow)
+    ladder_png(records, path, metric=metric, narrow=narrow, budget=budget)
+    return True
+
+
+def _put_in_place(folder: Path, path: Path, text: str, page: str, pictures: dict[str, Path], size: int) -> None:
+    """Let the files of a report take their places, unless those of a longer record file stand there."""
     try:
-        for narrow, home in ((False, folder), (True, work)):
-            ladder_png(records, home / "pareto.png", metric=metric, narrow=narrow)
-        pictures["pareto.png"] = folder / "pareto.png", work / "pareto.png"
-        if all(curves_png(records, home / "curves.png", narrow=n) for n, home in ((False, folder), (True, work))):
-            pictures["curves.png"] = folder / "curves.png", work / "curves.png"
-    except MissingDependencyError as error:
-        _log.warning("The report has no pictures: %s", error)
-    return pictures
+        with ExitStack() as staged:
+            staged.enter_context(staged_file(folder / _PAGE)).write_text(page, encoding="utf-8")  # the last in place
+            staged.enter_context(staged_file(folder / "report.md")).write_text(text, encoding="utf-8")
+            for name, drawn in pictures.items():
+                shutil.copyfile(drawn, staged.enter_context(staged_file(folder / name)))
+            with locked(path):
+                if size < _drawn_from(folder / _PAGE) <= path.stat().st_size:
+                    raise _NewerStandsError
+                staged.close()
+    except _NewerStandsError:
+        _log.debug("The report of %s was drawn from more runs meanwhile.", folder)
+
+
+def _drawn_from(page: Path) -> int:
+    """Return how many bytes of the record file a page was drawn from; 0 if it does not say."""
+    try:
+        with page.open("rb") as file:
+            match = re.search(rb'<meta name="drawn-from" content="(\d{1,18})">', file.read(2000))
+    except OSError:
+        return 0
+    return int(match[1]) if match else 0

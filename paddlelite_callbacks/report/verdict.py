@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paddlelite_callbacks.report.blocks import Column, Part, Table
+from paddlelite_callbacks.report.markdown import table_lines
+
 __all__ = ["GATE_FAILED", "Criterion", "EngineVerdict", "GateError", "Verdict"]
 
 GATE_FAILED = 3  # exit code
+_ROWS = 60  # of a table; a run has a few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +110,22 @@ class Verdict:
         said = ", ".join(str(criterion) for criterion in self.criteria) or "the budget has no limit"
         return f"{'pass' if self.passed else 'fail'}: {said}"
 
+    def block(self) -> Table:
+        """Return a row per engine and file: each figure with what is left of its limit in brackets."""
+        limits = [Column(f"{c.title} {c.unit}".strip() + " (left)") for c in self.criteria]
+        columns = [Column("engine"), Column("file", left=True), *limits, Column("gate", left=True, early=True)]
+        rows = [
+            (
+                *(row.engine, row.precision, *(_cell(one) for one in row.criteria)),
+                Part("pass", "good") if row.passed else Part("fail", "fail"),
+            )
+            for row in self.rows[:_ROWS]
+        ]
+        return Table(columns, rows)
+
     def table(self) -> str:
-        """Return Markdown: per engine and file each figure with what is left of its limit in brackets."""
-        names = [f"{c.title} {c.unit}".strip() + " (left)" for c in self.criteria]
-        lines = ["| engine | file | " + " | ".join(names) + " | gate |", "|---|---|" + "---:|" * len(names) + "---|"]
-        for row in self.rows:
-            cells = [_cell(criterion) for criterion in row.criteria]
-            word = "pass" if row.passed else "**fail**"
-            lines.append(f"| {row.engine} | {row.precision} | " + " | ".join(cells) + f" | {word} |")
-        return "\n".join(lines)
+        """Return `block` as Markdown."""
+        return "\n".join(table_lines(self.block()))
 
 
 class GateError(SystemExit):
@@ -144,7 +155,8 @@ class GateError(SystemExit):
         return f"{self.name} does not keep its budget: {self.verdict}"
 
 
-def _cell(criterion: Criterion) -> str:
+def _cell(criterion: Criterion) -> Part:
+    kind = "" if criterion.passed else "bad"
     if criterion.value is None or criterion.margin is None:
-        return f"unknown: {criterion.reason}"
-    return f"{criterion.value * criterion.scale:.4g} ({criterion.margin * criterion.scale:+.4g})"
+        return Part(f"unknown: {criterion.reason}", kind)
+    return Part(f"{criterion.value * criterion.scale:.4g} ({criterion.margin * criterion.scale:+.4g})", kind)

@@ -1,0 +1,82 @@
+"""Which of many runs a picture or a page shows: the first, the best, and the latest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paddlelite_callbacks.direction import falls_with_quality
+from paddlelite_callbacks.report.record import Record
+
+__all__ = ["Point", "chosen", "front_of", "point_of"]
+
+_LARGEST = 1e12  # of what is drawn
+
+
+class Point(NamedTuple):
+    """A run in the picture.
+
+    Args:
+        ms: of its fastest engine.
+        metric: its value.
+        mb: exported.
+        name: of the run.
+    """
+
+    ms: float
+    metric: float
+    mb: float
+    name: str
+
+
+def point_of(record: Record, metric: str) -> Point | None:
+    """Return where ``record`` stands; ``None`` without a latency or the metric, or where one cannot be drawn.
+
+    Args:
+        record: of one run.
+        metric: key of ``Record.metrics``.
+    """
+    best, value = record.best_latency(), record.metric(metric)
+    if best is None or best.p50_ms is None or value is None:
+        return None
+    size = record.size_mb if record.size_mb is not None and math.isfinite(record.size_mb) else 0.0
+    drawable = 1 / _LARGEST < best.p50_ms < _LARGEST and abs(value) < _LARGEST
+    return Point(best.p50_ms, value, min(max(size, 0.0), _LARGEST), record.name) if drawable else None
+
+
+def front_of(points: Sequence[Point | None], metric: str) -> list[int]:
+    """Return the places of those that no other beats in both latency and metric, the fastest first.
+
+    Args:
+        points: ``None`` for runs without one.
+        metric: which is better is told by its name.
+    """
+    sign = -1.0 if falls_with_quality(metric) else 1.0
+    known = [(point.ms, -sign * point.metric, i) for i, point in enumerate(points) if point is not None]
+    front, best = [], math.inf
+    for _, cost, i in sorted(known):
+        if cost < best:
+            front.append(i)
+            best = cost
+    return front
+
+
+def chosen(records: Sequence[Record], metric: str, *, most: int, winner: Record | None = None) -> list[int]:
+    """Return the places of at most ``most`` records, in their order.
+
+    The first (the others are compared with it) and the winner of the gate, then the most accurate of the front, a third
+    at most, then the latest.
+
+    Args:
+        records: of a folder.
+        metric: of the front.
+        most: at least 2.
+        winner: one of ``records``.
+    """
+    if len(records) <= most:
+        return list(range(len(records)))
+    wanted = [0, *(i for i, record in enumerate(records) if record is winner)]
+    wanted += front_of([point_of(record, metric) for record in records], metric)[::-1][: most // 3]
+    wanted += range(len(records) - 1, -1, -1)
+    return sorted(list(dict.fromkeys(wanted))[:most])

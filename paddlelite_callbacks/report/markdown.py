@@ -1,0 +1,121 @@
+"""A report as Markdown; what a record holds is escaped, so that it is read and never acts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from paddlelite_callbacks.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Fold,
+    Heading,
+    Items,
+    Paragraph,
+    Part,
+    Picture,
+    Table,
+    one_line,
+    parts_of,
+)
+
+__all__ = ["escaped", "markdown", "table_lines"]
+
+# Everywhere: code, emphasis, links, formulas, rejected text, what begins a tag, an entity or an escape
+_MARKS = re.compile(r"[\\`*$\[~]|<(?=[a-zA-Z/!?])|&(?=#|[a-zA-Z]+;)|(?<![^\W_])_|_(?![^\W_])")
+_AT_START = re.compile(r"(?:#{1,6}(?= |$)|[-+](?= |$)|>|=+$|-+$|\d{1,9}[.)](?= |$))")
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """Return the blocks as Markdown.
+
+    Args:
+        blocks: of a report.
+    """
+    return "\n".join(line for block in blocks for line in (*_lines(block), "")).rstrip("\n") + "\n"
+
+
+def escaped(text: object) -> str:
+    """Return ``text`` as one line that Markdown shows as it is.
+
+    Args:
+        text: anything.
+    """
+    line = _MARKS.sub(lambda match: "\\" + match[0], one_line(text).replace("\t", " ").strip())
+    if start := _AT_START.match(line):
+        mark = start[0].rstrip(".)")  # of a number, the point behind it
+        at = len(mark) if mark and mark[0].isdigit() else 0
+        line = line[:at] + "\\" + line[at:]
+    return line
+
+
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of a table.
+
+    Args:
+        table: with at least one column.
+    """
+    marks = ["---" if column.left or not i else "---:" for i, column in enumerate(table.columns)]
+    return [
+        _row([_cell(column.title) for column in table.columns]),
+        f"|{'|'.join(marks)}|",
+        *(_row([_cell(cell) for cell in row]) for row in table.rows),
+    ]
+
+
+def _lines(block: Block) -> Iterator[str]:
+    if isinstance(block, Heading):
+        yield f"{'#' * block.level} {escaped(block.text)}"
+    elif isinstance(block, Paragraph):
+        yield _text(block.text)
+    elif isinstance(block, Items):
+        for item in block.items:
+            box = "" if item.met is None else f"[{'x' if item.met else ' '}] "
+            yield f"- {box}{_text(item.text)}"
+            yield from (f"  - {_text(inner)}" for inner in item.inner)
+    elif isinstance(block, Table):
+        yield from table_lines(block)
+    elif isinstance(block, Picture):
+        yield f"![{escaped(block.text)}]({block.name})"
+    elif isinstance(block, Code):
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", block.text)), default=0))
+        yield f"{fence}{block.language}\n{block.text}\n{fence}"
+    elif isinstance(block, Fold):
+        yield f"<details><summary>{_html(block.title)}</summary>\n"
+        for inner in block.blocks:
+            yield from (*_lines(inner), "")
+        yield "</details>"
+
+
+def _text(cell: Cell) -> str:
+    parts = parts_of(cell)
+    text = "".join(_part(part) for part in parts).strip() or "\u2014"
+    return f"\\{text}" if text.startswith("|") else text  # a table would begin
+
+
+def _part(part: Part) -> str:
+    if part.kind == "code":
+        fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", part.text)), default=0))
+        space = " " if part.text.startswith("`") or part.text.endswith("`") else ""
+        return f"{fence}{space}{part.text}{space}{fence}" if part.text.strip() else ""
+    if part.kind == "gap":
+        return part.text
+    lead, trail = (" " if part.text[side : side + 1 or None].isspace() else "" for side in (0, -1))
+    text = escaped(part.text)
+    text = f"**{text}**" if part.kind in ("strong", "fail") and text else text
+    return f"{lead}{text}{trail}" if text else lead
+
+
+def _cell(cell: Cell) -> str:
+    # in code a bar behind a backslash would end the cell, whatever is put in front of it
+    parts = [part._replace(kind="") if part.kind == "code" and "|" in part.text else part for part in parts_of(cell)]
+    return "".join(_part(part) for part in parts).strip().replace("|", "\\|")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _html(text: str) -> str:
+    return one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
