@@ -17,7 +17,7 @@ from paddlelite_callbacks import ExportBenchCallback
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import ExportError
 from paddlelite_callbacks.files import staged_file
-from paddlelite_callbacks.report.ladder import timed_together
+from paddlelite_callbacks.report.ladder import append_joint_timing, timed_together
 from paddlelite_callbacks.report.record import Record, read_records
 
 __all__ = [
@@ -97,7 +97,7 @@ def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
 
 
 def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Time the files of the teacher and of one seed against each other, in turn, and write ``times.json``."""
+    """Time the files of the teacher and of one seed against each other, in turn: ``times.json``, and in the records."""
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
     names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
     names = [name for name in names if label_of(*name) in by_name]
@@ -105,6 +105,7 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     timed = timed_together(
         records, [held_out[0][0][None]], BenchOptions(engines=flags.engines, warmup=2, repeats=flags.repeats)
     )
+    append_joint_timing(flags.out / "runs.jsonl", timed)
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
     machine = timed[0].machine
     (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")

@@ -147,7 +147,7 @@ def verdict_cell(verdict: Verdict) -> Cell:
 
 def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
     """Say how a record stands against the first: size, latency of the fastest engine, metric."""
-    gains = [*_ratio(first.size_mb, record.size_mb, "smaller", "larger"), *_faster(first, record)]
+    gains = [*_ratio(first.size_mb, record.size_mb, "smaller", "larger", "same size"), *_faster(first, record)]
     value, reference = record.metric(metric), first.metric(metric)
     if value is not None and reference is not None:
         change = value - reference
@@ -158,21 +158,23 @@ def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
 
 def _faster(first: Record, record: Record) -> list[str]:
     """Compare the fastest engines: those of one joint timing, else as they were timed apart."""
+    words = ("faster", "slower", "same latency")
     joint = {row.joint for row in first.main_latencies() if row.joint}
     for timing in sorted(joint & {row.joint for row in record.main_latencies() if row.joint}, reverse=True):
         old, new = first.best_latency(joint=timing), record.best_latency(joint=timing)
         if old is not None and new is not None:
-            return _ratio(old.p50_ms, new.p50_ms, "faster", "slower")
+            return _ratio(old.p50_ms, new.p50_ms, *words)
     old, new = first.best_latency(), record.best_latency()
     if old is None or new is None:
         return []
-    return [f"{text} (timed apart)" for text in _ratio(old.p50_ms, new.p50_ms, "faster", "slower")]
+    return [f"{text} (timed apart)" for text in _ratio(old.p50_ms, new.p50_ms, *words)]
 
 
-def _ratio(old: float | None, new: float | None, better: str, worse: str) -> list[str]:
+def _ratio(old: float | None, new: float | None, better: str, worse: str, same: str) -> list[str]:
     if old is None or new is None or not (0 < old < math.inf and 0 < new < math.inf):
         return []
-    return [f"{number(old / new, 1)}x {better}" if new <= old else f"{number(new / old, 1)}x {worse}"]
+    ratio, word = (old / new, better) if new <= old else (new / old, worse)
+    return [f"{number(ratio, 1)}x {word}" if ratio >= 1.05 else same]
 
 
 def _size(record: Record, notes: dict[str, int]) -> str:
