@@ -40,7 +40,7 @@ from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
 from paddlelite_callbacks.report.gate import most_accurate
-from paddlelite_callbacks.report.record import read_records
+from paddlelite_callbacks.report.record import Record, read_records
 from paddlelite_callbacks.report.run_report import write_report
 from paddlelite_callbacks.saved import read_saved
 from paddlelite_callbacks.surgery import find_sublayer, freeze_norm_, match_sublayers, replace_sublayer
@@ -822,7 +822,7 @@ ROWS = [
     ),
     (
         "records-schema",
-        lambda b: read_records(b.home / "runs.jsonl"),
+        lambda b: Record.from_json_line((b.home / "runs.jsonl").read_text()),  # read_records leaves it out and says so
         *(V, '{"schema": 9}', "reads records of schema 1", "or take the line out"),
     ),
     (

@@ -122,7 +122,11 @@ def report_blocks(
 
 
 def last_budget(records: Sequence[Record]) -> Budget | None:
-    """Return the budget of the last run that had one; ``None`` without."""
+    """Return the budget of the last run that had one; ``None`` without.
+
+    Args:
+        records: in their order.
+    """
     for record in reversed(records):
         given = record.config.get("budget")
         if not isinstance(given, dict):
@@ -135,13 +139,21 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
 
 
 def first_metric(records: Sequence[Record]) -> str:
-    """Return the first metric of the last run that is no loss, or ``"loss"``."""
+    """Return the first metric of the last run that is no loss, or ``"loss"``.
+
+    Args:
+        records: in their order.
+    """
     names = (name for record in reversed(records) for name in (*record.metrics, *record.file_figures))
     return next((name for name in names if "loss" not in name), "loss")
 
 
 def with_unique_names(records: Sequence[Record]) -> list[Record]:
-    """Return the records with a number behind names that come again: all runs are shown, none replaces another."""
+    """Return the records with a number behind names that come again: all runs are shown, none replaces another.
+
+    Args:
+        records: in their order.
+    """
     counts: dict[str, int] = {}
     named = []
     for record in records:
