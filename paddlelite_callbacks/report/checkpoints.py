@@ -58,7 +58,8 @@ def file_of(path: str | None, folder: Path) -> Path | None:
 
 def _result_and_model(record: Record, folder: Path) -> CheckPoint:
     measured = list((record.metrics or record.file_figures).items())[:_FIGURES]
-    figures, where = ", ".join(f"{name} {value:.6g}" for name, value in measured), "" if record.metrics else " (on the files)"
+    figures = ", ".join(f"{name} {value:.6g}" for name, value in measured)
+    where = "" if record.metrics else " (on the files)"
     details: list[Cell] = [f"result{where}: {figures}" if figures else "no metric: fit() ran without evaluation data"]
     wanted = [a for a in record.artefacts if a.path is not None][:_FIGURES]
     states = [_state(artefact, folder) for artefact in wanted]
