@@ -91,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
     if not latest:
         raise ValueError(f"{path} holds no run: let ExportBenchCallback write one.")
     records = [one for one in latest.values() if isinstance(one, Record)]
+    if not records and options.run is None:
+        said = "; ".join(one_line(one) for one in list(latest.values())[:3])
+        raise ValueError(f"No record of {path} can be judged: {said}.")
     known = sorted({metric for record in records for metric in record.metrics})
     if budget.metric is not None and records and budget.metric not in known:
         raise ValueError(
