@@ -32,6 +32,7 @@ from paddlelite_callbacks import (
     ptq_int8,
 )
 from paddlelite_callbacks.__main__ import main
+from paddlelite_callbacks.backbone.weights import DownloadError
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.foreign import find_model, input_shapes, parse_input, random_inputs
 from paddlelite_callbacks.deploy.latency import measure_latency, summarise
@@ -945,7 +946,7 @@ ROWS = [
     (
         "swap-url",
         lambda b: swap(pretrained="http://127.0.0.1:9/x.pdparams")(TinyNet()),
-        *(R, "http://127.0.0.1:9/x.pdparams", "could not be downloaded", "Download the file elsewhere"),
+        *(DownloadError, "http://127.0.0.1:9/x.pdparams", "could not be downloaded", "Download the file elsewhere"),
     ),
     (
         "swap-summary",

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge
 
     budget = Budget(size_mb=options.size_mb, latency_ms=options.latency_ms, metric_drop=None)
-    artefact, specs = find_model(options.model), [parse_input(text) for text in options.input]
+    specs = [parse_input(text) for text in options.input]
     chosen = BenchOptions(
         engines=options.engines.split(",") if options.engines else None,
         threads=_numbers(options.threads, "--threads"),
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         peak_memory=not options.no_memory,
         roofline=True,
     )
+    artefact = find_model(options.model)
     generic = artefact.path.stem in ("inference", "model")
     name = options.name or (artefact.path.resolve().parent.name if generic else artefact.path.stem)
     record = bench_model(artefact, specs, chosen, name=name, progress=not options.json)

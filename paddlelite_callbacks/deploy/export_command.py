@@ -68,7 +68,10 @@ def run(options: argparse.Namespace) -> int:
             f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
             "give a new folder."
         )
-    source, specs = find_model(options.model), [parse_input(text) for text in options.input]
+    specs = [parse_input(text) for text in options.input]
+    if Path(options.model).suffix.lower() == ".onnx":
+        raise ValueError(f"{options.model} is ONNX already; export takes Paddle programs: use the file as it is.")
+    source = find_model(options.model)
     if source.kind != "paddle":
         raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     inputs, judge = random_inputs(source, specs), _installed_engine()

@@ -26,7 +26,10 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
         MissingDependencyError: ``onnx`` is not installed.
     """
     if (what := mistaken_kind(path)) is not None:
-        raise ValueError(f"{path} cannot be read: it is no ONNX file but {what}.")
+        raise ValueError(
+            f"{path} cannot be read, it holds no network: it is no ONNX file but {what}. "
+            "Export it again, or fetch the file itself."
+        )
     onnx = require("onnx", needed_for="ONNX files")
     try:
         model = onnx.load(str(path), load_external_data=False)
