@@ -67,7 +67,11 @@ def snapshot() -> dict:
         "numpy's errors": np.geterr(),
         "matplotlib": dict(dict.items(matplotlib.rcParams)) if matplotlib else {},
         "pyplot": "matplotlib.pyplot" in sys.modules,
-        "temporary files": sorted(os.listdir(tempfile.gettempdir())),  # noqa: PTH208
+        "temporary files": sorted(  # but for the one folder of traced sources a process, which goes at its end
+            name
+            for name in os.listdir(tempfile.gettempdir())  # noqa: PTH208
+            if not name.startswith("paddlelite_traces_")
+        ),
     }
 
 

@@ -112,7 +112,10 @@ def test_the_onnx_file_too(tmp_path):
     options = {**QUICK, "engines": ["onnxruntime"]}
     callback = ExportBenchCallback(tmp_path, **options)
     callback.export(model, [Y, X])
-    assert [(check.precision, check.passed) for check in callback.record.checks] == [("fp32", True)]
+    checks = [
+        check for check in callback.record.checks if check.engine == "onnxruntime"
+    ]  # beside the reference of Paddle's file
+    assert [(check.precision, check.passed) for check in checks] == [("fp32", True)]
 
 
 class Masked(Last):

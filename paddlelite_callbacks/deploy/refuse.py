@@ -13,6 +13,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.deploy.check import compare_outputs
 from paddlelite_callbacks.deploy.export import ExportError, flat_outputs
 from paddlelite_callbacks.quant.noise import rounding_noise
+from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import broken_tensors
 
 __all__ = ["own_movement", "refuse_indefinite"]
@@ -50,18 +51,19 @@ def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Se
                 f"{whose} gives NaN or infinite values itself (output {number}: {bad} of {output.size}), so no file "
                 f"can be held against it, and none is handed out. {_LOOK if finite else _CLEAN}"
             )
-    for _ in range(2):  # a state that changes back and forth shows in one of two calls
-        random.random(), np.random.random(), paddle.rand([1])  # other numbers than in the first call
-        with paddle.no_grad():
-            again = [item.numpy() for item in flat_outputs(network(*[paddle.to_tensor(item) for item in sample]))]
-        check = compare_outputs(expected, again, engine="the network itself")
-        if not check.passed:
-            raise ExportError(
-                f"{whose} gives another output when it is called again with the same input (it differs by "
-                f"{check.error or f'{check.max_abs_diff:.3g}'}), so no file can be held against it. Is there dropout "
-                "or noise that eval mode does not stop, or a state that forward() changes? Make forward() a function "
-                "of its inputs where network.training is False."
-            )
+    with same_random_streams():
+        for _ in range(2):  # a state that changes back and forth shows in one of two calls
+            random.random(), np.random.random(), paddle.rand([1])  # other numbers than in the first call
+            with paddle.no_grad():
+                again = [item.numpy() for item in flat_outputs(network(*[paddle.to_tensor(item) for item in sample]))]
+            check = compare_outputs(expected, again, engine="the network itself")
+            if not check.passed:
+                raise ExportError(
+                    f"{whose} gives another output when it is called again with the same input (it differs by "
+                    f"{check.error or f'{check.max_abs_diff:.3g}'}), so no file can be held against it. Is there "
+                    "dropout or noise that eval mode does not stop, or a state that forward() changes? Make it a "
+                    "function of its inputs where network.training is False."
+                )
 
 
 def own_movement(network: Layer, sample: Sequence[np.ndarray]) -> float:
