@@ -8,7 +8,7 @@ from paddle.nn import Conv2D, Layer
 
 from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["channels_taken", "refuse_other_channels"]
+__all__ = ["channels_taken", "refuse_other_channels", "runs_on"]
 
 
 def channels_taken(network: Layer) -> int | None:
@@ -35,11 +35,11 @@ def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer
     """
     if instead_of is not None:
         old = channels_taken(instead_of)
-        if old in (None, int(x.shape[1])) or _runs(instead_of, x):
+        if old in (None, int(x.shape[1])) or runs_on(instead_of, x):
             return
         x = paddle.zeros([1, old, *x.shape[2:]], dtype=x.dtype)
     taken = channels_taken(new)
-    if x.ndim != 4 or taken in (None, int(x.shape[1])) or _runs(new, x):
+    if x.ndim != 4 or taken in (None, int(x.shape[1])) or runs_on(new, x):
         return
     given = int(x.shape[1])
     raise ValueError(
@@ -49,7 +49,13 @@ def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer
     )
 
 
-def _runs(network: Layer, x: Tensor) -> bool:
+def runs_on(network: Layer, x: Tensor) -> bool:
+    """Whether ``network`` takes ``x`` in eval mode; its modes stay.
+
+    Args:
+        network: any mode.
+        x: an image batch ``[N, C, H, W]``.
+    """
     try:
         with same_modes(network), paddle.no_grad():
             network.eval()

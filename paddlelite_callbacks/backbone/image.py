@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.surgery import same_modes
+from paddlelite_callbacks.backbone.channels import runs_on
 
 __all__ = ["ImagePlace", "TakesImage", "image_place", "taking_image"]
 
@@ -130,23 +130,13 @@ def taking_image(network: Layer, x: Tensor, place: ImagePlace) -> Layer:
         x: an image batch ``[N, C, H, W]``.
         place: of the image among the old backbone's arguments.
     """
-    if _runs(network, x):
+    if runs_on(network, x):
         return network
     for way in (place, ImagePlace((0, "image"))):
         wrapped = TakesImage(network, way)
-        if way.place != (0,) and _runs(wrapped, x):
+        if way.place != (0,) and runs_on(wrapped, x):
             return wrapped
     return network  # its own error will be told where it is run
-
-
-def _runs(network: Layer, x: Tensor) -> bool:
-    try:
-        with same_modes(network), paddle.no_grad():
-            network.eval()
-            network(x)
-    except Exception:
-        return False
-    return True
 
 
 @paddle.jit.not_to_static
