@@ -56,6 +56,10 @@ def _fit(callbacks, watch, *, network=None, before=None, **options):
     return model
 
 
+def _larger(x):
+    return paddle.nn.functional.interpolate(x, size=[16, 16])
+
+
 @watched
 def distil(folder, watch):
     from paddlelite_callbacks.distill.losses import named_loss
@@ -75,6 +79,10 @@ def distil(folder, watch):
     _fit([callback], watch, epochs=2, save_dir=str(folder / "ck"))
     _fit([pc.DistillCallback(teachers, combine="each", loss=[pc.OutputTerm("kl")])], watch)
     _fit([pc.DistillCallback(teachers, loss="kl")], watch)
+    other = pc.DistillCallback(
+        TinyNet(width=6), features={"conv*": "conv*"}, teacher_mode="train", teacher_inputs=_larger, resize="bilinear"
+    )
+    _fit([other], watch)
 
 
 @watched
@@ -117,11 +125,15 @@ def heatmaps(folder, watch):
 
 @watched
 def cache(folder, watch, *, num_workers):
+    from paddlelite_callbacks.distill.identity import function_digest
+
     teacher, data = TinyNet(), Images()
     with watch:
         cached = pc.cache_teacher(teacher, data, folder / "c", batch_size=4, num_workers=num_workers, progress=False)
     if not num_workers:
         _fit([pc.DistillCallback(cached, loss="kl")], watch, data=cached, evaluate=False)
+        with watch:
+            function_digest(_larger)
 
 
 @watched
@@ -202,7 +214,10 @@ def records(folder, watch):
     from paddlelite_callbacks.deploy.forms import references
     from paddlelite_callbacks.deploy.options import BenchOptions
     from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
+    from paddlelite_callbacks.report.chosen import front_of, point_of
+    from paddlelite_callbacks.report.details import accuracy_table
     from paddlelite_callbacks.report.ladder import timed_together
+    from paddlelite_callbacks.report.record import read_records
     from paddlelite_callbacks.report.render import write_ladder
 
     callback = pc.ExportBenchCallback(
@@ -222,6 +237,9 @@ def records(folder, watch):
         bench([rows[0].artefacts[0].artefact()], image, expected, options, progress=False)
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
         roofline_share(1000, 1, 1.0, measure_roofline(1))
+        accuracy_table(rows[0])
+        front_of([point_of(row, "acc") for row in rows], "acc")
+        read_records(folder / "later" / "runs.jsonl")
 
 
 @watched
@@ -271,12 +289,22 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.backbone import cures, sources, taps, weights
     from paddlelite_callbacks.backbone.catalogue import render_table
     from paddlelite_callbacks.deploy.engines import reason
+    from paddlelite_callbacks.deploy.forms import said_of
+    from paddlelite_callbacks.deploy.machine import has_vnni
+    from paddlelite_callbacks.deploy.onnx_files import onnx_files
     from paddlelite_callbacks.deploy.refuse import own_movement
     from paddlelite_callbacks.deploy.roofline import roofline_share
-    from paddlelite_callbacks.distill import losses, outputs
+    from paddlelite_callbacks.deploy.signature import plain_signature_
+    from paddlelite_callbacks.distill import losses, outputs, resize
+    from paddlelite_callbacks.errors import require
 
-    x, network = paddle.rand([1, 2, 4, 4]), TinyNet()
+    x, network, other = paddle.rand([1, 2, 4, 4]), TinyNet(), TinyNet()
     paddle.save({"x": x}, str(folder / "file"))
+    onnx = require("onnx", needed_for="this")
+    info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [info], [onnx.helper.make_tensor_value_info("y", 1, [1])])
+    onnx.save(onnx.helper.make_model(graph), str(folder / "x.onnx"))
     with watch:
         render_table(pc.list_backbones("PPLCNet*"))
         cures.upsample_nearest(x, 2)
@@ -285,7 +313,13 @@ def small_parts(folder, watch):
         weights.fetch(f"file://{folder}/file", folder / "fetched")
         losses.sum_over_outputs(losses.mse, [x], [x])
         outputs.shapes_of({"a": x})
+        outputs.told(ValueError("no"))
         reason(ValueError("no"))
+        said_of(ValueError("no"))
+        has_vnni("openvino")
+        onnx_files(folder / "x.onnx")
+        plain_signature_(other, 1)
+        resize.differ_in_size([1, 2, 4, 4], [1, 2, 8, 8])
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])

@@ -53,7 +53,10 @@ WHOLE = {
     "swap_inside": (GENERATOR, "environment: KMP_"),
     "catalogue": (GENERATOR,),
 }
-BESIDE = {"backbone.measure.main"}  # writes the catalogue of this package
+BESIDE = {
+    "backbone.measure.main",  # writes the catalogue of this package
+    "deploy.old_program.translate_old_program",  # runs in the converter's process alone, which ends with it
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,13 @@ def server():
 
 
 seen: set[str] = set()
-NEEDS = {"swap_inside": "paddleclas", "export": "paddle2onnx", "commands": "paddle2onnx", "pact": "paddle2onnx"}
+NEEDS = {
+    "swap_inside": "paddleclas",
+    "export": "paddle2onnx",
+    "commands": "paddle2onnx",
+    "pact": "paddle2onnx",
+    "small_parts": "onnx",
+}
 
 
 @pytest.mark.parametrize("scene", [pytest.param(s, marks=pytest.mark.slow if s in SLOW else ()) for s in SCENES])

@@ -147,6 +147,7 @@ def fit(
 
 def save_weights(network: nn.Layer, path: Path) -> None:
     """Write the weights, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as partial:
         paddle.save(network.state_dict(), str(partial))
 

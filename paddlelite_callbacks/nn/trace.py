@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,13 @@ class Trace:
                     self._takers.setdefault(source.node_ptr(), []).append((node.node_ptr(), node.name()))
             waiting.extend(node.next_functions)
 
+    def release(self) -> None:
+        """Free what the graph has saved for gradients: Paddle never frees an operation asked for by ``grad_fn``."""
+        ends = [item.sum() for item in self.outputs if item.grad_fn is not None and item.is_floating_point()]
+        if ends:
+            with suppress(Exception):  # an operation of the user's that has no gradient
+                paddle.autograd.backward(ends)
+
 
 def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
     """Run ``network`` once in eval mode, with gradients, and return what ran; random streams stay as they are.
@@ -134,7 +141,8 @@ def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
             scope.enter_context(_noted(name, layer, running, found))
         scope.enter_context(_products_noted(product))
         found.outputs = tensors_in(network(*given))
-    found.link()
+        found.link()
+        found.release()
     return found
 
 
