@@ -13,7 +13,7 @@ SMALL = ("--network", "naive_lite_hrnet_18")
 
 
 def run(script, *flags, cwd, launch=()):
-    command = [sys.executable, *launch, str(FOLDER / f"{script}.py"), *map(str, flags)]
+    command = [sys.executable, *launch, str((FOLDER / script).with_suffix(".py")), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 

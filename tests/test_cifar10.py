@@ -245,3 +245,20 @@ def test_the_ladder_quick(tmp_path):
     assert again.returncode == 0
     assert "===" not in again.stdout  # all finished: nothing is run
     assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+@pytest.mark.slow
+@needs("paddleclas")
+def test_the_ladder_goes_on_past_a_rung_that_fails(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lcnet-light-0").write_text("a file where the rung's folder has to be")
+    rungs = ["teacher", "light", "light-longer", "kl"]
+    command = [sys.executable, str(SCRIPTS / "ladder.py"), "--quick", "--out", "out", "--engines", "paddle"]
+    done = subprocess.run(
+        [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=800
+    )
+    assert done.returncode == 1, done.stdout[-1000:] + done.stderr[-2000:]
+    lines = [json.loads(text) for text in (tmp_path / "out" / "ladder.jsonl").read_text().splitlines()]
+    assert [entry["rung"] for entry in lines] == ["teacher", "kl"]
+    ended = [line for line in done.stdout.splitlines() if line.startswith("Not finished: ")]
+    assert [line.split(".")[0] for line in ended] == [f"Not finished: {n}, seed 0" for n in ("light", "light-longer")]

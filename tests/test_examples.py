@@ -55,6 +55,26 @@ def test_digits_quick(tmp_path):
     assert (folder / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+@needs("paddleclas")
+def test_digits_go_on_past_a_rung_that_cannot_be_exported(tmp_path):
+    flags = ["--quick", "--teacher", "leaves_paddle", "--student", "PPLCNet_x0_25", "--engines", "paddle"]
+    script = Path(__file__).with_name("failing_rung.py")
+    done = example(str(script), str(EXAMPLES / "digits.py"), *flags, folder=tmp_path)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stderr.endswith("Nothing was exported of leaves_paddle: see the report.\n")
+    folder = tmp_path / "runs" / "digits" / "001"
+    names = ["light", "light+distil", "light+pact", "light+distil+pact"]
+    failed, *others = read_records(folder / "ladder.jsonl")
+    assert (failed.name, [record.name for record in others]) == ("leaves_paddle", names)
+    assert "LeavesPaddle cannot be exported" in failed.failure
+    assert [record.failure for record in others] == [None] * 4
+    for name in ["leaves_paddle", *names]:
+        assert (folder / name / "model.pdparams").is_file()
+        assert (folder / name / "model.json").is_file() == (name != "leaves_paddle")
+        assert f"| {name} |" in (folder / "ladder.md").read_text()
+
+
 def test_help_explains_every_flag(tmp_path):
     done = example("digits.py", "--help", folder=tmp_path)
     assert done.returncode == 0

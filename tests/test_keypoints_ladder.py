@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from installed import needs
-from keypoint_scripts import SMALL, succeed
+from keypoint_scripts import FOLDER, SMALL, run, succeed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "keypoints"))
 
@@ -87,3 +87,18 @@ def test_the_quick_ladder_ends_in_int8_files_and_goes_on_where_it_stopped(tmp_pa
             key: new[key] for key in new if key not in ("ms", "size_mb")
         }
         assert new["size_mb"] == pytest.approx(old["size_mb"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_ladder_goes_on_past_a_row_that_cannot_be_exported(tmp_path):
+    flags = ["--quick", "--teacher", "leaves_paddle", "--light", SMALL[1], "--engines", "paddle", "--rows", "distilled"]
+    flags += ["--toy-images", 16, 4, "--light-images", 8, "--steps", 1, "--teacher-steps", 3]
+    done = run(Path(__file__).with_name("failing_rung.py"), FOLDER / "ladder.py", *flags, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout[-1000:] + done.stderr[-2000:]
+    assert done.stderr.endswith("Nothing was exported of teacher, seed 0.\n")
+    out = tmp_path / "keypoints-ladder"
+    (row,) = [json.loads(line) for line in (out / "ladder.jsonl").read_text().splitlines()]
+    assert row["name"] == "distilled"  # by the teacher of which there is no file
+    assert "model.json on paddle" in row["files"]
+    assert (out / "teacher-0" / "model.pdparams").is_file()
+    assert "| distilled " in (out / "table.md").read_text()

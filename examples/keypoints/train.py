@@ -76,6 +76,23 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+class SaveWeights(paddle.callbacks.Callback):
+    """Saves the weights when the training is over, whatever becomes of the export behind it.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Write the file (called by hapi)."""
+        if paddle.distributed.get_rank() == 0:
+            paddle.save(self.model.network.state_dict(), str(self.path))
+
+
 def fit(
     student: paddle.nn.Layer,
     train: KeypointDataset,
@@ -107,10 +124,8 @@ def fit(
         num_workers=flags.workers,
         verbose=getattr(flags, "verbose", 2),
         log_freq=20,
-        callbacks=callbacks,
+        callbacks=[*callbacks, SaveWeights(flags.out / "last.pdparams")],
     )
-    if paddle.distributed.get_rank() == 0:
-        paddle.save(student.state_dict(), str(flags.out / "last.pdparams"))
     return evaluate(student, held_out, settings, flags)
 
 
