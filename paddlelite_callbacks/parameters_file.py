@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["refuse_torn"]
+__all__ = ["refuse_torn", "stored_tensors"]
 
 # Bytes of a value by the number of its type in Paddle's VarType.
 _BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 19: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16, 32: 1, 33: 1}
@@ -44,8 +45,28 @@ def refuse_torn(path: str | Path) -> None:
         )
 
 
-def _pass_tensor(file: BinaryIO) -> None:
-    """Go behind one tensor: version, levels of detail, version, description, values."""
+def stored_tensors(path: str | Path) -> list[tuple[int, tuple[int, ...]]]:
+    """Return type (a number of Paddle's ``VarType``) and shape of each tensor in a file of parameters, in its order.
+
+    Args:
+        path: of a ``.pdiparams`` file that is whole.
+
+    Raises:
+        ValueError: it is written otherwise than Paddle does.
+    """
+    found = []
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        try:
+            while file.tell() < size:
+                found.append(_pass_tensor(file))
+        except (EOFError, struct.error, LookupError) as error:
+            raise ValueError(f"{path} holds no parameters of Paddle, or is torn: export the network again.") from error
+    return found
+
+
+def _pass_tensor(file: BinaryIO) -> tuple[int, tuple[int, ...]]:
+    """Go behind one tensor (version, levels of detail, version, description, values); returns its type and shape."""
     (_, levels) = struct.unpack("<IQ", file.read(12))
     for _ in range(levels):
         file.seek(struct.unpack("<Q", file.read(8))[0], os.SEEK_CUR)
@@ -53,13 +74,14 @@ def _pass_tensor(file: BinaryIO) -> None:
     description = file.read(length)
     if len(description) < length:
         raise EOFError
-    count, kind = 1, -1
+    shape, kind = [], -1
     for field, value in _fields(description):
         if field == _TYPE:
             kind = value
         else:
-            count *= value
-    file.seek(count * _BYTES[kind], os.SEEK_CUR)
+            shape.append(value)
+    file.seek(math.prod(shape) * _BYTES[kind], os.SEEK_CUR)
+    return kind, tuple(shape)
 
 
 def _fields(description: bytes) -> Iterator[tuple[int, int]]:

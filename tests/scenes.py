@@ -24,6 +24,7 @@ from paddlelite_callbacks import (
     prepare_pact_,
 )
 from paddlelite_callbacks.distill.schedules import linear, warm_up
+from paddlelite_callbacks.export.legacy_program import write_legacy_program
 from paddlelite_callbacks.report.record import append_record, read_records
 from paddlelite_callbacks.report.run_report import write_report
 
@@ -165,3 +166,9 @@ def record(folder):
     (line, *_) = read_records(Path(folder) / "runs.jsonl")
     die_from_now_on(folder)
     append_record(Path(folder) / "runs.jsonl", line)
+
+
+def legacy(folder, *, source):
+    """Write a program in the format of Paddle 2."""
+    die_from_now_on(folder)
+    write_legacy_program(Path(source) / "model.json", Path(folder) / "phone")

@@ -17,6 +17,7 @@ from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.onnx_files import onnx_files
 from paddlelite_callbacks.deploy.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.errors import near_names, require
+from paddlelite_callbacks.export.program_desc import read_program_desc
 from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
 
@@ -78,16 +79,7 @@ def _refuse_mistaken(program: Path, parameters: Path) -> None:
         if not isinstance(content, dict) or "program" not in content:
             raise ValueError(f"{program} is JSON, but no program of Paddle 3: export the network with paddle.jit.save.")
         return
-    from paddle.base.proto import framework_pb2
-
-    try:
-        blocks = framework_pb2.ProgramDesc.FromString(program.read_bytes()).blocks
-    except Exception as error:
-        raise ValueError(
-            f"{program} is torn, or no program of Paddle ({type(error).__name__}): copy it again."
-        ) from error
-    if not blocks or not blocks[0].ops:
-        raise ValueError(f"{program} holds no operation: it is torn, or no program of Paddle.")
+    read_program_desc(program)
 
 
 def _precision(file: Path) -> str:

@@ -1,0 +1,1 @@
+"""Write trained networks in the formats of other tools."""

@@ -1,0 +1,243 @@
+"""Write and read programs of Paddle 2 (``.pdmodel``, a serialised ProgramDesc) with Paddle's own protobuf classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from paddlelite_callbacks.utils.file_kind import mistaken_kind
+
+__all__ = ["DTYPES", "OldOperator", "ProgramWriter", "old_operator", "read_program_desc"]
+
+DTYPES = {
+    "bool": 0,
+    "int16": 1,
+    "int32": 2,
+    "int64": 3,
+    "float16": 4,
+    "float32": 5,
+    "float64": 6,
+    "uint8": 20,
+    "int8": 21,
+    "bfloat16": 22,
+}
+"""Numbers of data types in ``VarType``, by name."""
+
+_TENSOR, _FEED, _FETCH = 7, 9, 10  # of VarType
+_EXTRA = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device", "with_quant_attr"}  # for training
+_TUNING = {"use_quantizer", "mkldnn_data_type"}  # of oneDNN, set by its own passes
+_FIELDS = {
+    "INT": ("i", int),
+    "LONG": ("l", int),
+    "FLOAT": ("f", float),
+    "STRING": ("s", str),
+    "BOOLEAN": ("b", bool),
+    "INTS": ("ints", int),
+    "LONGS": ("longs", int),
+    "FLOATS": ("floats", float),
+    "FLOAT64S": ("float64s", float),
+    "STRINGS": ("strings", str),
+    "BOOLEANS": ("bools", bool),
+}
+_OLDER = {  # attributes that the installed Paddle no longer lists, but older readers want
+    "fp32_values": "FLOATS",
+    "fp64_values": "FLOAT64S",
+    "int32_values": "INTS",
+    "int64_values": "LONGS",
+    "bool_values": "INTS",
+    "threshold": "FLOAT",
+    "beta": "FLOAT",
+}
+_LISTS = ("INTS", "LONGS", "FLOATS", "FLOAT64S", "STRINGS", "BOOLEANS")
+
+
+class OldOperator:
+    """What the installed Paddle says of an operator of Paddle 2.
+
+    Args:
+        name: such as ``"conv2d"``.
+
+    Attributes:
+        inputs: names of its input slots.
+        outputs: names of its output slots.
+        attributes: type by name, such as ``"INTS"``; without those for training.
+        defaults: of attributes that have one.
+        by_products: output slots that no reader of the program needs, but every writer fills.
+    """
+
+    def __init__(self, name: str) -> None:
+        from paddle.base import core
+        from paddle.base.framework import OpProtoHolder
+        from paddle.base.proto import framework_pb2
+
+        proto = OpProtoHolder.instance().get_op_proto(name)
+        defaults = core.get_op_attrs_default_value(name.encode())
+        self.name = name
+        self.inputs = tuple(item.name for item in proto.inputs)
+        self.outputs = tuple(item.name for item in proto.outputs)
+        self.attributes = {
+            item.name: framework_pb2.AttrType.Name(item.type)
+            for item in proto.attrs
+            if item.name not in _EXTRA | _TUNING
+        }
+        self.defaults = {key: value for key, value in defaults.items() if key in self.attributes}
+        self.by_products = tuple(item.name for item in proto.outputs if item.intermediate and not item.duplicable)
+
+
+@cache
+def old_operator(name: str) -> OldOperator:
+    """Return what the installed Paddle says of the operator ``name`` of Paddle 2.
+
+    Args:
+        name: such as ``"reshape2"``.
+
+    Raises:
+        ValueError: it has no such operator.
+    """
+    return OldOperator(name)
+
+
+class ProgramWriter:
+    """Build a program of one block, variable by variable and operator by operator."""
+
+    def __init__(self) -> None:
+        from paddle.base.proto import framework_pb2
+
+        self._pb = framework_pb2
+        self._desc = framework_pb2.ProgramDesc()
+        self._block = self._desc.blocks.add()
+        self._block.idx, self._block.parent_idx = 0, -1
+        for name, kind in (("feed", _FEED), ("fetch", _FETCH)):
+            variable = self._block.vars.add()
+            variable.name, variable.persistable = name, True
+            variable.type.type = kind
+
+    def variable(
+        self, name: str, dtype: str, shape: Sequence[int], *, parameter: bool = False, fed: bool = False
+    ) -> None:
+        """Declare a tensor.
+
+        Args:
+            name: unique.
+            dtype: one of `DTYPES`.
+            shape: -1 for free sizes.
+            parameter: whether its values lie in the parameters' file.
+            fed: whether it is an input of the program.
+        """
+        variable = self._block.vars.add()
+        variable.name, variable.persistable = name, parameter
+        variable.type.type = _TENSOR
+        tensor = variable.type.dense_tensor.tensor
+        tensor.data_type = DTYPES[dtype]
+        tensor.dims.extend(shape)
+        if parameter:
+            variable.stop_gradient = True
+        if fed:
+            variable.need_check_feed = True
+
+    def operator(
+        self,
+        name: str,
+        inputs: Mapping[str, Sequence[str]],
+        outputs: Mapping[str, Sequence[str]],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add an operator.
+
+        Args:
+            name: of Paddle 2.
+            inputs: names of variables by slot.
+            outputs: the same.
+            attributes: values by name; those that are left out get the default of Paddle.
+
+        Raises:
+            ValueError: an attribute without a default is missing, or a value is not of its type.
+        """
+        known = old_operator(name)
+        operator = self._block.ops.add()
+        operator.type = name
+        for slots, given in ((operator.inputs, inputs), (operator.outputs, outputs)):
+            for slot, names in given.items():
+                entry = slots.add()
+                entry.parameter = slot
+                entry.arguments.extend(names)
+        values = {**known.defaults, **(attributes or {})}
+        if missing := [key for key in known.attributes if key not in values]:
+            raise ValueError(f"the operator {name} needs the attributes {missing}")
+        for key in sorted(values):
+            self._attribute(operator, key, known.attributes.get(key), values[key])
+
+    def _attribute(self, operator: Any, name: str, kind: str | None, value: Any) -> None:
+        kind = kind or _OLDER[name]
+        attribute = operator.attrs.add()
+        attribute.name, attribute.type = name, self._pb.AttrType.Value(kind)
+        if kind == "SCALARS":
+            for item in value:
+                self._scalar(attribute.scalars.add(), item)
+            return
+        field, make = _FIELDS[kind]
+        if kind in _LISTS:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            getattr(attribute, field).extend(make(item) for item in items)
+        else:
+            setattr(attribute, field, make(value))
+
+    def _scalar(self, scalar: Any, value: Any) -> None:
+        kinds = self._pb.Scalar.Type
+        if isinstance(value, bool):
+            scalar.type, scalar.b = kinds.Value("BOOLEAN"), value
+        elif isinstance(value, int):
+            scalar.type, scalar.i = kinds.Value("LONG"), value
+        else:
+            scalar.type, scalar.r = kinds.Value("FLOAT64"), float(value)
+
+    def feed(self, name: str, column: int) -> None:
+        """Let the program take the variable ``name`` as its input number ``column``.
+
+        Args:
+            name: declared as fed.
+            column: from 0.
+        """
+        self.operator("feed", {"X": ["feed"]}, {"Out": [name]}, {"col": column})
+
+    def fetch(self, name: str, column: int) -> None:
+        """Let the program give the variable ``name`` as its output number ``column``.
+
+        Args:
+            name: of a variable.
+            column: from 0.
+        """
+        self.operator("fetch", {"X": [name]}, {"Out": ["fetch"]}, {"col": column})
+
+    def to_bytes(self) -> bytes:
+        """Return the content of a ``.pdmodel`` file."""
+        self._desc.version.version = 0
+        return self._desc.SerializeToString(deterministic=True)
+
+
+def read_program_desc(path: str | Path) -> Any:
+    """Read a ``.pdmodel`` file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Paddle's protobuf object ``ProgramDesc``; it has at least one operator.
+
+    Raises:
+        ValueError: it is something else, or truncated.
+    """
+    from paddle.base.proto import framework_pb2
+
+    path = Path(path)
+    if (what := mistaken_kind(path)) is not None:
+        raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}.")
+    try:
+        program = framework_pb2.ProgramDesc.FromString(path.read_bytes())
+    except Exception as error:
+        raise ValueError(f"{path} is torn, or no program of Paddle ({type(error).__name__}): copy it again.") from error
+    if not program.blocks or not program.blocks[0].ops:
+        raise ValueError(f"{path} holds no operation: it is torn, or no program of Paddle.")
+    return program
