@@ -222,10 +222,10 @@ def test_an_unknown_operator_is_named_with_its_layer(tmp_path):
         UnknownOperatorError, match=r"lp_pool2d, behind the layer of the parameter 'stem\.(bias|weight)'"
     ):
         write_legacy_program(tmp_path / "model.json", tmp_path / "model")
-    network = Strange()
+    network = nn.Sequential(Strange())
     network.eval()
     paddle.jit.save(network, str(tmp_path / "own"), input_spec=spec)  # with the scopes that the export leaves out
-    with pytest.raises(UnknownOperatorError, match=r"lp_pool2d, of the layer Strange_?\d*.*pool2d.*leave the file"):
+    with pytest.raises(UnknownOperatorError, match=r"lp_pool2d, of the layer Strange, behind .*pool2d.*leave"):
         write_legacy_program(tmp_path / "own.json", tmp_path / "own")
     assert not list(tmp_path.glob("*.pdmodel"))
 
@@ -274,7 +274,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(program, tmp_path):
         write_legacy_program(program, tmp_path / "out")
     export_paddle(TinyNet(width=6), tmp_path / "wide", input_spec=[InputSpec([None, 3, 8, 8])])
     shutil.copy(tmp_path / "wide/model.pdiparams", parameters)
-    with pytest.raises(ValueError, match=r"model\.pdiparams does not belong to model\.json.*'conv1"):
+    with pytest.raises(ValueError, match=r"model\.pdiparams does not belong to model\.json.*'bn1"):
         write_legacy_program(program, tmp_path / "out")
     export_paddle(nn.Sequential(nn.Conv2D(3, 2, 1)), tmp_path / "one", input_spec=[InputSpec([None, 3, 8, 8])])
     shutil.copy(tmp_path / "one/model.pdiparams", parameters)

@@ -8,6 +8,7 @@ writes. Neither is run here: the program is read as JSON and written as protobuf
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.export.pir_operators import OPERATORS, Constant, InPlace, Int32, Operator
 from paddlelite_callbacks.export.pir_program import PirOperation, PirProgram, PirType, PirValue, read_pir_program
 from paddlelite_callbacks.export.program_desc import DTYPES, ProgramWriter, old_operator
-from paddlelite_callbacks.files import link_or_copy, staged_file, staged_files
+from paddlelite_callbacks.files import staged_file, staged_files
 from paddlelite_callbacks.parameters_file import refuse_torn, stored_tensors
 
 __all__ = ["UnknownOperatorError", "legacy_program", "write_legacy_program"]
@@ -62,12 +63,12 @@ def write_legacy_program(program: str | Path, target: str | Path) -> tuple[Path,
     _check_parameters(source, parameters)
     content = legacy_program(source)
     files = target.with_name(f"{target.name}.pdmodel"), target.with_name(f"{target.name}.pdiparams")
-    if files[1].exists() and files[1].samefile(parameters):
+    if files[1].resolve() == parameters.resolve():
         with staged_file(files[0]) as partial:
             partial.write_bytes(content)
         return files
     with staged_files(target, last=".pdmodel") as stage:
-        link_or_copy(parameters, stage.with_name(files[1].name))
+        shutil.copyfile(parameters, stage.with_name(files[1].name))  # no link: others may write into the original
         stage.with_name(files[0].name).write_bytes(content)
     return files
 
@@ -397,8 +398,7 @@ class _Conversion:
     def _place(self, op: PirOperation) -> str:
         """Say which layer an operation comes from: by its own note, else by the last parameter before it."""
         scope = op.attributes.get("struct_name")
-        if isinstance(scope, str) and scope.strip("/"):
-            return f"of the layer {scope.strip('/')}"
+        layer = f"of the layer {scope.strip('/')}, " if isinstance(scope, str) and scope.strip("/") else ""
         seen, waiting = set(), list(op.operands)
         while waiting:
             number = waiting.pop(0)
@@ -407,9 +407,9 @@ class _Conversion:
                 continue
             seen.add(number)
             if maker.name == "parameter":
-                return f"behind the layer of the parameter {maker.attributes['name']!r}"
+                return f"{layer}behind the layer of the parameter {maker.attributes['name']!r}"
             waiting += maker.operands
-        return "behind the network's input"
+        return f"{layer}behind the network's input"
 
 
 def _values(dtype: str, values: Sequence[Any]) -> dict[str, Any]:
