@@ -25,6 +25,7 @@ _REMEDIES = {
     "onnx": "pip install 'paddlelite_callbacks[deploy]'",
     "onnxruntime": "pip install 'paddlelite_callbacks[deploy]'",
     "openvino": "pip install 'paddlelite_callbacks[deploy]'",
+    "onnxslim": "pip install 'paddlelite_callbacks[deploy]'",
     "matplotlib": "pip install 'paddlelite_callbacks[examples]'",
     "sklearn": "pip install 'paddlelite_callbacks[examples]'",
 }

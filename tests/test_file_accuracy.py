@@ -129,7 +129,7 @@ def test_deploy_json_says_what_is_needed(everything):
     folder, _, _, _ = everything
     content = json.loads((folder / "all" / "deploy.json").read_text(encoding="utf-8"))
     assert content["inputs"] == [{"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32"}]
-    name = "fetch_name_0" if (folder / "all" / "model.onnx").is_file() else None  # Paddle's program names none
+    name = "output_0" if (folder / "all" / "model.onnx").is_file() else None  # Paddle's program names none
     assert content["outputs"] == [{"name": name, "shape": [None, 4], "dtype": "float32"}]
     assert content["preprocess"] == {"mean": [0.5]}
     assert content["labels"] == ["a", "b", "c", "\u732b"]

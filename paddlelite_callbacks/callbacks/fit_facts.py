@@ -49,10 +49,7 @@ def batch_specs(
             )
         specs = [specs[i] for i in used]
     if specs is None:
-        specs = [
-            InputSpec([None, *item.shape[1:]], dtype=str(item.dtype), name=f"x{i}" if i else "x")
-            for i, item in enumerate(sample)
-        ]
+        specs = [InputSpec([None, *item.shape[1:]], dtype=str(item.dtype)) for item in sample]
     if rows is None:
         return specs
     return [InputSpec([rows, *spec.shape[1:]], dtype=spec.dtype, name=spec.name) for spec in specs]

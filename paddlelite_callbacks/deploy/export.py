@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.hooks import copy_with_hooks, forget_results_
 from paddlelite_callbacks.deploy.interpolation import readable_by_converter
-from paddlelite_callbacks.deploy.lean import make_program_lean
-from paddlelite_callbacks.deploy.signature import has_plain_signature, plain_signature_
+from paddlelite_callbacks.deploy.lean import make_program_lean, name_outputs
+from paddlelite_callbacks.deploy.signature import has_plain_signature, named_specs, plain_signature_
 from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
@@ -36,11 +37,15 @@ __all__ = [
     "export_onnx",
     "export_paddle",
     "flat_outputs",
+    "output_names",
     "refuse_older_programs",
     "staged_folder",
 ]
 
+_log = logging.getLogger(__name__)
+
 _ONNX_SECONDS = 600
+_NOT_CLEANED = "clean"  # of `clean_onnx`
 _UNUSED = "is not involved in the target_vars"  # Paddle's words
 
 
@@ -117,6 +122,8 @@ def export_paddle(
     """
     refuse_older_programs()
     folder.mkdir(parents=True, exist_ok=True)
+    input_spec = named_specs(network, input_spec)
+    names: list[str] = []
     try:
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
             duplicate = copy_with_hooks(network, None if hooks else ())
@@ -124,6 +131,7 @@ def export_paddle(
             _name_by_place(duplicate)
             if not has_plain_signature(duplicate, len(input_spec)):
                 plain_signature_(duplicate, len(input_spec))
+            duplicate.register_forward_post_hook(_noting_names(names))
             paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
@@ -142,6 +150,7 @@ def export_paddle(
         )
     try:
         make_program_lean(program)
+        name_outputs(program, _unlike(names, input_spec))
     except ValueError as error:  # paddle.jit.save says nothing of a full disk
         free = shutil.disk_usage(folder).free / 1e6
         raise ExportError(
@@ -176,6 +185,54 @@ def _name_by_place(network: Layer) -> None:
                 tensor.name = f"{name}.{key}" if name else key
 
 
+def output_names(output: Any) -> list[str]:
+    """Return a name for each tensor of `flat_outputs`: its keys joined by dots, or ``output_0``, ``output_1``, ...
+
+    Args:
+        output: what a network gives, of tensors or of anything in their place.
+    """
+    return [name if keyed else f"output_{i}" for i, (name, keyed) in enumerate(_named_parts(output, ""))]
+
+
+def _named_parts(output: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """Yield the path to each tensor of ``output``, and whether it has a key."""
+    keys: list[Any] = []
+    if isinstance(output, dict):
+        keys, output = sorted(output), [output[key] for key in sorted(output)]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        keys = list(output._fields)
+    if not isinstance(output, (list, tuple)):
+        yield path, bool(path)
+        return
+    for number, part in enumerate(output):
+        if keys or path:
+            yield from _named_parts(part, f"{path}.{keys[number] if keys else number}".lstrip("."))
+        else:
+            yield from _named_parts(part, "")
+
+
+def _noting_names(names: list[str]) -> Callable[..., None]:
+    """Return a forward hook that puts the names of the outputs into ``names``."""
+
+    @paddle.jit.not_to_static
+    def note(layer: Layer, inputs: Any, output: Any) -> None:
+        names[:] = output_names(output)
+
+    return note
+
+
+def _unlike(names: Sequence[str], input_spec: Sequence[InputSpec]) -> list[str]:
+    """Return ``names`` of outputs without those of inputs, and without two alike: a file could not hold them."""
+    taken = {spec.name for spec in paddle.utils.flatten(list(input_spec))}
+    unique = []
+    for name in names:
+        while name in taken:
+            name = f"{name}_out"
+        taken.add(name)
+        unique.append(name)
+    return unique
+
+
 def flat_outputs(output: Any) -> list[Tensor]:
     """Return the tensors of a network's output as ``paddle.jit.save`` orders them: dictionaries by their sorted keys.
 
@@ -197,13 +254,17 @@ def flat_outputs(output: Any) -> list[Tensor]:
     return [output]
 
 
-def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
+def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool | None = None) -> Artefact:
     """Convert a Paddle program to ONNX, in a child process since the converter can abort its own.
+
+    Names of inputs and outputs are those of the program; the producer is this package.
 
     Args:
         program: of kind ``"paddle"``.
         path: of the ``.onnx`` file; appears only when whole.
         opset: of ONNX.
+        clean: whether to leave out the nodes that no engine needs, see `clean_onnx`; ``None`` does so with float
+            programs. In one with int8 weights it would fold these into float ones.
 
     Raises:
         MissingDependencyError: the converter is not installed.
@@ -214,7 +275,9 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
     with staged_file(path) as partial, tempfile.TemporaryDirectory() as work:
         read = readable_by_converter(program.path, Path(work))
         files = [read if file == program.path else file for file in program.files]
+        wanted = program.precision == "fp32" if clean is None else clean
         arguments = [*(str(file.absolute()) for file in files), str(partial.absolute()), str(opset)]
+        arguments.append("yes" if wanted else "no")
         try:
             done = run_module("deploy.onnx_child", *arguments, seconds=_ONNX_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -224,6 +287,9 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17) -> Artefact:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
             said = _telling(done.stdout, done.stderr)
             raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
+        for line in done.stderr.splitlines():
+            if _NOT_CLEANED in line:
+                _log.warning("%s: %s", path.name, line)
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
 
 

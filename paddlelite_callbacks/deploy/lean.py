@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from paddlelite_callbacks.deploy.interpolation import run_beside_onednn
 from paddlelite_callbacks.files import staged_file
 
-__all__ = ["make_program_lean", "number_parameters"]
+__all__ = ["make_program_lean", "name_outputs", "number_parameters"]
 
 _NOTES = ("struct_name", "op_callstack", "stop_gradient")
 _CONSTANTS = ("1.full", "1.full_int_array")
 _MAY_BE_MISSING = ("OA", "DA", "QA")  # lists of attributes
+_FETCH = "1.fetch"
 _PARAMETER = "p"  # its attributes have places instead of names
 _SUFFIX = re.compile(r"(_deepcopy_\d+)+$")
 
@@ -67,6 +68,26 @@ def number_parameters(path: Path) -> None:
     numbers = {name: f"{number:0{len(str(len(names)))}}" for number, name in enumerate(names)}
     for op in parameters:
         op["A"][-1] = numbers[op["A"][-1]]
+    with staged_file(path) as partial:
+        partial.write_text(json.dumps(program, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+
+
+def name_outputs(path: Path, names: Sequence[str]) -> None:
+    """Name the outputs of the program ``path`` in place; Paddle itself calls them ``fetch_name_0``, ``fetch_name_1``.
+
+    Args:
+        path: ``model.json`` of ``paddle.jit.save``; another file, or one of another number of outputs, stays as it is.
+        names: unique, in the order of the outputs.
+    """
+    program = json.loads(path.read_text(encoding="utf-8"))
+    if program.get("base_code", {}).get("magic") != "pir":
+        return
+    ops = [op for block in _blocks(program["program"]) for op in block["ops"] if op["#"] == _FETCH]
+    notes = [next(item["AT"] for item in op["A"] if item["N"] == "name") for op in ops]
+    if not names or len(notes) != len(names):
+        return
+    for note in notes:
+        note["D"] = names[int(note["D"].rpartition("_")[2])]
     with staged_file(path) as partial:
         partial.write_text(json.dumps(program, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
 

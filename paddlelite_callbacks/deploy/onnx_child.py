@@ -1,4 +1,4 @@
-"""Run by `export_onnx` in a child process: ``PROGRAM PARAMETERS TARGET OPSET``."""
+"""Run by `export_onnx` in a child process: ``PROGRAM PARAMETERS TARGET OPSET CLEAN``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from paddlelite_callbacks.deploy.clean_onnx import clean_onnx, sign_onnx
 from paddlelite_callbacks.deploy.old_program import translate_old_program
 from paddlelite_callbacks.errors import require
 
 
-def main(program: str, parameters: str, target: str, opset: str) -> None:
-    """Convert one Paddle program to ONNX."""
+def main(program: str, parameters: str, target: str, opset: str, clean: str) -> None:
+    """Convert one Paddle program to ONNX, sign it, and clean it where ``clean`` is ``"yes"``."""
     converter = require("paddle2onnx", needed_for="ONNX export")
     with tempfile.TemporaryDirectory() as work:
         if program.endswith(".pdmodel"):
@@ -26,6 +27,12 @@ def main(program: str, parameters: str, target: str, opset: str) -> None:
             # Its default, polygraphy, runs "pip install" in the user's environment and replaces their NumPy.
             optimize_tool="onnxoptimizer",
         )
+    onnx = require("onnx", needed_for="ONNX export")
+    model = onnx.load(target)
+    if clean == "yes":
+        model = clean_onnx(model)
+    sign_onnx(model)
+    Path(target).write_bytes(model.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from paddlelite_callbacks.errors import require
 
-__all__ = ["OnnxGraph"]
+__all__ = ["OnnxGraph", "rename_tensors"]
 
 _FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Identity": lambda x: x,
@@ -22,6 +23,7 @@ _FOLDED: dict[str, Callable[..., np.ndarray]] = {
 class OnnxGraph:
     """The nodes of a model in their order, and its constants as arrays.
 
+    What the bodies of branches and loops read from outside counts as read by their node. Inside, nothing changes.
     Paddle's converter writes constants as nodes and leaves chains of ``Identity``; both are gone here, and reshapes
     of constants are computed.
 
@@ -92,6 +94,9 @@ class OnnxGraph:
     def redirect(self, old: str, new: str) -> None:
         """Let whatever reads the tensor ``old`` read ``new``."""
         for node in self.consumers(old):
+            for body in _bodies(node):
+                rename_tensors(body, {old: new})
+            self._consumers[old].pop(id(node), None)
             self.set_inputs(node, [new if name == old else name for name in node.input])
 
     def absorb(self, node: Any, follower: Any) -> None:
@@ -106,7 +111,7 @@ class OnnxGraph:
     def _index(self, node: Any) -> None:
         for name in node.output:
             self._producers[name] = node
-        for name in node.input:
+        for name in _read(node):
             self._consumers.setdefault(name, {})[id(node)] = node
 
     def to_model(self) -> Any:
@@ -118,29 +123,38 @@ class OnnxGraph:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(node.input)
+                needed.update(_read(node))
         model = self._onnx.ModelProto()
         model.CopyFrom(self._model)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
         model.graph.node.extend(reversed(kept))
         names = {name: name for name in (*self.inputs, *self.outputs, "")}
+        inside = {name for node in kept for body in _bodies(node) for name in _all_names(body)}
+        short_names = _unused_names({*names, *inside, *(name for name in self.constants if name in needed)})
         known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         for name in (name for name in self.constants if name in needed):
             value = self.constants[name]
-            short = name if value.ndim > 1 else f"c{len(known)}"
+            short = name if value.ndim > 1 else next(short_names)
             names[name] = known.setdefault((str(value.dtype), value.shape, value.tobytes()), short)
             if names[name] == short:
                 array = np.ascontiguousarray(value).reshape(value.shape)
                 model.graph.initializer.append(self._onnx.numpy_helper.from_array(array, short))
         for node in model.graph.node:
             node.name = ""
+            for name in (*_read(node), *node.output):
+                if name not in names and name not in inside:
+                    names[name] = next(short_names)
             for tensors in (node.input, node.output):
-                tensors[:] = [names.setdefault(name, f"t{len(names)}") for name in tensors]
+                tensors[:] = [names.get(name, name) for name in tensors]
+            for body in _bodies(node):
+                rename_tensors(body, names)
         return model
 
     def _take(self, node: Any, renamed: dict[str, str], to_array: Any) -> None:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+        for body in _bodies(node):
+            rename_tensors(body, renamed)
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             self.constants[node.output[0]] = to_array(node.attribute[0].t)
         elif node.op_type in _FOLDED and len(node.output) == 1 and all(i in self.constants for i in node.input):
@@ -163,3 +177,52 @@ class OnnxGraph:
             node.output[list(node.output).index(source)] = output
             self._index(node)
             self.redirect(source, output)
+
+
+def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
+    """Rename tensors of ``graph`` (``onnx.GraphProto``) in place, in the bodies of its branches and loops too.
+
+    Args:
+        graph: of a model, or a body.
+        names: new ones by old ones; others stay.
+    """
+    if not names:
+        return
+    for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.name = names.get(item.name, item.name)
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+        for body in _bodies(node):
+            rename_tensors(body, names)
+
+
+def _bodies(node: Any) -> Iterator[Any]:
+    """Yield the graphs of a branch or loop."""
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            if body.node or body.output:
+                yield body
+
+
+def _read(node: Any) -> set[str]:
+    """Return the tensors that ``node`` reads, in its bodies too."""
+    names = set(node.input)
+    for body in _bodies(node):
+        made = {name for inner in body.node for name in inner.output}
+        made |= {item.name for item in (*body.input, *body.initializer)}
+        inside = {name for inner in body.node for name in _read(inner)} | {item.name for item in body.output}
+        names |= inside - made
+    return names
+
+
+def _all_names(body: Any) -> set[str]:
+    """Return the names that ``body`` makes itself."""
+    names = {name for node in body.node for name in node.output}
+    names |= {item.name for item in (*body.input, *body.initializer)}
+    return names.union(*(_all_names(inner) for node in body.node for inner in _bodies(node)))
+
+
+def _unused_names(taken: set[str]) -> Iterator[str]:
+    """Yield ``t0``, ``t1``, ... without those in ``taken``."""
+    return (name for name in (f"t{number}" for number in itertools.count()) if name not in taken)

@@ -16,6 +16,7 @@ from paddlelite_callbacks.backbone.cost import count_macs
 from paddlelite_callbacks.deploy.accuracy import FileMetrics, measure_metrics
 from paddlelite_callbacks.deploy.bench import LoadedFiles, Timing, load_files, time_files
 from paddlelite_callbacks.deploy.check import Check, file_verdicts
+from paddlelite_callbacks.deploy.clean_onnx import describe_onnx
 from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.eval_copy import eval_outputs
 from paddlelite_callbacks.deploy.export import Artefact
@@ -25,6 +26,7 @@ from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
 from paddlelite_callbacks.deploy.refuse import refuse_indefinite
 from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.deploy.sidecar import described_outputs, fixed_rows, has_free_sizes, write_sidecar
+from paddlelite_callbacks.deploy.signature import named_specs
 from paddlelite_callbacks.deploy.undisturbed import undisturbed
 from paddlelite_callbacks.deploy.validate import validate_files, violations
 from paddlelite_callbacks.loaders import ended_with_the_epoch
@@ -112,7 +114,7 @@ def hand_out(
     Raises:
         ExportError: no file could be written, or the network gives nothing definite.
     """
-    rows = fixed_rows(input_spec)
+    rows, input_spec = fixed_rows(input_spec), named_specs(network, input_spec)
     with undisturbed(), without_argument_lists():
         own = eval_outputs(network, [paddle.to_tensor(item) for item in sample]) if own is None else own
         refuse_indefinite(network, sample, own)
@@ -121,6 +123,7 @@ def hand_out(
         forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
         if fp16 and onnx:
             _add_fp16(forms, folder, expected, network, sample)
+        describe_onnx(forms.artefacts, sidecar or {})
         macs = _macs(network, sample)
         files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
         files, said = validate_files(forms, files, network, sample, expected, options)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle.nn import Layer
+from paddle.static import InputSpec
 
-__all__ = ["has_plain_signature", "plain_signature_"]
+__all__ = ["has_plain_signature", "named_specs", "plain_signature_"]
 
 
 def plain_signature_(
@@ -52,6 +53,40 @@ def has_plain_signature(network: Layer, count: int) -> bool:
     return names.args[:1] == ["self"] and (names.varargs is None or len(names.args) > count)
 
 
+def named_specs(network: Layer, input_spec: Sequence[InputSpec]) -> list[InputSpec]:
+    """Return ``input_spec`` with a name for each: its own, that of the argument of forward(), or ``x``, ``x1``, ``x2``.
+
+    Args:
+        network: that takes them.
+        input_spec: one per input; nested ones are left as they are.
+    """
+    arguments, others = _argument_names(network), network.state_dict()
+    taken = {spec.name for spec in input_spec if isinstance(spec, InputSpec)}
+    named = []
+    for i, spec in enumerate(input_spec):
+        if isinstance(spec, InputSpec) and spec.name is None:
+            name = arguments[i] if i < len(arguments) else f"x{i}" if i else "x"
+            while name in taken or name in others:
+                name = f"{name}_in"
+            taken.add(name)
+            spec = InputSpec(spec.shape, dtype=spec.dtype, name=name)
+        named.append(spec)
+    return named
+
+
+def _argument_names(network: Layer) -> list[str]:
+    """Return the names of the positional arguments of forward(), of the old one where it was replaced."""
+    forward = network.plain_forward if isinstance(network, _PlainSignature) else network.forward
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if isinstance(network, _PlainSignature):
+        return [names[place] if place < len(names) else f"x{place}" for place in network._places]
+    return names
+
+
 class _PlainSignature:
     """Mixed into the class of a network, see `plain_signature_`."""
 
@@ -68,28 +103,35 @@ class _PlainSignature:
         return arguments
 
 
-def _one(self: Any, a: Any) -> Any:
-    return self.plain_forward(*self.arguments(a))
+class _One:
+    def forward(self: Any, a: Any) -> Any:
+        return self.plain_forward(*self.arguments(a))
 
 
-def _two(self: Any, a: Any, b: Any) -> Any:
-    return self.plain_forward(*self.arguments(a, b))
+class _Two:
+    def forward(self: Any, a: Any, b: Any) -> Any:
+        return self.plain_forward(*self.arguments(a, b))
 
 
-def _three(self: Any, a: Any, b: Any, c: Any) -> Any:
-    return self.plain_forward(*self.arguments(a, b, c))
+class _Three:
+    def forward(self: Any, a: Any, b: Any, c: Any) -> Any:
+        return self.plain_forward(*self.arguments(a, b, c))
 
 
-def _four(self: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    return self.plain_forward(*self.arguments(a, b, c, d))
+class _Four:
+    def forward(self: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return self.plain_forward(*self.arguments(a, b, c, d))
 
 
-def _five(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-    return self.plain_forward(*self.arguments(a, b, c, d, e))
+class _Five:
+    def forward(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        return self.plain_forward(*self.arguments(a, b, c, d, e))
 
 
-def _six(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    return self.plain_forward(*self.arguments(a, b, c, d, e, f))
+class _Six:
+    def forward(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
+        return self.plain_forward(*self.arguments(a, b, c, d, e, f))
 
 
-_FORWARDS = {1: _one, 2: _two, 3: _three, 4: _four, 5: _five, 6: _six}  # paddle.jit reads the source of each
+# paddle.jit reads the source of each, and runs the hooks of a network only where this is called "forward".
+_FORWARDS = {count: one.forward for count, one in enumerate((_One, _Two, _Three, _Four, _Five, _Six), start=1)}
