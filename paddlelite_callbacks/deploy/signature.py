@@ -134,4 +134,11 @@ class _Six:
 
 
 # paddle.jit reads the source of each, and runs the hooks of a network only where this is called "forward".
-_FORWARDS = {count: one.forward for count, one in enumerate((_One, _Two, _Three, _Four, _Five, _Six), start=1)}
+_FORWARDS: dict[int, Callable[..., Any]] = {
+    1: _One.forward,
+    2: _Two.forward,
+    3: _Three.forward,
+    4: _Four.forward,
+    5: _Five.forward,
+    6: _Six.forward,
+}
