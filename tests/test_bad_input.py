@@ -693,6 +693,11 @@ ROWS = [
         *(T, "got int", "must be a Budget", "budget=Budget(size_mb=20)"),
     ),
     (
+        "export-preflight",
+        lambda b: ExportBenchCallback(b.home, preflight="no"),
+        *(T, "got 'no'", "must be True or False", "leave it out for True"),
+    ),
+    (
         "export-mode",
         lambda b: ExportBenchCallback(b.home, mode="up"),
         V,

@@ -415,7 +415,7 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
         raise ExportError("not today")
 
     monkeypatch.setattr("paddlelite_callbacks.deploy.forms.export_onnx", no_onnx)
-    callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], preflight=False, **QUICK)
     said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) do something else under"
     with pytest.raises(ExportError, match=said):
         fit(hapi_model(TwoFaced()), [callback])

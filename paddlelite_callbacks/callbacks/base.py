@@ -16,9 +16,9 @@ __all__ = ["ScopedCallback"]
 class ScopedCallback(paddle.callbacks.Callback):
     """A hapi callback whose edits to the model last for one ``fit`` call and undo themselves however it ends.
 
-    Subclasses override the steps of `Member`: `check`, `convert`, `attach`, `after_batch`, `finish`. An edit goes on
-    the ``scope`` that a step is given, as a context manager or an undo function. A subclass that keeps an edit says
-    in its docstring which.
+    Subclasses override the steps of `Member`: `check`, `convert`, `dry_run`, `attach`, `after_batch`, `finish`. An
+    edit goes on the ``scope`` that a step is given, as a context manager or an undo function. A subclass that keeps an
+    edit says in its docstring which.
 
     Outside ``paddle.Model.fit`` (a training loop of one's own that calls the hooks) the edits last from
     ``on_train_begin`` to ``on_train_end`` or `close`.
@@ -44,6 +44,9 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     def convert(self, scope: ExitStack) -> None:
         """Replace layers and tell the optimizer."""
+
+    def dry_run(self) -> None:
+        """Try on a copy of the converted network what comes after training."""
 
     def attach(self, scope: ExitStack) -> None:
         """Set hooks and wrap the loss."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
@@ -25,6 +26,7 @@ from paddlelite_callbacks.callbacks.export_checks import (
 from paddlelite_callbacks.callbacks.export_record import notes_of, summary_lines
 from paddlelite_callbacks.callbacks.export_run import ExportRun, Trained, trained_before
 from paddlelite_callbacks.callbacks.history import History
+from paddlelite_callbacks.callbacks.preflight import Preflight, example_batches
 from paddlelite_callbacks.deploy.bench import BenchOptions
 from paddlelite_callbacks.deploy.export import refuse_older_programs
 from paddlelite_callbacks.deploy.sidecar import checked_sidecar_options
@@ -67,7 +69,7 @@ class ExportBenchCallback(ScopedCallback):
             ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
             (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
-            gives its reason in the record.
+            gives its reason in the record; one that is named and missing is refused at train begin.
         threads: CPU threads of each engine; of a list, all, and the first is what the gate looks at.
         batch_size: of the timed calls; of a list, all, and the first is what the gate looks at.
         warmup: timed calls that are not counted; up to five times as many while the times still change.
@@ -84,6 +86,10 @@ class ExportBenchCallback(ScopedCallback):
         fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
         dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
         sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
+        preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
+            where the sizes of the inputs are not known before), so that what cannot be exported is said before hours
+            of training: as an error where nothing could be handed out, or not what ``engines``, ``budget``, ``fp16`` or
+            ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
         strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
             is installed, or was named, differs or cannot run a file.
         peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
@@ -96,10 +102,12 @@ class ExportBenchCallback(ScopedCallback):
         verdict: its `Verdict`, where a budget was given.
 
     Raises:
-        TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`.
+        TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`,
+            a ``preflight`` that is no bool. At train begin: a network that cannot be copied.
         ValueError: an unknown engine, a number out of range, a name that is no plain folder name, empty data. At train
             begin: an ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
-        ExportError: at the end of ``fit``: nothing can be exported, or see ``strict``.
+        ExportError: at train begin: see ``preflight``. At the end of ``fit``: nothing can be exported, or see
+            ``strict``.
         GateError: at the end of ``fit``: see ``gate``.
         OSError: at train begin: ``folder`` cannot be written to.
 
@@ -127,6 +135,7 @@ class ExportBenchCallback(ScopedCallback):
         fp16: bool = False,
         dynamic_batch: bool = True,
         sidecar: Mapping[str, Any] | None = None,
+        preflight: bool = True,
         strict: bool = False,
         peak_memory: bool = True,
         roofline: bool = True,
@@ -136,6 +145,8 @@ class ExportBenchCallback(ScopedCallback):
         super().__init__()
         self.folder = checked_arguments(folder, budget, input_spec, eval_data)
         check_choices(folder, name, gate=gate, which=which, mode=mode, budget=budget)
+        if not isinstance(preflight, bool):
+            raise TypeError(f"preflight must be True or False, got {preflight!r}: leave it out for True.")
         self.name, self.input_spec = name, input_spec
         self.options = BenchOptions(
             engines=engines,
@@ -150,7 +161,7 @@ class ExportBenchCallback(ScopedCallback):
         self.sidecar = checked_sidecar_options(sidecar)
         self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
         self.which, self.monitor, self.mode = which, monitor, mode
-        self.strict = strict
+        self.strict, self.preflight, self._untried = strict, preflight, False
         self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
         self.record: Record | None = None
         self.verdict: Verdict | None = None
@@ -199,6 +210,27 @@ class ExportBenchCallback(ScopedCallback):
             refuse_unjudged_metric(self.budget, self.model, evaluated=evaluated)
         self._refuse_unwritable(self.model.network)
 
+    def dry_run(self) -> None:
+        """Export a copy of the network as it will be trained, see the argument; on the first process alone."""
+        self._untried = self.preflight
+        if self.preflight:
+            self._try_export(example_batches(self.model, self.session.data))
+
+    def _try_export(self, batches: Iterator[Sequence[np.ndarray]], *, last: bool = False) -> None:
+        with first_rank_works() as turn:
+            if turn.mine:
+                tried = Preflight(
+                    input_spec=self.input_spec,
+                    options=self.options,
+                    dynamic_batch=self.dynamic_batch,
+                    fp16=self.fp16,
+                    strict=self.strict,
+                    engine=None if self.budget is None else self.budget.engine,
+                    progress=bool(self.verbose),
+                ).run(self.model.network, batches, last=last)
+                turn.answer = int(not tried)
+        self._untried = bool(turn.answer)
+
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
         self.record, self.verdict = None, None
@@ -208,6 +240,8 @@ class ExportBenchCallback(ScopedCallback):
         def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
             if network.training and paddle.in_dynamic_mode():  # else another's export traces it
                 trained.keep_sample(inputs)
+                if self._untried and trained.sample is not None:
+                    self._try_export(iter([trained.sample]), last=True)
 
         scope.callback(self.model.network.register_forward_pre_hook(keep_sample).remove)
         self._trained = trained

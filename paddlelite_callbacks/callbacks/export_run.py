@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,19 @@ from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.record import Record, append_record
 from paddlelite_callbacks.surgery import same_modes
 
-__all__ = ["ExportRun", "Trained", "trained_before"]
+__all__ = ["ExportRun", "Trained", "one_export_at_a_time", "trained_before"]
 
 _log = logging.getLogger(__name__)
 _ROWS = 8  # of the first batch, for the checks
-_one_at_a_time = threading.RLock()  # paddle.jit traces one network at a time, and timings would disturb each other
+_one_at_a_time = threading.RLock()
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
+
+
+@contextmanager
+def one_export_at_a_time() -> Iterator[None]:
+    """Wait for the exports of other threads: paddle.jit traces one network at a time, and timings are disturbed."""
+    with _one_at_a_time:
+        yield
 
 
 @dataclass(kw_only=True)
@@ -127,7 +135,7 @@ class ExportRun:
                 "batch."
             )
         home = self.folder / self.name
-        with _one_at_a_time:
+        with one_export_at_a_time():
             self._write_training(home, trained)
             made, failure = HandedOut(), None
             try:

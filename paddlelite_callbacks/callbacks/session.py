@@ -35,6 +35,9 @@ class Member(Protocol):
     def convert(self, scope: ExitStack) -> None:
         """Replace layers and tell the optimizer."""
 
+    def dry_run(self) -> None:
+        """Try on a copy of the converted network what comes after training; changes nothing, and may be interrupted."""
+
     def attach(self, scope: ExitStack) -> None:
         """Set hooks and wrap the loss."""
 
@@ -52,14 +55,15 @@ class FitSession:
     """The edits and the figures of one ``fit`` call.
 
     The result is the same for every order of the callbacks in hapi's list, because each step is run for all
-    members before the next one: check, convert, attach, train, undo, finish.
+    members before the next one: check, convert, dry run, attach, train, undo, finish.
 
     Args:
         model: in training.
         own_loop: whether a loop of the user's own calls the hooks, instead of ``fit``.
 
     Attributes:
-        data: the loader of the training data, until the members have checked; ``None`` in a loop of the user's own.
+        data: the loader of the training data, until the members have looked ahead; ``None`` in a loop of the user's
+            own.
         eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.
         guard: against losses that are not finite.
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
@@ -85,7 +89,7 @@ class FitSession:
             self.members.append(member)
 
     def start(self, params: dict[str, Any]) -> None:
-        """Run check, convert and attach of all members; only the first call does anything.
+        """Run check, convert, dry run and attach of all members; only the first call does anything.
 
         Args:
             params: hapi's ``Callback.params``.
@@ -98,17 +102,20 @@ class FitSession:
             self.guard = NaNGuard(self.model, agreed_policy(wishes))
             for member in self.members:
                 member.check()
+            with uninterrupted():
+                for member in self.members:
+                    member.convert(self._scope)
+            for member in self.members:
+                member.dry_run()
             self.data = None
             with uninterrupted():
-                self._edit(params)
+                self._attach(params)
         except BaseException:
             self._failed = True
             self.close()
             raise
 
-    def _edit(self, params: dict[str, Any]) -> None:
-        for member in self.members:
-            member.convert(self._scope)
+    def _attach(self, params: dict[str, Any]) -> None:
         for member in self.members:
             member.attach(self._scope)
         if self.guard.policy == "skip":

@@ -28,6 +28,7 @@ from paddlelite_callbacks.hapi.model import (
     prepared_optimizer,
     refuse_unusable_data,
     replaced_loss,
+    sample_inputs,
     task_loss_of,
 )
 from paddlelite_callbacks.hapi.optimizer import (
@@ -64,6 +65,7 @@ __all__ = [
     "refuse_foreign_parameters",
     "refuse_unusable_data",
     "replaced_loss",
+    "sample_inputs",
     "scaled_learning_rate",
     "set_optimizer_state_of",
     "shown_metrics",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
 from paddlelite_callbacks.loaders import known_length
+from paddlelite_callbacks.nn.attributes import same_attributes
+from paddlelite_callbacks.random_streams import same_generators
 
 __all__ = [
     "LossFunction",
@@ -26,6 +29,7 @@ __all__ = [
     "prepared_optimizer",
     "refuse_unusable_data",
     "replaced_loss",
+    "sample_inputs",
     "task_loss_of",
 ]
 
@@ -96,18 +100,44 @@ def input_specs(model: paddle.Model, loader: Any = None) -> list[tuple[list[int 
 
 
 def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], str]] | None:
+    fields = _fields_of_sample(loader, inputs)
+    size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if fields is None or not all(isinstance(field, (np.ndarray, Tensor)) for field in fields):
+        return None
+    return [([size, *field.shape], str(field.dtype)) for field in fields]
+
+
+def sample_inputs(model: paddle.Model, loader: Any) -> list[np.ndarray] | None:
+    """Return a batch of two of the network's inputs, both the first sample of the training data.
+
+    Args:
+        model: the hapi model.
+        loader: of the training data. Its data set is asked for sample 0, as in `input_specs`.
+
+    Returns:
+        One array per input, or ``None`` where no sample can be had without reading on in the data.
+    """
+    fields = _fields_of_sample(loader, input_count(model))
+    if fields is None:
+        return None
+    arrays = [field.numpy() if isinstance(field, Tensor) else np.asarray(field) for field in fields]
+    return [np.stack([array, array]) for array in arrays]
+
+
+def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
+    """Return the inputs in sample 0; the data set, its random generators and files that it opens are left as found."""
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
     stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate_fn)
     if dataset is None or not stacks or isinstance(dataset, paddle.io.IterableDataset):
         return None
     try:
-        sample = dataset[0]
+        with same_generators(dataset), same_attributes(dataset, getattr(dataset, "dataset", None)):
+            sample = dataset[0]
     except Exception:  # the loader will meet it, and say so
         return None
     fields = list(sample)[:inputs] if isinstance(sample, (list, tuple)) else [sample]
-    if len(fields) != inputs or not all(isinstance(field, (np.ndarray, Tensor)) for field in fields):
-        return None
-    return [([getattr(sampler, "batch_size", None), *field.shape], str(field.dtype)) for field in fields]
+    stacked = all(isinstance(field, (np.ndarray, Tensor, Number)) for field in fields)
+    return fields if len(fields) == inputs and stacked else None
 
 
 def refuse_unusable_data(name: str, data: Any) -> None:
