@@ -1,10 +1,11 @@
-"""``python -m paddlelite_callbacks bench MODEL --input 1x3x224x224``."""
+"""``python -m paddlelite_callbacks bench MODEL``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         action="append",
-        required=True,
+        default=[],
         metavar="[NAME:]1x3x224x224[:TYPE]",
-        help="sizes of an input, repeated for each; the batch in front is the timed one unless --batch is given",
+        help="sizes of an input, where the file leaves them free; repeated for each such; the batch in front is the "
+        "timed one unless --batch is given",
     )
     parser.add_argument(
         "--engines", help="comma-separated: paddle, paddle-onednn, onnxruntime, openvino (default: all)"
     )
     parser.add_argument("--threads", default="1", help="CPU threads, comma-separated (default: 1)")
-    parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input)")
+    parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input, or of the file, or 1)")
     parser.add_argument("--warmup", type=int, default=10, help="calls that are not counted, at least (default: 10)")
     parser.add_argument("--repeats", type=int, default=50, help="calls that are (default: 50)")
     parser.add_argument("--no-memory", action="store_true", help="leave out load time and peak memory")
@@ -56,23 +58,26 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0; 3 where a limit is not kept; 1 where an engine that ``--engines`` names gave no figure.
     """
-    from paddlelite_callbacks.deploy.foreign import find_model, parse_input
+    from paddlelite_callbacks.deploy.foreign import complete_inputs, find_model, parse_input
     from paddlelite_callbacks.deploy.foreign_bench import bench_model
     from paddlelite_callbacks.deploy.options import BenchOptions
     from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, judge
 
     budget = Budget(size_mb=options.size_mb, latency_ms=options.latency_ms, metric_drop=None)
-    specs = [parse_input(text) for text in options.input]
+    given = [parse_input(text) for text in options.input]
     chosen = BenchOptions(
         engines=options.engines.split(",") if options.engines else None,
         threads=_numbers(options.threads, "--threads"),
-        batch_size=_numbers(options.batch, "--batch") if options.batch else int(specs[0].shape[0]),
+        batch_size=_numbers(options.batch, "--batch") if options.batch else 1,
         warmup=options.warmup,
         repeats=options.repeats,
         peak_memory=not options.no_memory,
         roofline=True,
     )
     artefact = find_model(options.model)
+    specs = complete_inputs(artefact, given)
+    if not options.batch:
+        chosen = replace(chosen, batch_size=int(specs[0].shape[0]) if len(specs[0].shape) else 1)
     generic = artefact.path.stem in ("inference", "model")
     name = options.name or (artefact.path.resolve().parent.name if generic else artefact.path.stem)
     record = bench_model(artefact, specs, chosen, name=name, progress=not options.json)
@@ -98,7 +103,9 @@ def _silent(record: Record, named: Sequence[str]) -> list[str]:
         rows = [row for row in record.latencies if row.engine == engine]
         if not any(row.p50_ms is not None for row in rows):
             why = next((row.error for row in rows if row.error), "it was not run")
-            lines.append(f"{engine} gave no figure: {why}. Leave it out of --engines, or export the model for it.")
+            lines.append(
+                f"{engine} gave no figure: {why.rstrip('.')}. Leave it out of --engines, or export the model for it."
+            )
     return lines
 
 

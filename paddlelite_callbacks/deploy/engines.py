@@ -13,6 +13,7 @@ import numpy as np
 from paddlelite_callbacks.deploy.signals import same_signal_stack
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.folder_names import without_folder
 
 if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
     from paddlelite_callbacks.deploy.export import Artefact
@@ -84,7 +85,7 @@ class PaddleInference:
                     refuse_torn(file)
             predictor = inference.create_predictor(config)
         except Exception as error:
-            raise EngineError(reason(error)) from error
+            raise EngineError(reason(error, folder=artefact.path.parent)) from error
         inputs = [predictor.get_input_handle(name) for name in predictor.get_input_names()]
         outputs = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
@@ -120,7 +121,7 @@ class OnnxRuntime:
         try:
             session = runtime.InferenceSession(str(artefact.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(reason(error)) from error
+            raise EngineError(reason(error, folder=artefact.path.parent)) from error
         names = [item.name for item in session.get_inputs()]
         return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
@@ -138,7 +139,7 @@ class OpenVino:
             with same_signal_stack():
                 compiled = openvino.Core().compile_model(str(artefact.path), "CPU", options)
         except Exception as error:
-            raise EngineError(reason(error)) from error
+            raise EngineError(reason(error, folder=artefact.path.parent)) from error
         request, count = compiled.create_infer_request(), len(compiled.outputs)
 
         def predict(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -187,17 +188,19 @@ def missing_reason(engine: Engine) -> str | None:
     return f"{engine.package} not installed: pip install 'paddlelite_callbacks[deploy]'"
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException, *, folder: Path | None = None) -> str:
     """Return the line of an engine's message that says what happened: Paddle's run to pages of stack.
 
     Args:
         error: that was caught.
+        folder: of the file; its name is left out, since files are checked before they are put into place.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = str(error) if folder is None else without_folder(str(error), folder)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if "Error:" in line or line.startswith(("[Hint", "("))]
     if telling and _NO_ONEDNN in telling[0]:
         return "Paddle's oneDNN has no interpolation (F.interpolate, nn.Upsample): the other engines run this network"
     why = [line for line in lines if not line.startswith("Exception from ")]  # OpenVINO's places in its source
-    said = [" ".join(why)] if 0 < len(why) < len(lines) else lines
-    text = (telling or said or [type(error).__name__])[0]
+    shorter = [" ".join(why)] if 0 < len(why) < len(lines) else lines
+    text = (telling or shorter or [type(error).__name__])[0]
     return f"{type(error).__name__}: {text.replace(str(Path.cwd()), '.')}"[:300]

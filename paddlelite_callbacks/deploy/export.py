@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.files import staged_file, staged_folder
 from paddlelite_callbacks.surgery import copy_network
 from paddlelite_callbacks.utils.child_process import run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
 
 __all__ = [
     "Artefact",
@@ -45,6 +47,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _ONNX_SECONDS = 600
+_HIDDEN = re.compile(r"\b(tmp|paddlelite_traces_)[a-z0-9_]{8}[/\\\\]")  # of folders that the child made in ours
 _NOT_CLEANED = "clean"  # of `clean_onnx`
 _UNUSED = "is not involved in the target_vars"  # Paddle's words
 
@@ -279,13 +282,20 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool |
         arguments = [*(str(file.absolute()) for file in files), str(partial.absolute()), str(opset)]
         arguments.append("yes" if wanted else "no")
         try:
-            done = run_module("deploy.onnx_child", *arguments, seconds=_ONNX_SECONDS)
+            done = run_module(
+                "deploy.onnx_child",
+                *arguments,
+                seconds=_ONNX_SECONDS,
+                environment={"TMPDIR": str(Path(work).resolve())},
+            )
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
         if done.returncode != 0 or not partial.is_file():
             if shutil.disk_usage(path.parent).free < program.size_mb * 1e6:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
             said = _telling(done.stdout, done.stderr)
+            said = _HIDDEN.sub("", without_folder(without_folder(said, partial.parent), work))
+            said = said.replace(partial.name, path.name)
             raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
         for line in done.stderr.splitlines():
             if _NOT_CLEANED in line:

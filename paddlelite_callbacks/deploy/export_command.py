@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
     parser.add_argument("out", help="folder for model.onnx (and model.fp16.onnx, deploy.json); must hold nothing else")
     parser.add_argument(
-        "--input", action="append", required=True, metavar="[NAME:]1x3x224x224[:TYPE]", help="sizes for the check"
+        "--input",
+        action="append",
+        default=[],
+        metavar="[NAME:]1x3x224x224[:TYPE]",
+        help="sizes for the check, where the file leaves them free",
     )
     parser.add_argument(
         "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
@@ -49,7 +53,13 @@ def run(options: argparse.Namespace) -> int:
 
     from paddlelite_callbacks.deploy.check import compare_outputs
     from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
-    from paddlelite_callbacks.deploy.foreign import find_model, input_shapes, parse_input, random_inputs
+    from paddlelite_callbacks.deploy.foreign import (
+        complete_inputs,
+        find_model,
+        input_shapes,
+        parse_input,
+        random_inputs,
+    )
     from paddlelite_callbacks.deploy.half import write_fp16_onnx
     from paddlelite_callbacks.deploy.sidecar import (
         SIDECAR,
@@ -74,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     source = find_model(options.model)
     if source.kind != "paddle":
         raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
-    inputs, judge = random_inputs(source, specs), _installed_engine()
+    inputs, judge = random_inputs(source, complete_inputs(source, specs)), _installed_engine()
     with hushed_stdout():
         expected = _answers(source, "paddle", inputs)
     with staged_folder(target, dropped=sorted(ours)) as stage:

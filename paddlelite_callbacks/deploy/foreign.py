@@ -21,9 +21,22 @@ from paddlelite_callbacks.export.program_desc import read_program_desc
 from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
 
-__all__ = ["find_model", "input_shapes", "output_shapes", "parse_input", "random_inputs"]
+__all__ = [
+    "complete_inputs",
+    "declared_inputs",
+    "find_model",
+    "input_shapes",
+    "output_shapes",
+    "parse_input",
+    "random_inputs",
+]
 
 _PROGRAMS = (".json", ".pdmodel")
+_FED = "1.data"  # the operation that takes an input
+_PROGRAM_TYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32", 6: "float64"} | {
+    20: "uint8",
+    21: "int8",
+}  # of Paddle 2's VarType
 
 
 def find_model(path: str | Path) -> Artefact:
@@ -132,9 +145,7 @@ def parse_input(text: str) -> InputSpec:
 
 
 def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
-    """Return the shapes of the inputs by name, in the order in which engines take them.
-
-    Free sizes are -1; the shapes of Paddle programs cannot be asked for and are empty.
+    """Return the shapes of the inputs by name, in the order in which engines take them; free sizes are -1.
 
     Args:
         artefact: of `find_model`.
@@ -142,23 +153,129 @@ def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
     Raises:
         ValueError: the file cannot be read.
     """
+    return {name: shape for name, (shape, _) in declared_inputs(artefact).items()}
+
+
+def declared_inputs(artefact: Artefact) -> dict[str, tuple[list[int], str]]:
+    """Return shape (free sizes -1) and type of each input by name, as the file declares them; no engine runs for it.
+
+    Args:
+        artefact: of `find_model`.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if artefact.kind == "paddle":
+        try:
+            found = _of_program(artefact.path)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
+        if not found:
+            raise ValueError(
+                f"{artefact.path} takes no input: export the network with paddle.jit.save(input_spec=...)."
+            )
+        return found
+    onnx = require("onnx", needed_for="ONNX files")
     try:
-        if artefact.kind == "paddle":
-            inference = require("paddle.inference", needed_for="Paddle programs")
-            config = inference.Config(*(str(file) for file in artefact.files))
-            config.disable_glog_info()
-            config.disable_gpu()
-            config.disable_mkldnn()
-            return {name: [] for name in inference.create_predictor(config).get_input_names()}
-        graph = require("onnx", needed_for="ONNX files").load(str(artefact.path), load_external_data=False).graph
-    except ImportError:
-        raise
+        graph = onnx.load(str(artefact.path), load_external_data=False).graph
     except Exception as error:
         raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
     if not graph.node:
         raise ValueError(f"{artefact.path} holds no network: it is torn, or no ONNX file. Export it again.")
     constants = {item.name for item in graph.initializer}
-    return {item.name: _sizes(item) for item in graph.input if item.name not in constants}
+    return {item.name: (_sizes(item), _onnx_type(onnx, item)) for item in graph.input if item.name not in constants}
+
+
+def _of_program(program: Path) -> dict[str, tuple[list[int], str]]:
+    if program.suffix == ".json":
+        (region,) = json.loads(program.read_text(encoding="utf-8"))["program"]["regions"]
+        found = {}
+        for op in region["blocks"][0]["ops"]:
+            if op["#"] == _FED:
+                values = {item["N"]: item["AT"]["D"] for item in op["A"]}
+                found[values["name"]] = [int(size) for size in values["shape"]], str(values["dtype"])
+        return found
+    block = read_program_desc(program).blocks[0]
+    fed = [(op.attrs, op.outputs[0].arguments[0]) for op in block.ops if op.type == "feed"]
+    columns = {name: next((item.i for item in attributes if item.name == "col"), 0) for attributes, name in fed}
+    kinds = {item.name: item.type.dense_tensor.tensor for item in block.vars if item.name in columns}
+    return {
+        name: ([int(size) for size in kinds[name].dims], _PROGRAM_TYPES.get(kinds[name].data_type, "float32"))
+        for name in sorted(columns, key=lambda name: columns[name])
+    }
+
+
+def _onnx_type(onnx: Any, item: Any) -> str:
+    with suppress(KeyError, TypeError):
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)))
+    return "float32"
+
+
+def complete_inputs(artefact: Artefact, given: Sequence[InputSpec]) -> list[InputSpec]:
+    """Return a spec with all sizes for each input of the file: what was given, else what file or ``deploy.json`` say.
+
+    A free batch is 1 where nothing was given.
+
+    Args:
+        artefact: of `find_model`.
+        given: of `parse_input`; any number of those that the file takes, with names, or in its order.
+
+    Raises:
+        ValueError: a size is free and was not given, or what was given fits no input.
+    """
+    declared, described = declared_inputs(artefact), _described_shapes(artefact)
+    if given and (len(given) == len(declared) or not all(spec.name for spec in given)):
+        open_ones = [name for name, (shape, _) in declared.items() if _free(shape, described.get(name))]
+        if len(given) == len(open_ones) < len(declared) and not any(spec.name for spec in given):
+            given = [
+                InputSpec(spec.shape, dtype=declared[name][1], name=name)
+                for spec, name in zip(given, open_ones, strict=True)
+            ]
+        else:
+            return list(given)  # `random_inputs` says what does not fit
+    named = {spec.name: spec for spec in given}
+    if unknown := [name for name in named if name not in declared]:
+        raise ValueError(
+            f"{artefact.path} takes the inputs {list(declared)}, not {unknown}: name them as the file does, or near: "
+            f"{near_names(str(unknown[0]), declared)}."
+        )
+    specs, missing = [], []
+    for name, (shape, dtype) in declared.items():
+        if name in named:
+            specs.append(named[name])
+            continue
+        known = described.get(name)
+        if _free(shape, known):
+            missing.append(f"{name} of {shape}")
+        sizes = [max(size, (known or shape)[axis]) for axis, size in enumerate(shape)]
+        specs.append(InputSpec([max(size, 1) for size in sizes], dtype=dtype, name=name))
+    if missing:
+        name = missing[0].partition(" of ")[0]
+        pattern = [str(size) if size > 0 else "N" if axis else "1" for axis, size in enumerate(declared[name][0])]
+        raise ValueError(
+            f"{artefact.path} leaves sizes of {', '.join(missing)} free (-1: any): give them, for instance --input "
+            f"{name}:{'x'.join(pattern)} with a number for each N."
+        )
+    return specs
+
+
+def _free(shape: Sequence[int], described: Sequence[int] | None) -> bool:
+    """Whether a size behind the batch is told neither by the file nor by ``deploy.json``."""
+    return any(max(size, (described or shape)[axis]) < 1 for axis, size in enumerate(shape) if axis)
+
+
+def _described_shapes(artefact: Artefact) -> dict[str, list[int]]:
+    """Return the shapes that ``deploy.json`` beside the file gives for it, free sizes -1."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads((artefact.path.parent / "deploy.json").read_text(encoding="utf-8"))
+        if any(artefact.path.name in entry["sha256"] for entry in content["files"]):
+            declared = declared_inputs(artefact)
+            found = {
+                item["name"]: [-1 if size is None else int(size) for size in item["shape"]]
+                for item in content["inputs"]
+            }
+            return {name: shape for name, shape in found.items() if len(shape) == len(declared.get(name, ([],))[0])}
+    return {}
 
 
 def output_shapes(artefact: Artefact) -> dict[str, list[int]]:

@@ -24,6 +24,7 @@ import psutil
 from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.deploy.export import Artefact
@@ -71,7 +72,8 @@ def measure_footprint(engine: str, artefact: Artefact, inputs: Sequence[np.ndarr
             return Footprint(error=f"did not finish in {_SECONDS} s")
     answer = next((line for line in reversed(done.stdout.splitlines()) if line.startswith('{"load_ms"')), None)
     if done.returncode or answer is None:
-        return Footprint(error=f"the child process ended with {done.returncode}: {last_words(done)}")
+        said = without_folder(without_folder(last_words(done), artefact.path.parent), folder)
+        return Footprint(error=f"the child process ended with {done.returncode}: {said}")
     return Footprint(**json.loads(answer))
 
 
