@@ -301,6 +301,23 @@ def test_a_damaged_pdmodel_is_refused_by_name(program, tmp_path):
             read_program_desc(written)
 
 
+def test_outputs_keep_their_names_unless_these_are_taken(program, tmp_path):
+    content = json.loads(program.read_text())
+    for given, name in (("scores", "scores"), ("x0", "x0_"), ("tmp_1", "tmp_1"), ("bn1._mean", "bn1._mean_")):
+        for op in content["program"]["regions"][0]["blocks"][0]["ops"]:
+            if op["#"] == "1.fetch":
+                next(item["AT"] for item in op["A"] if item["N"] == "name")["D"] = given
+        program.write_text(json.dumps(content))
+        written, _ = write_legacy_program(program, tmp_path / "model")
+        block = read_program_desc(written).blocks[0]
+        assert block.ops[-1].inputs[0].arguments[0] == name
+        names = [item.name for item in block.vars]
+        assert len(set(names)) == len(names)
+        np.savez(tmp_path / "inputs.npz", x0=np.ones([1, 3, 8, 8], "float32"))
+        run([tmp_path])
+        assert said_of(tmp_path) is None
+
+
 def test_an_attribute_that_paddle_2_does_not_know_is_refused(program, tmp_path):
     content = json.loads(program.read_text())
     for op in content["program"]["regions"][0]["blocks"][0]["ops"]:

@@ -18,6 +18,7 @@ from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.export_checks import (
     check_choices,
     checked_arguments,
+    checked_forms,
     refuse_blind_engine,
     refuse_other_inputs,
     refuse_unjudged_metric,
@@ -84,6 +85,8 @@ class ExportBenchCallback(ScopedCallback):
         monitor: for ``"best"``, the evaluation's figure that decides; ``None`` for the first metric, else the loss.
         mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (smaller for ``loss``, ``err``, ``rmse``, ``nme``, ...).
         fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
+        forms: further forms to write; ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
+            which Paddle Lite and older tools read (with ``model.pdiparams``). Size and gate then count that pair.
         dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
         sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
         preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
@@ -133,6 +136,7 @@ class ExportBenchCallback(ScopedCallback):
         monitor: str | None = None,
         mode: str = "auto",
         fp16: bool = False,
+        forms: Sequence[str] = (),
         dynamic_batch: bool = True,
         sidecar: Mapping[str, Any] | None = None,
         preflight: bool = True,
@@ -162,6 +166,7 @@ class ExportBenchCallback(ScopedCallback):
         self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
         self.which, self.monitor, self.mode = which, monitor, mode
         self.strict, self.preflight, self._untried = strict, preflight, False
+        self.forms = checked_forms(forms)
         self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
         self.record: Record | None = None
         self.verdict: Verdict | None = None
@@ -321,6 +326,7 @@ class ExportBenchCallback(ScopedCallback):
             eval_data=eval_data,
             last=self.which == "last",
             fp16=self.fp16,
+            forms=self.forms,
             dynamic_batch=self.dynamic_batch,
             sidecar=self.sidecar,
             strict=self.strict,

@@ -14,14 +14,17 @@ from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.report.gate import Budget
 
 __all__ = [
+    "FORMS",
     "check_choices",
     "checked_arguments",
+    "checked_forms",
     "refuse_blind_engine",
     "refuse_other_inputs",
     "refuse_unjudged_metric",
     "refuse_unknown_monitor",
 ]
 
+FORMS = ("pdmodel",)
 _FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
 
 
@@ -83,6 +86,22 @@ def check_choices(
         raise ValueError(
             f"gate='fail' needs a budget=Budget(...) with a limit to hold the figures against, got {budget}."
         )
+
+
+def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
+    """Return ``forms`` as a tuple.
+
+    Args:
+        forms: see `ExportBenchCallback`.
+
+    Raises:
+        ValueError: one is unknown, or it is no list.
+    """
+    if isinstance(forms, str):
+        raise ValueError(f"forms must be a list of names, got {forms!r}: write forms=[{forms!r}].")
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise ValueError(f"forms must be some of {list(FORMS)}, got {unknown}: leave it out for none beside the usual.")
+    return tuple(forms)
 
 
 def refuse_blind_engine(budget: Budget | None, chosen: Sequence[str]) -> None:

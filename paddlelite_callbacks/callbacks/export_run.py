@@ -93,6 +93,7 @@ class ExportRun:
         eval_data: a data set, a loader, or ``None`` or ``False`` for no evaluation of the files.
         last: whether the last weights are exported instead of the best.
         fp16: see there.
+        forms: see there.
         dynamic_batch: see there.
         sidecar: of `checked_sidecar_options`.
         strict: see there.
@@ -108,6 +109,7 @@ class ExportRun:
     eval_data: Any
     last: bool
     fp16: bool
+    forms: Sequence[str]
     dynamic_batch: bool
     sidecar: Mapping[str, Any]
     strict: bool
@@ -201,6 +203,7 @@ class ExportRun:
             ),
             options=self.options,
             fp16=self.fp16,
+            pdmodel="pdmodel" in self.forms,
             evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
             sidecar=self.sidecar,
             progress=self.progress,

@@ -26,7 +26,15 @@ WEIGHTS = "model.pdparams"  # of the weights that are exported
 LAST_WEIGHTS = "last.pdparams"  # where those that fit ended with are others
 LOG = "train_log.jsonl"
 PREVIOUS = "previous_export"
-_MODELS = ("model.json", "model.pdiparams", "model.onnx", "model.int8.onnx", "model.fp16.onnx", SIDECAR)
+_MODELS = (
+    "model.json",
+    "model.pdmodel",
+    "model.pdiparams",
+    "model.onnx",
+    "model.int8.onnx",
+    "model.fp16.onnx",
+    SIDECAR,
+)
 _OURS = (WEIGHTS, LAST_WEIGHTS, LOG, *_MODELS)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from paddlelite_callbacks.deploy.latency import Latency
 
-__all__ = ["Check", "FileVerdict", "compare_outputs", "file_verdicts"]
+__all__ = ["PDMODEL_CHECK", "Check", "FileVerdict", "compare_outputs", "file_verdicts"]
+
+PDMODEL_CHECK = "paddle.pdmodel"  # Paddle Inference on a program in Paddle 2's format, which is checked but not timed
 
 _FLIP_FACTOR = 1.5  # the flips of many rows and draws: nearly the worst is among them
 _FEW_ROWS = 4  # among fewer, a row that met a flip cannot be told from the others
@@ -77,7 +79,9 @@ class FileVerdict:
 
     @property
     def kind(self) -> str:
-        """Of the file: ``"paddle"`` or ``"onnx"``."""
+        """Of the file: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``."""
+        if self.engine == PDMODEL_CHECK:
+            return "pdmodel"
         return "paddle" if self.engine.startswith("paddle") else "onnx"
 
 

@@ -23,10 +23,12 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.deploy.hooks import copy_with_hooks, forget_results_
 from paddlelite_callbacks.deploy.interpolation import readable_by_converter
-from paddlelite_callbacks.deploy.lean import make_program_lean, name_outputs
+from paddlelite_callbacks.deploy.lean import make_program_lean, name_outputs, number_parameters
 from paddlelite_callbacks.deploy.signature import has_plain_signature, named_specs, plain_signature_
 from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
+from paddlelite_callbacks.export.legacy_program import legacy_program, write_legacy_program
+from paddlelite_callbacks.export.pir_program import read_pir_program
 from paddlelite_callbacks.files import staged_file, staged_folder
 from paddlelite_callbacks.surgery import copy_network
 from paddlelite_callbacks.utils.child_process import run_module
@@ -38,6 +40,7 @@ __all__ = [
     "copy_network",
     "export_onnx",
     "export_paddle",
+    "export_pdmodel",
     "flat_outputs",
     "output_names",
     "refuse_older_programs",
@@ -61,7 +64,7 @@ class Artefact:
     """One exported form of a network.
 
     Args:
-        kind: ``"paddle"`` (program and parameters) or ``"onnx"``.
+        kind: ``"paddle"`` (program and parameters), ``"onnx"``, or ``"pdmodel"`` (Paddle 2's format of the former).
         path: the file an engine is pointed at: Paddle's program, or the ``.onnx`` file.
         files: all files that belong to it.
         precision: ``"fp32"``, or ``"int8"`` for int8 weights.
@@ -160,6 +163,22 @@ def export_paddle(
             f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
         ) from error
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def export_pdmodel(program: Artefact) -> Artefact:
+    """Write ``model.pdmodel`` beside ``model.json``; both share ``model.pdiparams``.
+
+    Args:
+        program: of `export_paddle`; its parameters get short names.
+
+    Raises:
+        UnknownOperatorError: an operator has no form in Paddle 2.
+        OSError: the disk is full.
+    """
+    legacy_program(read_pir_program(program.path))  # as long as the parameters have the names of layers
+    number_parameters(program.path)
+    files = write_legacy_program(program.path, program.path.with_suffix(""))
+    return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
 
 
 def refuse_older_programs() -> None:

@@ -21,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
-        "ONNX, and compare the two on random inputs. A checkpoint (.pdparams) holds no network and cannot be taken: "
-        "load it into its network and call paddle.jit.save first."
+        "ONNX, or in Paddle 2's format, and compare the two on random inputs. A checkpoint (.pdparams) holds no "
+        "network and cannot be taken: load it into its network and call paddle.jit.save first."
     )
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
-    parser.add_argument("out", help="folder for model.onnx (and model.fp16.onnx, deploy.json); must hold nothing else")
+    parser.add_argument("out", help="folder for what is written (with deploy.json); must hold nothing else")
     parser.add_argument(
         "--input",
         action="append",
@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
+    )
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=["onnx", "pdmodel"],
+        default=["onnx"],
+        help="what to write: onnx (default), pdmodel (model.pdmodel + model.pdiparams, for Paddle Lite and Paddle 2)",
     )
     parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
 
@@ -52,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from paddle.static import InputSpec
 
     from paddlelite_callbacks.deploy.check import compare_outputs
-    from paddlelite_callbacks.deploy.export import ExportError, export_onnx, staged_folder
+    from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx, staged_folder
     from paddlelite_callbacks.deploy.foreign import (
         complete_inputs,
         find_model,
@@ -68,11 +75,12 @@ def run(options: argparse.Namespace) -> int:
         write_sidecar,
     )
     from paddlelite_callbacks.deploy.undisturbed import hushed_stdout
+    from paddlelite_callbacks.export.legacy_program import write_legacy_program
 
     target = Path(options.out)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a folder.")
-    ours = {"model.onnx", "model.fp16.onnx", SIDECAR}
+    ours = {"model.onnx", "model.fp16.onnx", "model.pdmodel", "model.pdiparams", SIDECAR}
     if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
         raise ValueError(
             f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
@@ -84,15 +92,26 @@ def run(options: argparse.Namespace) -> int:
     source = find_model(options.model)
     if source.kind != "paddle":
         raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
-    inputs, judge = random_inputs(source, complete_inputs(source, specs)), _installed_engine()
+    if options.fp16 and "onnx" not in options.forms:
+        raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
+    if "pdmodel" in options.forms and source.path.suffix != ".json":
+        raise ValueError(f"{source.path} is in Paddle 2's format already: use the file as it is.")
+    inputs = random_inputs(source, complete_inputs(source, specs))
+    judges = {"pdmodel": "paddle", **({"onnx": _installed_engine()} if "onnx" in options.forms else {})}
     with hushed_stdout():
         expected = _answers(source, "paddle", inputs)
     with staged_folder(target, dropped=sorted(ours)) as stage:
-        files, lines = [export_onnx(source, stage / "model.onnx", opset=options.opset)], []
+        files, lines = [], []
+        if "onnx" in options.forms:
+            files.append(export_onnx(source, stage / "model.onnx", opset=options.opset))
         if options.fp16:
             files.append(write_fp16_onnx(files[0], stage / "model.fp16.onnx"))
+        if "pdmodel" in options.forms:
+            pair = write_legacy_program(source.path, stage / "model")
+            files.append(Artefact(kind="pdmodel", path=pair[0], files=pair, precision=source.precision))
         for file in files:
-            atol, rtol = (1e-4, 1e-3) if file.precision == "fp32" else (5e-5, 5e-2)
+            judge = judges[file.kind]
+            atol, rtol = (1e-4, 1e-3) if file.precision != "fp16" else (5e-5, 5e-2)
             check = compare_outputs(expected, _answers(file, judge, inputs), engine=judge, atol=atol, rtol=rtol)
             if not check.passed:
                 found = check.error or f"by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"

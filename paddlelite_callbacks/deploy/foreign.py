@@ -62,7 +62,10 @@ def find_model(path: str | Path) -> Artefact:
         )
     known = (*_PROGRAMS, ".pdiparams")
     prefix = path.with_name(path.name[: -len(path.suffix)]) if path.suffix in known else path
-    program = next((p for p in (prefix.with_name(prefix.name + end) for end in _PROGRAMS) if p.is_file()), None)
+    named = [path] if path.suffix in _PROGRAMS and path.is_file() else []
+    program = next((p for p in named), None) or next(
+        (p for p in (prefix.with_name(prefix.name + end) for end in _PROGRAMS) if p.is_file()), None
+    )
     if program is None:
         ends = (".onnx", *_PROGRAMS)
         there = sorted(p.name for p in path.parent.iterdir() if p.suffix in ends) if path.parent.is_dir() else []
@@ -165,7 +168,7 @@ def declared_inputs(artefact: Artefact) -> dict[str, tuple[list[int], str]]:
     Raises:
         ValueError: the file cannot be read.
     """
-    if artefact.kind == "paddle":
+    if artefact.kind in ("paddle", "pdmodel"):
         try:
             found = _of_program(artefact.path)
         except (KeyError, TypeError, IndexError, AttributeError) as error:

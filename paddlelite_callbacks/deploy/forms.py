@@ -21,6 +21,7 @@ from paddlelite_callbacks.deploy.export import (
     ExportError,
     export_onnx,
     export_paddle,
+    export_pdmodel,
     flat_outputs,
 )
 from paddlelite_callbacks.deploy.fold import folded
@@ -86,6 +87,7 @@ def export_forms(
     *,
     input_spec: Sequence[InputSpec],
     onnx: bool = True,
+    pdmodel: bool = False,
     sample: Sequence[np.ndarray] | None = None,
 ) -> Forms:
     """Write every form of ``network`` into ``folder``, with its batch norms folded (see `folded`).
@@ -99,6 +101,7 @@ def export_forms(
         folder: exists.
         input_spec: one per input.
         onnx: whether to write the ONNX files.
+        pdmodel: whether to write Paddle's program in the format of Paddle 2, too.
         sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
             leaves only the batch open (otherwise nothing is folded).
 
@@ -116,8 +119,10 @@ def export_forms(
             _float_forms(forms, _folded(network, inputs), folder, input_spec, onnx)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for artefact in forms.artefacts:
+    for artefact in list(forms.artefacts):
         if artefact.kind == "paddle":
+            if pdmodel:
+                _attempt(forms, "pdmodel", artefact.precision, lambda program=artefact: export_pdmodel(program))  # type: ignore[misc]
             number_parameters(artefact.path)  # ONNX files, made of the program, keep the names of state_dict
     if not forms.artefacts:
         said = "; ".join(dict.fromkeys(forms.errors.values()))

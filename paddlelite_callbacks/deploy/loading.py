@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paddlelite_callbacks.deploy.check import Check, compare_outputs
-from paddlelite_callbacks.deploy.engines import OnnxRuntime, Predict, in_batches, missing_reason, reason
+from paddlelite_callbacks.deploy.check import PDMODEL_CHECK, Check, compare_outputs
+from paddlelite_callbacks.deploy.engines import (
+    OnnxRuntime,
+    PaddleInference,
+    Predict,
+    in_batches,
+    missing_reason,
+    reason,
+)
 from paddlelite_callbacks.deploy.export import Artefact
 from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.latency import Latency
@@ -83,7 +90,23 @@ def load_files(
                 ready[engine.name, artefact.precision] = predict, artefact
             except Exception as exception:
                 failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
+    for artefact in artefacts:
+        if artefact.kind == "pdmodel":
+            checks.append(_pdmodel_check(artefact, inputs, references[artefact.precision], options, rows))
     return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
+
+
+def _pdmodel_check(
+    artefact: Artefact, inputs: Sequence[np.ndarray], reference: Reference, options: BenchOptions, rows: int | None
+) -> Check:
+    """Run a program in Paddle 2's format; whatever goes wrong is said in the check."""
+    try:
+        with hushed_stdout():
+            predict = PaddleInference(onednn=False).load(artefact, threads=options.settings[0][0])
+            got = in_batches(predict, rows)(inputs)
+        return checked(PDMODEL_CHECK, artefact, got, reference, options)
+    except Exception as error:
+        return Check(engine=PDMODEL_CHECK, precision=artefact.precision, error=reason(error))
 
 
 def _with_rounded_biases(

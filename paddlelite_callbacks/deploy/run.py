@@ -90,6 +90,7 @@ def hand_out(
     input_spec: Sequence[InputSpec],
     options: BenchOptions,
     fp16: bool = False,
+    pdmodel: bool = False,
     evaluation: Evaluation | None = None,
     sidecar: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -106,6 +107,7 @@ def hand_out(
         input_spec: one per input.
         options: see `BenchOptions`.
         fp16: whether to write ``model.fp16.onnx`` too.
+        pdmodel: whether to write ``model.pdmodel`` too.
         evaluation: measures the metrics on every file.
         sidecar: of `checked_sidecar_options`.
         progress: whether to show bars.
@@ -120,7 +122,7 @@ def hand_out(
         refuse_indefinite(network, sample, own)
         expected = references(network, sample, own=own)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
-        forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, sample=sample)
+        forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, sample=sample)
         if fp16 and onnx:
             _add_fp16(forms, folder, expected, network, sample)
         describe_onnx(forms.artefacts, sidecar or {})

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from paddle.nn import Layer
 
-from paddlelite_callbacks.deploy.check import Check, file_verdicts
+from paddlelite_callbacks.deploy.check import PDMODEL_CHECK, Check, file_verdicts
 from paddlelite_callbacks.deploy.engines import ENGINES, in_batches, missing_reason, reason
 from paddlelite_callbacks.deploy.exact import EXACT, exact_engine
 from paddlelite_callbacks.deploy.export import Artefact
@@ -78,9 +78,10 @@ def validate_files(
         failed = [r for r in files.failed if (_kind_of(r.engine), r.precision) == (artefact.kind, artefact.precision)]
         could_not = "; ".join(f"{row.engine}: {row.error}" for row in failed) or "no engine for it was chosen"
         why = note or f"no engine could run the file ({could_not})"
-        for file in artefact.files:
-            file.unlink()
         forms.artefacts.remove(artefact)
+        for file in artefact.files:
+            if not any(file in other.files for other in forms.artefacts):  # programs share their parameters
+                file.unlink()
         forms.errors[artefact.kind, artefact.precision] = why
         files = _without(files, artefact, f"not exported: {why}", options)
     return files, tuple(notes)
@@ -97,7 +98,7 @@ def violations(errors: Mapping[tuple[str, str], str], files: LoadedFiles, option
         options: with the engines asked for.
     """
     absent = [engine.name for engine in options.chosen() if missing_reason(engine)] if options.engines is None else []
-    kinds = {engine.kind for engine in options.chosen() if engine.name not in absent}
+    kinds = {"pdmodel", *(engine.kind for engine in options.chosen() if engine.name not in absent)}
     said = [f"no {kind} {precision} file: {why}" for (kind, precision), why in errors.items() if kind in kinds]
     said += [
         f"{row.engine} {row.precision} {row.text}"
@@ -206,6 +207,8 @@ def _saturation(artefact: Artefact) -> SaturationReport:
 
 
 def _kind_of(engine: str) -> str:
+    if engine == PDMODEL_CHECK:
+        return "pdmodel"
     return ENGINES[engine].kind if engine in ENGINES else "paddle" if engine == "paddle.jit.load" else "onnx"
 
 

@@ -116,7 +116,11 @@ class _Conversion:
         self.types: dict[str, PirType] = {}
         self.casts: dict[tuple[str, str], str] = {}
         self.counter = 0
-        self.outputs = {op.operands[0]: op.attributes["name"] for op in program.operations if op.name == "fetch"}
+        fetched = [op for op in program.operations if op.name == "fetch"]
+        fed = {op.attributes["name"] for op in program.operations if op.name in ("data", "parameter")}
+        self.fetched = _unlike({op.attributes["col"]: op.attributes["name"] for op in fetched}, {"feed", "fetch", *fed})
+        self.outputs = {op.operands[0]: self.fetched[op.attributes["col"]] for op in fetched}
+        self.reserved = {*self.fetched.values(), *fed}
         self.special: dict[str, Callable[[PirOperation], None]] = {
             "parameter": self._parameter,
             "data": lambda op: None,
@@ -170,18 +174,18 @@ class _Conversion:
         self.writer.feed(name, column)
 
     def _fetch(self, op: PirOperation) -> None:
-        name = self._tensor(op.operands[0], op)
-        if name != op.attributes["name"]:  # an input, a parameter, or what another output is too
-            name, source = self._declare(self.types[name], op.attributes["name"]), name
+        name, own = self._tensor(op.operands[0], op), self.fetched[op.attributes["col"]]
+        if name != own:  # an input, a parameter, or what another output is too
+            name, source = self._declare(self.types[name], own), name
             self.writer.operator("assign", {"X": [source]}, {"Out": [name]})
         self.writer.fetch(name, op.attributes["col"])
 
     # names and constants
 
     def _declare(self, kind: PirType, name: str | None = None) -> str:
-        if name is None:
+        while name is None:
             self.counter += 1
-            name = f"tmp_{self.counter}"
+            name = f"tmp_{self.counter}" if f"tmp_{self.counter}" not in self.reserved else None
         self.types[name] = kind
         self.writer.variable(name, kind.dtype, kind.shape)
         return name
@@ -418,3 +422,14 @@ def _values(dtype: str, values: Sequence[Any]) -> dict[str, Any]:
     made = [make(value) for value in values]
     older = {_VALUES[dtype]: made} if dtype in _VALUES else {}  # where Paddle before 3 looks, and Paddle Lite
     return {"values": made, **older}
+
+
+def _unlike(names: dict[int, str], taken: set[str]) -> dict[int, str]:
+    """Return ``names`` with an underscore behind those that are taken: an output may be called as an input is."""
+    found: dict[int, str] = {}
+    for key, name in names.items():
+        while name in taken:
+            name = f"{name}_"
+        found[key] = name
+        taken = {*taken, name}
+    return found

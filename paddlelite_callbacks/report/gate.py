@@ -194,8 +194,9 @@ def _known(value: float, budget: Budget) -> _Figure:
 
 def _size_of(record: Record, engine: str, precision: str) -> float | None:
     kind = "paddle" if engine.startswith("paddle") else "onnx"
-    sizes = [a.size_mb for a in record.artefacts if (a.kind, a.precision) == (kind, precision)]
-    return next(iter(sizes), None)
+    kinds = ("pdmodel", "paddle") if kind == "paddle" else (kind,)  # the guide counts .pdmodel + .pdiparams
+    sizes = {a.kind: a.size_mb for a in record.artefacts if a.precision == precision and a.size_mb is not None}
+    return next((sizes[kind] for kind in kinds if kind in sizes), None)
 
 
 def _criterion(name: str, value: float | None, limit: float, reason: str, **shown: Any) -> Criterion:

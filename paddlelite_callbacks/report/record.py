@@ -33,7 +33,7 @@ class ArtefactFigures:
     """An exported form as it was when it was measured.
 
     Args:
-        kind: ``"paddle"`` or ``"onnx"``.
+        kind: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         path: of its first file.
         size_mb: of all its files, MB (1e6 bytes).
@@ -135,10 +135,12 @@ class Record:
     def size_mb(self) -> float | None:
         """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more.
 
-        Of a model that has no Paddle program, the smallest ONNX file.
+        The program in Paddle 2's format, the guide's, comes first. Of a model that has no Paddle program, the smallest
+        ONNX file.
         """
         sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
-        return min((mb for kind, mb in sizes if kind == "paddle"), default=min((mb for _, mb in sizes), default=None))
+        found = [[mb for kind, mb in sizes if kind in kinds] for kinds in (("pdmodel",), ("paddle",), ("onnx",))]
+        return next((min(group) for group in found if group), None)
 
     @property
     def precision(self) -> str:
