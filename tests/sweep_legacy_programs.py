@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,35 +49,69 @@ def prepare(name: str, folder: Path) -> None:
     (folder / "ok").write_text("ok")
 
 
-def check(folder: Path, pythons: dict[str, str]) -> dict:
-    """Convert and run with each Paddle; returns what to note."""
+def convert(folder: Path) -> dict:
+    """Write the pair; returns its bytes."""
     program, parameters = write_legacy_program(folder / "model.json", folder / "model")
     with np.load(folder / "io.npz") as file:
-        expected = [file[key] for key in file.files if key != "x"]
         np.savez(folder / "inputs.npz", x0=file["x"])
-    noted = {"pdmodel": program.stat().st_size, "pdiparams": parameters.stat().st_size}
-    for version, python in pythons.items():
-        subprocess.run([python, str(CHILD), str(folder)], check=False, capture_output=True, timeout=SECONDS)
-        if (folder / "error.txt").exists():
-            noted[version] = (folder / "error.txt").read_text()[-300:]
-            continue
-        with np.load(folder / "outputs.npz") as file:
-            got = [file[f"y{i}"] for i in range(len(file.files))]
-        same = [a.shape for a in expected] == [b.shape for b in got]
-        off = max(float(np.abs(a - b).max()) for a, b in zip(expected, got, strict=True)) if same else None
-        largest = max(float(np.abs(a).max()) for a in expected)
-        passed = off is not None and off <= ATOL + RTOL * largest
-        noted[version] = {"off": off, "of": largest, "passed": passed}
-    return noted
+    return {"pdmodel": program.stat().st_size, "pdiparams": parameters.stat().st_size}
 
 
-def _child(name: str, folder: str, pythons: dict[str, str], sender) -> None:
+def compare(folder: Path) -> dict | str:
+    """Return how far what a Paddle gave is off, or its error."""
+    if (folder / "error.txt").exists():
+        return (folder / "error.txt").read_text()[-300:]
+    with np.load(folder / "io.npz") as file:
+        expected = [file[key] for key in file.files if key != "x"]
+    with np.load(folder / "outputs.npz") as file:
+        got = [file[f"y{i}"] for i in range(len(file.files))]
+    if [a.shape for a in expected] != [b.shape for b in got]:
+        return f"outputs {[b.shape for b in got]}, expected {[a.shape for a in expected]}"
+    off = max(float(np.abs(a - b).max()) for a, b in zip(expected, got, strict=True))
+    largest = max(float(np.abs(a).max()) for a in expected)
+    return {"off": off, "of": largest, "passed": off <= ATOL + RTOL * largest}
+
+
+def _child(name: str, folder: str, sender) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         prepare(name, Path(folder))
-        sender.send(check(Path(folder), pythons))
+        sender.send(convert(Path(folder)))
     except Exception as error:
         sender.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"})
+
+
+def _converted(name: str, folder: Path) -> dict:
+    """Build, export and convert in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(name, str(folder), sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else {"error": f"took longer than {SECONDS} s"}
+    except EOFError:
+        return {"error": "the process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(batch: dict[str, tuple[Path, dict]], pythons: dict[str, str]) -> None:
+    """Run what was converted with each Paddle, one process for all, and note what comes out."""
+    for version, python in pythons.items():
+        waiting = [str(folder) for folder, noted in batch.values() if "error" not in noted]
+        while waiting:
+            subprocess.run([python, str(CHILD), *waiting], check=False, capture_output=True)
+            died = [i for i, f in enumerate(waiting) if _said(Path(f)) == "the process died"]
+            waiting = waiting[died[0] + 1 :] if died else []
+        for folder, noted in batch.values():
+            if "error" not in noted:
+                noted[version] = compare(folder)
+
+
+def _said(folder: Path) -> str | None:
+    return (folder / "error.txt").read_text() if (folder / "error.txt").exists() else None
 
 
 def main() -> None:
@@ -88,6 +121,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder to keep the exported programs in")
     parser.add_argument("--kept", action="store_true", help="only what is in --work already")
     parser.add_argument("--millions", type=float, default=1e9, help="leave out networks with more parameters")
+    parser.add_argument("--batch", type=int, default=8, help="networks at a time (default 8)")
     options = parser.parse_args()
     pythons = {"3.3.1": sys.executable}
     if os.environ.get("PADDLE_2_PYTHON"):
@@ -95,27 +129,22 @@ def main() -> None:
     lines = options.results.read_text().splitlines() if options.results.exists() else []
     done = {json.loads(line)["name"] for line in lines}
     entries = json.loads(DATA.read_text(encoding="utf-8"))["backbones"]
-    context = multiprocessing.get_context("fork")
-    for entry in sorted(entries, key=lambda entry: entry["parameters"]):
-        name = entry["name"]
-        kept = options.work is not None and (options.work / name / "ok").exists()
-        if name in done or entry["parameters"] > options.millions * 1e6 or (options.kept and not kept):
-            continue
-        folder = options.work / name if options.work else Path(tempfile.mkdtemp())
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(name, str(folder), pythons, sender))
-        process.start()
-        sender.close()
-        try:
-            noted = receiver.recv() if receiver.poll(SECONDS) else {"error": f"took longer than {SECONDS} s"}
-        except EOFError:
-            noted = {"error": "the process died"}
-        process.kill()
-        process.join()
-        if options.work is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        with options.results.open("a") as file:
-            file.write(json.dumps({"name": name, **noted}) + "\n")
+    names = [
+        entry["name"]
+        for entry in sorted(entries, key=lambda entry: entry["parameters"])
+        if entry["name"] not in done
+        and entry["parameters"] <= options.millions * 1e6
+        and (not options.kept or (options.work / entry["name"] / "ok").exists())
+    ]
+    for start in range(0, len(names), options.batch):
+        with tempfile.TemporaryDirectory() as home:
+            batch = {}
+            for name in names[start : start + options.batch]:
+                folder = (options.work or Path(home)) / name
+                batch[name] = folder, _converted(name, folder)
+            _run(batch, pythons)
+            with options.results.open("a") as file:
+                file.writelines(json.dumps({"name": name, **noted}) + "\n" for name, (_, noted) in batch.items())
 
 
 if __name__ == "__main__":

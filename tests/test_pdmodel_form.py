@@ -88,6 +88,17 @@ def test_what_has_no_such_form_costs_that_file_alone_and_names_the_layer(tmp_pat
         strict.export(Strange(), np.zeros([2, 3, 8, 8], "float32"))
 
 
+def test_what_has_no_such_form_is_said_before_training(tmp_path):
+    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=["pdmodel"], **QUICK)
+    model = hapi_model(Strange())
+    before = {key: value.numpy() for key, value in model.network.state_dict().items()}
+    with pytest.raises(ExportError, match=r"forms=\['pdmodel'\].*lp_pool2d, behind the layer of the parameter 'stem\."):
+        fit(model, [callback])
+    for key, value in model.network.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[key])
+    assert not (tmp_path / "n").exists()
+
+
 def test_a_pair_that_computes_something_else_is_removed_and_the_other_program_keeps_its_parameters(
     tmp_path, monkeypatch
 ):

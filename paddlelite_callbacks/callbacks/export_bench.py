@@ -91,8 +91,8 @@ class ExportBenchCallback(ScopedCallback):
         sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
         preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
             where the sizes of the inputs are not known before), so that what cannot be exported is said before hours
-            of training: as an error where nothing could be handed out, or not what ``engines``, ``budget``, ``fp16`` or
-            ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
+            of training: as an error where nothing could be handed out, or not what ``engines``, ``budget``, ``fp16``,
+            ``forms`` or ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
         strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
             is installed, or was named, differs or cannot run a file.
         peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
@@ -229,6 +229,7 @@ class ExportBenchCallback(ScopedCallback):
                     options=self.options,
                     dynamic_batch=self.dynamic_batch,
                     fp16=self.fp16,
+                    forms=self.forms,
                     strict=self.strict,
                     engine=None if self.budget is None else self.budget.engine,
                     progress=bool(self.verbose),

@@ -74,6 +74,7 @@ class Preflight:
         options: of the benchmark; none is run.
         dynamic_batch: see there.
         fp16: see there.
+        forms: see there.
         strict: see there.
         engine: of the budget; ``None`` for any.
         progress: whether to say what is done.
@@ -83,6 +84,7 @@ class Preflight:
     options: BenchOptions
     dynamic_batch: bool
     fp16: bool
+    forms: Sequence[str]
     strict: bool
     engine: str | None
     progress: bool
@@ -172,7 +174,14 @@ class Preflight:
             (folder / name).mkdir()
             with _silent(export_forms):
                 try:
-                    forms = export_forms(network, folder / name, input_spec=specs, onnx=onnx, sample=sample)
+                    forms = export_forms(
+                        network,
+                        folder / name,
+                        input_spec=specs,
+                        onnx=onnx,
+                        pdmodel="pdmodel" in self.forms,
+                        sample=sample,
+                    )
                 except ExportError as error:
                     _raise_full_disk([str(error)])
                     raise
@@ -223,6 +232,11 @@ class Preflight:
             raise ExportError(
                 f"{name} cannot be exported for {useless}, which engines or budget ask for: {lost}. What can be "
                 f"written is {files}, for {others}: change the network, or name those engines."
+            )
+        if missing := [form for form in self.forms if any(form == kind for kind, _ in errors)]:
+            raise ExportError(
+                f"{name} cannot be exported with forms={missing}: {lost}. What can be written is {files}: change the "
+                "network, or leave these forms out."
             )
         if self.fp16 and ("onnx", "fp16") in errors:
             raise ExportError(
