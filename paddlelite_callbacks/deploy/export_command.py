@@ -131,8 +131,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answers(artefact: Artefact, engine: str, inputs: list) -> list:
-    from paddlelite_callbacks.deploy.engines import ENGINES
+    from paddlelite_callbacks.deploy.engines import ENGINES, EngineError
+    from paddlelite_callbacks.deploy.probe import crash_of
 
+    if (why := crash_of(engine, artefact, inputs)) is not None:
+        raise EngineError(f"{why}.")
     return ENGINES[engine].load(artefact, threads=1)(inputs)
 
 

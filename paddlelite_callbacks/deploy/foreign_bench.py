@@ -1,11 +1,14 @@
-"""Check and time a model that was not trained here; without the network, the engines check each other."""
+"""Check and time a model that was not trained here; without the network, the engines check each other.
+
+Each engine runs the file in a process of its own first, see `crash_of`.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +23,8 @@ from paddlelite_callbacks.deploy.foreign import random_inputs
 from paddlelite_callbacks.deploy.forms import Reference
 from paddlelite_callbacks.deploy.machine import this_machine
 from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
-from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
+from paddlelite_callbacks.deploy.probe import crash_of
 from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.deploy.undisturbed import hushed_stdout, undisturbed
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
@@ -59,17 +63,22 @@ def bench_model(
         if artefact.kind == "onnx":
             errors["paddle", artefact.precision] = "an ONNX file has no Paddle program"
         rows = None
+        crashed = _crashes(artefacts, inputs, options)
         try:
-            expected, judge = _first_answer(artefacts, inputs, options)
+            expected, judge = _first_answer(artefacts, inputs, options, crashed)
         except EngineError:  # perhaps a file of a fixed batch
             rows = int(specs[0].shape[0])
             inputs = random_inputs(artefact, specs)
-            expected, judge = _first_answer(artefacts, inputs, options)
+            crashed |= _crashes(artefacts, inputs, options, beside=crashed)
+            expected, judge = _first_answer(artefacts, inputs, options, crashed)
             notes.append(f"The file takes exactly {rows} images a call.")
         notes.append(f"Without the network, {judge}'s answers on random inputs were the measure of the others.")
+        alive = replace(options, engines=[one.name for one in options.chosen() if one.name not in crashed])
         files = load_files(
-            artefacts, inputs, {artefact.precision: Reference(expected)}, options, errors=errors, rows=rows
+            artefacts, inputs, {artefact.precision: Reference(expected)}, alive, errors=errors, rows=rows
         )
+        dead = [latency_row(name, artefact.precision, options, error=why) for name, why in crashed.items()]
+        files = replace(files, failed=(*files.failed, *dead))
         notes += _disagreements(files.checks, judge)
         saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
         notes += [] if saturation is None else [saturation.note(artefact.path.name)]
@@ -108,13 +117,35 @@ def _disagreements(checks: Sequence[Check], judge: str) -> list[str]:
     return lines
 
 
+def _crashes(
+    artefacts: Sequence[Artefact],
+    inputs: list[np.ndarray],
+    options: BenchOptions,
+    *,
+    beside: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return by engine how it ended on its file in a process of its own, without those ``beside`` and missing ones."""
+    found = {}
+    for engine in options.chosen():
+        for artefact in artefacts:
+            if artefact.kind != engine.kind or engine.name in (beside or {}) or missing_reason(engine):
+                continue
+            name = artefact.path.name if artefact is artefacts[0] else f"the ONNX form of {artefacts[0].path.name}"
+            if (why := crash_of(engine.name, artefact, inputs, name=name)) is not None:
+                found[engine.name] = why
+    return found
+
+
 def _first_answer(
-    artefacts: Sequence[Artefact], inputs: list[np.ndarray], options: BenchOptions
+    artefacts: Sequence[Artefact], inputs: list[np.ndarray], options: BenchOptions, crashed: Mapping[str, str]
 ) -> tuple[list[np.ndarray], str]:
     said = []
     for engine in options.chosen():
         for artefact in artefacts:
             if artefact.kind != engine.kind:
+                continue
+            if engine.name in crashed:
+                said.append(crashed[engine.name])
                 continue
             if missing := missing_reason(engine):
                 said.append(missing)
