@@ -526,13 +526,14 @@ def test_ctrl_c_in_the_middle_leaves_all_as_found(when, more, tmp_path):
     train(model, [ExportBenchCallback(tmp_path / "out", **QUICK, engines=["paddle"])])
 
 
-def test_a_temporary_folder_that_is_full_costs_no_training(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("step", ["folder", "program"])
+def test_a_temporary_folder_that_is_full_costs_no_training(step, tmp_path, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkdtemp", full)
-        with pytest.raises(OSError, match="No space left"):  # the export's own, at the end
+        patch.setattr(*((tempfile, "mkdtemp") if step == "folder" else (paddle.jit, "save")), full)
+        with pytest.raises((OSError, ExportError), match="No space left"):  # the export's own, at the end
             train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **QUICK), count := Batches()])
     assert count.trained == 2
     assert "Preflight of TinyNet was not completed: OSError: [Errno 28] No space left on device" in caplog.text

@@ -24,7 +24,7 @@ from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.record import Record, append_record, read_records
 from paddlelite_callbacks.report.run_report import first_metric, write_report
 
-QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
+QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "preflight": False, "peak_memory": False, "roofline": False}
 
 
 @pytest.fixture(scope="module")

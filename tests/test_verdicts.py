@@ -217,6 +217,8 @@ def test_strict_is_quiet_about_engines_that_nobody_asked_for(tmp_path, monkeypat
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     monkeypatch.setattr(engines.ENGINES["onnxruntime"], "package", "no-such-package", raising=False)
     fit(hapi_model(), [ExportBenchCallback(tmp_path, report=False, strict=True, **QUICK)])
-    named = ExportBenchCallback(tmp_path, report=False, strict=True, engines=["paddle", "openvino"], **QUICK)
+    named = ExportBenchCallback(
+        tmp_path, report=False, strict=True, engines=["paddle", "openvino"], preflight=False, **QUICK
+    )
     with pytest.raises(ExportError, match="openvino fp32 could not run, because no-such-package not installed"):
         fit(hapi_model(), [named])
