@@ -47,6 +47,20 @@ COMMANDS = {
 }
 
 
+def _in_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode where the locale is ASCII; what it writes still degrades.
+
+    Otherwise Paddle, ONNX Runtime and OpenVINO cannot be given a path with other letters, and names are unreadable.
+    """
+    if os.name != "posix" or sys.flags.utf8_mode or not sys.executable:
+        return
+    if sys.getfilesystemencoding().lower().replace("-", "") == "utf8":
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    environment = {"PYTHONIOENCODING": encoding, **os.environ}
+    os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -82,4 +96,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    _in_utf8()
     raise SystemExit(main())

@@ -592,7 +592,12 @@ ROWS = [
     (
         "pact-nothing",
         lambda b: prepare_pact_(nn.Sequential(nn.ReLU())),
-        *(V, "Sequential has no Conv2D", "Subclasses and functional calls are not seen", "Widen include, skip"),
+        *(
+            V,
+            "Sequential has no Conv2D",
+            "Functional calls, and subclasses with a forward of their own, are not seen",
+            "Widen include, skip",
+        ),
     ),
     ("prepare-number", lambda b: prepare_pact_(3), T, "got int", "a paddle.nn.Layer", "build one first"),
     ("prepare-model", lambda b: prepare_pact_(hapi_model()), T, "got Model", "a paddle.nn.Layer", "give model.network"),

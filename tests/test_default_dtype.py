@@ -7,7 +7,7 @@ import paddle
 import pytest
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, EMATeacher, PACTQuantCallback
+from paddlelite_callbacks import BackboneSwap, DistillCallback, EMATeacher, PACTQuantCallback
 from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
 from paddlelite_callbacks.distill.terms import FeatureTerm
 from paddlelite_callbacks.quant.ptq import ptq_int8
@@ -76,3 +76,19 @@ def test_quantising_a_float64_network_is_refused_before_training(name, default):
     paddle.set_default_dtype(default)
     images = paddle.to_tensor(Images(4).images)
     assert ptq_int8(network, [images], quantize_outputs=True)(images).dtype == paddle.float32
+
+
+@pytest.mark.parametrize("own", ["float32", "float64"])
+def test_projections_of_a_swapped_backbone_have_the_networks_type(own, default):
+    paddle.set_default_dtype(own)
+    network = paddle.nn.Sequential(
+        ("backbone", paddle.vision.models.resnet18(num_classes=0, with_pool=False)),
+        ("head", paddle.nn.Conv2D(512, 2, 1)),
+    )
+    light = paddle.vision.models.mobilenet_v3_small(num_classes=0, with_pool=False)
+    paddle.set_default_dtype(default)
+    spec = [paddle.static.InputSpec([None, 3, 32, 32], dtype=own)]
+    swapped = BackboneSwap(light, at="backbone")(network, input_spec=spec)
+    kinds = {str(item.dtype) for item in (*swapped.parameters(), *swapped.buffers()) if item.is_floating_point()}
+    assert kinds == {f"paddle.{own}"}
+    assert swapped(paddle.rand([2, 3, 32, 32], dtype=own)).shape[:2] == [2, 2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnxruntime
 import paddle
@@ -13,6 +15,7 @@ from toy import Images, TinyNet, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, ExportBenchCallback, MutualPeer, PACTQuantCallback
 from paddlelite_callbacks.distill.cache import cache_teacher
+from paddlelite_callbacks.distill.schedules import linear
 from paddlelite_callbacks.loaders import ended_with_the_epoch, known_length, loader_of
 
 FAST = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
@@ -144,3 +147,26 @@ def test_lengths_as_python_means_them():
         assert len(watched) == 2
     assert loader_of(stream, batch_size=4) is stream
     np.testing.assert_array_equal(next(iter(loader_of(Stream(), batch_size=4)))[0].numpy(), Images().images[:4])
+
+
+class Weights(paddle.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, step, logs=None):
+        self.seen.append(logs["distill_weight"])
+
+
+def test_schedules_move_by_batch_from_the_second_epoch_on(caplog):
+    """Two batches an epoch, eight epochs: a linear schedule falls by 1/16 a batch, once the number is known."""
+    seen = {}
+    for name, data in (("stream", DataLoader(Stream(), batch_size=8)), ("known", DataLoader(Images(16), batch_size=8))):
+        callback, weights = DistillCallback(TinyNet(), weight=linear(1.0, 0.0)), Weights()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            hapi_model(metrics=False).fit(data, epochs=8, verbose=0, callbacks=[callback, weights])
+        seen[name] = weights.seen
+        assert ("The training data has no length: in the first epoch" in caplog.text) == (name == "stream")
+    assert seen["known"] == pytest.approx([1 - i / 16 for i in range(16)])
+    assert seen["stream"] == pytest.approx([1, 1, *(1 - i / 16 for i in range(2, 16))])

@@ -13,6 +13,7 @@ from paddle.nn import BatchNorm2D, Conv2D, Layer, LayerDict, Sequential
 from paddlelite_callbacks.backbone.image import ImagePlace
 from paddlelite_callbacks.backbone.structure import maps_of, pack
 from paddlelite_callbacks.backbone.taps import OUTPUT
+from paddlelite_callbacks.nn.dtypes import default_dtype, parameter_dtype
 
 __all__ = ["ArgumentTrunk", "Trunk"]
 
@@ -61,7 +62,9 @@ class Trunk(Layer):
         Args:
             channels: per map, those of the tap and those that are wanted.
         """
-        fitted = {str(i): _projection(*pair) for i, pair in enumerate(channels) if pair[0] != pair[1]}
+        dtype = next((parameter_dtype(one) for one in self.parameters() if one.is_floating_point()), "float32")
+        with default_dtype(dtype):
+            fitted = {str(i): _projection(*pair) for i, pair in enumerate(channels) if pair[0] != pair[1]}
         if fitted:
             self._key = "project"
             while self._key in self._sub_layers:  # of a trunk that this one stands on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +36,8 @@ from paddlelite_callbacks.distill.terms import Output
 from paddlelite_callbacks.hapi import alongside_checkpoints, task_loss_of
 
 __all__ = ["DistillCallback"]
+
+_log = logging.getLogger(__name__)
 
 
 class DistillCallback(ScopedCallback):
@@ -203,6 +206,12 @@ class DistillCallback(ScopedCallback):
         """Set the hooks, wrap the loss, announce the figures."""
         mine, theirs = layers_to_tap(self.objective, len(self._shares))
         self._position.begin(self.params)
+        if self._position.steps is None and any(callable(weight) for weight in (self.weight, self.task_weight)):
+            _log.warning(
+                "The training data has no length: in the first epoch the schedules of weight and task_weight stand "
+                "still, from the second on they move with each batch, by the number that the epoch before had. A "
+                "loader with __len__ lets them move from the start."
+            )
         self._source.attach(self.model, theirs, scope)
         self._bridges.attach(self.model, self.objective, scope)
         step = DistillStep(

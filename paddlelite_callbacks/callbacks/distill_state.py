@@ -43,7 +43,7 @@ _SAME = "Give the features= and the teacher that it was written with, or leave r
 
 
 class Position:
-    """Epochs trained, with fractions between the batches where hapi knows the number of batches.
+    """Epochs trained, with fractions between the batches where their number is known: by hapi, or by an epoch before.
 
     Attributes:
         offset: epochs before this ``fit``, of the run that it resumes.
@@ -53,16 +53,25 @@ class Position:
         self.offset = 0.0
         self._epochs: float = 1
         self._steps: int | None = None
+        self._counted = False  # by us, epoch for epoch
         self._epoch, self._batch = 0, 0
 
     def begin(self, params: dict[str, Any]) -> None:
         """Start a ``fit`` with hapi's ``Callback.params``."""
         self._epochs = params.get("epochs") or 1
         self._steps = params.get("steps")
+        self._counted = self._steps is None
         self._epoch, self._batch = 0, 0
+
+    @property
+    def steps(self) -> int | None:
+        """Batches of an epoch; ``None`` in the first epoch over a loader that has no length."""
+        return self._steps
 
     def at_epoch(self, epoch: int) -> None:
         """``epoch`` epochs of this ``fit`` are done."""
+        if self._counted and self._batch:
+            self._steps = self._batch
         self._epoch, self._batch = epoch, 0
 
     def after_batch(self) -> None:
@@ -72,7 +81,7 @@ class Position:
     @property
     def epoch(self) -> float:
         """Epochs trained so far."""
-        return self.offset + self._epoch + (self._batch / self._steps if self._steps else 0.0)
+        return self.offset + self._epoch + (min(1.0, self._batch / self._steps) if self._steps else 0.0)
 
     @property
     def epochs(self) -> float:

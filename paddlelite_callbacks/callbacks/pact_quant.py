@@ -27,7 +27,6 @@ from paddlelite_callbacks.nn.trace import example_inputs, noise
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig, pact_config
 from paddlelite_callbacks.quant.diagnosis import Diagnosis, diagnose, score_of
-from paddlelite_callbacks.quant.direct_use import refuse_direct_use
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
@@ -128,7 +127,6 @@ class PACTQuantCallback(ScopedCallback):
         layers = convertible_layers(self.model.network, self.config)
         self._inputs = self._noise()
         inputs = example_inputs(self.model.network) if self._inputs is None else self._inputs
-        refuse_direct_use(self.model.network, list(layers), inputs)
         self.unquantized = tuple(unquantized_parts(self.model.network, self.config, list(layers), inputs))
         for line in unquantized_lines(self.unquantized):
             _log.warning("%s", line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.record:
         _keep(record, Path(options.record))
     verdict = judge(record, budget)
-    sys.stdout.write(record.to_json_line() + "\n" if options.json else _tables(record))
+    sys.stdout.write(_json(record) if options.json else _tables(record))
     if verdict.criteria and not options.json:
         sys.stdout.write(f"\n{verdict}\n")
     sys.stdout.flush()
@@ -115,6 +116,16 @@ def _keep(record: Record, folder: Path) -> None:
 
     append_record(folder / "runs.jsonl", record)
     write_report(folder)
+
+
+def _json(record: Record) -> str:
+    """Return a line of JSON in letters that the standard output knows; others are escaped, so that nothing is lost."""
+    line = record.to_json_line() + "\n"
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(line)) + "\n"
+    return line
 
 
 def _tables(record: Record) -> str:

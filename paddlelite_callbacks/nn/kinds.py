@@ -31,6 +31,7 @@ CELLS = (nn.SimpleRNNCell, nn.LSTMCell, nn.GRUCell)
 QUANTIZABLE = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear)
 SCALES = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")  # ends of parameter names
 
+_READ = ("__call__", "__getattr__", "weight", "bias")  # a subclass may say otherwise what these give
 _MULTIPLYING = (*CONVOLUTIONS, nn.Linear, *RECURRENT, *CELLS)
 _FOLDABLE = (nn.BatchNorm2D, nn.BatchNorm, nn.SyncBatchNorm)  # behind a Conv2D
 
@@ -74,7 +75,8 @@ def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
     for kind in types:
         own = "forward" in vars(layer) or "__call__" in vars(layer)
         if isinstance(layer, kind) and not own and type(layer).forward is kind.forward:
-            return kind if type(layer).__call__ is kind.__call__ else None
+            as_plain = all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in _READ)
+            return kind if as_plain else None
     return None
 
 

@@ -33,8 +33,8 @@ class PACTConfig:
             products in 16 bits, and compute something else from a file on the full range. ``False`` for targets with
             VNNI or ARM. Fewer bits are not touched.
         activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
-        layer_types: names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``; subclasses are left
-            alone.
+        layer_types: names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``, and subclasses
+            with the same ``forward``.
         include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
         skip: globs of layers to leave in fp32; each must match a layer.
         quantize_outputs: quantise what a convolution and the batch normalisation behind it give, too.

@@ -15,6 +15,7 @@ from paddle.quantization.base_quanter import BaseQuanter
 from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.subclasses import keep_additions_
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.surgery import replace_sublayer
 
@@ -191,7 +192,9 @@ def convert_for_export_(network: Layer) -> list[str]:
             idle.append(name)
             continue
         make = next(form for kind, form in _FORMS.items() if isinstance(layer, kind))
-        replace_sublayer(network, name, make(layer))
+        new = make(layer)
+        keep_additions_(new, layer)
+        replace_sublayer(network, name, new)
         converted.append(name)
     if idle and not converted:
         raise ValueError(

@@ -15,9 +15,11 @@ from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.nn.kinds import computes_as
 from paddlelite_callbacks.nn.trace import example_inputs
 from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.direct_use import refuse_direct_use
 from paddlelite_callbacks.quant.outputs import (
     OutputPlace,
     attach_output_quanter_,
@@ -25,6 +27,7 @@ from paddlelite_callbacks.quant.outputs import (
     output_places,
 )
 from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.subclasses import keep_additions_
 from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
 from paddlelite_callbacks.random_streams import same_random_streams
 from paddlelite_callbacks.surgery import computes_weight, match_sublayers, replace_sublayer
@@ -76,8 +79,9 @@ def prepare_pact_(
     Args:
         network: in which layers are replaced.
         config: ``None`` for the defaults.
-        inputs: a batch, or one per input of ``network``, to run a copy on: with ``quantize_outputs`` that tells what
-            follows which convolution. ``None`` for noise of a shape that the first layer takes.
+        inputs: a batch, or one per input of ``network``, to run a copy on: that tells whose weight ``forward`` uses
+            itself, and with ``quantize_outputs`` what follows which convolution. ``None`` for noise of a shape that
+            the first layer takes.
         outputs: names of the layers whose output is quantised, in place of those that are found (of a checkpoint).
 
     Returns:
@@ -85,7 +89,8 @@ def prepare_pact_(
 
     Raises:
         TypeError: no network, or no `PACTConfig`.
-        ValueError: nothing to convert, a pattern that matches nothing, or a network quantised otherwise.
+        ValueError: nothing to convert, a pattern that matches nothing, a network quantised otherwise, or a ``forward``
+            that calls a layer and uses its weight itself.
 
     Example:
         >>> prepare_pact_(network, PACTConfig(skip=["head"]))  # as in training  # doctest: +SKIP
@@ -96,6 +101,10 @@ def prepare_pact_(
     undo = ExitStack()
     try:
         layers = convertible_layers(network, config)
+        if outputs is None:
+            given = [inputs] if isinstance(inputs, Tensor) else inputs
+            inputs = example_inputs(network) if given is None else given
+            refuse_direct_use(network, list(layers), inputs)
         convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
         places = _output_places(network, config, convolutions, inputs, outputs)
         for name, layer in layers.items():
@@ -118,15 +127,14 @@ def _output_places(
     network: Layer,
     config: PACTConfig,
     convolutions: Sequence[str],
-    inputs: Tensor | Sequence[Tensor] | None,
+    inputs: Sequence[Tensor] | None,
     outputs: Sequence[str] | None,
 ) -> list[OutputPlace]:
     if outputs is not None:
         return [OutputPlace(name) for name in outputs]
     if not config.quantize_outputs or not convolutions:
         return []
-    given = [inputs] if isinstance(inputs, Tensor) else inputs
-    return output_places(network, convolutions, example_inputs(network) if given is None else given)
+    return output_places(network, convolutions, inputs)
 
 
 def _count_batches(network: Layer, undo: ExitStack) -> None:
@@ -164,7 +172,7 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     wanted = {
         name: layer
         for name, layer in network.named_sublayers()  # names a shared layer once
-        if type(layer) in types and _matches(name, config.include) and not _matches(name, config.skip)
+        if computes_as(layer, *types) and _matches(name, config.include) and not _matches(name, config.skip)
     }
     other = {name: str(layer.weight.dtype) for name, layer in wanted.items() if layer.weight.dtype != paddle.float32}
     if other:
@@ -176,8 +184,8 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     if not wanted and not quantized_layers(network):
         raise ValueError(
             f"{type(network).__name__} has no {' or '.join(config.layer_types)} to quantise with "
-            f"include={list(config.include)}, skip={list(config.skip)}. Subclasses and functional calls are not seen. "
-            "Widen include, skip or layer_types."
+            f"include={list(config.include)}, skip={list(config.skip)}. Functional calls, and "
+            "subclasses with a forward of their own, are not seen. Widen include, skip or layer_types."
         )
     return wanted
 
@@ -230,7 +238,9 @@ def trained_scales(network: Layer) -> list[Tensor]:
 
 
 def _quantized(layer: Layer, config: PACTConfig) -> Layer:
-    axis = 0 if type(layer) is paddle.nn.Conv2D else 1
+    kind = computes_as(layer, *_QUANTED)
+    assert kind is not None  # of `convertible_layers`
+    axis = 0 if kind is paddle.nn.Conv2D else 1
     bits = config.weight_bits
     if config.method == "lsq":
         weight = _Factory(
@@ -240,15 +250,13 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
         )
     else:
         weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=config.reduce_range))
-    new = _QUANTED[type(layer)](layer, SingleLayerConfig(_activation_factory(config), weight))
+    new = _QUANTED[kind](layer, SingleLayerConfig(_activation_factory(config), weight))
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
     new._forward_post_hooks = layer._forward_post_hooks
     if any(computes_weight(hook) for hook in layer._forward_pre_hooks.values()):
         _take_over_parts(new, layer)
-    for key, value in vars(layer).items():  # what forward() of the network reads of it, as conv._kernel_size
-        if key not in vars(new):
-            object.__setattr__(new, key, value)
+    keep_additions_(new, layer, kind)
     return new
 
 

@@ -92,8 +92,8 @@ def _why(name: str, layer: Layer, config: PACTConfig) -> str:
     kind = computes_as(layer, *QUANTIZABLE)
     if not isinstance(layer, QUANTIZABLE):
         return f"{kind_of(layer)}: PACT converts Conv2D, Conv2DTranspose and Linear"
-    if kind is None or type(layer) not in QUANTIZABLE:
-        return f"{type(layer).__name__} is a subclass of {kind_of(layer)}"
+    if kind is None:
+        return f"{type(layer).__name__} is a subclass of {kind_of(layer)} with a forward of its own"
     if not isinstance(layer, tuple(getattr(nn, item) for item in config.layer_types)):
         return "not in layer_types"
     if _matches(name, config.skip):
