@@ -37,6 +37,7 @@ __all__ = [
     "frozen",
     "match_sublayers",
     "replace_sublayer",
+    "restored",
     "same_modes",
     "unwrapped",
     "whole_again_after_an_error",
@@ -266,6 +267,46 @@ def same_modes(network: Layer) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextmanager
+def restored(network: Layer) -> Iterator[None]:
+    """Give every layer its class, attributes, hooks and sublayers, and every tensor its name, back after the block.
+
+    ``paddle.jit`` changes what it traces; a copy for it to spoil would take the memory of another network. The values
+    of tensors stay as the block leaves them.
+
+    Args:
+        network: that the block changes.
+    """
+    layers = network.sublayers(include_self=True)
+    held = [
+        (
+            layer,
+            type(layer),
+            dict(vars(layer)),
+            {k: copy.copy(v) for k, v in vars(layer).items() if isinstance(v, dict)},
+        )
+        for layer in layers
+    ]
+    names = [
+        (t, t.name)
+        for layer in layers
+        for t in (*layer._parameters.values(), *layer._buffers.values())
+        if t is not None
+    ]
+    try:
+        yield
+    finally:
+        for layer, kind, attributes, tables in held:
+            layer.__class__ = kind
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            for key, table in tables.items():
+                attributes[key].clear()
+                attributes[key].update(table)
+        for tensor, name in names:
+            tensor.name = name
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.deploy.accuracy import FileMetrics
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.half import fp16_reference
+from paddlelite_callbacks.deploy.forms import Variants, export_forms, write_forms
 from paddlelite_callbacks.deploy.latency import Latency
 from paddlelite_callbacks.deploy.verdict import int8_notes
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
+
+IMAGE = InputSpec([None, 3, 8, 8], "float32", "x")
 
 
 class Dense(nn.Layer):
@@ -63,13 +64,18 @@ def by_hand(network: nn.Layer, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_float_file_clips_where_training_did(method, bits, tmp_path):
     network, images = trained(method, weight_bits=bits), Images(8).images * 3
-    forms = export_forms(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8], "float32", "x")], sample=[images])
+    forms = export_forms(network, tmp_path, input_spec=[IMAGE], sample=[images])
     assert not forms.errors
     got = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"x": images})[0]
     expected = by_hand(network, images)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(references(network, [images])["fp32"].outputs[0], expected, rtol=1e-4, atol=1e-5)
-    assert fp16_reference(network, [images], stored=forms.plain).noise[0] < 0.05 * np.abs(expected).max()
+    variants = Variants(network, [paddle.to_tensor(images)])
+    np.testing.assert_allclose(variants.references["fp32"].outputs[0], expected, rtol=1e-4, atol=1e-5)
+    half = write_forms(variants, tmp_path, input_spec=[IMAGE], onnx=True, fp16=True).artefacts[-1]
+    assert half.precision == "fp16"
+    assert 0 < variants.references["fp16"].noise[0] < 0.05 * np.abs(expected).max()
+    in_half = onnxruntime.InferenceSession(str(half.path)).run(None, {"x": images})[0]
+    assert np.abs(in_half - expected).max() <= variants.references["fp16"].noise[0] + 1e-5
     own = network(paddle.to_tensor(images)).numpy()
     assert np.abs(got - own).max() < 0.03 * np.abs(own).max()  # the rounding of activations alone
     unclipped = images.reshape(8, -1)

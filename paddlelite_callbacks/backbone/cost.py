@@ -10,7 +10,7 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import RECURRENT, SCALES, kind_of, running_statistics
-from paddlelite_callbacks.surgery import copy_network
+from paddlelite_callbacks.surgery import copy_network, restored
 
 __all__ = ["count_macs", "count_parameters", "layer_macs"]
 
@@ -25,7 +25,7 @@ def count_parameters(network: Layer) -> int:
     )
 
 
-def count_macs(network: Layer, inputs: Sequence[Any]) -> int:
+def count_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False) -> int:
     """Return the multiply-accumulates of convolutions, linear and recurrent layers for one image, as papers count them.
 
     Counted on a copy by hooks on the layers; what ``forward`` computes itself with ``F.conv2d`` or ``matmul``
@@ -34,18 +34,26 @@ def count_macs(network: Layer, inputs: Sequence[Any]) -> int:
     Args:
         network: any mode; not changed.
         inputs: of ``forward``, the batch in front.
+        in_place: whether ``network`` itself is run, a copy in eval mode.
     """
-    return sum(layer_macs(network, inputs).values())
+    return sum(layer_macs(network, inputs, in_place=in_place).values())
 
 
-def layer_macs(network: Layer, inputs: Sequence[Any]) -> dict[str, int]:
+def layer_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False) -> dict[str, int]:
     """Return what each layer contributes to `count_macs`, by name, over all its calls.
 
     Args:
         network: any mode; not changed.
         inputs: of ``forward``, the batch in front.
+        in_place: see `count_macs`.
     """
-    duplicate = copy_network(network, keep_hook=lambda hook: True)  # a hook may change sizes
+    if in_place:
+        with restored(network):
+            return _counted(network, inputs)
+    return _counted(copy_network(network, keep_hook=lambda hook: True), inputs)  # a hook may change sizes
+
+
+def _counted(duplicate: Layer, inputs: Sequence[Any]) -> dict[str, int]:
     layers = duplicate.named_sublayers(include_self=True)
     counted: dict[str, int] = {}
     inside = {

@@ -84,6 +84,7 @@ def record_of(
         weights=str(home / weights),
         failure=failure,
         remarks=made.remarks,
+        peak_memory=made.peak_memory,
     )
 
 

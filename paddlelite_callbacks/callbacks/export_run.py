@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ from paddlelite_callbacks.loaders import ended_with_the_epoch, loader_of
 from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.record import Record, append_record
 from paddlelite_callbacks.surgery import same_modes
+from paddlelite_callbacks.utils.peak_memory import MemoryMeter
 
 __all__ = ["ExportRun", "Trained", "one_export_at_a_time", "trained_before"]
 
@@ -137,12 +140,13 @@ class ExportRun:
                 "batch."
             )
         home = self.folder / self.name
-        with one_export_at_a_time():
+        _import_engines(self.options)  # once a process: no part of what an export takes
+        with one_export_at_a_time(), MemoryMeter("writing") as meter:
             self._write_training(home, trained)
             made, failure = HandedOut(), None
             try:
                 with staged_export(home) as stage:
-                    made = self._made_in(stage, trained, trained.sample)
+                    made = self._made_in(stage, trained, trained.sample, meter)
                     _refuse_nothing(made)  # and leave the folder as it is
                     record = self._record_of(made, None, trained, notes)
             except Exception as error:  # the training must not be lost with it
@@ -181,7 +185,7 @@ class ExportRun:
             log=None if trained.training is None else history.rows,
         )
 
-    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray]) -> HandedOut:
+    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray], meter: MemoryMeter) -> HandedOut:
         model, history = trained.model, trained.history
         inputs = [paddle.to_tensor(item) for item in sample]
         with undisturbed(), history.best_weights(model.network):
@@ -207,6 +211,7 @@ class ExportRun:
             evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
             sidecar=self.sidecar,
             progress=self.progress,
+            meter=meter,
         )
 
     def _record_of(self, made: HandedOut, failure: Exception | None, trained: Trained, notes: Sequence[str]) -> Record:
@@ -225,6 +230,13 @@ class ExportRun:
             config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
             failure=None if failure is None else said_of(failure),
         )
+
+
+def _import_engines(options: BenchOptions) -> None:
+    packages = [engine.package for engine in options.chosen() if engine.kind == "onnx"]
+    for package in [*packages, "onnx"] if packages else []:
+        with contextlib.suppress(ImportError):  # said when it is needed
+            importlib.import_module(package)
 
 
 def _refuse_nothing(made: HandedOut) -> None:

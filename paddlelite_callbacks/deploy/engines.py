@@ -12,6 +12,7 @@ import numpy as np
 
 from paddlelite_callbacks.deploy.signals import same_signal_stack
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.separate_parameters import as_pair
 from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.utils.folder_names import without_folder
 
@@ -71,19 +72,22 @@ class PaddleInference:
     def __init__(self, *, onednn: bool) -> None:
         self.name, self._onednn = ("paddle-onednn" if onednn else "paddle"), onednn
 
-    def load(self, artefact: Artefact, *, threads: int) -> Predict:
-        """See `Engine.load`."""
-        inference = require("paddle.inference", needed_for="Paddle Inference")
-        config = inference.Config(*(str(file) for file in artefact.files))
+    def _config(self, inference: Any, files: Sequence[Path], threads: int) -> Any:
+        config = inference.Config(*(str(file) for file in files))
         config.disable_glog_info()
         config.disable_gpu()
         config.enable_mkldnn() if self._onednn else config.disable_mkldnn()
         config.set_cpu_math_library_num_threads(threads)
+        return config
+
+    def load(self, artefact: Artefact, *, threads: int) -> Predict:
+        """See `Engine.load`."""
+        inference = require("paddle.inference", needed_for="Paddle Inference")
         try:
-            for file in artefact.files:
-                if file.suffix == ".pdiparams":
-                    refuse_torn(file)
-            predictor = inference.create_predictor(config)
+            for file in artefact.files[1:]:
+                refuse_torn(file)
+            with as_pair(artefact.files) as files:
+                predictor = inference.create_predictor(self._config(inference, files, threads))
         except Exception as error:
             raise EngineError(reason(error, folder=artefact.path.parent)) from error
         inputs = [predictor.get_input_handle(name) for name in predictor.get_input_names()]

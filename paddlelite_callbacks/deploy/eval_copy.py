@@ -147,6 +147,8 @@ def _results(network: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) -> 
             for key, tensor in layer._buffers.items()
             if before.get((name, key)) is not tensor and key in layer._non_persistable_buffer_names_set
         ]
+        if not found:
+            return []
         for name, key in found:
             layers[name]._buffers.pop(key)
         try:

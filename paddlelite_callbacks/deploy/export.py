@@ -29,8 +29,9 @@ from paddlelite_callbacks.deploy.traces import clean_trace
 from paddlelite_callbacks.errors import require_installed
 from paddlelite_callbacks.export.legacy_program import legacy_program, write_legacy_program
 from paddlelite_callbacks.export.pir_program import read_pir_program
+from paddlelite_callbacks.export.separate_parameters import as_pair
 from paddlelite_callbacks.files import staged_file, staged_folder
-from paddlelite_callbacks.surgery import copy_network
+from paddlelite_callbacks.surgery import copy_network, restored
 from paddlelite_callbacks.utils.child_process import run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
 
@@ -108,7 +109,7 @@ def export_paddle(
     input_spec: Sequence[InputSpec],
     precision: str = "fp32",
     name: str = "model",
-    hooks: bool = False,
+    in_place: bool = False,
 ) -> Artefact:
     """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
 
@@ -121,7 +122,9 @@ def export_paddle(
         input_spec: one per input; ``None`` for sizes that vary.
         precision: noted in the artefact.
         name: of the files.
-        hooks: whether the forward hooks belong to what it computes; else only ``weight_norm`` and ``spectral_norm`` do.
+        in_place: whether ``network`` itself is traced, hooks included, and then given back as it was: a copy of
+            `copy_with_hooks`, for which another one would take as much memory again. Otherwise, of the forward hooks,
+            only those of ``weight_norm`` and ``spectral_norm`` belong to what is exported.
 
     Raises:
         ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
@@ -132,13 +135,14 @@ def export_paddle(
     names: list[str] = []
     try:
         with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
-            duplicate = copy_with_hooks(network, None if hooks else ())
-            forget_results_(duplicate)
-            _name_by_place(duplicate)
-            if not has_plain_signature(duplicate, len(input_spec)):
-                plain_signature_(duplicate, len(input_spec))
-            duplicate.register_forward_post_hook(_noting_names(names))
-            paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
+            duplicate = network if in_place else copy_with_hooks(network, ())
+            with restored(duplicate):
+                forget_results_(duplicate)
+                _name_by_place(duplicate)
+                if not has_plain_signature(duplicate, len(input_spec)):
+                    plain_signature_(duplicate, len(input_spec))
+                duplicate.register_forward_post_hook(_noting_names(names))
+                paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
         if _UNUSED in reason:
@@ -294,9 +298,8 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool |
         OSError: the disk is full.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
-    with staged_file(path) as partial, tempfile.TemporaryDirectory() as work:
-        read = readable_by_converter(program.path, Path(work))
-        files = [read if file == program.path else file for file in program.files]
+    with staged_file(path) as partial, tempfile.TemporaryDirectory() as work, as_pair(program.files) as pair:
+        files = [readable_by_converter(pair[0], Path(work)), *pair[1:]]
         wanted = program.precision == "fp32" if clean is None else clean
         arguments = [*(str(file.absolute()) for file in files), str(partial.absolute()), str(opset)]
         arguments.append("yes" if wanted else "no")

@@ -18,6 +18,7 @@ from paddlelite_callbacks.deploy.onnx_files import onnx_files
 from paddlelite_callbacks.deploy.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.errors import near_names, require
 from paddlelite_callbacks.export.program_desc import read_program_desc
+from paddlelite_callbacks.export.separate_parameters import MODEL, parameter_files
 from paddlelite_callbacks.parameters_file import refuse_torn
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
 
@@ -44,8 +45,9 @@ def find_model(path: str | Path) -> Artefact:
 
     Args:
         path: an ``.onnx`` file; a Paddle program (``.json``, ``.pdmodel``), its ``.pdiparams``, or their common
-            prefix; or a folder with exactly one of these, such as PaddleClas and PaddleDetection write
-            (``inference.pdmodel`` + ``inference.pdiparams``). A folder with both kinds counts as Paddle's.
+            prefix; a program of Paddle 2 with its parameters in ``params`` or in a file each (``__model__``); or a
+            folder with exactly one of these, such as PaddleClas and PaddleDetection write (``inference.pdmodel`` +
+            ``inference.pdiparams``). A folder with both kinds counts as Paddle's.
 
     Raises:
         ValueError: nothing of that kind is there, parameters are missing or torn, or there are several models.
@@ -62,7 +64,7 @@ def find_model(path: str | Path) -> Artefact:
         )
     known = (*_PROGRAMS, ".pdiparams")
     prefix = path.with_name(path.name[: -len(path.suffix)]) if path.suffix in known else path
-    named = [path] if path.suffix in _PROGRAMS and path.is_file() else []
+    named = [path] if path.is_file() and (path.suffix in _PROGRAMS or path.name == MODEL) else []
     program = next((p for p in named), None) or next(
         (p for p in (prefix.with_name(prefix.name + end) for end in _PROGRAMS) if p.is_file()), None
     )
@@ -74,18 +76,22 @@ def find_model(path: str | Path) -> Artefact:
             f"No model at {path}: give an .onnx file, a Paddle program (.json or .pdmodel with .pdiparams beside it), "
             f"or its folder.{near}"
         )
-    parameters = prefix.with_name(f"{prefix.name}.pdiparams")
-    if not parameters.is_file():
-        raise ValueError(f"{program} has no parameters beside it: {parameters.name} is missing.")
+    parameters: tuple[Path, ...] = (prefix.with_name(f"{prefix.name}.pdiparams"),)
+    if program.name == MODEL or not parameters[0].is_file():
+        if program.suffix == ".json":
+            raise ValueError(f"{program} has no parameters beside it: {parameters[0].name} is missing.")
+        parameters = parameter_files(program)
     _refuse_mistaken(program, parameters)
-    refuse_torn(parameters)
-    return Artefact(kind="paddle", path=program, files=(program, parameters), precision=_precision(program))
+    for file in parameters:
+        refuse_torn(file)
+    return Artefact(kind="paddle", path=program, files=(program, *parameters), precision=_precision(program))
 
 
-def _refuse_mistaken(program: Path, parameters: Path) -> None:
+def _refuse_mistaken(program: Path, parameters: Sequence[Path]) -> None:
     """Refuse what only bears the name of a program or of parameters: Paddle would end with the process."""
-    for file, wanted in ((program, "a program of Paddle"), (parameters, "parameters of Paddle")):
-        if (what := mistaken_kind(file)) is not None and not (file == parameters and "zeros" in what):
+    for file in (program, *parameters):
+        wanted = "a program of Paddle" if file == program else "parameters of Paddle"
+        if (what := mistaken_kind(file)) is not None and not (file != program and "zeros" in what):
             raise ValueError(f"{file} cannot be read: it is not {wanted} but {what}.")
     if program.suffix == ".json":
         try:
@@ -115,7 +121,8 @@ def _precision(file: Path) -> str:
 def _in_folder(folder: Path) -> Artefact:
     names = sorted(item.stem for item in folder.glob("*.pdiparams"))
     found = [folder / name for name in names if any((folder / f"{name}{end}").is_file() for end in _PROGRAMS)]
-    found = found or sorted(folder.glob("*.onnx"))
+    found = found or [folder / MODEL] * (folder / MODEL).is_file()
+    found = found or sorted(folder.glob("*.pdmodel")) or sorted(folder.glob("*.onnx"))
     if len(found) != 1:
         said = f"holds several models ({', '.join(item.name for item in found)}): name one" if found else "holds none"
         raise ValueError(f"The folder {folder} {said}: a program (.json or .pdmodel) with its .pdiparams, or an .onnx.")

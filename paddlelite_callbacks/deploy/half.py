@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.deploy.export import Artefact, ExportError
-from paddlelite_callbacks.deploy.forms import Reference, references
-from paddlelite_callbacks.deploy.hooks import copy_with_hooks
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.files import staged_file
 
-__all__ = ["fp16_reference", "write_fp16_onnx"]
+__all__ = ["round_to_fp16_", "write_fp16_onnx"]
 
 _LARGEST = 65504.0  # of fp16
 _LEAST_SIZE = 16  # smaller constants (scales, epsilons) stay
@@ -64,19 +61,13 @@ def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
     return replace(source, path=path, files=(path,), precision="fp16")
 
 
-def fp16_reference(network: Layer, sample: Sequence[np.ndarray], *, stored: Layer | None = None) -> Reference:
-    """Return the fp32 outputs, and as noise how far rounding every parameter to fp16 moves them.
+@paddle.no_grad()
+def round_to_fp16_(network: Layer) -> None:
+    """Round every float32 parameter to what fp16 holds, in place: give a copy.
 
     Args:
-        network: in eval mode; not changed.
-        sample: one array per input.
-        stored: the same network with the parameters that the file holds (batch norms folded); ``None`` for ``network``.
+        network: whose values change.
     """
-    exact = references(network, sample)["fp32"].outputs
-    rounded = copy_with_hooks(stored or network)
-    with paddle.no_grad():
-        for parameter in rounded.parameters():
-            if parameter.dtype == paddle.float32:
-                parameter.set_value(parameter.cast("float16").cast("float32"))
-    moved = references(rounded, sample)["fp32"].outputs
-    return Reference(exact, [float(np.abs(a - b).max(initial=0.0)) for a, b in zip(exact, moved, strict=True)])
+    for parameter in network.parameters():
+        if parameter.dtype == paddle.float32:
+            parameter.set_value(parameter.cast("float16").cast("float32"))

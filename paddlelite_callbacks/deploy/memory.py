@@ -25,6 +25,7 @@ from paddlelite_callbacks.deploy.engines import ENGINES
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.utils.child_process import last_words, run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
+from paddlelite_callbacks.utils.peak_memory import high_water
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.deploy.export import Artefact
@@ -89,27 +90,12 @@ def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> dict
     load_ms = (time.perf_counter() - begin) * 1e3
     for _ in range(3):
         predict(inputs)
-    return {"load_ms": load_ms, "peak_mb": max(0.0, (_peak() - before) / 1e6)}
+    return {"load_ms": load_ms, "peak_mb": max(0.0, (high_water() - before) / 1e6)}
 
 
 def _reset_peak() -> None:
     with contextlib.suppress(OSError):  # not on every kernel; then importing the library counts where it took more
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak() -> float:
-    """Return the most resident memory that this process ever had, in bytes."""
-    with contextlib.suppress(OSError, StopIteration):  # Linux
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * float(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    information = psutil.Process().memory_info()
-    if hasattr(information, "peak_wset"):  # Windows
-        return float(information.peak_wset)
-    with contextlib.suppress(ImportError):
-        import resource
-
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: in bytes
-    return float(information.rss)
 
 
 if __name__ == "__main__":

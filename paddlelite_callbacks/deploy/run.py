@@ -20,8 +20,7 @@ from paddlelite_callbacks.deploy.clean_onnx import describe_onnx
 from paddlelite_callbacks.deploy.engines import reason
 from paddlelite_callbacks.deploy.eval_copy import eval_outputs
 from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.deploy.forms import Forms, Reference, export_forms, references, said_of
-from paddlelite_callbacks.deploy.half import fp16_reference, write_fp16_onnx
+from paddlelite_callbacks.deploy.forms import Forms, Variants, write_forms
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
 from paddlelite_callbacks.deploy.refuse import refuse_indefinite
 from paddlelite_callbacks.deploy.saturation import saturation_of
@@ -32,6 +31,7 @@ from paddlelite_callbacks.deploy.validate import validate_files, violations
 from paddlelite_callbacks.loaders import ended_with_the_epoch
 from paddlelite_callbacks.quant.prepare import quantization_of
 from paddlelite_callbacks.tensors import without_argument_lists
+from paddlelite_callbacks.utils.peak_memory import MemoryMeter, PeakMemory
 
 __all__ = ["Evaluation", "HandedOut", "hand_out"]
 
@@ -68,6 +68,7 @@ class HandedOut:
         remarks: why an engine differs, and what to do.
         violations: what ``strict`` takes for a failure, see `violations`.
         failure: why there is no file; ``None`` where there is one.
+        peak_memory: of the export; ``None`` where it was not measured.
     """
 
     artefacts: tuple[Artefact, ...] = ()
@@ -80,6 +81,7 @@ class HandedOut:
     remarks: tuple[str, ...] = ()
     violations: tuple[str, ...] = ()
     failure: str | None = None
+    peak_memory: PeakMemory | None = None
 
 
 def hand_out(
@@ -95,6 +97,7 @@ def hand_out(
     sidecar: Mapping[str, Any] | None = None,
     progress: bool = True,
     own: list[np.ndarray] | None = None,
+    meter: MemoryMeter | None = None,
 ) -> HandedOut:
     """Write every form of ``network`` into ``folder``, check each, and measure; a file that is wrong costs only itself.
 
@@ -112,6 +115,7 @@ def hand_out(
         sidecar: of `checked_sidecar_options`.
         progress: whether to show bars.
         own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
+        meter: that runs; ``None`` measures no memory.
 
     Raises:
         ExportError: no file could be written, or the network gives nothing definite.
@@ -120,15 +124,16 @@ def hand_out(
     with undisturbed(), without_argument_lists():
         own = eval_outputs(network, [paddle.to_tensor(item) for item in sample]) if own is None else own
         refuse_indefinite(network, sample, own)
-        expected = references(network, sample, own=own)
+        variants = Variants(network, [paddle.to_tensor(item) for item in sample], own=own)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
-        forms = export_forms(network, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, sample=sample)
-        if fp16 and onnx:
-            _add_fp16(forms, folder, expected, network, sample)
+        forms = write_forms(variants, folder, input_spec=input_spec, onnx=onnx, fp16=fp16, pdmodel=pdmodel)
+        expected = variants.references
         describe_onnx(forms.artefacts, sidecar or {})
         macs = _macs(network, sample)
+        meter = MemoryMeter("") if meter is None else meter
+        meter.stage("engines")
         files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
-        files, said = validate_files(forms, files, network, sample, expected, options)
+        files, said = validate_files(forms, files, variants, sample, options)
         if not forms.artefacts:
             return HandedOut(
                 errors=forms.errors, checks=files.checks, macs=macs, failure=_said_of_all(network, forms.errors)
@@ -143,6 +148,7 @@ def hand_out(
             quantization=quantization_of(network),
         )
         metrics, notes = _metrics_of_files(files, evaluation, progress)
+        meter.__exit__()  # it would disturb the timing
         timing = _timed(files, sample, options, macs, progress)
     return HandedOut(
         artefacts=tuple(forms.artefacts),
@@ -154,7 +160,16 @@ def hand_out(
         notes=(*_sizes_note(input_spec, sample), *_saturation_notes(forms), *notes, *timing.notes),
         remarks=said,
         violations=violations(forms.errors, files, options),
+        peak_memory=_peak_memory(meter, network),
     )
+
+
+def _peak_memory(meter: MemoryMeter, network: Layer) -> PeakMemory | None:
+    if not meter.peaks:
+        return None
+    *writing, engines = meter.peaks.values()
+    held = sum(tensor.size * tensor.element_size() for tensor in network.state_dict().values())
+    return PeakMemory(network_mb=held / 1e6, writing_mb=max(writing), engines_mb=engines, children_mb=meter.children)
 
 
 def _timed(
@@ -173,22 +188,6 @@ def _timed(
 def _said_of_all(network: Layer, errors: Mapping[tuple[str, str], str]) -> str:
     said = "; ".join(f"{kind} {precision}: {why}" for (kind, precision), why in errors.items())
     return f"Nothing of {type(network).__name__} could be exported. {said}"
-
-
-def _add_fp16(
-    forms: Forms, folder: Path, expected: dict[str, Reference], network: Layer, sample: Sequence[np.ndarray]
-) -> None:
-    plain = [a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "fp32")]
-    if not plain:
-        forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
-        return
-    try:
-        expected["fp16"] = fp16_reference(network, sample, stored=forms.plain)
-        forms.artefacts.append(write_fp16_onnx(plain[0], folder / "model.fp16.onnx"))
-    except OSError:
-        raise
-    except Exception as error:
-        forms.errors["onnx", "fp16"] = said_of(error)
 
 
 def _metrics_of_files(
@@ -216,7 +215,7 @@ def _metrics_of_files(
 
 def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
     try:
-        return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample])
+        return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample], in_place=True)
     except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
         return None
 

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from paddle.nn import Layer
 
 from paddlelite_callbacks.deploy.check import PDMODEL_CHECK, Check, file_verdicts
 from paddlelite_callbacks.deploy.engines import ENGINES, in_batches, missing_reason, reason
 from paddlelite_callbacks.deploy.exact import EXACT, exact_engine
 from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.deploy.forms import Forms, Reference
+from paddlelite_callbacks.deploy.forms import Forms, Reference, Variants
 from paddlelite_callbacks.deploy.loading import LoadedFiles, checked
 from paddlelite_callbacks.deploy.machine import has_vnni
 from paddlelite_callbacks.deploy.options import BenchOptions, latency_row
@@ -48,9 +47,8 @@ _KNOWN = {  # engine, operators one of which is in the file, what is known
 def validate_files(
     forms: Forms,
     files: LoadedFiles,
-    network: Layer,
+    variants: Variants,
     sample: Sequence[np.ndarray],
-    expected: Mapping[str, Reference],
     options: BenchOptions,
 ) -> tuple[LoadedFiles, tuple[str, ...]]:
     """Remove the files that nothing computes rightly, in ``forms`` and on the disk, and say what there is to say.
@@ -58,20 +56,18 @@ def validate_files(
     Args:
         forms: of `export_forms`; changed.
         files: of `load_files`.
-        network: in eval mode; not changed.
+        variants: of the network, of which the files were made.
         sample: inputs of the checks, one array each.
-        expected: by precision, what has to come out.
         options: with the tolerances.
 
     Returns:
         The files that are left, with the checks of exact references where one was needed; and the notes.
     """
-    files = _with_references(forms.artefacts, files, sample, expected, options)
+    files = _with_references(forms.artefacts, files, sample, variants.references, options)
     notes = []
     for artefact in list(forms.artefacts):
         checks = _checks_of(artefact, files.checks)
-        quantised = artefact.precision == "int8" or forms.plain is None
-        note = _explained(artefact, checks, network if quantised else forms.plain, sample, options)
+        note = _explained(artefact, checks, variants, sample, options)
         if any(check.passed for check in checks):
             notes += [note] if note else []
             continue
@@ -136,7 +132,7 @@ def _with_references(
 
 
 def _explained(
-    artefact: Artefact, checks: Sequence[Check], network: Layer, sample: Sequence[np.ndarray], options: BenchOptions
+    artefact: Artefact, checks: Sequence[Check], variants: Variants, sample: Sequence[np.ndarray], options: BenchOptions
 ) -> str | None:
     """Say which engines differ on a file, which agree, why, and what to do; ``None`` where none differs."""
     wrong = [check for check in checks if not check.passed]
@@ -145,7 +141,8 @@ def _explained(
     right = [check for check in checks if check.passed]
     agreeing = [check.engine for check in right if check.engine not in EXACT]
     said = "; ".join(f"{check.engine} {check.verdict}" for check in wrong)
-    moved = own_movement(network, sample)
+    is_clipped = variants.is_quantised and artefact.precision != "int8"
+    moved = own_movement(variants.float_network() if is_clipped else variants.network, sample)
     unsettled = moved > min((c.tolerance for c in wrong if c.tolerance is not None), default=np.inf)
     if not right:
         known = any(check.engine in EXACT for check in checks)

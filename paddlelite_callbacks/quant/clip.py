@@ -7,6 +7,8 @@ keeps the clips, and the weights that were computed with; only the rounding of a
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import paddle
 from paddle import Tensor
@@ -79,11 +81,13 @@ def store_weights_on_grid_(network: Layer) -> Layer:
     Args:
         network: of `clip_activations_`.
     """
-    trained: dict[int, np.ndarray] = {}
-    for layer in quantized_layers(network).values():
-        if layer.weight_quanter is None:
-            continue
-        own = trained.setdefault(id(layer.weight), layer.weight.numpy())  # perhaps another layer's too
+    layers = [layer for layer in quantized_layers(network).values() if layer.weight_quanter is not None]
+    holders = Counter(id(layer.weight) for layer in layers)
+    trained: dict[int, np.ndarray] = {}  # weights that several layers share, and may round differently
+    for layer in layers:
+        own = trained.get(id(layer.weight), layer.weight.numpy())
+        if holders[id(layer.weight)] > 1:
+            trained[id(layer.weight)] = own
         value = layer.weight_quanter(paddle.to_tensor(own))
         shared = not np.array_equal(layer.weight.numpy(), own)
         if shared and not np.array_equal(layer.weight.numpy(), value.numpy()):  # with another step

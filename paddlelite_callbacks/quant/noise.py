@@ -16,7 +16,8 @@ __all__ = ["bias_noise", "flip_noise", "middle_noise", "rounding_noise"]
 _RELATIVE = 1e-6  # a few units in the last place of fp32: what another order of summation changes
 _DRAWS = 3
 
-Run = Callable[[], Sequence[Tensor]]
+Outputs = Sequence[Tensor]
+Run = Callable[[], Outputs]
 
 
 def rounding_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
@@ -31,21 +32,24 @@ def rounding_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[
         run: runs the network that holds them, in eval mode, always on the same inputs.
         seed: of the movement.
     """
-    return [largest for largest, _ in _changes(layers, run, _last_bits(seed))]
+    return [largest for largest, _ in _changes(layers, run, _last_bits(seed), None)]
 
 
-def middle_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[tuple[float, float]]:
+def middle_noise(
+    layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None
+) -> list[tuple[float, float]]:
     """Return, per output, what `rounding_noise` does, and the same for the middle row (image) instead of the worst.
 
     Args:
         layers: see `rounding_noise`.
         run: see `rounding_noise`.
         seed: of the movement.
+        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
     """
-    return _changes(layers, run, _last_bits(seed))
+    return _changes(layers, run, _last_bits(seed), expected)
 
 
-def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
+def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None) -> list[float]:
     """Return, per output, the largest change when one random value a row falls into the next step in all ``layers``.
 
     In small networks a fall is so rare that `rounding_noise` may see none, and yet an engine meets one: so much may a
@@ -56,16 +60,17 @@ def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[floa
             that does.
         run: see `rounding_noise`.
         seed: of the choice.
+        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
     """
     random = np.random.RandomState(seed)
 
     def move(layer: Layer, x: Tensor) -> Tensor:
         return x + paddle.to_tensor(_one_a_row(x.shape, _step(layer), random))
 
-    return [largest for largest, _ in _changes(layers, run, move)]
+    return [largest for largest, _ in _changes(layers, run, move, expected)]
 
 
-def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
+def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None) -> list[float]:
     """Return, per output, the largest change when biases move by half a step of their int32 form.
 
     ONNX Runtime rounds the float bias of a quantised convolution to multiples of the input's step times the weight's,
@@ -76,6 +81,7 @@ def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[floa
         layers: the quantised ones.
         run: see `rounding_noise`.
         seed: of the movement.
+        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
     """
     random = np.random.RandomState(seed)
 
@@ -86,7 +92,7 @@ def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[floa
         half = np.resize(steps, channels) * random.choice([-0.5, 0.5], channels)
         return y + paddle.to_tensor(half.astype("float32")).reshape([-1] if last else [-1, *[1] * (y.ndim - 2)])
 
-    return [largest for largest, _ in _changes(layers, run, move, behind=True)]
+    return [largest for largest, _ in _changes(layers, run, move, expected, behind=True)]
 
 
 def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
@@ -102,7 +108,12 @@ def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
 
 
 def _changes(
-    layers: Iterable[Layer], run: Run, move: Callable[[Layer, Tensor], Tensor], *, behind: bool = False
+    layers: Iterable[Layer],
+    run: Run,
+    move: Callable[[Layer, Tensor], Tensor],
+    expected: Outputs | None,
+    *,
+    behind: bool = False,
 ) -> list[tuple[float, float]]:
     """Return per output the largest change, and the largest over draws of the middle row's.
 
@@ -110,6 +121,7 @@ def _changes(
         layers: whose first input, or, with ``behind``, whose output is moved.
         run: see `rounding_noise`.
         move: gives another one.
+        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
         behind: see there.
     """
 
@@ -123,7 +135,7 @@ def _changes(
         return layer.register_forward_post_hook(moved_behind) if behind else layer.register_forward_pre_hook(moved)
 
     with paddle.no_grad(), ExitStack() as scope:
-        expected = run()
+        expected = run() if expected is None else expected
         for layer in layers:
             scope.callback(hook(layer).remove)
         draws = [[_by_row(a - b) for a, b in zip(run(), expected, strict=True)] for _ in range(_DRAWS)]

@@ -12,6 +12,7 @@ from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.report.blocks import Column, Table, one_line, shortened
 from paddlelite_callbacks.report.markdown import table_lines
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.utils.peak_memory import PeakMemory
 
 __all__ = [
     "DASH",
@@ -47,7 +48,23 @@ def noted(record: Record) -> str:
     governor = f", governor {record.machine.governor}" if record.machine.governor else ""
     machine = f"{record.machine.cpu}, {record.machine.cores} cores{governor}"
     product = f"; fastest matrix product: {rooflines}" if rooflines else ""
-    return one_line(f"{number(record.parameters / 1e6, 2)} M parameters{macs}{epoch}; {machine}{product}")
+    memory = f"; {_memory(record.peak_memory)}" if record.peak_memory is not None else ""
+    return one_line(f"{number(record.parameters / 1e6, 2)} M parameters{macs}{epoch}; {machine}{product}{memory}")
+
+
+def _memory(peak: PeakMemory) -> str:
+    """Return the peak memory of an export in words, as multiples of the network's size."""
+
+    def of(megabytes: float) -> str:
+        times = peak.times(megabytes)
+        return f"{number(megabytes, 0)} MB" + (f" ({number(times, 1)} x)" if times is not None else "")
+
+    engines = "" if peak.engines_mb is None else f", {of(peak.engines_mb)} with all engines loaded"
+    children = f", {of(peak.children_mb)} in converters of their own" if peak.children_mb else ""
+    return (
+        f"peak memory of the export, network {number(peak.network_mb, 1)} MB: {of(peak.writing_mb)} while writing"
+        f"{engines}{children}"
+    )
 
 
 def latency_block(record: Record) -> Table | None:

@@ -21,6 +21,7 @@ from paddlelite_callbacks.deploy.saturation import saturation_of
 from paddlelite_callbacks.files import locked
 from paddlelite_callbacks.report.blocks import one_line
 from paddlelite_callbacks.report.parse import FieldError, parsed
+from paddlelite_callbacks.utils.peak_memory import PeakMemory
 
 __all__ = ["ArtefactFigures", "Record", "Unreadable", "append_record", "now", "read_records", "scan_records"]
 
@@ -105,6 +106,7 @@ class Record:
         weights: path of the trained weights, from which all files were exported.
         failure: why no file was exported; ``None`` where there is one.
         remarks: per file that an engine does not compute rightly: which do, the likely cause, the remedy.
+        peak_memory: that the export took, a multiple of the network's size.
         retimes: whether the line only brings other latencies for the run of this name and ``created`` in an earlier
             line, see `append_joint_timing`; `read_records` gives one record with them.
     """
@@ -129,6 +131,7 @@ class Record:
     weights: str | None = None
     failure: str | None = None
     remarks: tuple[str, ...] = ()
+    peak_memory: PeakMemory | None = None
     retimes: bool = False
 
     @property
