@@ -36,11 +36,11 @@ from paddlelite_callbacks import (  # noqa: E402
     ExportBenchCallback,
     PACTQuantCallback,
 )
-from paddlelite_callbacks.deploy.bench import BenchOptions  # noqa: E402
-from paddlelite_callbacks.deploy.export import ExportError  # noqa: E402
-from paddlelite_callbacks.report.ladder import timed_together  # noqa: E402
+from paddlelite_callbacks.benchmark.options import BenchOptions  # noqa: E402
+from paddlelite_callbacks.errors import ExportError  # noqa: E402
 from paddlelite_callbacks.report.record import Record  # noqa: E402
-from paddlelite_callbacks.report.render import write_ladder  # noqa: E402
+from paddlelite_callbacks.report.retime import timed_together  # noqa: E402
+from paddlelite_callbacks.report.write import write_ladder  # noqa: E402
 
 CLASSES, TEST_IMAGES, BATCH = 10, 500, 32
 

@@ -30,8 +30,8 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, MutualPeer
-from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 TEST_IMAGES, PER_CLASS, BATCH = 500, 10, 20
 Callbacks = list[paddle.callbacks.Callback]

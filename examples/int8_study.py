@@ -27,10 +27,9 @@ from paddle.static import InputSpec
 from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, PACTQuantCallback, ptq_int8
-from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.export import ExportError
-from paddlelite_callbacks.deploy.forms import export_forms
-from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.errors import ExportError, require
+from paddlelite_callbacks.export.variants import export_forms
 
 TRAIN = 600
 

@@ -35,8 +35,8 @@ from paddlelite_callbacks import (  # noqa: E402
     ExportBenchCallback,
     PACTQuantCallback,
 )
-from paddlelite_callbacks.deploy.export import ExportError  # noqa: E402
-from paddlelite_callbacks.saved import read_saved  # noqa: E402
+from paddlelite_callbacks.errors import ExportError  # noqa: E402
+from paddlelite_callbacks.utils.safe_load import read_saved  # noqa: E402
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, for pixels of 0-255
 BACKGROUND = (255, 255, 255)  # behind transparent pixels

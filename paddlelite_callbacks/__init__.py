@@ -12,11 +12,11 @@ What is wanted, and the name for it:
 
 The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
 lives in modules of the package: ``backbone.catalogue.Backbone``, ``backbone.catalogue.render_table``,
-``backbone.summary.SwapSummary``, ``backbone.weights.LoadReport``, ``deploy.forms.export_forms``,
-``distill.afd.AttentionFeatureLoss``, ``distill.catalogue.LOSSES``, ``distill.projection.Projection``,
-``quant.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.outputs.output_places``,
-``quant.quanters.ChannelWeightQuanter``, ``quant.quanters.PACTActivationQuanter``, ``report.record.Record``,
-``report.verdict.Verdict``, ``saved.read_saved``.
+``backbone.comparison.SwapSummary``, ``backbone.weights.LoadReport``, ``export.variants.export_forms``,
+``distill.losses.afd.AttentionFeatureLoss``, ``distill.losses.registry.LOSSES``, ``distill.projection.Projection``,
+``callbacks.pact.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.output_quantizers.output_places``,
+``quant.quantizers.ChannelWeightQuanter``, ``quant.quantizers.PACTActivationQuanter``, ``report.record.Record``,
+``report.gate.Verdict``, ``utils.safe_load.read_saved``.
 
 The names are imported when first used: importing the package itself loads neither Paddle nor anything else.
 """
@@ -31,15 +31,14 @@ from paddlelite_callbacks._version import __version__
 if TYPE_CHECKING:
     from paddlelite_callbacks.backbone.catalogue import list_backbones
     from paddlelite_callbacks.backbone.swap import BackboneSwap
-    from paddlelite_callbacks.callbacks.distill import DistillCallback
-    from paddlelite_callbacks.callbacks.export_bench import ExportBenchCallback
-    from paddlelite_callbacks.callbacks.pact_quant import PACTQuantCallback
-    from paddlelite_callbacks.deploy.export import ExportError
+    from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
+    from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
+    from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
     from paddlelite_callbacks.distill.cache import cache_teacher
     from paddlelite_callbacks.distill.ema import EMATeacher
     from paddlelite_callbacks.distill.mutual import MutualPeer
     from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
-    from paddlelite_callbacks.errors import MissingDependencyError, NonFiniteLossError
+    from paddlelite_callbacks.errors import ExportError, MissingDependencyError, NonFiniteLossError
     from paddlelite_callbacks.quant.checkpoint import load_pact_
     from paddlelite_callbacks.quant.config import PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
@@ -72,10 +71,10 @@ __all__ = [
 _HOMES = {
     "BackboneSwap": "backbone.swap",
     "Budget": "report.gate",
-    "DistillCallback": "callbacks.distill",
+    "DistillCallback": "callbacks.distill.callback",
     "EMATeacher": "distill.ema",
-    "ExportBenchCallback": "callbacks.export_bench",
-    "ExportError": "deploy.export",
+    "ExportBenchCallback": "callbacks.export.callback",
+    "ExportError": "errors",
     "FeatureTerm": "distill.terms",
     "GateError": "report.gate",
     "MissingDependencyError": "errors",
@@ -83,7 +82,7 @@ _HOMES = {
     "NonFiniteLossError": "errors",
     "OutputTerm": "distill.terms",
     "PACTConfig": "quant.config",
-    "PACTQuantCallback": "callbacks.pact_quant",
+    "PACTQuantCallback": "callbacks.pact.callback",
     "cache_teacher": "distill.cache",
     "list_backbones": "backbone.catalogue",
     "load_pact_": "quant.checkpoint",

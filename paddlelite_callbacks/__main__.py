@@ -39,11 +39,11 @@ class Command:
 
 
 COMMANDS = {
-    "bench": Command("deploy.bench_command", "check and time a Paddle program or ONNX file on every CPU engine"),
-    "export": Command("deploy.export_command", "write a Paddle program as ONNX, checked"),
-    "gate": Command("report.gate_command", "hold recorded runs against a budget; exit code 3 if none keeps it"),
-    "report": Command("report.report_command", "draw the report of a folder of runs"),
-    "backbones": Command("backbone.command", "list the backbones that BackboneSwap can put in, with measured figures"),
+    "bench": Command("cli.bench", "check and time a Paddle program or ONNX file on every CPU engine"),
+    "export": Command("cli.export", "write a Paddle program as ONNX, checked"),
+    "gate": Command("cli.gate", "hold recorded runs against a budget; exit code 3 if none keeps it"),
+    "report": Command("cli.report", "draw the report of a folder of runs"),
+    "backbones": Command("cli.backbones", "list the backbones that BackboneSwap can put in, with measured figures"),
 }
 
 

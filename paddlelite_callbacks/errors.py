@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
-__all__ = ["MissingDependencyError", "NonFiniteLossError", "near_names", "require", "require_installed"]
+__all__ = ["ExportError", "MissingDependencyError", "NonFiniteLossError", "near_names", "require", "require_installed"]
 
 _REMEDIES = {
     "paddleclas": (
@@ -146,3 +146,7 @@ def _hushed() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         root.handlers[:], root.level = handlers, level
+
+
+class ExportError(RuntimeError):
+    """A network could not be exported, or the exported file does not compute what the network does."""

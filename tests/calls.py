@@ -62,7 +62,7 @@ def _larger(x):
 
 @watched
 def distil(folder, watch):
-    from paddlelite_callbacks.distill.losses import named_loss
+    from paddlelite_callbacks.distill.losses.logits import named_loss
     from paddlelite_callbacks.distill.schedules import constant, cosine, linear, stop_at, warm_up
 
     teachers = [TinyNet(width=6), TinyNet(width=6)]
@@ -148,9 +148,9 @@ def pact(folder, watch):
 
 @watched
 def quantise(folder, watch):
-    from paddlelite_callbacks.deploy.export import copy_network
+    from paddlelite_callbacks.export.tolerance import rounding_noise
+    from paddlelite_callbacks.nn.surgery import copy_network
     from paddlelite_callbacks.quant.convert import convert_for_export_
-    from paddlelite_callbacks.quant.noise import rounding_noise
     from paddlelite_callbacks.quant.prepare import quantized_layers
     from paddlelite_callbacks.quant.sensitivity import layer_sqnr, leave_one_out
 
@@ -178,10 +178,10 @@ def quantise(folder, watch):
 
 @watched
 def export(folder, watch):
-    from paddlelite_callbacks.deploy.int8 import int8_weights
-    from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
-    from paddlelite_callbacks.deploy.sidecar import read_sidecar
+    from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
     from paddlelite_callbacks.errors import require
+    from paddlelite_callbacks.export.metadata import read_sidecar
+    from paddlelite_callbacks.export.qdq import int8_weights
 
     with watch:
         budget = pc.Budget(size_mb=20, latency_ms=0.0001, metric="acc", baseline=0.1)
@@ -209,16 +209,16 @@ def export(folder, watch):
 @watched
 def records(folder, watch):
     """What is done with a record and its files, function by function; a run with memory and roofline figures."""
-    from paddlelite_callbacks.deploy.bench import bench
-    from paddlelite_callbacks.deploy.check import compare_outputs
-    from paddlelite_callbacks.deploy.forms import references
-    from paddlelite_callbacks.deploy.options import BenchOptions
-    from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
+    from paddlelite_callbacks.benchmark.bench import bench
+    from paddlelite_callbacks.benchmark.options import BenchOptions
+    from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_share
+    from paddlelite_callbacks.export.compare import compare_outputs
+    from paddlelite_callbacks.export.variants import references
     from paddlelite_callbacks.report.chosen import front_of, point_of
-    from paddlelite_callbacks.report.details import accuracy_table
-    from paddlelite_callbacks.report.ladder import timed_together
     from paddlelite_callbacks.report.record import read_records
-    from paddlelite_callbacks.report.render import write_ladder
+    from paddlelite_callbacks.report.retime import timed_together
+    from paddlelite_callbacks.report.tables import accuracy_table
+    from paddlelite_callbacks.report.write import write_ladder
 
     callback = pc.ExportBenchCallback(
         folder / "out", name="n", engines=["paddle"], roofline=False, report=False, **QUICK
@@ -244,7 +244,7 @@ def records(folder, watch):
 
 @watched
 def commands(folder, watch):
-    from paddlelite_callbacks.deploy.export import export_paddle
+    from paddlelite_callbacks.export.paddle_program import export_paddle
 
     network, inputs = TinyNet(), ["--input", "1x3x8x8"]
     quick = ["--warmup", "0", "--repeats", "2", "--no-memory", "--engines", "paddle"]
@@ -275,7 +275,7 @@ def swap(folder, watch):
 
 @watched
 def swap_inside(folder, watch):
-    from paddlelite_callbacks.backbone.sources import known_names
+    from paddlelite_callbacks.backbone.registry import known_names
 
     detector = Detector()
     with watch:
@@ -286,17 +286,21 @@ def swap_inside(folder, watch):
 @watched
 def small_parts(folder, watch):
     """Functions that no scene reaches."""
-    from paddlelite_callbacks.backbone import cures, sources, taps, weights
+    from paddlelite_callbacks.backbone import features as taps
+    from paddlelite_callbacks.backbone import registry as sources
+    from paddlelite_callbacks.backbone import weights
     from paddlelite_callbacks.backbone.catalogue import render_table
-    from paddlelite_callbacks.deploy.engines import reason
-    from paddlelite_callbacks.deploy.forms import said_of
-    from paddlelite_callbacks.deploy.machine import has_vnni
-    from paddlelite_callbacks.deploy.onnx_files import onnx_files
-    from paddlelite_callbacks.deploy.refuse import own_movement
-    from paddlelite_callbacks.deploy.roofline import roofline_share
-    from paddlelite_callbacks.deploy.signature import plain_signature_
-    from paddlelite_callbacks.distill import losses, outputs, resize
+    from paddlelite_callbacks.benchmark.roofline import roofline_share
+    from paddlelite_callbacks.distill import losses, resize
     from paddlelite_callbacks.errors import require
+    from paddlelite_callbacks.export.onnx_files import onnx_files
+    from paddlelite_callbacks.export.signature import plain_signature_
+    from paddlelite_callbacks.export.validate import own_movement
+    from paddlelite_callbacks.export.variants import said_of
+    from paddlelite_callbacks.nn import nested as outputs
+    from paddlelite_callbacks.utils.cpu import has_vnni
+    from paddlelite_callbacks.utils.error_text import reason
+    from paddlelite_callbacks.workarounds import paddleclas_layers as cures
 
     x, network, other = paddle.rand([1, 2, 4, 4]), TinyNet(), TinyNet()
     paddle.save({"x": x}, str(folder / "file"))
@@ -327,7 +331,7 @@ def small_parts(folder, watch):
 
 @watched
 def catalogue(folder, watch):
-    from paddlelite_callbacks.backbone.measure import measure
+    from paddlelite_callbacks.maintainer_tools.measure_backbones import measure
 
     with watch:
         measure("mobilenet_v3_small", checks=["train"])

@@ -19,7 +19,7 @@ from paddle.pir.core import static_op_arg_cast_guard
 from soak import heap_in_use_mb, resident_mb, slope
 from toy import TinyNet, fit, hapi_model
 
-from paddlelite_callbacks.deploy.signals import same_signal_stack
+from paddlelite_callbacks.utils.signals import same_signal_stack
 
 __all__ = ["CALLS", "Alone"]
 
@@ -41,7 +41,7 @@ class Alone:
         self.array = np.ones([2, 3, 8, 8], "float32")
         self.spec = [paddle.static.InputSpec([None, 3, 8, 8])]
         paddle.jit.save(self.network, str(folder / "p"), input_spec=self.spec)
-        child = [sys.executable, "-m", "paddlelite_callbacks.deploy.onnx_child"]
+        child = [sys.executable, "-m", "paddlelite_callbacks.export.onnx_worker"]
         files = [folder / "p.json", folder / "p.pdiparams", folder / "p.onnx"]
         subprocess.run([*child, *map(str, files), "17"], check=True, capture_output=True)
 

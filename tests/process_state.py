@@ -21,11 +21,21 @@ import paddle
 from paddle.base import core
 
 import paddlelite_callbacks
-from paddlelite_callbacks.deploy.undisturbed import _openmp
+from paddlelite_callbacks.utils.isolation import _openmp
 
 __all__ = ["Watch", "differences", "public_functions", "snapshot"]
 
-PARTS = ("distill", "quant", "deploy", "report", "backbone")
+PARTS = (
+    "backbone",
+    "benchmark",
+    "cli",
+    "distill",
+    "distill.losses",
+    "export",
+    "maintainer_tools",
+    "quant",
+    "report",
+)
 _FLAGS = list(core.globals().keys())
 
 

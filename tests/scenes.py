@@ -26,7 +26,7 @@ from paddlelite_callbacks import (
 from paddlelite_callbacks.distill.schedules import linear, warm_up
 from paddlelite_callbacks.export.legacy_program import write_legacy_program
 from paddlelite_callbacks.report.record import append_record, read_records
-from paddlelite_callbacks.report.run_report import write_report
+from paddlelite_callbacks.report.write import write_report
 
 PACT = {"method": "lsq", "quantize_outputs": True}
 

@@ -18,7 +18,7 @@ from paddle.jit.dy2static.utils import get_temp_dir
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import BackboneSwap, DistillCallback, ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.traces import _source_folder
+from paddlelite_callbacks.workarounds.tracing import _source_folder
 
 __all__ = ["Soak", "slope"]
 

@@ -23,10 +23,11 @@ import paddle
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.catalogue import DATA
-from paddlelite_callbacks.backbone.checks import settle_
-from paddlelite_callbacks.backbone.sources import build
-from paddlelite_callbacks.deploy.export import export_paddle, flat_outputs
+from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.export.legacy_program import write_legacy_program
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.nn.nested import flat_outputs
 
 CHILD = Path(__file__).with_name("paddle_child.py")
 SIZE, SECONDS = 224, 600

@@ -40,12 +40,12 @@ SLOW = ("pact", "quantise", "export", "records", "commands", "swap", "swap_insid
 # than an untouched generator. Within a fit the projections' draws are undone, so that training goes on as without.
 GENERATOR = "paddle's generator and gradient mode"
 BUILDS = {
-    "backbone.sources.build": GENERATOR,
-    "backbone.measure.measure": GENERATOR,
+    "backbone.registry.build": GENERATOR,
+    "maintainer_tools.measure_backbones.measure": GENERATOR,
     "distill.projection.projection_for": GENERATOR,
     "BackboneSwap": "environment: KMP_",  # set by scikit-learn, which paddleclas imports, for the OpenMP it brings
-    "backbone.sources.source_of": "environment: KMP_",
-    "backbone.sources.known_names": "environment: KMP_",
+    "backbone.registry.source_of": "environment: KMP_",
+    "backbone.registry.known_names": "environment: KMP_",
     "backbone.arguments.own_layer": "environment: KMP_",
 }
 WHOLE = {
@@ -54,8 +54,8 @@ WHOLE = {
     "catalogue": (GENERATOR,),
 }
 BESIDE = {
-    "backbone.measure.main",  # writes the catalogue of this package
-    "deploy.old_program.translate_old_program",  # runs in the converter's process alone, which ends with it
+    "maintainer_tools.measure_backbones.main",  # writes the catalogue of this package
+    "export.old_program.translate_old_program",  # runs in the converter's process alone, which ends with it
 }
 
 

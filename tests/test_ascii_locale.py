@@ -12,7 +12,8 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import TinyNet
 
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import read_records
 
 LOCALES = {

@@ -33,18 +33,19 @@ from paddlelite_callbacks import (
 )
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.backbone.weights import DownloadError
-from paddlelite_callbacks.deploy.bench import BenchOptions
-from paddlelite_callbacks.deploy.foreign import find_model, input_shapes, parse_input, random_inputs
-from paddlelite_callbacks.deploy.latency import measure_latency, summarise
-from paddlelite_callbacks.distill import class_losses, feature_losses, losses, schedules
-from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.distill import losses, schedules
 from paddlelite_callbacks.distill.cache import CachedTeacher
+from paddlelite_callbacks.distill.losses import features as feature_losses
+from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
+from paddlelite_callbacks.export.model_files import find_model, input_shapes, parse_input, random_inputs
+from paddlelite_callbacks.nn.surgery import find_sublayer, freeze_norm_, match_sublayers, replace_sublayer
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
 from paddlelite_callbacks.report.gate import most_accurate
 from paddlelite_callbacks.report.record import Record, read_records
-from paddlelite_callbacks.report.run_report import write_report
-from paddlelite_callbacks.saved import read_saved
-from paddlelite_callbacks.surgery import find_sublayer, freeze_norm_, match_sublayers, replace_sublayer
+from paddlelite_callbacks.report.write import write_report
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 NAN, INF = float("nan"), float("inf")
 A, B = paddle.ones([2, 4]), paddle.ones([2, 5])
@@ -508,12 +509,12 @@ ROWS = [
     ),
     (
         "dkd-labels",
-        lambda b: class_losses.dkd(A, A, paddle.to_tensor([1, 2, 3])),
+        lambda b: losses.dkd(A, A, paddle.to_tensor([1, 2, 3])),
         *(V, "labels [3]", "one class index per row", "OutputTerm('dkd', label=...)"),
     ),
     (
         "dist-maps",
-        lambda b: class_losses.dist(MAPS, MAPS),
+        lambda b: losses.dist(MAPS, MAPS),
         V,
         "got [2, 3, 4, 4]",
         "logits [N, C]",

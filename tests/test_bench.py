@@ -9,13 +9,15 @@ import pytest
 from installed import needs
 from toy import Images, TinyNet
 
-from paddlelite_callbacks.deploy import engines
-from paddlelite_callbacks.deploy.bench import BenchOptions, bench, repeated_rows
-from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import copy_network, export_paddle
-from paddlelite_callbacks.deploy.forms import Reference
-from paddlelite_callbacks.deploy.latency import measure_latency, summarise
-from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.benchmark import engines
+from paddlelite_callbacks.benchmark.bench import bench, repeated_rows
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.export.compare import compare_outputs
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import Reference
+from paddlelite_callbacks.nn.surgery import copy_network
 
 
 def test_calls_take_turns_and_warm_up_is_not_counted():

@@ -16,9 +16,10 @@ from paddle.static import InputSpec
 from toy import TinyNet
 
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
-from paddlelite_callbacks.deploy.foreign import complete_inputs, declared_inputs, find_model, parse_input
 from paddlelite_callbacks.export.legacy_program import write_legacy_program
+from paddlelite_callbacks.export.model_files import complete_inputs, declared_inputs, find_model, parse_input
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import read_records
 
 pytestmark = needs("paddle2onnx", "onnx", "onnxruntime")

@@ -18,7 +18,7 @@ from toy import CLASSES, Images, TinyNet, copied_weights, fingerprint, fit, hapi
 
 from paddlelite_callbacks import DistillCallback, cache_teacher
 from paddlelite_callbacks.distill.cache import CachedTeacher
-from paddlelite_callbacks.distill.cache_files import checksum
+from paddlelite_callbacks.distill.cache_format import checksum
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_the_teacher_is_left_as_it_was(teacher, tmp_path):
 def test_the_checksum_holds_across_processes():
     fields = (np.arange(6, dtype="float32").reshape(2, 3), np.int64(3))
     code = (
-        "import numpy as np; from paddlelite_callbacks.distill.cache_files import checksum;"
+        "import numpy as np; from paddlelite_callbacks.distill.cache_format import checksum;"
         "print(checksum((np.arange(6, dtype='float32').reshape(2, 3), np.int64(3))))"
     )
     out = subprocess.run(

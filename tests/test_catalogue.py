@@ -15,12 +15,12 @@ from toy import TinyNet
 
 from paddlelite_callbacks import BackboneSwap, list_backbones
 from paddlelite_callbacks.backbone.catalogue import DATA, render_table, why_left_out
-from paddlelite_callbacks.backbone.checks import CHECKS
-from paddlelite_callbacks.backbone.cost import count_macs, count_parameters
-from paddlelite_callbacks.backbone.cut import cut_
-from paddlelite_callbacks.backbone.measure import LeftOutError, main, measure
-from paddlelite_callbacks.backbone.sources import build, known_names, source_of
+from paddlelite_callbacks.backbone.registry import build, known_names, source_of
+from paddlelite_callbacks.backbone.truncate import cut_
 from paddlelite_callbacks.backbone.trunk import Trunk
+from paddlelite_callbacks.maintainer_tools.backbone_checks import CHECKS
+from paddlelite_callbacks.maintainer_tools.measure_backbones import LeftOutError, main, measure
+from paddlelite_callbacks.nn.cost import count_macs, count_parameters
 
 QUICK = ["PPLCNet_x0_25", "MobileNetV3_small_x0_35", "mobilenet_v1", "ShuffleNetV2_x0_25"]
 SLOW = ["PPLCNet_x2_5", "MobileNetV3_large_x1_0", "GhostNet_x1_0", "ESNet_x1_0", "PPHGNetV2_B0", "ResNet18_vd", "vgg11"]

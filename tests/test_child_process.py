@@ -14,9 +14,10 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import TinyNet
 
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
-from paddlelite_callbacks.deploy.memory import measure_footprint
-from paddlelite_callbacks.deploy.roofline import measure_roofline
+from paddlelite_callbacks.benchmark.footprint import measure_footprint
+from paddlelite_callbacks.benchmark.roofline import measure_roofline
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.utils.child_process import last_words, run_module
 
 PACKAGE = Path(__file__).parents[1] / "paddlelite_callbacks"
@@ -55,7 +56,7 @@ def test_a_script_beside_the_traps_starts_children_that_do_not_see_them(trapped)
         "import sys; here = sys.path.pop(0)\n"
         "from paddlelite_callbacks.utils.child_process import run_module\n"
         "sys.path.insert(0, here)\n"
-        "done = run_module('deploy.roofline', '1', seconds=120)\n"
+        "done = run_module('benchmark.roofline', '1', seconds=120)\n"
         "sys.stdout.write(f'{done.returncode} {done.stdout}{done.stderr}')\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -75,7 +76,7 @@ def test_a_package_that_is_not_installed_but_on_the_path_is_found(tmp_path):
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "import paddlelite_callbacks.utils.child_process as c\n"
         "assert c.__file__.startswith(sys.argv[1]), c.__file__\n"
-        "done = c.run_module('deploy.roofline', '1', seconds=120)\n"
+        "done = c.run_module('benchmark.roofline', '1', seconds=120)\n"
         "sys.stdout.write(f'{done.returncode} {done.stdout}{done.stderr}')\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
@@ -94,7 +95,7 @@ def test_paths_and_output_of_children_are_utf8_in_an_ascii_locale(tmp_path):
         "from pathlib import Path\n"
         "from paddlelite_callbacks.utils.child_process import run_module\n"
         "assert sys.getfilesystemencoding() != 'utf-8'\n"
-        "done = run_module('deploy.onnx_child', *sys.argv[1:], seconds=120)\n"
+        "done = run_module('export.onnx_worker', *sys.argv[1:], seconds=120)\n"
         "sys.stdout.write(f'{done.returncode}{done.stderr!a}')\n"
     )
     target = program.path.with_suffix(".onnx")
@@ -109,7 +110,7 @@ def test_how_a_child_ended_is_said(tmp_path):
         [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], capture_output=True, text=True
     )
     assert last_words(killed) == "it was killed by SIGSEGV"
-    failed = run_module("deploy.memory", "onnxruntime", "1", str(tmp_path / "no.npz"), "a", "a", seconds=120)
+    failed = run_module("benchmark.footprint", "onnxruntime", "1", str(tmp_path / "no.npz"), "a", "a", seconds=120)
     assert failed.returncode == 1
     assert last_words(failed).startswith("FileNotFoundError: ")
 

@@ -9,8 +9,7 @@ from paddle import nn
 from toy import Images, weights_of
 
 from paddlelite_callbacks import DistillCallback
-from paddlelite_callbacks.distill.class_losses import bce, dml
-from paddlelite_callbacks.distill.losses import jsdiv, kl
+from paddlelite_callbacks.distill.losses.logits import bce, dml, jsdiv, kl
 
 MAPS = [np.random.RandomState(seed).randn(3, 4, 5, 6) for seed in (0, 1)]
 

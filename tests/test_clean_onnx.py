@@ -20,9 +20,10 @@ from toy import Images, TinyNet
 
 import paddlelite_callbacks
 from paddlelite_callbacks import ExportBenchCallback, ptq_int8
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle, output_names
-from paddlelite_callbacks.deploy.fold import folded
-from paddlelite_callbacks.deploy.forms import export_forms
+from paddlelite_callbacks.export.fold_bn import folded
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle, output_names
+from paddlelite_callbacks.export.variants import export_forms
 
 pytestmark = needs("paddle2onnx", "onnx", "onnxruntime", "onnxslim")
 

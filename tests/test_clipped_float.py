@@ -14,10 +14,10 @@ from paddle.static import InputSpec
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.accuracy import FileMetrics
-from paddlelite_callbacks.deploy.forms import Variants, export_forms, write_forms
-from paddlelite_callbacks.deploy.latency import Latency
-from paddlelite_callbacks.deploy.verdict import int8_notes
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
+from paddlelite_callbacks.benchmark.int8_advice import int8_notes
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.export.variants import Variants, export_forms, write_forms
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 

@@ -10,9 +10,9 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import PACTConfig, prepare_pact_
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.int8 import int8_weights
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.export.qdq import int8_weights
+from paddlelite_callbacks.export.variants import export_forms, references
 
 pytestmark = needs("paddle2onnx")
 

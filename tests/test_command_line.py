@@ -16,8 +16,9 @@ from test_report import record
 from toy import Images, TinyNet
 
 from paddlelite_callbacks.__main__ import COMMANDS, main
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
-from paddlelite_callbacks.deploy.foreign import find_model, parse_input
+from paddlelite_callbacks.export.model_files import find_model, parse_input
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import append_record, read_records
 
 QUICK = ["--warmup", "0", "--repeats", "2", "--no-memory"]

@@ -10,8 +10,8 @@ import pytest
 from installed import needs
 
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.foreign import find_model
-from paddlelite_callbacks.deploy.probe import crash_of
+from paddlelite_callbacks.benchmark.crash_probe import crash_of
+from paddlelite_callbacks.export.model_files import find_model
 from paddlelite_callbacks.report.record import read_records
 
 pytestmark = needs("onnx", "onnxruntime", "openvino")

@@ -8,7 +8,7 @@ import pytest
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import BackboneSwap, DistillCallback, EMATeacher, PACTQuantCallback
-from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
+from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
 from paddlelite_callbacks.distill.terms import FeatureTerm
 from paddlelite_callbacks.quant.ptq import ptq_int8
 

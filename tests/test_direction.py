@@ -13,10 +13,10 @@ from toy import Images, TinyNet
 
 from paddlelite_callbacks import Budget, DistillCallback, MutualPeer, PACTQuantCallback
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
+from paddlelite_callbacks.report.ladder_table import ladder_markdown
 from paddlelite_callbacks.report.record import append_record
-from paddlelite_callbacks.report.render import ladder_markdown
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 
 class Rmse(paddle.metric.Metric):

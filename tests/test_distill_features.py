@@ -22,7 +22,7 @@ from paddlelite_callbacks import (
     prepare_pact_,
 )
 from paddlelite_callbacks.distill.projection import Projection
-from paddlelite_callbacks.distill.taps import expanded
+from paddlelite_callbacks.distill.resolve import expanded
 
 
 class Pooling(TinyNet):

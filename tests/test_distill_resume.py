@@ -84,7 +84,7 @@ def test_the_file_is_written_whole_or_not_at_all_and_only_where_needed(tmp_path,
             file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("paddlelite_callbacks.callbacks.distill_state.paddle.save", fails)
+    monkeypatch.setattr("paddlelite_callbacks.callbacks.distill.checkpoint.paddle.save", fails)
     callback = features(None)
     with pytest.raises(OSError, match="disk full"):
         callback.save(tmp_path / "a/0")

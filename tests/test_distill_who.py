@@ -12,7 +12,7 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, OutputTerm, prepare_pact_
-from paddlelite_callbacks.distill.losses import jsdiv
+from paddlelite_callbacks.distill.losses.logits import jsdiv
 
 
 def test_the_weighted_mean_of_several_teachers():
@@ -239,7 +239,7 @@ def test_a_tensor_learns_from_an_entry_of_a_dictionary():
 
 
 def test_labels_reach_the_losses_that_need_them():
-    from paddlelite_callbacks.distill.class_losses import dkd
+    from paddlelite_callbacks.distill.losses.logits import dkd
 
     student, teacher = TinyNet(), TinyNet(width=8)
     by_hand, data = twin(student, TinyNet), Images(24)

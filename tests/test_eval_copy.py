@@ -13,12 +13,12 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback, ptq_int8
-from paddlelite_callbacks.backbone.cost import count_macs
-from paddlelite_callbacks.deploy.eval_copy import eval_copy, eval_outputs
-from paddlelite_callbacks.deploy.export import ExportError
-from paddlelite_callbacks.deploy.hooks import forward_hooks
-from paddlelite_callbacks.distill.teachers import copied
-from paddlelite_callbacks.surgery import copy_network
+from paddlelite_callbacks.distill.load_teacher import copied
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.export.hooks import forward_hooks
+from paddlelite_callbacks.nn.cost import count_macs
+from paddlelite_callbacks.nn.surgery import copy_network
 
 QUICK = {"engines": ["paddle"], "warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 QUICK |= {"report": False, "eval_data": False}

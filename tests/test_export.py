@@ -15,9 +15,13 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_onnx, export_paddle, staged_folder
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
+from paddlelite_callbacks.utils.atomic_files import staged_folder
 
 SPEC = [InputSpec([None, 3, 8, 8], name="x")]
 
@@ -59,8 +63,8 @@ def test_signals_are_handled_as_before(engine, files):
     """OpenVINO leaves a freed signal stack behind: the next signal would kill the process."""
     code = (
         "import os, pathlib, signal, sys, numpy\n"
-        "from paddlelite_callbacks.deploy.engines import ENGINES\n"
-        "from paddlelite_callbacks.deploy.export import Artefact\n"
+        "from paddlelite_callbacks.benchmark.engines import ENGINES\n"
+        "from paddlelite_callbacks.export.paddle_program import Artefact\n"
         "engine, kind, *paths = sys.argv[1:]\n"
         "paths = tuple(map(pathlib.Path, paths))\n"
         "predict = ENGINES[engine].load(Artefact(kind=kind, path=paths[0], files=paths), threads=1)\n"
@@ -192,7 +196,7 @@ def test_a_process_killed_while_it_writes_leaves_the_older_folder(tmp_path):
         write(stage, "old")
     code = (
         "import os, pathlib, signal, sys\n"
-        "from paddlelite_callbacks.deploy.export import staged_folder\n"
+        "from paddlelite_callbacks.export.paddle_program import staged_folder\n"
         "with staged_folder(pathlib.Path(sys.argv[1])) as stage:\n"
         "    (stage / 'file').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

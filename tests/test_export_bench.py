@@ -13,9 +13,9 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import read_records
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 FAST = {"warmup": 0, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 

@@ -21,10 +21,11 @@ from test_files import ALONE, on_a_disk_of
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
-from paddlelite_callbacks.deploy import engines
-from paddlelite_callbacks.deploy.export import ExportError, export_paddle
+from paddlelite_callbacks.benchmark import engines
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import append_record, read_records
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 SPEC = [InputSpec([None, 3, 8, 8], "float32", "x")]
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
@@ -46,12 +47,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 STEPS = {  # what is about to be written or renamed, in the order of a run
     "program": ("paddle.jit", "save"),
-    "onnx": ("paddlelite_callbacks.deploy.forms", "export_onnx"),
-    "fp16": ("paddlelite_callbacks.deploy.run", "write_fp16_onnx"),
-    "check": ("paddlelite_callbacks.deploy.run", "load_files"),
-    "sidecar": ("paddlelite_callbacks.deploy.run", "write_sidecar"),
-    "timing": ("paddlelite_callbacks.deploy.run", "time_files"),
-    "checksums": ("paddlelite_callbacks.deploy.export.Artefact", "sha256"),
+    "onnx": ("paddlelite_callbacks.export.variants", "export_onnx"),
+    "fp16": ("paddlelite_callbacks.callbacks.export.pipeline", "write_fp16_onnx"),
+    "check": ("paddlelite_callbacks.callbacks.export.pipeline", "load_files"),
+    "sidecar": ("paddlelite_callbacks.callbacks.export.pipeline", "write_sidecar"),
+    "timing": ("paddlelite_callbacks.callbacks.export.pipeline", "time_files"),
+    "checksums": ("paddlelite_callbacks.export.paddle_program.Artefact", "sha256"),
     "rename": ("pathlib.Path", "replace"),
 }
 
@@ -266,7 +267,7 @@ def test_a_report_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch,
     def full(*_, **__):
         raise Full(28, "No space left on device")
 
-    monkeypatch.setattr("paddlelite_callbacks.report.run_report.staged_file", full)
+    monkeypatch.setattr("paddlelite_callbacks.report.write.staged_file", full)
     callback = callback_in(tmp_path)
     fit(hapi_model(), [callback])
     assert read_records(tmp_path / "runs.jsonl") == [callback.record]
@@ -415,7 +416,7 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
     def no_onnx(*_, **__):
         raise ExportError("not today")
 
-    monkeypatch.setattr("paddlelite_callbacks.deploy.forms.export_onnx", no_onnx)
+    monkeypatch.setattr("paddlelite_callbacks.export.variants.export_onnx", no_onnx)
     callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], **QUICK)
     said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) do something else under"
     with pytest.raises(ExportError, match=said):
@@ -433,7 +434,7 @@ class TwoFaced(TinyNet):
 @needs("paddle2onnx")
 def test_one_wrong_file_costs_only_itself(tmp_path, monkeypatch):
     """The ONNX file is of another network: it goes, the program stays."""
-    from paddlelite_callbacks.deploy import forms
+    from paddlelite_callbacks.export import variants as forms
 
     right, other = forms.export_onnx, export_paddle(TinyNet(), tmp_path / "other", input_spec=SPEC)
     monkeypatch.setattr(forms, "export_onnx", lambda program, path: right(other, path))
@@ -470,7 +471,9 @@ import os, sys
 from pathlib import Path
 from paddle.static import InputSpec
 from toy import TinyNet
-from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 disk, spec = Path(sys.argv[1]), [InputSpec([None, 3, 8, 8], "float32", "x")]
 def filled_but(kilobytes):
     with (disk / "filler").open("wb", buffering=0) as file:

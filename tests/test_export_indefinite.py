@@ -11,11 +11,11 @@ from paddle import nn
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import ExportError
-from paddlelite_callbacks.deploy.refuse import own_movement
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.compare import compare_outputs
+from paddlelite_callbacks.export.validate import own_movement
 from paddlelite_callbacks.report.record import read_records
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 NAN, INF = float("nan"), float("inf")
 QUICK = {"engines": ["paddle"], "warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}

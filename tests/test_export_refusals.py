@@ -14,10 +14,14 @@ from toy import TinyNet
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, prepare_pact_
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.engines import ENGINES, reason
-from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.foreign import find_model
-from paddlelite_callbacks.deploy.forms import export_forms
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.model_files import find_model
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import export_forms
+from paddlelite_callbacks.utils.error_text import reason
 
 QUICK = {"engines": ["paddle", "onnxruntime"], "warmup": 0, "repeats": 1, "peak_memory": False, "roofline": False}
 

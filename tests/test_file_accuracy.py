@@ -15,9 +15,11 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import Budget, ExportBenchCallback, GateError
-from paddlelite_callbacks.deploy.accuracy import measure_metrics
-from paddlelite_callbacks.deploy.export import ExportError, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.half import write_fp16_onnx
+from paddlelite_callbacks.benchmark.accuracy import measure_metrics
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.fp16 import write_fp16_onnx
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import read_records
 
 FAST = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}

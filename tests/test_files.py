@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback, cache_teacher, files
-from paddlelite_callbacks.files import locked, refuse_unwritable, staged_file, staged_files, staged_folder
+from paddlelite_callbacks import ExportBenchCallback, cache_teacher
+from paddlelite_callbacks.utils import atomic_files as files
+from paddlelite_callbacks.utils.atomic_files import (
+    locked,
+    refuse_unwritable,
+    staged_file,
+    staged_files,
+    staged_folder,
+)
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 
@@ -33,7 +40,7 @@ ALONE = _alone()
 def kind(request, monkeypatch):
     """Both ways in which a folder takes the place of another one."""
     if not request.param:
-        monkeypatch.setattr("paddlelite_callbacks.files._exchanged", lambda one, other: False)
+        monkeypatch.setattr("paddlelite_callbacks.utils.atomic_files._exchanged", lambda one, other: False)
 
 
 @pytest.mark.usefixtures("kind")
@@ -225,7 +232,7 @@ def test_two_threads_of_one_process_write_the_same_path_at_once(what, tmp_path):
 SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from paddlelite_callbacks.files import staged_file, staged_folder
+from paddlelite_callbacks.utils.atomic_files import staged_file, staged_folder
 folder, out = Path(sys.argv[1]), sys.stdout
 with staged_file(folder / "net.bin") as partial, staged_folder(folder / "net") as stage:
     partial.write_text("slow")

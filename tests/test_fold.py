@@ -12,9 +12,11 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet
 
 from paddlelite_callbacks import ptq_int8
-from paddlelite_callbacks.deploy.engines import PaddleInference
-from paddlelite_callbacks.deploy.export import copy_network, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.fold import Shift, fold_batch_norms_, folded
+from paddlelite_callbacks.benchmark.engines import PaddleInference
+from paddlelite_callbacks.export.fold_bn import Shift, fold_batch_norms_, folded
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
 
 SPEC = [InputSpec([None, 3, 8, 8], name="x")]
@@ -130,7 +132,7 @@ def test_a_lean_program_is_smaller_and_every_reader_takes_it(quantised, tmp_path
     expected = network(paddle.to_tensor(X)).numpy()
     lean = export_paddle(network, tmp_path / "lean", input_spec=SPEC)
     with monkeypatch.context() as patch:
-        patch.setattr("paddlelite_callbacks.deploy.export.make_program_lean", lambda _: None)
+        patch.setattr("paddlelite_callbacks.export.paddle_program.make_program_lean", lambda _: None)
         whole = export_paddle(network, tmp_path / "whole", input_spec=SPEC)
     assert lean.path.stat().st_size < 0.75 * whole.path.stat().st_size
     assert lean.files[1].stat().st_size == whole.files[1].stat().st_size
@@ -167,7 +169,7 @@ def test_programs_with_branches_and_other_files_are_left_whole(tmp_path):
         np.testing.assert_allclose(predict([x])[0], network(paddle.to_tensor(x)).numpy(), atol=1e-6)
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"a": [1, 2]}, indent=2))
-    from paddlelite_callbacks.deploy.lean import make_program_lean
+    from paddlelite_callbacks.export.slim_program import make_program_lean
 
     before = other.read_bytes()
     make_program_lean(other)
@@ -177,7 +179,7 @@ def test_programs_with_branches_and_other_files_are_left_whole(tmp_path):
 @pytest.mark.slow
 def test_lite_hrnet_30_is_small(tmp_path):
     from paddlelite_callbacks import models
-    from paddlelite_callbacks.deploy.forms import export_forms
+    from paddlelite_callbacks.export.variants import export_forms
 
     network = models.keypoint_net(models.lite_hrnet_30())
     network.eval()

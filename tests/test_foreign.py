@@ -14,11 +14,13 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet
 
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy import export_command
-from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.export import Artefact, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.foreign import find_model
-from paddlelite_callbacks.deploy.onnx_files import onnx_files
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.cli import export as export_command
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.model_files import find_model
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.onnx_files import onnx_files
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.report.record import ArtefactFigures
 
 QUICK = ["--warmup", "0", "--repeats", "2", "--no-memory"]

@@ -13,8 +13,8 @@ from swap_nets import SIZE, SPEC, Pose, Scenes, mask_loss
 from toy import TinyNet, weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.backbone.sources import build
-from paddlelite_callbacks.surgery import freeze_norm_
+from paddlelite_callbacks.backbone.registry import build
+from paddlelite_callbacks.nn.surgery import freeze_norm_
 
 NAME = "PPLCNet_x0_25"
 STAGES = ("backbone.conv1.", "backbone.blocks2.", "backbone.blocks3.")  # what runs up to the map of stride 4

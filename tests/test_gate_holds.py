@@ -12,11 +12,11 @@ from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.accuracy import FileMetrics
-from paddlelite_callbacks.deploy.check import Check
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
+from paddlelite_callbacks.export.compare import Check
 from paddlelite_callbacks.report.gate import judge, most_accurate
 from paddlelite_callbacks.report.record import ArtefactFigures, append_record
-from paddlelite_callbacks.report.run_report import last_budget
+from paddlelite_callbacks.report.write import last_budget
 
 FAST = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 ACC = Budget(size_mb=None, latency_ms=None, metric="acc", baseline=0.94)

@@ -19,13 +19,17 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
-from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino, PaddleInference, reason
-from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.int8 import int8_weights, rewrite_as_qdq, write_int8_onnx
-from paddlelite_callbacks.deploy.latency import Latency
-from paddlelite_callbacks.deploy.verdict import int8_notes
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime, OpenVino, PaddleInference
+from paddlelite_callbacks.benchmark.int8_advice import int8_notes
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.qdq import int8_weights, rewrite_as_qdq, write_int8_onnx
+from paddlelite_callbacks.export.variants import export_forms, references
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
+from paddlelite_callbacks.utils.error_text import reason
 
 onnx = pytest.importorskip("onnx")
 SPEC = [InputSpec([None, 3, 8, 8], name="x")]
@@ -286,7 +290,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from toy import fit, hapi_model
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-import paddlelite_callbacks.deploy.forms as forms
+import paddlelite_callbacks.export.variants as forms
 def stuck(*_):
     print("writing", flush=True)
     time.sleep(60)
@@ -389,7 +393,7 @@ def test_a_file_that_is_no_model_costs_only_itself(tmp_path, monkeypatch):
         rewritten.graph.node.append(rewritten.graph.node[0])
         return rewritten
 
-    monkeypatch.setattr("paddlelite_callbacks.deploy.int8.rewrite_as_qdq", twice)
+    monkeypatch.setattr("paddlelite_callbacks.export.qdq.rewrite_as_qdq", twice)
     spec = [InputSpec([None, 3, 8, 8], "float32", "x")]
     forms = export_forms(copy_network(model.network), tmp_path, input_spec=spec, sample=[Images(2).images])
     assert "is no ONNX model" in forms.errors["onnx", "int8"]

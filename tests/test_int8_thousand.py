@@ -11,8 +11,8 @@ from paddle.static import InputSpec
 from toy import hapi_model
 
 from paddlelite_callbacks import PACTQuantCallback
-from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino
-from paddlelite_callbacks.deploy.forms import export_forms, references
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime, OpenVino
+from paddlelite_callbacks.export.variants import export_forms, references
 from paddlelite_callbacks.quant.prepare import activation_quanters
 
 # How near to a threshold, as a share of the largest value, an engine's arithmetic may decide otherwise: the order of

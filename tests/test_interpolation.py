@@ -14,9 +14,12 @@ from paddle.static import InputSpec
 from toy import fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.interpolation import readable_by_converter
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.interpolation import readable_by_converter
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 
 IMAGE = np.random.RandomState(0).rand(2, 3, 7, 9).astype("float32")
 LINE, VOLUME = IMAGE[:, :, 0], np.random.RandomState(0).rand(2, 3, 3, 5, 7).astype("float32")
@@ -131,7 +134,7 @@ def test_other_programs_are_read_as_they_are(tmp_path):
 
 @needs("paddle2onnx")
 def test_paddle_and_its_converter_have_not_mended_it(tmp_path):
-    """Fails on the day they do: then `deploy.interpolation` can go."""
+    """Fails on the day they do: then `export.interpolation` can go."""
     x, act = FORMS["nearest"]
     paddle.jit.save(Upsampled(act), str(tmp_path / "raw"), input_spec=[InputSpec([None, 3, 7, 9], "float32", "x")])
     program, weights = tmp_path / "raw.json", tmp_path / "raw.pdiparams"

@@ -14,7 +14,7 @@ from faults import Boom, Crash, check_as_found, features, mutual, optimizer_is_w
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 import paddlelite_callbacks
-from paddlelite_callbacks.uninterrupted import uninterrupted
+from paddlelite_callbacks.utils.signals import uninterrupted
 
 HOME = str(Path(paddlelite_callbacks.__file__).parent)
 EDITING = ("hapi", "surgery", "session", "base", "distill_state", "prepare", "switch")

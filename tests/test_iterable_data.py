@@ -16,7 +16,7 @@ from toy import Images, TinyNet, fit, hapi_model, weights_of
 from paddlelite_callbacks import DistillCallback, EMATeacher, ExportBenchCallback, MutualPeer, PACTQuantCallback
 from paddlelite_callbacks.distill.cache import cache_teacher
 from paddlelite_callbacks.distill.schedules import linear
-from paddlelite_callbacks.loaders import ended_with_the_epoch, known_length, loader_of
+from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch, known_length, loader_of
 
 FAST = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 

@@ -11,11 +11,11 @@ from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.bench import BenchOptions
-from paddlelite_callbacks.report.ladder import append_joint_timing, timed_together
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.report.ladder_table import ladder_markdown
 from paddlelite_callbacks.report.record import append_record, read_records
-from paddlelite_callbacks.report.render import ladder_markdown, write_ladder
-from paddlelite_callbacks.report.run_report import write_report
+from paddlelite_callbacks.report.retime import append_joint_timing, timed_together
+from paddlelite_callbacks.report.write import write_ladder, write_report
 
 JOINT = "2026-01-02T00:00:00+00:00 abc"
 

@@ -22,10 +22,10 @@ from crashing import Server
 from scenes import CALLBACKS, features
 from toy import Images
 
-from paddlelite_callbacks.callbacks.distill_state import load_state
+from paddlelite_callbacks.callbacks.distill.checkpoint import load_state
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.report.record import read_records
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 EPOCHS, KILLED, SIZE, TIMER = 4, 9, 25, 14
 ENDINGS = (".pdparams", ".pdopt", ".pddistill")

@@ -9,11 +9,11 @@ from paddle import nn
 from toy import hapi_model
 
 from paddlelite_callbacks import DistillCallback, PACTQuantCallback
-from paddlelite_callbacks.backbone.cost import count_macs, count_parameters, layer_macs
+from paddlelite_callbacks.nn.cost import count_macs, count_parameters, layer_macs
 from paddlelite_callbacks.nn.kinds import computes_as, is_batch_norm, is_norm, kind_of, running_statistics
+from paddlelite_callbacks.nn.surgery import freeze_norm_
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
-from paddlelite_callbacks.surgery import freeze_norm_
 
 BATCH_NORMS = {
     "BatchNorm": (lambda: nn.BatchNorm(4), [8, 4, 5, 5]),

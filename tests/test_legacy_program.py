@@ -23,15 +23,16 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.models import lite_hrnet_18
 from toy import TinyNet
 
-from paddlelite_callbacks.backbone.checks import settle_
-from paddlelite_callbacks.backbone.sources import build
-from paddlelite_callbacks.deploy.export import export_paddle, flat_outputs
-from paddlelite_callbacks.deploy.lean import number_parameters
+from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.export import legacy_program, pir_operators
 from paddlelite_callbacks.export.legacy_program import UnknownOperatorError, write_legacy_program
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.export.pir_operators import OPERATORS
 from paddlelite_callbacks.export.pir_program import read_pir_program
 from paddlelite_callbacks.export.program_desc import read_program_desc
+from paddlelite_callbacks.export.slim_program import number_parameters
+from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.nn.nested import flat_outputs
 
 CHILD = Path(__file__).with_name("paddle_child.py")
 PADDLE_2 = os.environ.get("PADDLE_2_PYTHON")  # path of a Python with paddlepaddle 2.6.2

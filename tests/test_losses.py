@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlelite_callbacks.distill.losses import LOSSES, jsdiv, kl, loss_for_task, named_loss, smooth_l1
+from paddlelite_callbacks.distill.losses.logits import LOSSES, jsdiv, kl, loss_for_task, named_loss, smooth_l1
 
 RANDOM = np.random.RandomState(0)
 STUDENT, TEACHER = RANDOM.randn(5, 7), RANDOM.randn(5, 7) * 2

@@ -8,7 +8,7 @@ import pytest
 from toy import TinyNet, fingerprint, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback, FeatureTerm
-from paddlelite_callbacks.distill.afd import AttentionFeatureLoss
+from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
 
 
 def attention(x):

@@ -9,10 +9,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlelite_callbacks.distill.catalogue import LOSSES, spec_of
-from paddlelite_callbacks.distill.class_losses import dist, dkd
-from paddlelite_callbacks.distill.feature_losses import rkd
-from paddlelite_callbacks.distill.losses import kl
+from paddlelite_callbacks.distill.losses.features import rkd
+from paddlelite_callbacks.distill.losses.logits import dist, dkd, kl
+from paddlelite_callbacks.distill.losses.registry import LOSSES, spec_of
 
 RANDOM = np.random.RandomState(3)
 LABEL = np.array([0, 3, 2, 6, 3])

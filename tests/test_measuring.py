@@ -14,18 +14,20 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet
 
-from paddlelite_callbacks.deploy.bench import load_files, time_files
-from paddlelite_callbacks.deploy.engines import ENGINES, in_batches
-from paddlelite_callbacks.deploy.export import copy_network, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.forms import references
-from paddlelite_callbacks.deploy.latency import measure_latency
-from paddlelite_callbacks.deploy.machine import noise_notes, this_machine
-from paddlelite_callbacks.deploy.memory import measure_footprint
-from paddlelite_callbacks.deploy.onnx_macs import onnx_cost
-from paddlelite_callbacks.deploy.options import BenchOptions
-from paddlelite_callbacks.deploy.roofline import measure_roofline, roofline_share
-from paddlelite_callbacks.deploy.run import hand_out
-from paddlelite_callbacks.deploy.undisturbed import undisturbed
+from paddlelite_callbacks.benchmark.bench import load_files, time_files
+from paddlelite_callbacks.benchmark.engines import ENGINES, in_batches
+from paddlelite_callbacks.benchmark.footprint import measure_footprint
+from paddlelite_callbacks.benchmark.latency import measure_latency
+from paddlelite_callbacks.benchmark.machine import noise_notes, this_machine
+from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_share
+from paddlelite_callbacks.callbacks.export.pipeline import hand_out
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import references
+from paddlelite_callbacks.nn.surgery import copy_network
+from paddlelite_callbacks.utils.isolation import undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,7 @@ def test_what_engines_print_stays_off_the_screen(tmp_path):
         "print('before', flush=False)\n"
         "quiet = dict(warmup=0, repeats=2, verbose=0, peak_memory=False, roofline=False, report=False)\n"
         "fit(hapi_model(), [ExportBenchCallback(sys.argv[1], engines=['paddle-onednn', 'paddle'], **quiet)])\n"
-        "from paddlelite_callbacks.deploy.undisturbed import hushed_stdout\n"
+        "from paddlelite_callbacks.utils.isolation import hushed_stdout\n"
         "puts = ctypes.CDLL(None).puts\n"
         "with hushed_stdout(): puts(b'swallowed'); print('swallowed too', flush=True)\n"
         "puts(b'heard'); ctypes.CDLL(None).fflush(None)\n"

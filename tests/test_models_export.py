@@ -13,8 +13,9 @@ from paddlelite_callbacks.models.inference import FoldedConv
 from test_models import calibrated
 
 from paddlelite_callbacks import models
-from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 
 SIZE = (64, 64)
 
@@ -58,7 +59,7 @@ def test_fused_convolutions_compute_the_same():
 
 
 def test_export_with_an_open_height_is_refused(tmp_path):
-    from paddlelite_callbacks.deploy.export import ExportError
+    from paddlelite_callbacks.errors import ExportError
 
     spec = [paddle.static.InputSpec([None, 3, None, None], "float32", "x")]
     with pytest.raises(ExportError, match="must be known at export"):

@@ -10,7 +10,7 @@ from paddle import nn
 from toy import Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, MutualPeer
-from paddlelite_callbacks.distill.class_losses import dml
+from paddlelite_callbacks.distill.losses.logits import dml
 from paddlelite_callbacks.distill.schedules import stop_at
 
 

@@ -12,12 +12,13 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_
-from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.engines import OnnxRuntime
-from paddlelite_callbacks.deploy.export import Artefact, copy_network
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.loading import load_files
-from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime
+from paddlelite_callbacks.benchmark.load import load_files
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import compare_outputs
+from paddlelite_callbacks.export.variants import export_forms, references
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
 
 ROWS = 8

@@ -12,11 +12,11 @@ from paddle.static import InputSpec
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import PACTQuantCallback
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.forms import export_forms
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.export.variants import export_forms
 from paddlelite_callbacks.quant.checkpoint import load_pact_
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.outputs import OutputPlace, output_places
+from paddlelite_callbacks.quant.output_quantizers import OutputPlace, output_places
 from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
 from paddlelite_callbacks.quant.ptq import ptq_int8
 

@@ -13,9 +13,9 @@ from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import DistillCallback, PACTConfig, PACTQuantCallback, prepare_pact_
 from paddlelite_callbacks.quant.convert import Int8Conv2D, Int8Linear, convert_for_export_
-from paddlelite_callbacks.quant.fake_quant import lsq_fake_quantize, pact_fake_quantize, weight_steps
+from paddlelite_callbacks.quant.functional import lsq_fake_quantize, pact_fake_quantize, weight_steps
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
 
 
 def quantize(values, alpha, *, bits, signed):

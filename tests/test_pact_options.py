@@ -14,9 +14,9 @@ from paddle import nn
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
-from paddlelite_callbacks.deploy.export import copy_network
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
-from paddlelite_callbacks.quant.fake_quant import lsq_fake_quantize
+from paddlelite_callbacks.quant.functional import lsq_fake_quantize
 from paddlelite_callbacks.quant.prepare import activation_quanters, quantized_layers, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantisers_off

@@ -12,10 +12,10 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet
 
 from paddlelite_callbacks import DistillCallback
-from paddlelite_callbacks.deploy.engines import EngineError, PaddleInference
-from paddlelite_callbacks.deploy.export import export_paddle
-from paddlelite_callbacks.deploy.foreign import find_model
-from paddlelite_callbacks.parameters_file import refuse_torn
+from paddlelite_callbacks.benchmark.engines import EngineError, PaddleInference
+from paddlelite_callbacks.export.model_files import find_model
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.utils.parameters_file import refuse_torn
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,11 @@ from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback, PACTConfig, PACTQuantCallback
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.engines import PaddleInference
-from paddlelite_callbacks.deploy.export import Artefact, ExportError, export_paddle
-from paddlelite_callbacks.deploy.foreign import find_model
+from paddlelite_callbacks.benchmark.engines import PaddleInference
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.model_files import find_model
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.export.pir_operators import OPERATORS, Operator
 from paddlelite_callbacks.report.gate import judge
 from paddlelite_callbacks.report.record import read_records

@@ -19,9 +19,9 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fingerprint, hapi_model, weights_of
 
 from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback, errors
-from paddlelite_callbacks.callbacks import preflight
-from paddlelite_callbacks.deploy import engines
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.benchmark import engines
+from paddlelite_callbacks.callbacks.export import preflight
+from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import read_records
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
@@ -541,7 +541,7 @@ def test_a_temporary_folder_that_is_full_costs_no_training(step, tmp_path, monke
 
 @needs("paddle2onnx")
 def test_a_program_is_converted_once_a_process(tmp_path, monkeypatch):
-    from paddlelite_callbacks.deploy import forms
+    from paddlelite_callbacks.export import variants as forms
 
     calls, real = [], forms.export_onnx
     monkeypatch.setattr(forms, "export_onnx", lambda *given, **options: calls.append(1) or real(*given, **options))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_report import record
 
 from paddlelite_callbacks import Budget
-from paddlelite_callbacks.deploy.check import compare_outputs
-from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.deploy.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import compare_outputs
 from paddlelite_callbacks.report.gate import judge, most_accurate
 from paddlelite_callbacks.report.record import Record
 

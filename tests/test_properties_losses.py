@@ -10,12 +10,13 @@ pytest.importorskip("hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlelite_callbacks.distill import class_losses, feature_losses, losses
-from paddlelite_callbacks.distill.catalogue import LOSSES
+from paddlelite_callbacks.distill import losses
+from paddlelite_callbacks.distill.losses import features as feature_losses
+from paddlelite_callbacks.distill.losses.registry import LOSSES
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.distill.outputs import Seen
 from paddlelite_callbacks.distill.schedules import cosine, linear, stop_at, value_at, warm_up
 from paddlelite_callbacks.distill.terms import OutputTerm
+from paddlelite_callbacks.nn.nested import Seen
 
 TEMPERATURES = st.floats(0.25, 16.0)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -73,7 +74,7 @@ def test_jsdiv_is_symmetric_and_the_mean_of_both_divergences(pair, temperature):
 @given(pairs(), TEMPERATURES, st.floats(-50, 50))
 def test_divergences_do_not_see_a_shift_of_the_logits(pair, temperature, shift):
     s, t = tamed(pair, temperature)
-    for loss in (losses.kl, losses.jsdiv, class_losses.dist if s.ndim == 2 else losses.kl):
+    for loss in (losses.kl, losses.jsdiv, losses.dist if s.ndim == 2 else losses.kl):
         plain = loss(tensor(s), tensor(t), temperature=temperature)
         rows = shift * np.arange(1, len(s) + 1).reshape([-1, *[1] * (s.ndim - 1)])
         moved = loss(tensor(s + rows), tensor(t - shift), temperature=temperature)
@@ -117,7 +118,7 @@ def test_dkd_with_the_papers_weights_is_kl(pair, temperature, seed):
     s, t = (np.clip(x[:1], -20, 20) for x in tamed(pair, temperature))
     label = int(seed % s.shape[1])
     beta = 1 - np.exp(log_softmax(t / temperature))[0, label]
-    value = class_losses.dkd(
+    value = losses.dkd(
         tensor(s), tensor(t), tensor(np.array([label])), alpha=1.0, beta=float(beta), temperature=temperature
     )
     np.testing.assert_allclose(float(value), kl_by_numpy(s, t, temperature), rtol=1e-5, atol=1e-7 * temperature**2)
@@ -125,7 +126,7 @@ def test_dkd_with_the_papers_weights_is_kl(pair, temperature, seed):
 
 @given(pairs(least=3, dims=(1,)), st.floats(0.1, 10.0))
 def test_dist_keeps_within_its_bounds(pair, temperature):
-    value = class_losses.dist(tensor(pair[0]), tensor(pair[1]), temperature=temperature)
+    value = losses.dist(tensor(pair[0]), tensor(pair[1]), temperature=temperature)
     assert -1e-9 <= float(value) <= 4 * temperature**2 + 1e-9
 
 

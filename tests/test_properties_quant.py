@@ -13,7 +13,7 @@ from paddle import nn
 
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.convert import FixedActivation, Int8Conv2D, Int8Linear
-from paddlelite_callbacks.quant.fake_quant import (
+from paddlelite_callbacks.quant.functional import (
     grid_levels,
     lsq_fake_quantize,
     pact_fake_quantize,
@@ -21,7 +21,7 @@ from paddlelite_callbacks.quant.fake_quant import (
     weight_steps,
 )
 from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
-from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
 
 BITS, SIGNED, SEEDS = st.integers(2, 8), st.booleans(), st.integers(0, 2**31 - 1)
 ALPHAS = st.floats(0.01, 100.0).map(lambda x: float(np.float32(x)))

@@ -11,9 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from paddle import nn
 
-from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
-from paddlelite_callbacks.surgery import (
+from paddlelite_callbacks.nn.surgery import (
     find_sublayer,
     freeze_norm_,
     frozen,
@@ -21,6 +19,8 @@ from paddlelite_callbacks.surgery import (
     replace_sublayer,
     whole_again_after_an_error,
 )
+from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
 
 WIDTH = 3
 

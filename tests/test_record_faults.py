@@ -10,10 +10,10 @@ from test_files import ALONE, on_a_disk_of
 from test_report import record
 
 from paddlelite_callbacks import Budget
-from paddlelite_callbacks.report.checkpoints import check_points
 from paddlelite_callbacks.report.gate import judge, most_accurate
+from paddlelite_callbacks.report.hand_in import check_points
 from paddlelite_callbacks.report.record import Record, append_record, read_records
-from paddlelite_callbacks.report.run_report import write_report
+from paddlelite_callbacks.report.write import write_report
 
 BUDGET = Budget(metric="acc", baseline=0.9)
 NAN, INF = math.nan, math.inf

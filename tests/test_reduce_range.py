@@ -19,9 +19,9 @@ from paddlelite_callbacks import (
     prepare_pact_,
     ptq_int8,
 )
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.int8 import int8_weights
-from paddlelite_callbacks.quant.fake_quant import grid_levels, highest_weight, lsq_fake_quantize
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.export.qdq import int8_weights
+from paddlelite_callbacks.quant.functional import grid_levels, highest_weight, lsq_fake_quantize
 from paddlelite_callbacks.quant.prepare import activation_quanters, quantization_of, quantized_layers
 from paddlelite_callbacks.quant.sensitivity import layer_sqnr
 from paddlelite_callbacks.report.record import read_records

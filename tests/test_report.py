@@ -12,14 +12,16 @@ from installed import needs
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
-from paddlelite_callbacks.deploy.bench import BenchOptions
-from paddlelite_callbacks.deploy.check import Check
-from paddlelite_callbacks.deploy.latency import Latency
-from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.export.compare import Check
 from paddlelite_callbacks.report.gate import judge, most_accurate
-from paddlelite_callbacks.report.ladder import timed_together
+from paddlelite_callbacks.report.ladder_table import ladder_markdown
+from paddlelite_callbacks.report.pareto import ladder_png
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, append_record, read_records
-from paddlelite_callbacks.report.render import ladder_markdown, ladder_png, write_ladder
+from paddlelite_callbacks.report.retime import timed_together
+from paddlelite_callbacks.report.write import write_ladder
 
 
 def latency(engine, p50, precision="fp32", error=None):

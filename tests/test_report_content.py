@@ -20,13 +20,12 @@ from test_report import record
 
 from paddlelite_callbacks import Budget
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.accuracy import FileMetrics
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
 from paddlelite_callbacks.report.blocks import Column, Heading, Item, Items, Paragraph, Part, Table
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.markdown import escaped, markdown
 from paddlelite_callbacks.report.record import Record, append_record, read_records, scan_records
-from paddlelite_callbacks.report.render import write_ladder
-from paddlelite_callbacks.report.run_report import report_blocks, write_report
+from paddlelite_callbacks.report.write import report_blocks, write_ladder, write_report
 
 BUDGET = Budget(metric="acc", baseline=0.9)
 NASTY = [

@@ -11,11 +11,11 @@ import pytest
 from test_report import latency, record
 
 from paddlelite_callbacks import Budget
-from paddlelite_callbacks.deploy.check import Check
-from paddlelite_callbacks.report import run_report
+from paddlelite_callbacks.export.compare import Check
+from paddlelite_callbacks.report import write as run_report
 from paddlelite_callbacks.report.chosen import chosen, front_of, point_of
 from paddlelite_callbacks.report.record import append_record, read_records
-from paddlelite_callbacks.report.run_report import write_report
+from paddlelite_callbacks.report.write import write_report
 
 BUDGET = Budget(size_mb=40, latency_ms=10, metric="acc", baseline=0.9)
 

@@ -15,14 +15,14 @@ from test_report import record
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
-from paddlelite_callbacks.deploy.accuracy import FileMetrics
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
 from paddlelite_callbacks.report.blocks import Code, Column, Fold, Heading, Item, Items, Part, Table
-from paddlelite_callbacks.report.checkpoints import check_points
 from paddlelite_callbacks.report.gate import judge, most_accurate
+from paddlelite_callbacks.report.hand_in import check_points
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.record import Record, append_record, read_records
-from paddlelite_callbacks.report.run_report import first_metric, write_report
+from paddlelite_callbacks.report.write import first_metric, write_report
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "preflight": False, "peak_memory": False, "roofline": False}
 
@@ -110,7 +110,7 @@ def test_two_writers_at_once_leave_a_report_with_every_row(tmp_path):
         "import sys, pathlib\n"
         "from dataclasses import replace\n"
         "from paddlelite_callbacks.report.record import append_record, read_records\n"
-        "from paddlelite_callbacks.report.run_report import write_report\n"
+        "from paddlelite_callbacks.report.write import write_report\n"
         "path = pathlib.Path(sys.argv[1]); line = read_records(path / 'runs.jsonl')[0]\n"
         "for i in range(4):\n"
         "    append_record(path / 'runs.jsonl', replace(line, name=f'{sys.argv[2]}{i}')); write_report(path)\n"

@@ -19,11 +19,11 @@ from test_int8 import Zoo, int8_file, trained
 from toy import Images, TinyNet
 
 from paddlelite_callbacks import PACTConfig, prepare_pact_, ptq_int8
-from paddlelite_callbacks.deploy.engines import OnnxRuntime
-from paddlelite_callbacks.deploy.forms import export_forms
-from paddlelite_callbacks.deploy.machine import has_vnni
-from paddlelite_callbacks.deploy.saturation import saturating_channels, saturation_of
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime
+from paddlelite_callbacks.export.saturation import saturating_channels, saturation_of
+from paddlelite_callbacks.export.variants import export_forms
 from paddlelite_callbacks.quant.convert import convert_for_export_
+from paddlelite_callbacks.utils.cpu import has_vnni
 
 onnx = pytest.importorskip("onnx")
 helper, array = onnx.helper, onnx.numpy_helper.from_array
@@ -375,8 +375,8 @@ def test_fewer_bits_never_saturate(tmp_path, bits):
 CHILD = """
 import sys
 import numpy as np
-from paddlelite_callbacks.deploy.engines import OpenVino
-from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.benchmark.engines import OpenVino
+from paddlelite_callbacks.export.artefact import Artefact
 from pathlib import Path
 file, inputs, answers = map(Path, sys.argv[1:])
 artefact = Artefact(kind="onnx", path=file, files=(file,), precision="int8")

@@ -12,7 +12,7 @@ import pytest
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback
-from paddlelite_callbacks.saved import read_saved, refuse_code
+from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
 
 
 def same(a, b) -> bool:

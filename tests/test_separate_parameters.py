@@ -16,10 +16,11 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet
 
 from paddlelite_callbacks.__main__ import main
-from paddlelite_callbacks.deploy.engines import PaddleInference
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
-from paddlelite_callbacks.deploy.foreign import declared_inputs, find_model
+from paddlelite_callbacks.benchmark.engines import PaddleInference
 from paddlelite_callbacks.export.legacy_program import write_legacy_program
+from paddlelite_callbacks.export.model_files import declared_inputs, find_model
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 
 IMAGES = Images(4).images
 SPLIT = """

@@ -20,9 +20,11 @@ from paddle.static import InputSpec
 from soak import Soak
 from toy import TinyNet, fit
 
-from paddlelite_callbacks.deploy.export import ExportError, copy_network, export_paddle
-from paddlelite_callbacks.deploy.traces import _source_folder
-from paddlelite_callbacks.tensors import without_argument_lists
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn.surgery import copy_network
+from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
+from paddlelite_callbacks.workarounds.tracing import _source_folder
 
 FITS = 12
 SPEC = [InputSpec([None, 3, 8, 8])]

@@ -14,9 +14,8 @@ from test_losses_named import numpy_dkd, softmax
 from toy import CLASSES, Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback, OutputTerm
-from paddlelite_callbacks.distill.catalogue import LOSSES, spec_of
-from paddlelite_callbacks.distill.class_losses import dkd
-from paddlelite_callbacks.distill.losses import kl, loss_for_task
+from paddlelite_callbacks.distill.losses.logits import dkd, kl, loss_for_task
+from paddlelite_callbacks.distill.losses.registry import LOSSES, spec_of
 
 RANDOM = np.random.RandomState(5)
 S, T = RANDOM.randn(6, 5), RANDOM.randn(6, 5) * 2

@@ -13,8 +13,8 @@ from test_direct_use import Tied
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.forms import export_forms
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.export.variants import export_forms
 from paddlelite_callbacks.nn.kinds import computes_as
 from paddlelite_callbacks.quant.prepare import quantized_layers
 

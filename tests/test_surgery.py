@@ -7,7 +7,7 @@ import pytest
 from toy import TinyNet
 
 from paddlelite_callbacks.errors import near_names
-from paddlelite_callbacks.surgery import find_sublayer, frozen, match_sublayers, replace_sublayer
+from paddlelite_callbacks.nn.surgery import find_sublayer, frozen, match_sublayers, replace_sublayer
 
 
 def test_a_wrong_name_lists_near_ones():

@@ -16,7 +16,7 @@ from swap_nets import CHANNELS, SIZE, SPEC, Detector, Pose, Scenes, Segmenter, S
 from toy import TinyNet, equal_weights, weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
-from paddlelite_callbacks.backbone import sources
+from paddlelite_callbacks.backbone import registry as sources
 
 KINDS = [
     pytest.param(Detector, [4, 8, 16, 32], 1, "PPLCNet_x0_25", ["blocks3", "blocks4", "blocks5", "blocks6"], id="fpn"),

@@ -14,9 +14,9 @@ from swap_nets import SIZE, SPEC, Stages
 from toy import equal_weights, weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks.backbone.features import find_taps
 from paddlelite_callbacks.backbone.image import image_place
-from paddlelite_callbacks.backbone.sources import build
-from paddlelite_callbacks.backbone.taps import find_taps
+from paddlelite_callbacks.backbone.registry import build
 
 IMAGE = [1, 3, SIZE, SIZE]
 

@@ -14,9 +14,9 @@ from toy import weights_of
 
 from paddlelite_callbacks import BackboneSwap, ExportBenchCallback, list_backbones
 from paddlelite_callbacks.backbone.catalogue import Backbone, BackboneMap, _backbone, render_table
-from paddlelite_callbacks.backbone.sources import build, trunk_end
+from paddlelite_callbacks.backbone.features import find_taps
+from paddlelite_callbacks.backbone.registry import build, trunk_end
 from paddlelite_callbacks.backbone.strides import checked_stride, coarseness, stride_between
-from paddlelite_callbacks.backbone.taps import find_taps
 
 LINES = {"stride_list": [2, [2, 1], [2, 1], [2, 1], [2, 1]]}
 SPEC = [InputSpec([None, 3, 32, 96], name="x")]

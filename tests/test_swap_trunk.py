@@ -19,13 +19,14 @@ from swap_nets import SIZE, SPEC, Pose
 from toy import weights_of
 
 from paddlelite_callbacks import BackboneSwap, prepare_pact_
-from paddlelite_callbacks.backbone.cures import cure_, upsample_nearest
-from paddlelite_callbacks.backbone.cut import cut_
-from paddlelite_callbacks.backbone.sources import build, trunk_end
-from paddlelite_callbacks.backbone.taps import find_taps
+from paddlelite_callbacks.backbone.features import find_taps
+from paddlelite_callbacks.backbone.registry import build, trunk_end
+from paddlelite_callbacks.backbone.truncate import cut_
 from paddlelite_callbacks.backbone.trunk import Trunk
-from paddlelite_callbacks.deploy.export import export_onnx, export_paddle
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.workarounds.paddleclas_layers import cure_, upsample_nearest
 
 X = [1, 3, 128, 128]
 

@@ -14,8 +14,8 @@ from swap_nets import SPEC, Pose
 from toy import TinyNet, equal_weights, weights_of
 
 from paddlelite_callbacks import BackboneSwap
-from paddlelite_callbacks.backbone import sources
-from paddlelite_callbacks.backbone.sources import build, weights_file, weights_url
+from paddlelite_callbacks.backbone import registry as sources
+from paddlelite_callbacks.backbone.registry import build, weights_file, weights_url
 from paddlelite_callbacks.backbone.weights import fetch, load_weights
 
 NAME = "PPLCNet_x0_25"

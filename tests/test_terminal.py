@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from paddlelite_callbacks.progress import write_lines
+from paddlelite_callbacks.utils.progress import write_lines
 from paddlelite_callbacks.utils.terminal import degrading, printable
 
 
@@ -46,7 +46,7 @@ def test_a_stream_is_given_back_as_it_was():
 def test_lines_of_a_training_do_not_end_it(capsys):
     write_lines("a \u2014 b")
     assert capsys.readouterr().out == "a \u2014 b\n"
-    code = "from paddlelite_callbacks.progress import write_lines; write_lines('a \\u2014 b')"
+    code = "from paddlelite_callbacks.utils.progress import write_lines; write_lines('a \\u2014 b')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.stdout == b"a - b\n", done.stderr

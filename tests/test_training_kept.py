@@ -14,9 +14,9 @@ from test_killed import KILLED, checked_export, server  # noqa: F401
 from toy import Images, TinyNet, copied_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback, load_pact_
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import read_records
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 FAST = {"engines": ["paddle"], "warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 

@@ -14,8 +14,9 @@ from paddle.static import InputSpec
 from toy import TinyNet, fit
 
 from paddlelite_callbacks import DistillCallback, ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy.export import ExportError, export_paddle
-from paddlelite_callbacks.deploy.used_inputs import used_inputs
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.used_inputs import used_inputs
 
 QUICK = {"engines": ["paddle"], "warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 QUICK |= {"report": False, "name": "n"}

@@ -13,11 +13,12 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet
 
-from paddlelite_callbacks import ExportBenchCallback, ptq_int8, surgery
-from paddlelite_callbacks.deploy.export import export_paddle
-from paddlelite_callbacks.report.details import noted
+from paddlelite_callbacks import ExportBenchCallback, ptq_int8
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn import surgery
+from paddlelite_callbacks.nn.surgery import copy_network, restored
 from paddlelite_callbacks.report.record import read_records
-from paddlelite_callbacks.surgery import copy_network, restored
+from paddlelite_callbacks.report.tables import noted
 from paddlelite_callbacks.utils.peak_memory import MemoryMeter, PeakMemory
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}

@@ -19,15 +19,16 @@ from test_report import record
 from toy import Images, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback, PACTQuantCallback
-from paddlelite_callbacks.deploy import exact
-from paddlelite_callbacks.deploy.check import compare_outputs, file_verdicts
-from paddlelite_callbacks.deploy.engines import OnnxRuntime, OpenVino
-from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.deploy.latency import Latency
+from paddlelite_callbacks.benchmark import exact_reference as exact
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime, OpenVino
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.benchmark.verdicts import file_verdicts
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import compare_outputs
 from paddlelite_callbacks.report.gate import judge
+from paddlelite_callbacks.report.ladder_table import ladder_markdown
 from paddlelite_callbacks.report.markdown import escaped
 from paddlelite_callbacks.report.record import Record
-from paddlelite_callbacks.report.render import ladder_markdown
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -211,8 +212,8 @@ def test_a_record_from_before_the_verdicts_is_read():
 
 
 def test_strict_is_quiet_about_engines_that_nobody_asked_for(tmp_path, monkeypatch):
-    from paddlelite_callbacks.deploy import engines
-    from paddlelite_callbacks.deploy.export import ExportError
+    from paddlelite_callbacks.benchmark import engines
+    from paddlelite_callbacks.errors import ExportError
 
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     monkeypatch.setattr(engines.ENGINES["onnxruntime"], "package", "no-such-package", raising=False)

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["CLASSES", "MEAN", "STD", "Batches", "Pictures", "default_cache", "drawn", "held_out", "load", "normalized"]
 

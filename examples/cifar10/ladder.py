@@ -20,7 +20,7 @@ from pathlib import Path
 from rung import RUNGS, TEACHER, add_flags, lines_of
 from table import markdown
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["main", "parse"]
 

@@ -37,9 +37,9 @@ from paddlelite_callbacks import (
     prepare_pact_,
     ptq_int8,
 )
-from paddlelite_callbacks.deploy.engines import ENGINES, EngineError, missing_reason
+from paddlelite_callbacks.benchmark.engines import ENGINES, EngineError, missing_reason
 from paddlelite_callbacks.report.record import Record
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["LOSSES", "RUNGS", "TEACHER", "Rung", "add_flags", "label_of", "line_of", "lines_of", "main", "parse"]
 

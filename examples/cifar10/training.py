@@ -14,8 +14,8 @@ import paddle
 from data import Batches, Pictures, normalized
 from paddle import nn
 
-from paddlelite_callbacks.files import staged_file
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.atomic_files import staged_file
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["Recipe", "accuracy", "fit", "save_weights"]
 

@@ -12,8 +12,8 @@ from dataset import KeypointDataset
 from settings import NETWORKS, SETTINGS, add_data_flags, datasets, load_weights, metric_of, network
 from train import evaluate
 
-from paddlelite_callbacks.deploy.engines import ENGINES, EngineError, missing_reason
-from paddlelite_callbacks.deploy.export import Artefact
+from paddlelite_callbacks.benchmark.engines import ENGINES, EngineError, missing_reason
+from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = ["ap_of_files", "artefacts_in"]
 

@@ -15,7 +15,7 @@ from layouts import LAYOUTS
 from settings import NETWORKS, SETTINGS, add_data_flags, datasets, hapi_model, load_weights, metric_of, network
 
 from paddlelite_callbacks import Budget, ExportBenchCallback
-from paddlelite_callbacks.deploy.export import ExportError
+from paddlelite_callbacks.errors import ExportError
 
 
 def parse() -> argparse.Namespace:

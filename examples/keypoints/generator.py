@@ -11,7 +11,7 @@ import numpy as np
 from layouts import COCO_BODY
 from PIL import Image, ImageDraw, ImageFilter
 
-from paddlelite_callbacks.files import staged_folder
+from paddlelite_callbacks.utils.atomic_files import staged_folder
 
 __all__ = ["Scene", "generate"]
 

@@ -34,9 +34,9 @@ from settings import SETTINGS, Settings, add_data_flags, datasets, load_weights,
 from train import fit
 
 from paddlelite_callbacks import PACTQuantCallback
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.export import ExportError
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 # row: whose weights it starts from
 ROWS = {

@@ -14,11 +14,11 @@ from ladder_picture import draw_files
 from settings import load_weights, network
 
 from paddlelite_callbacks import ExportBenchCallback
-from paddlelite_callbacks.deploy.bench import BenchOptions
-from paddlelite_callbacks.deploy.export import ExportError
-from paddlelite_callbacks.files import staged_file
-from paddlelite_callbacks.report.ladder import append_joint_timing, timed_together
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import Record, read_records
+from paddlelite_callbacks.report.retime import append_joint_timing, timed_together
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = [
     "TEACHER",

@@ -11,9 +11,9 @@ from drawing import draw_skeletons
 from evaluation import to_results
 from PIL import Image, ImageDraw
 
-from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["draw_files"]
 

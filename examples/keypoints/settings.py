@@ -17,7 +17,7 @@ from mpii import PCKh, read_mpii
 
 from paddlelite_callbacks import load_pact_, models
 from paddlelite_callbacks.quant.checkpoint import quantized_in
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["SETTINGS", "Settings", "add_data_flags", "datasets", "hapi_model", "load_weights", "network", "optimizer"]
 

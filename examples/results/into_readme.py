@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

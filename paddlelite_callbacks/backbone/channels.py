@@ -6,7 +6,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Conv2D, Layer
 
-from paddlelite_callbacks.surgery import same_modes
+from paddlelite_callbacks.nn.surgery import same_modes
 
 __all__ = ["channels_taken", "refuse_other_channels", "runs_on"]
 

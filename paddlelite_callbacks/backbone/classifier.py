@@ -9,9 +9,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer, Linear
 
-from paddlelite_callbacks.backbone.probe import run_on_zeros
+from paddlelite_callbacks.backbone.validate import run_on_zeros
 from paddlelite_callbacks.nn.dtypes import default_dtype, parameter_dtype
-from paddlelite_callbacks.surgery import replace_sublayer, same_modes
+from paddlelite_callbacks.nn.surgery import replace_sublayer, same_modes
 
 __all__ = ["fit_head_", "number_of_classes"]
 

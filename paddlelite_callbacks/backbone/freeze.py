@@ -8,11 +8,11 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.backbone.cut import layers_that_ran
+from paddlelite_callbacks.backbone.features import OUTPUT, Tap
 from paddlelite_callbacks.backbone.strides import Stride, coarseness
-from paddlelite_callbacks.backbone.taps import OUTPUT, Tap
+from paddlelite_callbacks.backbone.truncate import layers_that_ran
 from paddlelite_callbacks.backbone.trunk import Trunk
-from paddlelite_callbacks.surgery import freeze_norm_, same_modes
+from paddlelite_callbacks.nn.surgery import freeze_norm_, same_modes
 
 __all__ = ["freeze_stages_"]
 

@@ -12,22 +12,29 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.backbone.arguments import Rebuild, check_options, own_layer
 from paddlelite_callbacks.backbone.channels import refuse_other_channels
-from paddlelite_callbacks.backbone.choose import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
-from paddlelite_callbacks.backbone.cut import cut_
+from paddlelite_callbacks.backbone.comparison import SwapSummary, compare
 from paddlelite_callbacks.backbone.descriptions import describe_
 from paddlelite_callbacks.backbone.freeze import freeze_stages_
 from paddlelite_callbacks.backbone.image import image_place, taking_image
-from paddlelite_callbacks.backbone.probe import refuse_unswappable, run_on_zeros, seen_at, zeros_of
-from paddlelite_callbacks.backbone.sources import build, spelled_name, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.registry import build, spelled_name, trunk_end, weights_file, weights_url
+from paddlelite_callbacks.backbone.select import chosen_taps, taps_of
 from paddlelite_callbacks.backbone.strides import Stride
 from paddlelite_callbacks.backbone.structure import structure_of, unpack
-from paddlelite_callbacks.backbone.summary import SwapSummary, compare
+from paddlelite_callbacks.backbone.truncate import cut_
 from paddlelite_callbacks.backbone.trunk import ArgumentTrunk, Trunk
+from paddlelite_callbacks.backbone.validate import (
+    Rebuild,
+    check_options,
+    own_layer,
+    refuse_unswappable,
+    run_on_zeros,
+    seen_at,
+    zeros_of,
+)
 from paddlelite_callbacks.backbone.weights import LoadReport, load_weights, local_weights
-from paddlelite_callbacks.surgery import (
+from paddlelite_callbacks.nn.surgery import (
     find_sublayer,
     freeze_norm_,
     replace_sublayer,

@@ -10,9 +10,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import BatchNorm2D, Conv2D, Layer, LayerDict, Sequential
 
+from paddlelite_callbacks.backbone.features import OUTPUT
 from paddlelite_callbacks.backbone.image import ImagePlace
 from paddlelite_callbacks.backbone.structure import maps_of, pack
-from paddlelite_callbacks.backbone.taps import OUTPUT
 from paddlelite_callbacks.nn.dtypes import default_dtype, parameter_dtype
 
 __all__ = ["ArgumentTrunk", "Trunk"]

@@ -17,9 +17,9 @@ from typing import Any
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.files import refuse_unwritable, staged_file
-from paddlelite_callbacks.saved import read_saved, refuse_code
+from paddlelite_callbacks.utils.atomic_files import refuse_unwritable, staged_file
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
+from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
 
 __all__ = ["DownloadError", "LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
 

@@ -10,10 +10,9 @@ import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
-from paddlelite_callbacks.callbacks.nan_guard import FIGURE, NaNGuard
-from paddlelite_callbacks.callbacks.nan_policy import agreed_policy
+from paddlelite_callbacks.callbacks.nan_guard.guard import FIGURE, NaNGuard, agreed_policy
 from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics, whole_checkpoints
-from paddlelite_callbacks.uninterrupted import uninterrupted
+from paddlelite_callbacks.utils.signals import uninterrupted
 
 __all__ = ["FitSession", "Member", "joined_session"]
 

@@ -1,1 +1,1 @@
-"""Export, engines, latency and checks: pure parts, usable without hapi."""
+"""Old import paths: what was here is in `export` and `benchmark`."""

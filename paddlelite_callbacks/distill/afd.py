@@ -1,79 +1,10 @@
-"""Feature distillation that learns which of the student's layers listens to which of the teacher's."""
+"""Moved to `distill.losses.afd`."""
 
-from __future__ import annotations
+from paddlelite_callbacks.utils.moved import forwarded
 
-from collections.abc import Sequence
-
-import paddle
-import paddle.nn.functional as F
-from paddle import Tensor
-from paddle.nn import Layer, LayerList, Linear
-
-from paddlelite_callbacks.distill.feature_losses import attention_map
-from paddlelite_callbacks.distill.projection import resized
-
-__all__ = ["AttentionFeatureLoss"]
-
-
-class AttentionFeatureLoss(Layer):
-    """``mean_n Σ_t Σ_s α_nts mean((Q(h_t) - Q(h_s))²)``, after AFD (Ji 2021, arXiv:2102.02973).
-
-    ``Q`` is the map of attention transfer (see `feature_losses.attention`), the student's resized to the teacher's
-    map. ``α_nt = softmax over s of (q_nt · W k_ns + p_t · p_s) / √d``, with the query ``q = relu(W_t pool(h_t))``, the
-    key ``k = relu(W_s pool(h_s))``, pooled over positions, and an embedding ``p`` of each layer: all trained. Without
-    the batch norms of the authors' code, so that it holds for any batch size.
-
-    Use it as ``FeatureTerm(("stage2", "stage3"), ("layer2", "layer3", "layer4"), loss=AttentionFeatureLoss())``.
-
-    Args:
-        width: ``d``, of queries and keys.
-
-    Raises:
-        ValueError: ``width`` is less than 1.
-    """
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}: 128 is the default.")
-        self.width = width
-        self.queries, self.keys = LayerList(), LayerList()
-        self.bilinear = Linear(width, width, bias_attr=False)
-
-    def prepare_for(self, student: Sequence[list[int]], teacher: Sequence[list[int]]) -> None:
-        """Make the parameters for features of these shapes; does nothing a second time.
-
-        Raises:
-            ValueError: a feature that is no map ``[N, C, H, W]``.
-        """
-        wrong = [shape for shape in [*student, *teacher] if len(shape) != 4]
-        if wrong:
-            raise ValueError(
-                f"AttentionFeatureLoss takes maps [N, C, H, W], got shapes {wrong}: choose layers that give maps."
-            )
-        if len(self.queries):
-            return
-        self.queries = LayerList([Linear(shape[1], self.width, bias_attr=False) for shape in teacher])
-        self.keys = LayerList([Linear(shape[1], self.width, bias_attr=False) for shape in student])
-        self.places_t = self.create_parameter([len(teacher), self.width])
-        self.places_s = self.create_parameter([len(student), self.width])
-
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return the loss of lists of maps; the teacher's are detached."""
-        alpha = self.weights(student, teacher)
-        rows = []
-        for j, target in enumerate(x.detach() for x in teacher):
-            maps = [resized(feature, list(target.shape[2:])) for feature in student]
-            apart = [((attention_map(feature) - attention_map(target)) ** 2).mean(axis=1) for feature in maps]
-            rows.append((alpha[:, j] * paddle.stack(apart, axis=1)).sum(axis=1))
-        return paddle.stack(rows, axis=1).sum(axis=1).mean()
-
-    def weights(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return ``α`` as ``[N, teacher's layers, student's layers]``; each row sums to 1."""
-        pairs = zip(self.queries, teacher, strict=True)
-        queries = paddle.stack([F.relu(layer(x.detach().mean(axis=[2, 3]))) for layer, x in pairs], axis=1)
-        pairs = zip(self.keys, student, strict=True)
-        keys = paddle.stack([F.relu(layer(x.mean(axis=[2, 3]))) for layer, x in pairs], axis=1)
-        scores = paddle.bmm(queries, self.bilinear(keys).transpose([0, 2, 1]))
-        places = paddle.matmul(self.places_t, self.places_s, transpose_y=True)
-        return F.softmax((scores + places.unsqueeze(0)) / self.width**0.5, axis=-1)
+__getattr__, __dir__ = forwarded(
+    __name__,
+    {
+        "AttentionFeatureLoss": "distill.losses.afd",
+    },
+)

@@ -10,7 +10,7 @@ import numpy as np
 from paddle import Tensor
 from paddle.io import Dataset, IterableDataset
 
-from paddlelite_callbacks.distill.cache_files import FORMAT, checksum, fields_of, meta_of, stored_array, write_cache
+from paddlelite_callbacks.distill.cache_format import FORMAT, checksum, fields_of, meta_of, stored_array, write_cache
 from paddlelite_callbacks.distill.forward import (
     FrozenForward,
     TeacherInputs,
@@ -20,9 +20,9 @@ from paddlelite_callbacks.distill.forward import (
     refuse_signature,
 )
 from paddlelite_callbacks.distill.identity import function_digest
-from paddlelite_callbacks.distill.teachers import TeacherLike, digest_of, loaded_teacher
-from paddlelite_callbacks.files import refuse_unwritable
-from paddlelite_callbacks.ranks import first_rank_works
+from paddlelite_callbacks.distill.load_teacher import TeacherLike, digest_of, loaded_teacher
+from paddlelite_callbacks.utils.atomic_files import refuse_unwritable
+from paddlelite_callbacks.utils.distributed import first_rank_works
 
 __all__ = ["CachedTeacher", "cache_teacher"]
 

@@ -8,7 +8,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.distill.teachers import copied, load_weights_
+from paddlelite_callbacks.distill.load_teacher import copied, load_weights_
 from paddlelite_callbacks.quant.switch import strip_quantisers_
 
 __all__ = ["EMATeacher"]

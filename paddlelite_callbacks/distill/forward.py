@@ -11,14 +11,14 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.distill.outputs import told
-from paddlelite_callbacks.distill.still import same_buffers, still_functions, train_branches_
-from paddlelite_callbacks.random_streams import RandomStreams
-from paddlelite_callbacks.surgery import frozen
+from paddlelite_callbacks.distill.teacher_mode import same_buffers, still_functions, train_branches_
+from paddlelite_callbacks.nn.dry_run import NoInputsError
+from paddlelite_callbacks.nn.nested import told
+from paddlelite_callbacks.nn.surgery import frozen
+from paddlelite_callbacks.utils.isolation import RandomStreams
 
 __all__ = [
     "MODES",
-    "RETURNED",
     "FrozenForward",
     "TeacherInputs",
     "checked_inputs",
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 MODES = ("eval", "train")
-RETURNED = "teacher_inputs must return"  # begins the error that needs no batch to be sure
 TeacherInputs = Callable[..., Any]  # (*the student's inputs[, labels=[...]]) -> the teacher's
 
 
@@ -62,7 +61,7 @@ class FrozenForward:
 
         Raises:
             ValueError: ``teacher_inputs`` failed.
-            TypeError: it gave something else than inputs.
+            NoInputsError: it gave something else than inputs; a ``TypeError``.
         """
         with paddle.no_grad():
             given = self._given(inputs, labels)
@@ -88,9 +87,9 @@ class FrozenForward:
             return [found]
         if isinstance(found, (list, tuple)) and found:
             return list(found)
-        raise TypeError(
-            f"{RETURNED} a tensor or a dictionary, the teacher's one input, or a tuple of its inputs; got "
-            f"{type(found).__name__}: return what the teacher's forward takes."
+        raise NoInputsError(
+            "teacher_inputs must return a tensor or a dictionary, the teacher's one input, or a tuple of its inputs; "
+            f"got {type(found).__name__}: return what the teacher's forward takes."
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.distill.teachers import digest_of
+from paddlelite_callbacks.distill.load_teacher import digest_of
 
 __all__ = ["function_digest", "function_name", "function_names"]
 

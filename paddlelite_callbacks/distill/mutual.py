@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle.nn import Layer
 
-from paddlelite_callbacks.direction import checked_mode
+from paddlelite_callbacks.utils.metric_direction import checked_mode
 
 __all__ = ["MutualPeer"]
 

@@ -10,15 +10,15 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer, LayerDict
 
-from paddlelite_callbacks.distill.catalogue import LossSpec
-from paddlelite_callbacks.distill.losses import class_axis
-from paddlelite_callbacks.distill.outputs import Seen, full_precision, mean_of, paired, picked
+from paddlelite_callbacks.distill.losses.logits import class_axis
+from paddlelite_callbacks.distill.losses.registry import LossSpec
 from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
 from paddlelite_callbacks.distill.resize import differ_in_size, resized_like
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
 from paddlelite_callbacks.nn.dtypes import cast_to_, default_dtype, parameter_dtype
-from paddlelite_callbacks.random_streams import same_random_streams
+from paddlelite_callbacks.nn.nested import Seen, full_precision, mean_of, paired, picked
+from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["Objective", "Result"]
 

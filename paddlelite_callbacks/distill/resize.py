@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from paddlelite_callbacks.distill.outputs import full_precision
+from paddlelite_callbacks.nn.nested import full_precision
 
 __all__ = ["MODES", "checked_resize", "differ_in_size", "resized_like"]
 

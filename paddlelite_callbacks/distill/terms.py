@@ -8,10 +8,10 @@ from typing import Any
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.distill.catalogue import AnyLoss, LossSpec, spec_of
-from paddlelite_callbacks.distill.outputs import Key
+from paddlelite_callbacks.distill.losses.registry import AnyLoss, LossSpec, spec_of
 from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
+from paddlelite_callbacks.nn.nested import Key
 
 __all__ = ["FeatureTerm", "Output", "OutputTerm", "Term", "checked_output"]
 
@@ -50,7 +50,7 @@ class OutputTerm:
     """Compare the student's output with the teacher's.
 
     Args:
-        loss: a name of `distill.catalogue.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``.
+        loss: a name of `distill.losses.registry.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``.
         weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
         output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of
             the outputs that returns it; a pair ``(student's, teacher's)`` of these, or a mapping
@@ -107,7 +107,7 @@ class FeatureTerm:
 
     Args:
         student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
-            takes lists of features, such as `distill.afd.AttentionFeatureLoss`.
+            takes lists of features, such as `distill.losses.afd.AttentionFeatureLoss`.
         teacher: the same in the teacher; a glob must match as many layers, and they are paired in order. A tuple may
             be of another length than the student's.
         loss: as in `OutputTerm`.

@@ -1,1 +1,1 @@
-"""Write trained networks in the formats of other tools."""
+"""Write Paddle programs and ONNX files, and compare them with the network."""

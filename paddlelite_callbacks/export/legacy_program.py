@@ -18,8 +18,8 @@ from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.export.pir_operators import OPERATORS, Constant, InPlace, Int32, Operator
 from paddlelite_callbacks.export.pir_program import PirOperation, PirProgram, PirType, PirValue, read_pir_program
 from paddlelite_callbacks.export.program_desc import DTYPES, ProgramWriter, old_operator
-from paddlelite_callbacks.files import staged_file, staged_files
-from paddlelite_callbacks.parameters_file import refuse_torn, stored_tensors
+from paddlelite_callbacks.utils.atomic_files import staged_file, staged_files
+from paddlelite_callbacks.utils.parameters_file import refuse_torn, stored_tensors
 
 __all__ = ["UnknownOperatorError", "legacy_program", "write_legacy_program"]
 

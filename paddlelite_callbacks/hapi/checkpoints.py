@@ -8,8 +8,8 @@ from pathlib import Path
 
 import paddle
 
-from paddlelite_callbacks.files import staged_files
 from paddlelite_callbacks.hapi.attribute import instance_attribute
+from paddlelite_callbacks.utils.atomic_files import staged_files
 
 __all__ = ["WEIGHTS", "alongside_checkpoints", "whole_checkpoints"]
 

@@ -14,7 +14,7 @@ from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
-from paddlelite_callbacks.loaders import ended_with_the_epoch
+from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch
 
 __all__ = [
     "FitGuard",

@@ -13,9 +13,9 @@ from paddle import Tensor
 from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
-from paddlelite_callbacks.loaders import known_length
 from paddlelite_callbacks.nn.attributes import same_attributes
-from paddlelite_callbacks.random_streams import same_generators
+from paddlelite_callbacks.utils.isolation import same_generators
+from paddlelite_callbacks.workarounds.data_loader import known_length
 
 __all__ = [
     "LossFunction",

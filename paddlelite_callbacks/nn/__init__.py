@@ -1,1 +1,1 @@
-"""What is known of layers, once."""
+"""What is known of layers."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.surgery import HOOK_TABLES
-from paddlelite_callbacks.uninterrupted import uninterrupted
+from paddlelite_callbacks.nn.surgery import HOOK_TABLES
+from paddlelite_callbacks.utils.signals import uninterrupted
 
 __all__ = ["same_attributes", "same_state"]
 

@@ -18,7 +18,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import Layer
 
-from paddlelite_callbacks.random_streams import same_random_streams
+from paddlelite_callbacks.utils.isolation import same_random_streams
 
 try:
     from paddle import _C_ops as operators

@@ -13,9 +13,9 @@ from paddle.nn import Layer
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
-from paddlelite_callbacks.quant.quanters import activation_settings, read_grid, weight_settings
+from paddlelite_callbacks.quant.quantizers import activation_settings, read_grid, weight_settings
 from paddlelite_callbacks.quant.switch import refresh_quantisers_
-from paddlelite_callbacks.saved import read_saved
+from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["load_pact_", "quantized_in"]
 

@@ -15,10 +15,10 @@ from paddle import Tensor
 from paddle.nn import Layer
 from paddle.quantization.base_quanter import BaseQuanter
 
+from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.quant.convert import FixedActivation, has_run
-from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.surgery import replace_sublayer
 
 __all__ = ["Clip", "clip_activations_", "store_weights_on_grid_"]
 

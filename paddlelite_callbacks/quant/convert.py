@@ -12,12 +12,12 @@ from paddle.nn import Layer
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from paddle.quantization.base_quanter import BaseQuanter
 
-from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.nn.surgery import replace_sublayer
+from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.subclasses import keep_additions_
-from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
-from paddlelite_callbacks.surgery import replace_sublayer
 
 __all__ = [
     "FixedActivation",

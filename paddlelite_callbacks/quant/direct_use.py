@@ -10,9 +10,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
 from paddlelite_callbacks.nn.trace import tensors_in
-from paddlelite_callbacks.random_streams import same_random_streams
-from paddlelite_callbacks.surgery import copy_network, unwrapped
+from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["refuse_direct_use"]
 

@@ -16,21 +16,21 @@ from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.nn.kinds import computes_as
+from paddlelite_callbacks.nn.surgery import computes_weight, match_sublayers, replace_sublayer
 from paddlelite_callbacks.nn.trace import example_inputs
 from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.direct_use import refuse_direct_use
-from paddlelite_callbacks.quant.outputs import (
+from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
+from paddlelite_callbacks.quant.output_quantizers import (
     OutputPlace,
     attach_output_quanter_,
     detach_output_quanter_,
     output_places,
 )
-from paddlelite_callbacks.quant.quanters import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.subclasses import keep_additions_
-from paddlelite_callbacks.quant.transpose import QuantedConv2DTranspose
-from paddlelite_callbacks.random_streams import same_random_streams
-from paddlelite_callbacks.surgery import computes_weight, match_sublayers, replace_sublayer
+from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = [
     "activation_quanters",

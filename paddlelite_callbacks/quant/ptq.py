@@ -11,10 +11,10 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.config import pact_config
 from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
 from paddlelite_callbacks.quant.switch import quantisers_off
-from paddlelite_callbacks.surgery import copy_network
 
 __all__ = ["ptq_int8"]
 

@@ -12,10 +12,10 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import near_names
-from paddlelite_callbacks.progress import tqdm
+from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantisers_off
-from paddlelite_callbacks.surgery import same_modes
+from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
 

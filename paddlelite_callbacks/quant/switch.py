@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.quant.outputs import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.quanters import Switched
+from paddlelite_callbacks.quant.quantizers import Switched
 
 __all__ = ["quantisers_off", "refresh_quantisers_", "strip_quantisers_", "switch_quantisers_"]
 

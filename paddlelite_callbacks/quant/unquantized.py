@@ -11,9 +11,9 @@ from paddle import Tensor, nn
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import QUANTIZABLE, computes_as, is_quantized, kind_of
+from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
 from paddlelite_callbacks.nn.trace import trace
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.surgery import copy_network, unwrapped
 
 __all__ = ["Unquantized", "unquantized_lines", "unquantized_parts"]
 

@@ -6,9 +6,9 @@ import math
 import sys
 from dataclasses import dataclass
 
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.direction import falls_with_quality
+from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 __all__ = ["Budget"]
 

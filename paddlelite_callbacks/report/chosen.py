@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from paddlelite_callbacks.direction import falls_with_quality
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 __all__ = ["Point", "chosen", "front_of", "point_of"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_callbacks.errors import require
-from paddlelite_callbacks.files import staged_file
 from paddlelite_callbacks.report.blocks import clipped
 from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.chosen import Point, chosen, front_of, point_of
-from paddlelite_callbacks.report.details import are_shares
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.report.tables import are_shares
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["MOST", "PLAIN", "figure_of", "ladder_png", "saved_figure", "text_options"]
 

@@ -12,15 +12,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from paddlelite_callbacks.deploy.accuracy import FileMetrics
-from paddlelite_callbacks.deploy.check import Check, FileVerdict, file_verdicts
-from paddlelite_callbacks.deploy.export import Artefact
-from paddlelite_callbacks.deploy.latency import Latency
-from paddlelite_callbacks.deploy.machine import Machine
-from paddlelite_callbacks.deploy.saturation import saturation_of
-from paddlelite_callbacks.files import locked
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.benchmark.machine import Machine
+from paddlelite_callbacks.benchmark.verdicts import file_verdicts
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import Check, FileVerdict
+from paddlelite_callbacks.export.saturation import saturation_of
 from paddlelite_callbacks.report.blocks import one_line
 from paddlelite_callbacks.report.parse import FieldError, parsed
+from paddlelite_callbacks.utils.atomic_files import locked
 from paddlelite_callbacks.utils.peak_memory import PeakMemory
 
 __all__ = ["ArtefactFigures", "Record", "Unreadable", "append_record", "now", "read_records", "scan_records"]

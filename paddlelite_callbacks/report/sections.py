@@ -20,9 +20,12 @@ from paddlelite_callbacks.report.blocks import (
     Table,
     clipped,
 )
-from paddlelite_callbacks.report.checkpoints import check_points
 from paddlelite_callbacks.report.chosen import chosen
-from paddlelite_callbacks.report.details import (
+from paddlelite_callbacks.report.gate import Budget, Criterion, judge, most_accurate
+from paddlelite_callbacks.report.hand_in import check_points
+from paddlelite_callbacks.report.ladder_table import ladder_blocks, metric_cell, verdict_cell
+from paddlelite_callbacks.report.record import Record, Unreadable
+from paddlelite_callbacks.report.tables import (
     accuracy_block,
     are_shares,
     check_block,
@@ -32,9 +35,6 @@ from paddlelite_callbacks.report.details import (
     noted,
     number,
 )
-from paddlelite_callbacks.report.gate import Budget, Criterion, judge, most_accurate
-from paddlelite_callbacks.report.record import Record, Unreadable
-from paddlelite_callbacks.report.render import ladder_blocks, metric_cell, verdict_cell
 
 __all__ = ["gate_section", "ladder_section", "run_section", "shown_runs", "unreadable_section"]
 

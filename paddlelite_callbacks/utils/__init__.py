@@ -1,1 +1,1 @@
-"""Parts that know nothing of networks."""
+"""Files, locks, signals, random streams: nothing about networks."""

@@ -1,7 +1,8 @@
 """What a call of the others leaves behind, without us. ``python -m pytest tests/benchmarks/bench_alone.py -s``.
 
 ``bench_soak.py`` says what a fit with our callbacks leaves; this says what of it is whose. Each row is 120 calls, the
-slope of a line through the second half. Paddle's call stacks are left out (see `deploy/stacks.py`), they hide the rest.
+slope of a line through the second half. Paddle's call stacks are left out (see
+`workarounds/tracing.py`), they hide the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from growth import CALLS, Alone
 
-from paddlelite_callbacks.deploy.stacks import without_call_stacks
+from paddlelite_callbacks.workarounds.tracing import without_call_stacks
 
 
 def test_alone(tmp_path, report):

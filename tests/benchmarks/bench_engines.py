@@ -22,13 +22,15 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.backbone.checks import settle_
-from paddlelite_callbacks.backbone.cost import count_macs
-from paddlelite_callbacks.deploy.bench import load_files, time_files
-from paddlelite_callbacks.deploy.engines import ENGINES
-from paddlelite_callbacks.deploy.export import Artefact, copy_network, export_paddle
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.benchmark.bench import load_files, time_files
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import export_forms, references
+from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.nn.cost import count_macs
+from paddlelite_callbacks.nn.surgery import copy_network
 
 REPEATS = 30
 

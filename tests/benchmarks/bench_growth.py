@@ -18,9 +18,9 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import DistillCallback, FeatureTerm, prepare_pact_
-from paddlelite_callbacks.deploy.bench import load_files
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.benchmark.bench import load_files
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.export.variants import export_forms, references
 
 WIDTH, CLASSES, REPEATS, STEPS = 32, 10, 15, 3
 

@@ -22,11 +22,11 @@ import paddle
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import ptq_int8
-from paddlelite_callbacks.deploy.engines import ENGINES, missing_reason
-from paddlelite_callbacks.deploy.forms import export_forms
-from paddlelite_callbacks.deploy.latency import measure_latency
-from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.benchmark.latency import measure_latency
+from paddlelite_callbacks.benchmark.machine import this_machine
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.variants import export_forms
 
 OUT = Path(__file__).parents[2] / "build" / "benchmarks" / "int8.json"
 # Limits of int8 time over the best fp32 time; 1.0: faster on at least one engine.

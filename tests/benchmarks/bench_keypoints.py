@@ -21,12 +21,14 @@ import paddle
 from keypoint_reference import LiteReference
 
 from paddlelite_callbacks import models
-from paddlelite_callbacks.backbone.checks import settle_
-from paddlelite_callbacks.deploy.engines import ENGINES, EngineError
-from paddlelite_callbacks.deploy.export import copy_network, export_onnx, export_paddle
-from paddlelite_callbacks.deploy.forms import export_forms
-from paddlelite_callbacks.deploy.latency import measure_latency, summarise
-from paddlelite_callbacks.deploy.machine import this_machine
+from paddlelite_callbacks.benchmark.engines import ENGINES, EngineError
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import export_forms
+from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.nn.surgery import copy_network
 
 SIZE = (256, 192)
 LIMITS = {"lite over HRNet-w32 without oneDNN": 1 / 35, "lite over the paper's graph in ONNX Runtime": 0.8}

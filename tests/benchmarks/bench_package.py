@@ -14,11 +14,11 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.deploy.bench import load_files
-from paddlelite_callbacks.deploy.export import export_paddle
-from paddlelite_callbacks.deploy.forms import export_forms, references
-from paddlelite_callbacks.deploy.options import BenchOptions
+from paddlelite_callbacks.benchmark.bench import load_files
+from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.variants import export_forms, references
 
 IMPORTS = {
     "python": "pass",

@@ -14,10 +14,10 @@ import pytest
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import BackboneSwap
-from paddlelite_callbacks.backbone.cut import cut_
-from paddlelite_callbacks.backbone.sources import build
+from paddlelite_callbacks.backbone.registry import build
+from paddlelite_callbacks.backbone.truncate import cut_
 from paddlelite_callbacks.backbone.trunk import Trunk
-from paddlelite_callbacks.deploy.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
 
 OUT = Path(__file__).parents[2] / "build" / "benchmarks"
 

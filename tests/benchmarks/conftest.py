@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 
 class Interleaved:

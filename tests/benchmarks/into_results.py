@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlelite_callbacks.files import staged_file
+from paddlelite_callbacks.utils.atomic_files import staged_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, MEASURED = ROOT / "examples" / "results", ROOT / "build" / "benchmarks"

@@ -1,0 +1,149 @@
+"""What a swap won: parameters, multiply-accumulates, size of the export and CPU latency, before and after."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn.cost import count_macs, count_parameters
+from paddlelite_callbacks.nn.surgery import replace_sublayer
+from paddlelite_callbacks.utils.error_text import reason
+
+__all__ = ["Cost", "SwapSummary", "compare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one network costs.
+
+    Args:
+        name: of its class.
+        parameters: number of weights.
+        macs: multiply-accumulates for one image.
+        size_mb: of its exported files, in 1e6 bytes.
+        p50_ms: median latency for one image.
+        error: why there is no size or latency.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    size_mb: float | None = None
+    p50_ms: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapSummary:
+    """Two networks side by side; latencies were taken in turn in one process.
+
+    Args:
+        before: the network as it was.
+        after: with the new backbone.
+        engine: that was timed.
+        threads: it was given.
+        repeats: timed calls, the median of which counts.
+    """
+
+    before: Cost
+    after: Cost
+    engine: str
+    threads: int
+    repeats: int
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """After over before; ``None`` where one could not be timed."""
+        before, after = self.before.p50_ms, self.after.p50_ms
+        return None if before is None or after is None else after / before
+
+    def __str__(self) -> str:
+        ratio = "" if self.latency_ratio is None else f"; latency x{self.latency_ratio:.2f}"
+        rows = [f"{self.engine}, {self.threads} thread(s), batch 1, median of {self.repeats} in turn{ratio}", ""]
+        rows += ["| | parameters M | MACs M | size MB | ms |", "|---|---|---|---|---|"]
+        for name, cost in (("before", self.before), ("after", self.after)):
+            size = "-" if cost.size_mb is None else f"{cost.size_mb:.2f}"
+            latency = f"no figure: {cost.error}" if cost.p50_ms is None else f"{cost.p50_ms:.2f}"
+            rows.append(f"| {name} | {cost.parameters / 1e6:.2f} | {cost.macs / 1e6:.0f} | {size} | {latency} |")
+        return "\n".join(rows)
+
+
+def compare(
+    old: Layer,
+    new: Layer,
+    *,
+    at: str | None,
+    old_layer: Layer | None,
+    inputs: Sequence[Any],
+    new_inputs: Sequence[Any] | None = None,
+    engine: str = "paddle",
+    threads: int = 1,
+    warmup: int = 5,
+    repeats: int = 30,
+) -> SwapSummary:
+    """Export both networks to a temporary folder and measure them.
+
+    Args:
+        old: before; where the swap was in place, the network in which ``old_layer`` goes back to ``at`` in a copy.
+        new: after.
+        at: where the swap was, if inside.
+        old_layer: what stood there.
+        inputs: one image for each input, or dictionaries and lists of them.
+        new_inputs: of ``new``, where it takes others.
+        engine: name from `ENGINES`.
+        threads: CPU threads.
+        warmup: rounds not counted.
+        repeats: rounds counted.
+
+    Raises:
+        ValueError: no such engine, or a number out of range.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"No engine {engine!r}; known are {near_names(engine, ENGINES)}.")
+    before = copy.deepcopy(old)
+    if at is not None and old_layer is not None:
+        replace_sublayer(before, at, copy.deepcopy(old_layer))
+    networks, costs, calls = {"before": before, "after": new}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for key, network in networks.items():
+            given = inputs if key == "before" or new_inputs is None else new_inputs
+            cost = Cost(
+                name=type(network).__name__, parameters=count_parameters(network), macs=count_macs(network, given)
+            )
+            try:
+                size, calls[key] = _loaded(network, Path(folder, key), given, engine, threads)
+                costs[key] = replace(cost, size_mb=size)
+            except Exception as error:
+                costs[key] = replace(cost, error=reason(error))
+        for key, durations in measure_latency(calls, warmup=warmup, repeats=repeats).items():
+            costs[key] = replace(costs[key], p50_ms=summarise(durations)["p50_ms"])
+    return SwapSummary(before=costs["before"], after=costs["after"], engine=engine, threads=threads, repeats=repeats)
+
+
+def _loaded(
+    network: Layer, folder: Path, inputs: Sequence[Any], engine: str, threads: int
+) -> tuple[float, Callable[[], object]]:
+    flat = paddle.utils.flatten(list(inputs))
+    specs = [InputSpec([None, *x.shape[1:]], dtype=str(x.numpy().dtype), name=f"x{i}") for i, x in enumerate(flat)]
+    artefact = export_paddle(network, folder, input_spec=paddle.utils.pack_sequence_as(list(inputs), specs))
+    if ENGINES[engine].kind == "onnx":
+        artefact = export_onnx(artefact, folder / "model.onnx")
+    predict = ENGINES[engine].load(artefact, threads=threads)
+    random = np.random.RandomState(0)
+    arrays = [random.rand(*x.shape).astype(x.numpy().dtype) for x in flat]
+    predict(arrays)
+    return artefact.size_mb, lambda: predict(arrays)

@@ -1,0 +1,227 @@
+"""Backbones by name: which package makes them, with what arguments, and where their weights lie."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import paddle
+from paddle.nn import Layer
+from paddle.utils import unique_name
+
+from paddlelite_callbacks.backbone.catalogue import list_backbones, why_left_out
+from paddlelite_callbacks.errors import near_names, require
+from paddlelite_callbacks.workarounds.paddleclas_layers import cure_
+
+__all__ = [
+    "SOURCES",
+    "Source",
+    "build",
+    "known_names",
+    "source_of",
+    "spelled_name",
+    "trunk_end",
+    "weights_file",
+    "weights_url",
+]
+
+_PADDLECLAS = "paddleclas.ppcls.arch.backbone"
+# The package's own networks: name -> module of paddlelite_callbacks.models; the factory has the name itself.
+_OURS = {
+    "lite_hrnet_18": "lite_hrnet",
+    "lite_hrnet_30": "lite_hrnet",
+    "hrnet_w32": "hrnet",
+    "hrnet_w48": "hrnet",
+}
+_AUTOMATIC_NAME = re.compile(r".+_\d+\.[wb]_\d+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package that makes backbones.
+
+    Args:
+        name: as `list_backbones` shows it.
+        classes: the factory's argument for the number of classes; ``None`` where there is no classifier.
+        licence: of code and weights, as an SPDX identifier.
+        cache: folder where this package's own loader keeps weights, so that a file is fetched once.
+    """
+
+    name: str
+    classes: str | None
+    licence: str
+    cache: Path | None
+
+
+SOURCES = {
+    "paddleclas": Source("paddleclas", "class_num", "Apache-2.0", Path("~/.paddleclas/weights")),
+    "paddle.vision": Source("paddle.vision", "num_classes", "Apache-2.0", Path("~/.cache/paddle/hapi/weights")),
+    "models": Source("models", None, "Apache-2.0", None),
+}
+
+
+def source_of(name: str) -> Source:
+    """Return the source that makes the network ``name``.
+
+    Raises:
+        MissingDependencyError: it is one of paddleclas's, which is not installed.
+        ValueError: nobody makes it; the message lists the names that look alike.
+    """
+    for key in ("models", "paddle.vision"):
+        if name in _names_of(key):
+            return SOURCES[key]
+    asked = _is_there("paddleclas") or name in _of_paddleclas()
+    if asked and name in _names_of("paddleclas", needed_for=f"BackboneSwap({name!r})"):
+        return SOURCES["paddleclas"]
+    near = near_names(name, known_names())
+    raise ValueError(f"There is no backbone {name!r}; near names: {near}. list_backbones() names all.")
+
+
+def spelled_name(name: str) -> str:
+    """Return the network's name as its makers spell it; ``name`` may be in any case.
+
+    Args:
+        name: that was given; a name that nobody knows comes back as it is.
+
+    Raises:
+        ValueError: several names differ from it in case only.
+    """
+    own = [*_names_of("models"), *_names_of("paddle.vision")]
+    if name in own:
+        return name
+    known = {*own, *_of_paddleclas()}
+    if name in known:
+        return name
+    found = sorted(other for other in known if other.casefold() == name.casefold())
+    if len(found) > 1:
+        raise ValueError(f"{name!r} may be any of {found}, which differ in case only: write one of them as it stands.")
+    return found[0] if found else name
+
+
+def known_names() -> list[str]:
+    """Return the names of all networks that can be asked for, in the catalogue or not."""
+    names = [*_names_of("models"), *_names_of("paddle.vision")]
+    if _is_there("paddleclas"):
+        names += _names_of("paddleclas")
+    return names
+
+
+def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | None = None) -> Layer:
+    """Build the network ``name`` with random weights; input ``[N, 3, H, W]``.
+
+    Args:
+        name: see `known_names`, in any case.
+        num_classes: of its classifier; networks of ours have none.
+        options: further arguments of its factory, for instance ``{"stride_list": [2, 2, 2, 2, 1]}``.
+
+    Raises:
+        MissingDependencyError: the package that makes it is not installed.
+        ValueError: no such network, or an option it does not take.
+    """
+    name = spelled_name(name)
+    source, factory = source_of(name), _factory(name)
+    arguments = dict(options or {})
+    if source.classes is not None:
+        arguments[source.classes] = num_classes
+    if "pretrained" in inspect.signature(factory).parameters:
+        arguments.setdefault("pretrained", False)  # a few of paddleclas's download by default
+    try:
+        with _own_parameter_names():
+            network = factory(**arguments)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{name} cannot be built with options {dict(options or {})}: {error}. See help() of its factory for its "
+            "options."
+        ) from error
+    for parameter in network.parameters():
+        if not _AUTOMATIC_NAME.fullmatch(parameter.name):
+            parameter.name = unique_name.generate(parameter.name)
+    cure_(network)
+    return network
+
+
+def trunk_end(name: str) -> str | None:
+    """Return the last stage of ``name`` where its makers name one; what runs behind it is the classifier."""
+    patterns = getattr(_module_of(name), "MODEL_STAGES_PATTERN", {})
+    fitting = [key for key in patterns if key in name]
+    return patterns[max(fitting, key=len)][-1] if fitting else None
+
+
+def weights_url(name: str) -> str | None:
+    """Return where the makers of ``name`` offer its ImageNet weights; ``None`` if they do not."""
+    module = _module_of(name)
+    for table in ("MODEL_URLS", "model_urls"):
+        found = getattr(module, table, {}).get(name)
+        if found:
+            return str(found[0] if isinstance(found, (list, tuple)) else found)
+    # Paddle spells its tables its own way: mobilenet_v1 is "mobilenetv1_1.0" there.
+    spelled = {_plain(key): found for key, found in getattr(module, "model_urls", {}).items()}
+    return str(spelled[_plain(name)][0]) if _plain(name) in spelled else None
+
+
+def weights_file(name: str, url: str) -> Path | None:
+    """Return where the source's own loader keeps the file of ``url``.
+
+    Args:
+        name: of the network.
+        url: of its weights.
+    """
+    cache = source_of(name).cache
+    return None if cache is None else cache.expanduser() / url.rsplit("/", 1)[-1]
+
+
+def _is_there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _of_paddleclas() -> set[str]:
+    """The names that the catalogue knows of it, offered or not."""
+    return {backbone.name for backbone in list_backbones(source="paddleclas")} | why_left_out().keys()
+
+
+def _names_of(key: str, *, needed_for: str = "the list of paddleclas's backbones") -> list[str]:
+    if key == "models":
+        return list(_OURS)
+    module: ModuleType = paddle.vision.models if key == "paddle.vision" else require(_PADDLECLAS, needed_for=needed_for)
+    return [name for name, value in vars(module).items() if inspect.isfunction(value) and name != "get_apis"]
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"_?x?1\.0$", "", key).replace("_", "")
+
+
+def _factory(name: str) -> Callable[..., Layer]:
+    return getattr(_module_of(name), name)
+
+
+def _module_of(name: str) -> ModuleType:
+    """The module that defines the factory ``name``."""
+    source = source_of(name)
+    if source.name == "models":
+        try:
+            return importlib.import_module(f"paddlelite_callbacks.models.{_OURS[name]}")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{name} is made by paddlelite_callbacks.models.{_OURS[name]}, which this installation lacks."
+            ) from error
+    module = paddle.vision.models if source.name == "paddle.vision" else require(_PADDLECLAS, needed_for=name)
+    return require(inspect.unwrap(getattr(module, name)).__module__, needed_for=name)
+
+
+@contextmanager
+def _own_parameter_names() -> Iterator[None]:
+    """Let a network with fixed parameter names be built twice; automatic names go on being counted as they were."""
+    generator, checker = unique_name.switch()
+    unique_name.switch(generator)  # the same counters, with a checker that has seen no name
+    try:
+        yield
+    finally:
+        unique_name.switch(generator, checker)

@@ -1,0 +1,190 @@
+"""Learn about a user's network by running it once on zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.backbone.image import ImagePlace, image_place
+from paddlelite_callbacks.backbone.registry import source_of
+from paddlelite_callbacks.backbone.strides import Stride, checked_stride
+from paddlelite_callbacks.backbone.weights import is_url, local_weights
+from paddlelite_callbacks.hapi import in_use_by
+from paddlelite_callbacks.nn.surgery import find_sublayer, same_modes
+
+__all__ = ["Rebuild", "check_options", "own_layer", "refuse_unswappable", "run_on_zeros", "seen_at", "zeros_of"]
+
+
+def refuse_unswappable(network: Any) -> None:
+    """Raise for what is no plain network.
+
+    Raises:
+        TypeError: with what to do instead.
+    """
+    if isinstance(network, paddle.Model):
+        raise TypeError(
+            "Swap before paddle.Model is made: BackboneSwap takes the network, got a paddle.Model. Call swap(network) "
+            "first."
+        )
+    if isinstance(network, paddle.DataParallel):
+        raise TypeError("Swap before paddle.DataParallel is made: BackboneSwap takes the network inside it.")
+    if not isinstance(network, Layer):
+        raise TypeError(
+            f"network must be a paddle.nn.Layer, got {type(network).__name__}: build the network first, then call the "
+            "swap on it."
+        )
+
+
+def seen_at(
+    network: Layer, at: str, input_spec: Sequence[Any], *, image: str | int | None = None
+) -> tuple[Tensor, ImagePlace, Any]:
+    """Run ``network`` once on zeros; return the image that its sublayer ``at`` was given, where, and what it gave.
+
+    Args:
+        network: run once.
+        at: name of the sublayer.
+        input_spec: one per input, or dictionaries and lists of them; sizes other than the batch are numbers.
+        image: key, keyword or position of the image, where the user named it.
+
+    Raises:
+        ValueError: there is no such sublayer, it does not run, it cannot be told which of its arguments is the image,
+            or an optimizer or ``DataParallel`` already holds its parameters.
+    """
+    layer = find_sublayer(network, at)
+    holder = in_use_by(layer.parameters())
+    if holder is not None:
+        raise ValueError(
+            f"The parameters of {at!r} are already in use by {holder}: the new backbone would never be trained. Swap "
+            "first, then make the optimizer, paddle.Model and DataParallel."
+        )
+    seen: list[tuple[Any, Any, Any]] = []
+    hook = layer.register_forward_post_hook(lambda _, x, k, y: seen.append((x, k, y)), with_kwargs=True)
+    try:
+        run_on_zeros(network, input_spec)
+    finally:
+        hook.remove()
+    if not seen:
+        raise ValueError(f"The sublayer {at!r} did not run when the network did: name the one that does.")
+    inputs, keywords, output = seen[0]
+    place = image_place(inputs, keywords, asked=image, name=at)
+    return place.of(inputs, keywords), place, output
+
+
+def run_on_zeros(network: Layer, input_spec: Sequence[Any]) -> Any:
+    """Run ``network`` in eval mode on one image of zeros and return its output; its modes come back.
+
+    Raises:
+        ValueError: a size in ``input_spec`` is open.
+    """
+    inputs = zeros_of(input_spec)
+    with same_modes(network), paddle.no_grad():
+        network.eval()
+        return network(*inputs)
+
+
+def zeros_of(input_spec: Sequence[Any]) -> list[Any]:
+    """Return the inputs of ``input_spec``, a batch of one: zeros, but ones for vectors such as a scale factor.
+
+    Args:
+        input_spec: one ``InputSpec`` per input, or dictionaries and lists of them.
+
+    Raises:
+        ValueError: a size is open.
+        TypeError: something else than an ``InputSpec`` is among them.
+    """
+    return [_zeros(spec) for spec in input_spec]
+
+
+def _zeros(spec: Any) -> Any:
+    if isinstance(spec, Mapping):
+        return {key: _zeros(item) for key, item in spec.items()}
+    if isinstance(spec, (list, tuple)):
+        return [_zeros(item) for item in spec]
+    if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
+        raise TypeError(f"input_spec holds a {type(spec).__name__}: give paddle.static.InputSpec([None, 3, 224, 224]).")
+    if any(size in (None, -1) for size in list(spec.shape)[1:]):
+        raise ValueError(
+            f"input_spec {list(spec.shape)}: only the batch may be None here, sizes are measured. Give numbers: "
+            "[None, 3, 224, 224]."
+        )
+    vector = len(spec.shape) < 3 and "float" in str(spec.dtype)
+    return (paddle.ones if vector else paddle.zeros)([1, *list(spec.shape)[1:]], dtype=spec.dtype)
+
+
+Rebuild = Callable[[Layer, list[int]], "Layer | None"]
+
+
+def check_options(
+    at: str | None,
+    taps: Sequence[str | Stride] | None,
+    adapt: str,
+    rebuild: Rebuild | None,
+    freeze_stages: int,
+    image: str | int | None,
+) -> None:
+    """Refuse options of `BackboneSwap` that do not go together.
+
+    Args:
+        at: the sublayer to replace, or ``None``.
+        taps: names or strides, which may be pairs.
+        adapt: ``"project"`` or ``"rebuild"``.
+        rebuild: the function that goes with ``"rebuild"``.
+        freeze_stages: how many first stages stand still.
+        image: key, keyword or position of the image.
+
+    Raises:
+        TypeError: ``taps`` is no list, or ``image`` no key, keyword or position.
+        ValueError: says what is allowed.
+    """
+    if isinstance(taps, (str, int)):
+        raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
+    for tap in taps or ():
+        if not isinstance(tap, str):
+            checked_stride(tap)
+    if image is not None and type(image) not in (str, int):
+        raise TypeError(
+            f"image must be the key, keyword or position of the image, got {image!r}: 'image' or 0, or leave it out."
+        )
+    if at is None and (taps is not None or adapt != "project"):
+        raise ValueError(
+            f"taps and adapt go with at='...': a whole classifier has no maps to hand on, got taps={taps!r}, "
+            f"adapt={adapt!r}. Name the backbone with at, or leave them out."
+        )
+    if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
+        raise ValueError(
+            f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
+            f"adapt={adapt!r}, rebuild={rebuild!r}."
+        )
+    if not isinstance(freeze_stages, int) or freeze_stages < 0:
+        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}: 0 freezes none.")
+
+
+def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
+    """Return ``backbone`` if it is a network; check what can be checked of a name before anything is built.
+
+    Args:
+        backbone: a name, or a network.
+        pretrained: as `BackboneSwap` takes it.
+        options: of the factory.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: no such name or file, or options that go with a name alone.
+    """
+    if isinstance(backbone, str):
+        source_of(backbone)
+        if isinstance(pretrained, (str, Path)) and not is_url(pretrained):
+            local_weights(pretrained)
+        return None
+    if not isinstance(backbone, Layer) or isinstance(backbone, paddle.DataParallel):
+        raise TypeError(
+            f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}: see list_backbones()."
+        )
+    if options or pretrained is True:
+        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
+    return backbone

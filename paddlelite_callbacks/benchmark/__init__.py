@@ -1,0 +1,1 @@
+"""Run, time and evaluate exported files on CPU engines."""

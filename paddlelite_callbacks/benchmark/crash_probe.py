@@ -1,0 +1,71 @@
+"""Run a file of unknown origin in a child process first: what kills an engine there cannot end this process.
+
+A file may be damaged, or meet a fault of an engine, so that the engine ends by a segmentation fault, an abort, or takes
+all memory: no exception says so. The child is this module, run by `run_module`: ``ENGINE THREADS INPUTS.npz PATH
+FILE...``.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.utils.child_process import last_words, run_module
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.export.artefact import Artefact
+
+__all__ = ["crash_of"]
+
+_SECONDS = 300
+_FAILED = 1  # of a child in which Python raised
+
+
+def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, name: str | None = None) -> str | None:
+    """Return how a process ended that loaded and ran ``artefact`` once; ``None`` if it lived, whatever it computed.
+
+    An exception is none of these ends: it says what happened, and will do so again.
+
+    Args:
+        engine: name in `ENGINES`, installed.
+        artefact: of its kind.
+        inputs: of one call.
+        name: of the file in the message; ``None`` for its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "inputs.npz"
+        np.savez(arrays, *inputs)
+        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
+        shown = name or artefact.path.name
+        try:
+            done = run_module(
+                "deploy.probe", engine, "1", str(arrays), *files, seconds=_SECONDS, environment={"OMP_NUM_THREADS": "1"}
+            )
+        except subprocess.TimeoutExpired:
+            return f"{engine} did not load and run {shown} in {_SECONDS} s"
+    if done.returncode in (0, _FAILED):
+        return None
+    why = last_words(done) if done.returncode < 0 else f"it ended with {done.returncode}"
+    if -done.returncode == getattr(signal, "SIGKILL", None):
+        why += ", perhaps for lack of memory"
+    return f"{engine} crashed on {shown}: {why}. The file is damaged, or the engine has a fault that this file meets"
+
+
+def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> None:
+    with np.load(arrays) as stored:
+        inputs = [stored[key] for key in stored.files]
+    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
+    ENGINES[name].load(artefact, threads=int(threads))(inputs)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

@@ -1,0 +1,108 @@
+"""Load time and peak memory of an engine with one file, in a child process that does nothing else.
+
+The parent holds the network, its gradients and every other engine, so its own memory says nothing. The child is this
+module, run by `run_module`: ``ENGINE THREADS INPUTS.npz PATH FILE...``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
+from paddlelite_callbacks.utils.peak_memory import high_water
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.export.artefact import Artefact
+
+__all__ = ["Footprint", "measure_footprint"]
+
+_SECONDS = 300
+_MODULES = {"paddle": "paddle.inference", "paddle-onednn": "paddle.inference"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What an engine takes to serve one file.
+
+    Args:
+        load_ms: from the files to an engine that is ready; its library is imported before.
+        peak_mb: resident memory added by loading and three calls at its highest, MB (1e6 bytes).
+        error: why there are no figures.
+    """
+
+    load_ms: float | None = None
+    peak_mb: float | None = None
+    error: str | None = None
+
+
+def measure_footprint(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, threads: int) -> Footprint:
+    """Load ``artefact`` and run ``inputs`` in a child process.
+
+    Args:
+        engine: name in `ENGINES`.
+        artefact: of its kind.
+        inputs: of one call.
+        threads: CPU threads.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "inputs.npz"
+        np.savez(arrays, *inputs)
+        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
+        environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            done = run_module(
+                "benchmark.footprint",
+                engine,
+                str(threads),
+                str(arrays),
+                *files,
+                seconds=_SECONDS,
+                environment=environment,
+            )
+        except subprocess.TimeoutExpired:
+            return Footprint(error=f"did not finish in {_SECONDS} s")
+    answer = next((line for line in reversed(done.stdout.splitlines()) if line.startswith('{"load_ms"')), None)
+    if done.returncode or answer is None:
+        said = without_folder(without_folder(last_words(done), artefact.path.parent), folder)
+        return Footprint(error=f"the child process ended with {done.returncode}: {said}")
+    return Footprint(**json.loads(answer))
+
+
+def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> dict[str, float]:
+    require(_MODULES.get(name, name), needed_for=f"the engine {name}")
+    with np.load(arrays) as stored:
+        inputs = [stored[key] for key in stored.files]
+    _reset_peak()
+    before = psutil.Process().memory_info().rss
+    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
+    begin = time.perf_counter()
+    predict = ENGINES[name].load(artefact, threads=int(threads))  # type: ignore[arg-type]
+    load_ms = (time.perf_counter() - begin) * 1e3
+    for _ in range(3):
+        predict(inputs)
+    return {"load_ms": load_ms, "peak_mb": max(0.0, (high_water() - before) / 1e6)}
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # not on every kernel; then importing the library counts where it took more
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_child(*sys.argv[1:])) + "\n")

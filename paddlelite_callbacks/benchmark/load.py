@@ -1,0 +1,148 @@
+"""Exported files loaded by every engine of their kind, and their outputs held against the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paddlelite_callbacks.benchmark.engines import OnnxRuntime, PaddleInference, Predict, in_batches, missing_reason
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import PDMODEL_CHECK, Check, compare_outputs
+from paddlelite_callbacks.export.variants import Reference
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.isolation import hushed_stdout
+
+__all__ = ["FileKey", "LoadedFiles", "checked", "load_files"]
+
+FileKey = tuple[str, str]  # engine and precision
+
+
+@dataclass(frozen=True)
+class LoadedFiles:
+    """Files that their engines could run.
+
+    Args:
+        ready: function and file by engine and precision; on the first number of threads.
+        checks: of each.
+        failed: rows of those that could not.
+        rows: images that the files take in a call, exactly; ``None`` if any number.
+        exact: the same as ``ready``, of the references that were needed to tell a wrong file from a wrong engine.
+    """
+
+    ready: dict[FileKey, tuple[Predict, Artefact]]
+    checks: tuple[Check, ...]
+    failed: tuple[Latency, ...]
+    rows: int | None = None
+    exact: dict[FileKey, tuple[Predict, Artefact]] = field(default_factory=dict)
+
+
+def load_files(
+    artefacts: Sequence[Artefact],
+    inputs: Sequence[np.ndarray],
+    references: Mapping[str, Reference],
+    options: BenchOptions,
+    *,
+    errors: Mapping[tuple[str, str], str] | None = None,
+    rows: int | None = None,
+) -> LoadedFiles:
+    """Load every file with every engine of its kind and compare its outputs with the references.
+
+    Args:
+        artefacts: the files.
+        inputs: real inputs.
+        references: by precision, what has to come out.
+        options: see `BenchOptions`.
+        errors: by kind and precision, why there is no such file.
+        rows: see `LoadedFiles`.
+    """
+    checks: list[Check] = []
+    failed: list[Latency] = []
+    ready: dict[FileKey, tuple[Predict, Artefact]] = {}
+    threads = options.settings[0][0]
+    for engine in options.chosen():
+        files = [artefact for artefact in artefacts if artefact.kind == engine.kind]
+        absent = {precision: why for (kind, precision), why in (errors or {}).items() if kind == engine.kind}
+        if missing := missing_reason(engine):
+            files, absent = [], {"fp32": missing}
+        elif not files and not absent:
+            absent = {"fp32": "no such file exported"}
+        failed += [latency_row(engine.name, precision, options, error=why) for precision, why in absent.items()]
+        for artefact in files:
+            try:
+                with hushed_stdout():
+                    predict = engine.load(artefact, threads=threads)
+                    got = in_batches(predict, rows)(inputs)
+                    check = checked(engine.name, artefact, got, references[artefact.precision], options)
+                    if not check.passed and isinstance(engine, OnnxRuntime):
+                        reference = references[artefact.precision]
+                        check = _with_rounded_biases(check, artefact, inputs, got, reference, options, rows)
+                checks.append(check)
+                ready[engine.name, artefact.precision] = predict, artefact
+            except Exception as exception:
+                failed.append(latency_row(engine.name, artefact.precision, options, error=reason(exception)))
+    for artefact in artefacts:
+        if artefact.kind == "pdmodel":
+            checks.append(_pdmodel_check(artefact, inputs, references[artefact.precision], options, rows))
+    return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
+
+
+def _pdmodel_check(
+    artefact: Artefact, inputs: Sequence[np.ndarray], reference: Reference, options: BenchOptions, rows: int | None
+) -> Check:
+    """Run a program in Paddle 2's format; whatever goes wrong is said in the check."""
+    try:
+        with hushed_stdout():
+            predict = PaddleInference(onednn=False).load(artefact, threads=options.settings[0][0])
+            got = in_batches(predict, rows)(inputs)
+        return checked(PDMODEL_CHECK, artefact, got, reference, options)
+    except Exception as error:
+        return Check(engine=PDMODEL_CHECK, precision=artefact.precision, error=reason(error))
+
+
+def _with_rounded_biases(
+    check: Check,
+    artefact: Artefact,
+    inputs: Sequence[np.ndarray],
+    got: Sequence[np.ndarray],
+    reference: Reference,
+    options: BenchOptions,
+    rows: int | None,
+) -> Check:
+    """Return another check where ONNX Runtime computes just what the file says as long as it may not rewrite it.
+
+    It rounds float biases of quantised convolutions to int32 (see `bias_noise`): then it may be that far off.
+    """
+    if not reference.biases:
+        return check
+    as_written = in_batches(OnnxRuntime(optimised=False).load(artefact, threads=1), rows)(inputs)
+    right = checked(check.engine, artefact, as_written, reference, options).passed
+    return checked(check.engine, artefact, got, reference.with_rounded_biases(), options) if right else check
+
+
+def checked(
+    engine: str, artefact: Artefact, got: Sequence[np.ndarray], reference: Reference, options: BenchOptions
+) -> Check:
+    """Hold what ``engine`` computed from a file against what it has to compute.
+
+    Args:
+        engine: its name.
+        artefact: the file.
+        got: the engine's outputs.
+        reference: of the file's precision.
+        options: with the tolerances.
+    """
+    return compare_outputs(
+        reference.outputs,
+        got,
+        engine=engine,
+        precision=artefact.precision,
+        atol=options.atol,
+        rtol=options.rtol,
+        noise=reference.noise,
+        middle=reference.middle,
+        flips=reference.flips,
+    )

@@ -1,0 +1,101 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddlelite_callbacks.utils.cpu import cpu_info
+
+__all__ = ["Machine", "noise_notes", "this_machine"]
+
+_SPREAD = 0.2  # between the quartiles, as a share of the median
+_SHARE = 0.9  # of the wall clock that one busy thread should get
+
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddleslim", "paddle2onnx", "onnxruntime", "openvino")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Processor, system and versions.
+
+    Args:
+        cpu: its name.
+        cores: logical cores this process may use.
+        flags: instruction sets that matter for speed.
+        system: operating system and architecture.
+        python: version.
+        packages: versions by name, of those installed.
+        governor: how the system chooses the clock rate (``"performance"`` holds it); ``None`` where it does not say.
+    """
+
+    cpu: str
+    cores: int
+    flags: tuple[str, ...]
+    system: str
+    python: str
+    packages: dict[str, str]
+    governor: str | None = None
+
+
+def this_machine() -> Machine:
+    """Describe the machine that this runs on; imports none of the packages it names."""
+    info = cpu_info()
+    flags = info.get("flags", info.get("Features", "")).split()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        flags=tuple(flag for flag in _FLAGS if flag in flags),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=versions,
+        governor=_governor(),
+    )
+
+
+def noise_notes(
+    setting: tuple[int, int],
+    figures: Mapping[tuple[str, str], Mapping[str, float]],
+    unsteady: Sequence[str],
+    share: float,
+) -> list[str]:
+    """Say what makes a set of latencies doubtful; nothing on a quiet machine.
+
+    Args:
+        setting: threads and batch size.
+        figures: of `summarise`, by engine and precision.
+        unsteady: engines whose time was still changing after the warm-up.
+        share: CPU time of this process over the wall clock while it timed.
+    """
+    where, notes = f"{setting[0]} threads, batch {setting[1]}", []
+    noisy = [
+        " ".join(key) for key, f in figures.items() if f["p75_ms"] - f["p25_ms"] > _SPREAD * max(f["p50_ms"], 1e-9)
+    ]
+    if noisy:
+        notes.append(f"Noise ({where}): the quartiles of {', '.join(noisy)} lie more than {_SPREAD:.0%} apart.")
+    if unsteady:
+        notes.append(f"Noise ({where}): {', '.join(dict.fromkeys(unsteady))} had not become steady in the warm-up.")
+    if setting[0] == 1 and share < _SHARE:
+        notes.append(f"Noise ({where}): the timed process got {share:.0%} of a CPU; others were running.")
+    governor = _governor()
+    if governor not in (None, "performance"):
+        notes.append(f"Noise: the CPU's governor is {governor!r}, so its clock rate changes; 'performance' holds it.")
+    return notes
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,127 @@
+"""How files are timed, and the row of a table that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddlelite_callbacks.benchmark.engines import ENGINES, Engine
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["BenchOptions", "latency_row", "repeated_rows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How files are timed.
+
+    Args:
+        engines: names from `ENGINES`; ``None`` for all.
+        threads: CPU threads of each engine, at least 1; of a list every one, the first being the one that counts.
+        batch_size: images a call, at least 1; of a list every one, the first being the one that counts.
+        warmup: calls not counted, at least 0.
+        repeats: calls counted, at least 1.
+        max_warmup: up to so many calls are not counted while their times still change, see `measure_latency`;
+            ``None`` for five times ``warmup``.
+        atol: a check's absolute tolerance, in units of the output.
+        rtol: a check's tolerance relative to the largest output.
+        peak_memory: whether to measure load time and peak memory, in a child process per file and engine.
+        roofline: whether to measure this machine's fastest matrix product, in a child process.
+
+    Raises:
+        ValueError: an unknown engine, or a number out of range.
+    """
+
+    engines: Sequence[str] | None = None
+    threads: int | Sequence[int] = 1
+    batch_size: int | Sequence[int] = 1
+    warmup: int = 10
+    repeats: int = 50
+    max_warmup: int | None = None
+    atol: float = 1e-4
+    rtol: float = 1e-3
+    peak_memory: bool = False
+    roofline: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.engines, str):
+            raise ValueError(
+                f"engines must be a list of names, got {self.engines!r}: write engines=[{self.engines!r}]."
+            )
+        if self.engines is not None and not self.engines:
+            raise ValueError(f"engines must name at least one of {list(ENGINES)}, or be None for all.")
+        for name in self.engines or ():
+            if name not in ENGINES:
+                raise ValueError(
+                    f"No engine {name!r}; known are {near_names(name, ENGINES)}; None takes all of {list(ENGINES)}."
+                )
+        for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
+            given = getattr(self, name)
+            values = list(given) if isinstance(given, (list, tuple)) and least and name != "repeats" else [given]
+            if not values or not all(type(value) is int and value >= least for value in values):
+                several = " (or a list of such)" if name in ("threads", "batch_size") else ""
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {given!r}{several}: leave it out for "
+                    f"{type(self).__dataclass_fields__[name].default}."
+                )
+
+    def chosen(self) -> list[Engine]:
+        """Return the engines asked for, present or not."""
+        return list(ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
+
+    @property
+    def settings(self) -> list[tuple[int, int]]:
+        """Threads and batch size of every set of figures; the first is the one that the gate looks at."""
+        threads, sizes = (
+            list(dict.fromkeys([value] if isinstance(value, int) else value))
+            for value in (self.threads, self.batch_size)
+        )
+        return [(count, size) for count in threads for size in sizes]
+
+
+def latency_row(
+    engine: str,
+    precision: str,
+    options: BenchOptions,
+    *,
+    setting: tuple[int, int] | None = None,
+    warmup: int | None = None,
+    figures: Mapping[str, float | None] | None = None,
+    error: str | None = None,
+    joint: str | None = None,
+) -> Latency:
+    """Return ``figures`` of `summarise`, or the ``error`` in their place, with how they were got.
+
+    Args:
+        engine: its name.
+        precision: of the file.
+        options: of the benchmark.
+        setting: threads and batch size; the first of the options' if ``None``.
+        warmup: calls that were not counted; the options' if ``None``.
+        figures: fields of `Latency`.
+        error: why there are none.
+        joint: see `Latency`.
+    """
+    threads, batch_size = setting or options.settings[0]
+    row = dict(figures or {})
+    if row.get("p50_ms"):
+        row["images_per_s"] = 1e3 * batch_size / (row["p50_ms"] or 1.0)
+    return Latency(
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        batch_size=batch_size,
+        warmup=options.warmup if warmup is None else warmup,
+        repeats=options.repeats,
+        error=error,
+        joint=joint,
+        **row,
+    )
+
+
+def repeated_rows(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Return ``inputs`` with their rows repeated until there are ``size``."""
+    return [np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for array in inputs]

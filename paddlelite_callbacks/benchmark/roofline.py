@@ -1,0 +1,101 @@
+"""How fast this machine multiplies at best, so that a latency can be read as a share of what is possible.
+
+The child process is this module, run by `run_module` with the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.utils.child_process import run_module
+
+__all__ = ["Roofline", "measure_roofline", "roofline_share"]
+
+_SIZE, _CALLS, _SECONDS = 1024, 40, 120
+Roofline = dict[str, float]  # GFLOP/s by library
+
+
+@functools.cache
+def measure_roofline(threads: int) -> Roofline:
+    """Time a float32 product of two 1024x1024 matrices with every library at hand; once a process and thread count.
+
+    A child process does it, with its thread pools set by the environment: NumPy's BLAS takes its number of threads
+    only at its start.
+
+    Args:
+        threads: CPU threads.
+
+    Returns:
+        GFLOP/s of the fastest call by library: ``"numpy"``, ``"onnxruntime"``, ``"openvino"``; empty if none ran.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+    environment = dict.fromkeys(names, str(threads))
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+        done = run_module("benchmark.roofline", str(threads), seconds=_SECONDS, environment=environment)
+        return {str(key): float(value) for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
+    return {}
+
+
+def roofline_share(macs: int, batch_size: int, p50_ms: float, roofline: Roofline) -> float | None:
+    """Return ``2 macs batch_size / p50_ms`` over the fastest matrix product; ``None`` without one.
+
+    Args:
+        macs: multiply-accumulates of one image.
+        batch_size: images a call.
+        p50_ms: median of a call.
+        roofline: of as many threads.
+    """
+    best = max(roofline.values(), default=0.0)
+    return 2 * macs * batch_size / (p50_ms * 1e6) / best if best and p50_ms else None
+
+
+def _products(threads: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    random = np.random.RandomState(0)
+    a, b = (random.rand(_SIZE, _SIZE).astype("float32") for _ in range(2))
+    out = np.empty_like(a)
+    yield "numpy", lambda: np.matmul(a, b, out=out)
+    with contextlib.suppress(ImportError), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        _write_product(path, b)
+        for name in ("onnxruntime", "openvino"):
+            with contextlib.suppress(ImportError, RuntimeError):
+                artefact = SimpleNamespace(path=path, files=(path,))
+                predict = ENGINES[name].load(artefact, threads=threads)  # type: ignore[arg-type]
+                yield name, lambda predict=predict: predict([a])  # type: ignore[misc]
+
+
+def _write_product(path: Path, b: np.ndarray) -> None:
+    onnx = require("onnx", needed_for="the matrix product of the engines")
+    helper = onnx.helper
+    sizes = [_SIZE, _SIZE]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes) for name in ("a", "c")]
+    weights = onnx.numpy_helper.from_array(b, "b")
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def _gflops(call: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(_CALLS):
+        begin = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * _SIZE**3 / best / 1e9
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({name: _gflops(call) for name, call in _products(int(sys.argv[1]))}) + "\n")

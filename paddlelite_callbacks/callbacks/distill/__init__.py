@@ -1,0 +1,1 @@
+"""`DistillCallback` and its parts."""

@@ -1,0 +1,418 @@
+"""`DistillCallback`: the shell around the distillation objective."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.nn import Layer
+
+from paddlelite_callbacks.callbacks.base import ScopedCallback
+from paddlelite_callbacks.callbacks.distill.checkpoint import (
+    BridgeTrainer,
+    Position,
+    load_state,
+    refuse_other_options,
+    refuse_other_teacher,
+    save_state,
+    save_state_beside,
+)
+from paddlelite_callbacks.callbacks.distill.mutual import MutualSource
+from paddlelite_callbacks.callbacks.distill.step import DistillStep
+from paddlelite_callbacks.callbacks.distill.teachers import (
+    CacheSource,
+    EMASource,
+    FrozenSource,
+    Source,
+    layers_to_tap,
+    refuse_other_cache_options,
+)
+from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
+from paddlelite_callbacks.distill.cache import CachedTeacher
+from paddlelite_callbacks.distill.ema import EMATeacher
+from paddlelite_callbacks.distill.forward import TeacherInputs, checked_inputs, checked_modes
+from paddlelite_callbacks.distill.identity import function_name, function_names
+from paddlelite_callbacks.distill.losses.registry import AnyLoss
+from paddlelite_callbacks.distill.mutual import MutualPeer
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.distill.resolve import (
+    Features,
+    Loss,
+    feature_terms,
+    normalised,
+    objective_for,
+    output_terms,
+)
+from paddlelite_callbacks.distill.schedules import Weight, checked_weight
+from paddlelite_callbacks.distill.terms import Output
+from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
+from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
+from paddlelite_callbacks.utils.isolation import same_random_streams
+
+__all__ = ["DistillCallback", "refuse_misfits", "source_of"]
+
+_log = logging.getLogger(__name__)
+
+
+class DistillCallback(ScopedCallback):
+    """Let a teacher guide the network in training (knowledge distillation, Hinton 2015, arXiv:1503.02531).
+
+    Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. A frozen teacher runs once a
+    batch, on the student's very inputs, under ``no_grad`` and the student's ``auto_cast``; it is held in eval mode
+    with ``stop_gradient`` everywhere for the time of ``fit`` and gets its flags back afterwards. It enters nobody's
+    ``state_dict``, optimizer or checkpoint. ``evaluate`` and ``predict`` are untouched. ``task_loss``,
+    ``distill_loss``, the single terms if there are several (``distill_kl``, ...), and the weights that are scheduled
+    (``distill_weight``, ``task_weight``) stand in ``logs`` and on the progress bar. Nothing outlives ``fit``.
+
+    Args:
+        teacher: who teaches. A network; a ``paddle.Model`` holding one; ``("file.pdparams", network)`` with the layer
+            or a function that builds it; the prefix of a program of ``paddle.jit.save``; a ``.pdparams`` file alone for
+            a network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or what `cache_teacher` made.
+        loss: how outputs are compared. A name of ``distill.losses.registry.LOSSES``; a callable
+            ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
+            of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``bce`` with
+            ``BCEWithLogitsLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are
+            ``features``. ``help(paddlelite_callbacks.distill.losses.registry)`` tells what each
+            compares, and its shapes.
+        features: which layers are compared: ``{"student's layer": "teacher's layer"}``, names as in
+            ``named_sublayers()`` or globs, or a list of `FeatureTerm`. Other channels and sizes are bridged by
+            projections that the user's optimizer trains during ``fit``.
+        feature_loss: of the features that are given by names alone.
+        output: which output ``loss`` compares: index, key, path or function, a pair ``(student's, teacher's)`` or a
+            mapping ``{student's: teacher's}`` of these, see `OutputTerm`; ``None`` all.
+        temperature: of the tempered losses; ``None`` for each one's own (``kl`` 4, ``jsdiv`` 1).
+        weight: of the distillation loss, at least 0; a number, a schedule of ``distill.schedules`` or a function
+            ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
+        task_weight: of the loss given to ``model.prepare``, likewise.
+        teacher_weights: of several teachers; ``None`` for equal ones.
+        combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
+            the weighted losses to each.
+        teacher_mode: ``"eval"``; ``"train"`` lets the teacher give its outputs of training (auxiliary heads, DB's
+            three maps, losses inside ``forward``), with norms, dropout and buffers frozen all the same. With several
+            teachers one for all, or a list. Not for a `MutualPeer`, which trains.
+        teacher_inputs: a function of the student's inputs that returns the teacher's: a tensor or dictionary for one
+            input, a tuple for several (``lambda x: F.interpolate(x, scale_factor=2)``). It gets one argument for each
+            input, and the batch's labels where it has a parameter ``labels``; runs under ``no_grad`` and the student's
+            ``auto_cast``. With several teachers one for all, or a list. Not for a `MutualPeer`.
+        resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's output maps ``[N, C, H, W]`` and sequences
+            ``[N, L, C]`` to the student's size where those differ; ``None`` refuses them.
+        on_nan: for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that names
+            batch, term and cause, the weights as before it; ``"skip"`` leaves it out and counts it in ``logs`` as
+            ``skipped_batches``; ``"ignore"`` lets it through. ``None``: ``"raise"`` unless another callback differs.
+        resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
+            peer and the position in the schedules from ``.pddistill`` beside it; ``teacher_mode``, ``teacher_inputs``
+            and ``resize`` must be those that it was written with. See `load`.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a weight or temperature out of range, an unknown loss. At train begin: layer names that are not
+            there, a teacher that shares parameters with the student, a task loss from which ``loss=None`` cannot
+            choose, and outputs that do not fit, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
+            data set's first sample); else in the first batch, before any weight is changed.
+        FileNotFoundError: no such checkpoint.
+        NonFiniteLossError: in training: see ``on_nan``.
+
+    Example:
+        >>> model.fit(train_data, epochs=10, callbacks=[DistillCallback(teacher)])  # doctest: +SKIP
+    """
+
+    guards_loss = True
+
+    def __init__(
+        self,
+        teacher: Any,
+        *,
+        loss: Loss = None,
+        temperature: float | None = None,
+        weight: Weight = 1.0,
+        task_weight: Weight = 1.0,
+        features: Features = None,
+        feature_loss: str | AnyLoss = "fitnet",
+        output: Output = None,
+        teacher_weights: Sequence[float] | None = None,
+        combine: str = "mean",
+        teacher_mode: str | Sequence[str] = "eval",
+        teacher_inputs: TeacherInputs | Sequence[TeacherInputs | None] | None = None,
+        resize: str | None = None,
+        on_nan: str | None = None,
+        resume: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.on_nan = checked_policy(on_nan)
+        self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
+        self.loss, self.temperature, self.output, self.resize = loss, temperature, output, resize
+        self.features, self.feature_loss = features, feature_loss
+        self.teacher_mode, self.teacher_inputs, self.teacher_weights = teacher_mode, teacher_inputs, teacher_weights
+        self._outputs = output_terms(loss, temperature=temperature, output=output, resize=resize)
+        self._features = feature_terms(features, loss=feature_loss)
+        if combine not in ("mean", "each"):
+            raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}: leave it out for 'mean'.")
+        self.combine = combine
+        self._source, count = source_of(teacher, mode=teacher_mode, inputs=teacher_inputs)
+        self._shares = normalised(teacher_weights, count)
+        self._objective: Objective | None = None
+        self._bridges, self._position = BridgeTrainer(), Position()
+        self._loaded: dict[str, Any] | None = None
+        if resume is not None:
+            self.load(resume)
+
+    def __repr__(self) -> str:
+        """Return the call that makes one like this, with the options that are not as by default."""
+        options = {
+            name: getattr(self, name)
+            for name, parameter in inspect.signature(type(self).__init__).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and hasattr(self, name)
+        }
+        defaults = inspect.signature(type(self).__init__).parameters
+        given = {name: value for name, value in options.items() if value != defaults[name].default}
+        shown = [self._source.described(), *(f"{name}={_shown(value)}" for name, value in given.items())]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @property
+    def teacher(self) -> Layer | None:
+        """The (first) network that teaches; ``None`` while there is none yet."""
+        return next(iter(self._source.networks), None)
+
+    @property
+    def bridges(self) -> Layer:
+        """The trainable projections and losses; empty before the first batch."""
+        return self.objective.bridges
+
+    @property
+    def objective(self) -> Objective:
+        """The terms, resolved against the networks.
+
+        Raises:
+            RuntimeError: no training has begun.
+        """
+        if self._objective is None:
+            raise RuntimeError("The distillation objective is settled at train begin, which has not happened.")
+        return self._objective
+
+    def check(self) -> None:
+        """Settle teacher and terms; refuse what does not fit."""
+        super().check()
+        task_loss = task_loss_of(self.model)
+        networks = self._source.settle(self.model)
+        if self._features and not self._source.taps_features:
+            raise ValueError(
+                f"features need a teacher that is frozen; {type(self._source).__name__.removesuffix('Source')} gives "
+                "outputs only. Leave features out, or pass the network itself as teacher."
+            )
+        objective = objective_for(
+            self._outputs,
+            self._features,
+            temperature=self.temperature,
+            output=self.output,
+            resize=self.resize,
+            task_loss=task_loss,
+            student=self.model.network,
+            teachers=networks,
+            weights=self._shares,
+            each=self.combine == "each",
+        )
+        if self._objective is not None:  # an earlier fit trained these
+            objective.bridges = self._objective.bridges
+        self._objective = objective
+        refuse_misfits(self.model, self.objective, self._source, self.session.data if self._session else None)
+        self._take_up_state()
+
+    def attach(self, scope: ExitStack) -> None:
+        """Set the hooks, wrap the loss, announce the figures."""
+        mine, theirs = layers_to_tap(self.objective, len(self._shares))
+        self._position.begin(self.params)
+        if self._position.steps is None and any(callable(weight) for weight in (self.weight, self.task_weight)):
+            _log.warning(
+                "The training data has no length: in the first epoch the schedules of weight and task_weight stand "
+                "still, from the second on they move with each batch, by the number that the epoch before had. A "
+                "loader with __len__ lets them move from the start."
+            )
+        self._source.attach(self.model, theirs, scope)
+        self._bridges.attach(self.model, self.objective, scope)
+        step = DistillStep(
+            source=self._source,
+            objective=self.objective,
+            bridges=self._bridges,
+            position=self._position,
+            weight=self.weight,
+            task_weight=self.task_weight,
+            session=self.session,
+        )
+        step.attach(self.model, mine, scope)
+        if self._has_state():
+            self.session.late.enter_context(
+                alongside_checkpoints(self.model, lambda path: save_state_beside(self.state_dict(), path))
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the schedules stand (called by hapi)."""
+        super().on_epoch_begin(epoch, logs)
+        self._position.at_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the schedules stand (called by hapi)."""
+        self._position.at_epoch(epoch + 1)
+        super().on_epoch_end(epoch, logs)
+
+    def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the peer's figures beside the student's (called by hapi)."""
+        if logs is None or self._session is None:
+            return
+        for name, value in self._source.after_evaluation(logs).items():
+            logs[name] = value
+            self.session.late.callback(logs.pop, name, None)  # hapi shares this dictionary among all models
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let the source finish, then undo the edits (called by hapi)."""
+        self._source.end(self.model)
+        super().on_train_end(logs)
+
+    def after_batch(self, updated: bool) -> None:
+        """Step what is trained or averaged beside the student."""
+        self._bridges.after_batch(updated)
+        self._source.after_batch(updated)
+        self._position.after_batch()
+
+    def after_skipped(self, updated: bool) -> None:
+        """Drop what was prepared for the batch, then go on."""
+        self._source.skipped()
+        self.after_batch(updated)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path.pddistill``, whole or not at all; ``fit`` does so beside each of hapi's checkpoints.
+
+        It holds the projections with their optimizer state, the average or the peer, and the schedules' position.
+        """
+        save_state(self.state_dict(), path)
+
+    def load(self, path: str | Path) -> None:
+        """Take up what `save` wrote, at the next train begin; ``model.load(path)`` takes up the network.
+
+        Raises:
+            FileNotFoundError: there is no ``path.pddistill``.
+            ValueError: it is torn, or belongs to other weights than ``path.pdparams``.
+        """
+        self.set_state_dict(load_state(path))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed training needs beside hapi's checkpoint."""
+        return {
+            "position": self._position.epoch,
+            "bridges": {} if self._objective is None else self._bridges.state_dict(self._objective),
+            "source": self._source.state_dict(),
+            "options": self._teacher_options(),
+        }
+
+    def _teacher_options(self) -> dict[str, Any]:
+        """Return the options that a resumed training needs again, as a file can hold them."""
+        return {
+            "teacher_mode": self.teacher_mode if isinstance(self.teacher_mode, str) else list(self.teacher_mode),
+            "teacher_inputs": function_names(self.teacher_inputs),
+            "resize": self.resize,
+        }
+
+    def set_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, at the next train begin."""
+        self._loaded = dict(state)
+
+    def _take_up_state(self) -> None:
+        state, self._loaded = self._loaded, None
+        self._position.offset = 0.0 if state is None else float(state["position"])
+        if state is not None:
+            kind = type(self._source).__name__.removesuffix("Source")
+            refuse_other_options(state.get("options", {}), self._teacher_options())
+            refuse_other_teacher(state["source"], self._source.state_keys, kind)
+            self._source.set_state_dict(state["source"], self.model)
+            self._bridges.take_up(state["bridges"])
+
+    def _has_state(self) -> bool:
+        weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
+        return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
+
+
+def _shown(value: Any) -> str:
+    """Return ``value`` as a reader wants it: functions by name, networks by class."""
+    if isinstance(value, Layer):
+        return f"{type(value).__name__}()"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_shown(key)}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(function_name(value)) if inspect.isroutine(value) else repr(value)
+
+
+def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[Source, int]:
+    """Return the source and the number of teachers in it.
+
+    Args:
+        teacher: as `DistillCallback` takes it.
+        mode: its ``teacher_mode``.
+        inputs: its ``teacher_inputs``.
+
+    Raises:
+        TypeError: ``teacher`` is none of what `DistillCallback` takes, or ``inputs`` no function.
+        ValueError: an empty list, or options that this kind of teacher does not have.
+        FileNotFoundError: a path to nothing.
+    """
+    if isinstance(teacher, MutualPeer):
+        _refuse_for_a_peer(mode, inputs)
+        return MutualSource(teacher), 1
+    if isinstance(teacher, CachedTeacher):
+        (one,), (function,) = checked_modes(mode, 1), checked_inputs(inputs, 1)
+        refuse_other_cache_options(teacher, one, function)
+        return CacheSource(teacher), 1
+    if isinstance(teacher, EMATeacher):
+        (one,), (function,) = checked_modes(mode, 1), checked_inputs(inputs, 1)
+        return EMASource(teacher, mode=one, inputs=function), 1
+    is_checkpoint = isinstance(teacher, tuple) and len(teacher) == 2 and isinstance(teacher[0], (str, Path))
+    teachers = list(teacher) if isinstance(teacher, (list, tuple)) and not is_checkpoint else [teacher]
+    if not teachers:
+        raise ValueError("teacher is an empty list, []: give at least one network, or leave the callback out.")
+    modes, functions = checked_modes(mode, len(teachers)), checked_inputs(inputs, len(teachers))
+    return FrozenSource(teachers, modes=modes, inputs=functions), len(teachers)
+
+
+def _refuse_for_a_peer(mode: Any, inputs: Any) -> None:
+    given = [
+        name for name, value in (("teacher_mode", mode != "eval"), ("teacher_inputs", inputs is not None)) if value
+    ]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)}: a MutualPeer trains on the student's own inputs, in train mode. Leave it out, or "
+            "give a frozen network as teacher."
+        )
+
+
+def refuse_misfits(model: paddle.Model, objective: Objective, source: Source, data: Any) -> None:
+    """Refuse what ``objective`` cannot compare, if the inputs' sizes are known.
+
+    Args:
+        model: holds the student.
+        objective: names outputs and features.
+        source: of the teachers.
+        data: the loader of the training data, if known.
+
+    Raises:
+        ValueError: names both shapes, and the terms.
+    """
+    with same_random_streams():
+        specs = input_specs(model, data)
+    if specs is None:
+        return
+    try:
+        _refuse(model, objective, source, specs, hooks=False)
+    except ValueError:
+        _refuse(model, objective, source, specs, hooks=True)  # a hook of the user's may be what makes it fit
+
+
+def _refuse(model: paddle.Model, objective: Objective, source: Source, specs: InputSpecs, *, hooks: bool) -> None:
+    mine, theirs = layers_to_tap(objective, len(objective.teacher_weights))
+    student = seen_on_zeros(model.network, specs, mine, training=True, hooks=hooks)
+    teachers = source.seen_on_zeros(specs, theirs, hooks)
+    if student is not None and teachers is not None:
+        objective.refuse_misfits(student, teachers)

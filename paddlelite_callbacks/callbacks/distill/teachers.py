@@ -1,0 +1,341 @@
+"""Where the knowledge comes from in one ``fit``: frozen networks, or an average of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.distill.cache import CachedTeacher
+from paddlelite_callbacks.distill.ema import EMATeacher
+from paddlelite_callbacks.distill.forward import (
+    FrozenForward,
+    TeacherInputs,
+    refuse_programs,
+    refuse_signature,
+    wants_labels,
+)
+from paddlelite_callbacks.distill.identity import function_digest, function_name
+from paddlelite_callbacks.distill.load_teacher import TeacherLike, loaded_teacher, refuse_missing_files
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.hapi import LossFunction, input_count, labels_through
+from paddlelite_callbacks.nn.dry_run import UNKNOWN_BATCH, InputSpecs, seen_on_zeros
+from paddlelite_callbacks.nn.hooks import Taps
+from paddlelite_callbacks.nn.nested import Seen
+
+__all__ = ["CacheSource", "EMASource", "FrozenSource", "Source", "layers_to_tap", "refuse_other_cache_options"]
+
+
+class Source:
+    """What `DistillCallback` asks of it; the steps are in the order in which they are called."""
+
+    taps_features = True
+    has_state = False
+    state_keys: tuple[str, ...] = ()  # of `state_dict`
+    learns = False  # runs on where distillation has stopped, for its own sake
+    figures: tuple[str, ...] = ()
+    called = "teacher"  # in messages
+    networks: Sequence[Layer | None] = ()
+
+    def described(self) -> str:
+        """Return the kind of teacher, for a ``repr``."""
+        return type(self).__name__.removesuffix("Source")
+
+    def settle(self, model: paddle.Model) -> list[Layer | None]:
+        """Return the networks for names of features to be resolved in; ``None`` where there is none to look into.
+
+        Raises:
+            ValueError: the student cannot learn from it.
+        """
+        raise NotImplementedError
+
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
+        """Return what it gives for zeros, per teacher, to compare shapes; ``None`` where that is not known."""
+        return None
+
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+        """Make the edits; ``features`` are the layers to tap, per network."""
+
+    def run(self, inputs: Sequence[Tensor]) -> None:
+        """Work out what it has to say on the student's ``inputs``; inside the student's ``auto_cast``."""
+
+    def take(self) -> list[Seen] | None:
+        """Return it, per teacher, and forget it; ``None`` if `run` was not called."""
+        raise NotImplementedError
+
+    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], student: Seen, distil: Any) -> Tensor | None:
+        """Learn from the student in turn; returns the loss, for a figure."""
+        return None
+
+    def skipped(self) -> None:
+        """The batch is left out: forget what was worked out for it."""
+
+    def watch(self, inputs: Sequence[Tensor]) -> None:
+        """The student is being evaluated on ``inputs``."""
+
+    def evaluated(self, task_loss: LossFunction, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+        """The student gave ``outputs`` in an evaluation."""
+
+    def after_batch(self, updated: bool) -> None:
+        """The student's optimizer took a step, or a batch without one is done."""
+
+    def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
+        """An evaluation is done; returns figures for ``logs``."""
+        return {}
+
+    def end(self, model: paddle.Model) -> None:
+        """Training came to its end; ``model`` is about to be saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {}
+
+    def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
+        """Take up what `state_dict` returned; called behind `settle`."""
+
+
+class FrozenSource(Source):
+    """Frozen networks, run once a batch under ``no_grad``.
+
+    Args:
+        teachers: as `DistillCallback` takes them.
+        modes: of each, ``"eval"`` or ``"train"``.
+        inputs: of each, what makes its inputs from the student's; ``None`` for the student's own.
+    """
+
+    def __init__(
+        self, teachers: Sequence[TeacherLike], *, modes: Sequence[str], inputs: Sequence[TeacherInputs | None]
+    ) -> None:
+        for teacher in teachers:
+            refuse_missing_files(teacher)
+        self._given = list(teachers)
+        self._modes, self._inputs = list(modes), list(inputs)
+        self._forwards: list[FrozenForward] = []
+        self._labels: list[Any] = []
+        self.networks = [loaded_teacher(teacher) for teacher in teachers]
+        self._taps: list[Taps] = []
+        self._seen: list[Seen] | None = None
+
+    def described(self) -> str:
+        """Return the classes of the networks, or the paths that they come from."""
+        pairs = zip(self._given, self.networks, strict=True)
+        names = [repr(str(given)) if network is None else type(network).__name__ for given, network in pairs]
+        return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+
+    def settle(self, model: paddle.Model) -> list[Layer | None]:
+        """Load what needed the student; refuse a network that shares parameters with it, and unfit options."""
+        student = model.network
+        self.networks = [
+            loaded_teacher(given, student) if network is None else network
+            for given, network in zip(self._given, self.networks, strict=True)
+        ]
+        own = {id(parameter) for parameter in student.parameters()}
+        for network in self._ready():
+            shared = [name for name, parameter in network.named_parameters() if id(parameter) in own]
+            if shared:
+                raise ValueError(
+                    f"The teacher shares {len(shared)} parameters with the student ({shared[:3]} ...): it would be "
+                    "frozen with it. Pass a network of its own, for instance copy.deepcopy(network)."
+                )
+        self._refuse_options(model)
+        return list(self.networks)
+
+    def _refuse_options(self, model: paddle.Model) -> None:
+        for network, mode in zip(self._ready(), self._modes, strict=True):
+            refuse_programs(network, mode)
+        for function in self._inputs:
+            refuse_signature(function, input_count(model))
+
+    def _ready_forwards(self) -> list[FrozenForward]:
+        parts = zip(self._ready(), self._modes, self._inputs, strict=True)
+        return [FrozenForward(network, mode=mode, inputs=inputs) for network, mode, inputs in parts]
+
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
+        """Run every network on zeros."""
+        if any(function is not None and wants_labels(function) for function in self._inputs):
+            return None  # there are no labels yet
+        seen = [
+            seen_on_zeros(one.network, specs, names, training=False, hooks=hooks, forward=one)
+            for one, names in zip(self._ready_forwards(), features, strict=True)
+        ]
+        return None if any(one is None for one in seen) else [one for one in seen if one is not None]
+
+    def _ready(self) -> list[Layer]:
+        return [network for network in self.networks if network is not None]
+
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+        """Freeze the networks and set their taps."""
+        self._taps, self._forwards = [Taps(names) for names in features], self._ready_forwards()
+        scope.callback(self._forget)
+        for forward, taps in zip(self._forwards, self._taps, strict=True):
+            forward.attach(scope)
+            taps.attach(forward.network, scope)
+        if any(function is not None and wants_labels(function) for function in self._inputs):
+            scope.enter_context(labels_through(model, self._note_labels))
+
+    def _note_labels(self, inputs: list[Any], labels: list[Any]) -> list[Any]:
+        self._labels = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in labels]
+        return labels
+
+    def _forget(self) -> None:
+        self._seen, self._labels = None, []
+
+    def run(self, inputs: Sequence[Tensor]) -> None:
+        """Run every network."""
+        self._seen = []
+        for forward, taps in zip(self._forwards, self._taps, strict=True):
+            taps.start()
+            outputs = forward(inputs, self._labels)
+            self._seen.append(Seen(outputs, taps.take()))
+
+    def take(self) -> list[Seen] | None:
+        """Return what the last `run` gave."""
+        seen, self._seen = self._seen, None
+        return seen
+
+
+class EMASource(FrozenSource):
+    """The average of the student.
+
+    Args:
+        average: that follows it.
+        mode: ``"eval"`` or ``"train"``.
+        inputs: what makes its inputs from the student's; ``None`` for the student's own.
+    """
+
+    has_state = True
+    state_keys = ("network", "steps")
+    called = "teacher (the student's average)"
+
+    def __init__(self, average: EMATeacher, *, mode: str, inputs: TeacherInputs | None) -> None:
+        super().__init__([], modes=[mode], inputs=[inputs])
+        self.average = average
+
+    def described(self) -> str:
+        """Return the average with its options."""
+        return f"EMATeacher({self.average.decay}, ramp={self.average.ramp})"
+
+    def settle(self, model: paddle.Model) -> list[Layer | None]:
+        """Start to follow the student."""
+        self.networks = [self.average.follow(model.network)]
+        self._refuse_options(model)
+        return list(self.networks)
+
+    def after_batch(self, updated: bool) -> None:
+        """Average after each step of the optimizer."""
+        if updated:
+            self.average.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return self.average.state_dict()
+
+    def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
+        """Take up a saved average."""
+        self.average.set_state_dict(state, model.network)
+
+
+def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[list[str]]]:
+    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's.
+
+    Args:
+        objective: with its terms.
+        teachers: how many there are.
+    """
+    features = objective.feature_terms()
+    return (
+        [name for term in features for name in term.layers()[0]],
+        [[name for term in features if term.of == index for name in term.layers()[1]] for index in range(teachers)],
+    )
+
+
+class CacheSource(Source):
+    """Takes the stored outputs off each batch before the loss and the metrics see it.
+
+    Args:
+        cached: the data set that `cache_teacher` returned.
+    """
+
+    taps_features = False
+    called = "stored teacher"
+
+    def __init__(self, cached: CachedTeacher) -> None:
+        self._cached = cached
+        self.networks = [None]
+        self._given: list[Tensor] | None = None
+        self._ran = False
+
+    def settle(self, model: paddle.Model) -> list[Layer | None]:
+        """There is no network to look into."""
+        return [None]
+
+    def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
+        """Return zeros in the stored outputs' shapes."""
+        shapes = [[specs[0][0][0] or UNKNOWN_BATCH, *array.shape[1:]] for array in self._cached.arrays()]
+        return [Seen(self._cached.outputs_from([paddle.zeros(shape, dtype="float32") for shape in shapes]))]
+
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+        """Stand between the loader and the loss."""
+        scope.callback(self._forget)
+        scope.enter_context(labels_through(model, self._without_outputs))
+
+    def _without_outputs(self, inputs: list[Any], labels: list[Any]) -> list[Any]:
+        cached = self._cached
+        if len(inputs) + len(labels) != cached.fields + cached.added:
+            raise ValueError(
+                f"The batch has {len(inputs) + len(labels)} fields; the data set with stored outputs gives "
+                f"{cached.fields} + {cached.added}. Train on what cache_teacher returned: "
+                "model.fit(cached, callbacks=[DistillCallback(cached)])."
+            )
+        kept, added = labels[: -cached.added], [_tensor(label) for label in labels[-cached.added :]]
+        check = int(added[-1].min())
+        if check < 0:
+            raise ValueError(
+                f"Sample {-1 - check} is not the one that the teacher saw: the data set changed, or it augments at "
+                "random. Store the outputs anew (overwrite=True), or see allow_random= of cache_teacher."
+            )
+        self._given = added[:-1]
+        return kept
+
+    def run(self, inputs: Sequence[Tensor]) -> None:
+        """Nothing runs: the outputs came with the batch."""
+        self._ran = True
+
+    def take(self) -> list[Seen] | None:
+        """Return the batch's outputs."""
+        given, ran, self._given, self._ran = self._given, self._ran, None, False
+        return [Seen(self._cached.outputs_from(given))] if ran and given is not None else None
+
+    def _forget(self) -> None:
+        self._given, self._ran = None, False
+
+
+def refuse_other_cache_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs | None) -> None:
+    """Refuse options of a teacher that runs, unless the stored outputs were made with them.
+
+    Args:
+        cached: the stored outputs.
+        mode: ``teacher_mode`` of `DistillCallback`.
+        inputs: its ``teacher_inputs``.
+
+    Raises:
+        ValueError: names both.
+    """
+    if mode not in ("eval", cached.meta["teacher_mode"]):
+        raise ValueError(
+            f"The stored outputs were made with teacher_mode={cached.meta['teacher_mode']!r}, got {mode!r}: give it to "
+            "cache_teacher, with overwrite=True."
+        )
+    if inputs is not None and function_digest(inputs) != cached.meta["teacher_inputs"]:
+        raise ValueError(
+            f"The stored outputs were made with {'another' if cached.meta['teacher_inputs'] else 'no'} teacher_inputs, "
+            f"got {function_name(inputs)}: give it to cache_teacher, with overwrite=True."
+        )
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else paddle.to_tensor(value)

@@ -1,0 +1,1 @@
+"""`ExportBenchCallback`: arguments, run, record, and the pipeline of one export."""

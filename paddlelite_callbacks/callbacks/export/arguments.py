@@ -1,0 +1,211 @@
+"""What would make an export fail after hours of training, looked for before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.hapi import input_specs, metric_names, refuse_unusable_data
+from paddlelite_callbacks.report.gate import Budget
+from paddlelite_callbacks.utils.isolation import same_random_streams
+
+__all__ = [
+    "FORMS",
+    "check_choices",
+    "checked_arguments",
+    "checked_forms",
+    "refuse_blind_engine",
+    "refuse_other_inputs",
+    "refuse_unjudged_metric",
+    "refuse_unknown_monitor",
+]
+
+FORMS = ("pdmodel",)
+_FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
+
+
+def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any) -> Path:
+    """Return ``folder`` as a path if the arguments of `ExportBenchCallback` are of the types that it takes.
+
+    Args:
+        folder: a path.
+        budget: a `Budget` or ``None``.
+        input_spec: a list of `InputSpec`, or ``None``.
+        eval_data: data, ``None`` or ``False``.
+
+    Raises:
+        TypeError: names the argument, its type and those that are taken.
+        ValueError: data of length 0.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}: ExportBenchCallback('out').")
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a Budget, got {type(budget).__name__}: budget=Budget(size_mb=20).")
+    specs = input_spec is None or isinstance(input_spec, (list, tuple))
+    if not specs or not all(isinstance(spec, InputSpec) for spec in input_spec or ()):
+        raise TypeError(
+            f"input_spec must be a list of paddle.static.InputSpec, got {input_spec!r}: "
+            "input_spec=[InputSpec([None, 3, 224, 224], 'float32', 'x')], or leave it out."
+        )
+    if eval_data is not None and eval_data is not False:
+        refuse_unusable_data("eval_data", eval_data)
+    return Path(folder)
+
+
+def check_choices(
+    folder: str | Path, name: str | None, *, gate: str, which: str, mode: str, budget: Budget | None
+) -> None:
+    """Refuse a name that is no plain folder name, and words that are none of the choices.
+
+    Args:
+        folder: of all runs, for the message.
+        name: of this run's folder; ``None`` for that of the network.
+        gate: see `ExportBenchCallback`.
+        which: see there.
+        mode: see there.
+        budget: see there.
+
+    Raises:
+        ValueError: says what was given and what is allowed.
+    """
+    if name is not None and (
+        not name or Path(name).name != name or name.startswith(".") or "\0" in name or name in _FILES
+    ):
+        raise ValueError(
+            f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'. The files "
+            f"{list(_FILES)} stand there."
+        )
+    _one_of("gate", gate, ("report", "fail"))
+    _one_of("which", which, ("last", "best"))
+    _one_of("mode", mode, ("auto", "max", "min"))
+    if gate == "fail" and (budget is None or not budget.has_limits):
+        raise ValueError(
+            f"gate='fail' needs a budget=Budget(...) with a limit to hold the figures against, got {budget}."
+        )
+
+
+def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
+    """Return ``forms`` as a tuple.
+
+    Args:
+        forms: see `ExportBenchCallback`.
+
+    Raises:
+        ValueError: one is unknown, or it is no list.
+    """
+    if isinstance(forms, str):
+        raise ValueError(f"forms must be a list of names, got {forms!r}: write forms=[{forms!r}].")
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise ValueError(f"forms must be some of {list(FORMS)}, got {unknown}: leave it out for none beside the usual.")
+    return tuple(forms)
+
+
+def refuse_blind_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
+    """Refuse a budget for an engine that will not run.
+
+    Args:
+        budget: see `ExportBenchCallback`.
+        chosen: engines that will.
+
+    Raises:
+        ValueError: names both.
+    """
+    if budget is not None and budget.engine is not None and budget.engine not in chosen:
+        raise ValueError(
+            f"The budget asks for the figures of {budget.engine!r}, which is none of the engines {list(chosen)}: add "
+            "it to engines, or leave engine out of the budget for the fastest."
+        )
+
+
+def refuse_unjudged_metric(budget: Budget | None, model: paddle.Model, *, evaluated: bool) -> None:
+    """Refuse a budget for a metric that nothing will measure.
+
+    Args:
+        budget: see `ExportBenchCallback`.
+        model: prepared, or with nothing but a network.
+        evaluated: whether there is data to evaluate on.
+
+    Raises:
+        ValueError: names the metric and those that there will be.
+    """
+    if budget is None or budget.metric is None:
+        return
+    names = metric_names(model)
+    known = sorted({"loss", *names}) if evaluated else []
+    if budget.metric in known:
+        return
+    if not evaluated:
+        raise ValueError(
+            f"The budget asks for the metric {budget.metric!r}, but nothing is evaluated: give fit() evaluation data, "
+            "or ExportBenchCallback eval_data=..., or leave metric out of the budget."
+        )
+    raise ValueError(
+        f"The budget asks for the metric {budget.metric!r}, which is none of the evaluation's figures {known}: name "
+        "one of them, or give the metric to model.prepare."
+    )
+
+
+def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
+    """Refuse a ``monitor`` that the evaluation will not give.
+
+    Args:
+        model: prepared.
+        monitor: ``None`` for the first figure.
+
+    Raises:
+        ValueError: names the figures that there will be.
+    """
+    known = sorted({"loss", *metric_names(model)})
+    if monitor is not None and monitor not in known:
+        raise ValueError(
+            f"monitor={monitor!r} is none of the evaluation's figures {known}. Name one of them, or give the metric to "
+            "model.prepare."
+        )
+
+
+def refuse_other_inputs(model: paddle.Model, given: Sequence[InputSpec] | None, data: Any) -> None:
+    """Refuse an ``input_spec`` that is not that of the training's batches, where those are known.
+
+    Args:
+        model: prepared.
+        given: by the user.
+        data: the loader of the training data, if known.
+
+    Raises:
+        ValueError: names both.
+    """
+    if given is None:
+        return
+    with same_random_streams():
+        known = input_specs(model, data)
+    shapes = [list(spec.shape) for spec in given]
+    seen = [shape for shape, _ in known or []]
+    if known is None or _in_order(shapes, seen):
+        return
+    raise ValueError(
+        f"input_spec has the shapes {shapes}, the network is trained on {seen}: give one spec per input, or per input "
+        "that it uses in eval mode, with the same number of axes and channels, or leave it out."
+    )
+
+
+def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[int | None]]) -> bool:
+    """Whether each of ``shapes`` fits one of ``seen``, in the same order: eval mode may use fewer inputs."""
+    if len(shapes) == len(seen):
+        return all(_fits(shape, other) for shape, other in zip(shapes, seen, strict=True))
+    rest = iter(seen)
+    return bool(shapes) and all(any(_fits(shape, other) for other in rest) for shape in shapes)
+
+
+def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:
+    """Whether the axes are as many and the channels the same; a file may be for another resolution."""
+    given, known = ([size if size != -1 else None for size in sizes[1:2]] for sizes in (shape, seen))
+    return len(shape) == len(seen) and (given == known or None in (*given, *known))
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}: leave it out for {known[0]!r}.")

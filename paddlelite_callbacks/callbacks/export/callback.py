@@ -1,0 +1,346 @@
+"""`ExportBenchCallback`: the shell around export, check, benchmark and record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.callbacks.base import ScopedCallback
+from paddlelite_callbacks.callbacks.export.arguments import (
+    check_choices,
+    checked_arguments,
+    checked_forms,
+    refuse_blind_engine,
+    refuse_other_inputs,
+    refuse_unjudged_metric,
+    refuse_unknown_monitor,
+)
+from paddlelite_callbacks.callbacks.export.history import History
+from paddlelite_callbacks.callbacks.export.preflight import Preflight, example_batches
+from paddlelite_callbacks.callbacks.export.record import notes_of, summary_lines
+from paddlelite_callbacks.callbacks.export.run import ExportRun, Trained, trained_before
+from paddlelite_callbacks.export.metadata import checked_sidecar_options
+from paddlelite_callbacks.export.paddle_program import refuse_older_programs
+from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
+from paddlelite_callbacks.nn.surgery import unwrapped
+from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
+from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.utils.atomic_files import refuse_no_folder, refuse_unwritable, refuse_unwritable_file
+from paddlelite_callbacks.utils.distributed import first_rank_works
+from paddlelite_callbacks.utils.progress import write_lines
+
+__all__ = ["ExportBenchCallback"]
+
+
+class ExportBenchCallback(ScopedCallback):
+    """Export the trained network when ``fit`` has ended, check what was written, and time it on the CPU.
+
+    Written into ``folder/name``, before anything is exported: ``model.pdparams`` (the weights that are exported; for
+    `load_pact_` where they are quantised), ``last.pdparams`` (with ``which="best"``, where the last epoch was not the
+    best) and ``train_log.jsonl`` (the figures of every epoch). Then ``model.json`` + ``model.pdiparams``
+    (``paddle.jit.save``; int8 weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx``
+    (fp32) and for a network trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`);
+    ``deploy.json`` (inputs, checksums, verdicts, what ``sidecar`` says). All of it is made from a copy, loaded again by
+    every engine, and compared with the live network on images of the first training batch. So each file has a verdict
+    by each engine: agrees, differs by so much, or could not run. A file that an engine, or its exact reference,
+    computes rightly is kept with the verdicts of the others; one that nothing computes rightly is removed. An engine
+    that differs does not count at the gate. The metrics of ``model.prepare`` are then computed from what each file
+    answers on the evaluation data.
+
+    An older export of this name waits in ``previous_export``, and goes when a set that passed takes its place; other
+    files in that folder stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html``
+    and their pictures drawn anew from all its lines. Where nothing can be exported, weights and log stand, the record
+    and the report say why, and then `ExportError` is raised. It all happens behind hapi's last checkpoint; the model is
+    left as found. `export` does it without a ``fit``.
+
+    Args:
+        folder: of this and further runs; made if missing.
+        name: of the run and its subfolder; the network's class name if ``None``.
+        input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
+            ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
+        engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
+            (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
+            gives its reason in the record; one that is named and missing is refused at train begin.
+        threads: CPU threads of each engine; of a list, all, and the first is what the gate looks at.
+        batch_size: of the timed calls; of a list, all, and the first is what the gate looks at.
+        warmup: timed calls that are not counted; up to five times as many while the times still change.
+        repeats: timed calls that are.
+        budget: a `Budget` to print the verdict of.
+        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 where the
+            budget is not met, once everything is written.
+        eval_data: a data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this
+            ``fit`` (of several processes, the share of the first), ``False`` measures none.
+        which: ``"last"`` exports the weights that ``fit`` ended with; ``"best"`` those of the epoch whose evaluation
+            was the best (``model.network`` keeps the last ones).
+        monitor: for ``"best"``, the evaluation's figure that decides; ``None`` for the first metric, else the loss.
+        mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (smaller for ``loss``, ``err``, ``rmse``, ``nme``, ...).
+        fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
+        forms: further forms to write; ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
+            which Paddle Lite and older tools read (with ``model.pdiparams``). Size and gate then count that pair.
+        dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
+        sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
+        preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
+            where the sizes of the inputs are not known before), so that what cannot be exported is said before hours
+            of training: as an error where nothing could be handed out, or not what ``engines``, ``budget``, ``fp16``,
+            ``forms`` or ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
+        strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
+            is installed, or was named, differs or cannot run a file.
+        peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
+        roofline: whether to measure this machine's fastest matrix product (2 s a process).
+        report: whether to draw the report.
+        verbose: 1 shows progress bars and one line per engine, 0 nothing.
+
+    Attributes:
+        record: the `Record` of the last ``fit`` or `export`; ``None`` before it has ended.
+        verdict: its `Verdict`, where a budget was given.
+
+    Raises:
+        TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`,
+            a ``preflight`` that is no bool. At train begin: a network that cannot be copied.
+        ValueError: an unknown engine, a number out of range, a name that is no plain folder name, empty data. At train
+            begin: an ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
+        ExportError: at train begin: see ``preflight``. At the end of ``fit``: nothing can be exported, or see
+            ``strict``.
+        GateError: at the end of ``fit``: see ``gate``.
+        OSError: at train begin: ``folder`` cannot be written to.
+
+    Example:
+        >>> model.fit(train_data, eval_data, callbacks=[ExportBenchCallback("out")])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        input_spec: Sequence[InputSpec] | None = None,
+        engines: Sequence[str] | None = None,
+        threads: int | Sequence[int] = 1,
+        batch_size: int | Sequence[int] = 1,
+        warmup: int = 10,
+        repeats: int = 50,
+        budget: Budget | None = None,
+        gate: str = "report",
+        eval_data: Any = None,
+        which: str = "last",
+        monitor: str | None = None,
+        mode: str = "auto",
+        fp16: bool = False,
+        forms: Sequence[str] = (),
+        dynamic_batch: bool = True,
+        sidecar: Mapping[str, Any] | None = None,
+        preflight: bool = True,
+        strict: bool = False,
+        peak_memory: bool = True,
+        roofline: bool = True,
+        report: bool = True,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__()
+        self.folder = checked_arguments(folder, budget, input_spec, eval_data)
+        check_choices(folder, name, gate=gate, which=which, mode=mode, budget=budget)
+        if not isinstance(preflight, bool):
+            raise TypeError(f"preflight must be True or False, got {preflight!r}: leave it out for True.")
+        self.name, self.input_spec = name, input_spec
+        self.options = BenchOptions(
+            engines=engines,
+            threads=threads,
+            batch_size=batch_size,
+            warmup=warmup,
+            repeats=repeats,
+            peak_memory=peak_memory,
+            roofline=roofline,
+        )
+        refuse_blind_engine(budget, [engine.name for engine in self.options.chosen()])
+        self.sidecar = checked_sidecar_options(sidecar)
+        self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
+        self.which, self.monitor, self.mode = which, monitor, mode
+        self.strict, self.preflight, self._untried = strict, preflight, False
+        self.forms = checked_forms(forms)
+        self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
+        self.record: Record | None = None
+        self.verdict: Verdict | None = None
+        self._trained: Trained | None = None
+
+    def export(self, model: paddle.Model | Layer, data: Any) -> Record | None:
+        """Do now, with a network whose training is over, what is done at the end of ``fit``.
+
+        Args:
+            model: a network, or a ``paddle.Model`` that holds one. The metrics of its ``prepare``, if any, are computed
+                with it and on the files where the callback has ``eval_data``. A network that was trained with
+                PACT is put together from its checkpoint by `load_pact_`.
+            data: real inputs for check and timing: a batch (an array or tensor ``[N, ...]``, or a list of one an
+                input), or a data set or loader, whose first batch is taken.
+
+        Returns:
+            The record, also in ``record``; ``verdict`` is set where there is a budget. Of several processes, which must
+            all call this, the first one exports and the others get ``None``.
+
+        Raises:
+            TypeError: no model, or no data.
+            ValueError: data without a batch.
+            ExportError: see the class.
+            GateError: see ``gate``.
+            OSError: ``folder`` cannot be written to.
+
+        Example:
+            >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
+        """
+        self._refuse_unwritable(model.network if isinstance(model, paddle.Model) else model)
+        evaluated = self._has_eval_data and isinstance(model, paddle.Model) and bool(metric_names(model))
+        if isinstance(model, (paddle.Model, Layer)):
+            refuse_unjudged_metric(self.budget, model, evaluated=evaluated)
+        self.record = self.verdict = None
+        self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
+        return self.record
+
+    def check(self) -> None:
+        """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
+        super().check()
+        refuse_other_inputs(self.model, self.input_spec, self.session.data)
+        if self.which == "best":
+            refuse_unknown_monitor(self.model, self.monitor)
+        if not self.session.own_loop:
+            evaluated = self._has_eval_data or evaluates_in_fit(self.model)
+            refuse_unjudged_metric(self.budget, self.model, evaluated=evaluated)
+        self._refuse_unwritable(self.model.network)
+
+    def dry_run(self) -> None:
+        """Export a copy of the network as it will be trained, see the argument; on the first process alone."""
+        self._untried = self.preflight
+        if self.preflight:
+            self._try_export(example_batches(self.model, self.session.data))
+
+    def _try_export(self, batches: Iterator[Sequence[np.ndarray]], *, last: bool = False) -> None:
+        with first_rank_works() as turn:
+            if turn.mine:
+                tried = Preflight(
+                    input_spec=self.input_spec,
+                    options=self.options,
+                    dynamic_batch=self.dynamic_batch,
+                    fp16=self.fp16,
+                    forms=self.forms,
+                    strict=self.strict,
+                    engine=None if self.budget is None else self.budget.engine,
+                    progress=bool(self.verbose),
+                ).run(self.model.network, batches, last=last)
+                turn.answer = int(not tried)
+        self._untried = bool(turn.answer)
+
+    def attach(self, scope: ExitStack) -> None:
+        """Keep a few images of the first batch."""
+        self.record, self.verdict = None, None
+        history = History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
+        trained = Trained(model=self.model, history=history, training=self.session, params=self.params or {})
+
+        def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
+            if network.training and paddle.in_dynamic_mode():  # else another's export traces it
+                trained.keep_sample(inputs)
+                if self._untried and trained.sample is not None:
+                    self._try_export(iter([trained.sample]), last=True)
+
+        scope.callback(self.model.network.register_forward_pre_hook(keep_sample).remove)
+        self._trained = trained
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the figures of the training epoch (called by hapi)."""
+        self._in_training.history.trained(epoch, logs, (self.params or {}).get("metrics", ()))
+
+    def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
+        if self._trained is not None:  # else an evaluation of its own
+            self._trained.history.evaluated(self.model.network, logs, metric_names(self.model))
+
+    def finish(self) -> None:
+        """Export, check, time, record, report: on the first process alone, for which the others wait.
+
+        Raises:
+            ExportError: see the class.
+            GateError: see the class; on the other processes a ``SystemExit`` with the same code.
+            RuntimeError: on the other processes, where the first one failed.
+        """
+        trained, self._trained = self._in_training, None
+        self._finish(trained, notes_of(trained.training))  # the notes may evaluate, which all processes do together
+
+    def summary(self) -> str:
+        """Return the figures of the last run, a line per engine.
+
+        Raises:
+            RuntimeError: no ``fit`` has ended yet.
+        """
+        record = self.record
+        if record is None:
+            raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
+        return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
+
+    @property
+    def _has_eval_data(self) -> bool:
+        return self.eval_data is not None and self.eval_data is not False
+
+    @property
+    def _in_training(self) -> Trained:
+        if self._trained is None:
+            raise RuntimeError("ExportBenchCallback is not in training: pass it to model.fit(callbacks=[...]).")
+        return self._trained
+
+    def _refuse_unwritable(self, network: Layer) -> None:
+        refuse_older_programs()
+        if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
+            refuse_unwritable(self.folder)
+            refuse_no_folder(self.folder / self._name_of(network))
+            refuse_unwritable_file(self.folder / "runs.jsonl")
+
+    def _name_of(self, network: Layer) -> str:
+        return self.name or type(unwrapped(network)).__name__
+
+    def _finish(self, trained: Trained, notes: Sequence[str]) -> None:
+        with first_rank_works() as turn:
+            if turn.mine:
+                self._hand_out(trained, notes)
+                turn.answer = GATE_FAILED if self._fails() else 0
+        if self.record is not None and self.verdict is not None and self._fails():
+            error = GateError(self.record.name, self.verdict)
+            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
+            raise error
+        if turn.answer:
+            raise SystemExit(turn.answer)
+
+    def _hand_out(self, trained: Trained, notes: Sequence[str]) -> None:
+        eval_data = self.eval_data
+        if eval_data is None and trained.training is not None:
+            eval_data = trained.training.eval_loader
+        run = ExportRun(
+            folder=self.folder,
+            name=self._name_of(trained.model.network),
+            input_spec=self.input_spec,
+            options=self.options,
+            eval_data=eval_data,
+            last=self.which == "last",
+            fp16=self.fp16,
+            forms=self.forms,
+            dynamic_batch=self.dynamic_batch,
+            sidecar=self.sidecar,
+            strict=self.strict,
+            budget=self.budget,
+            report=self.report,
+            progress=bool(self.verbose),
+        )
+        record, failure = run.make(trained, notes)
+        self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)
+        if self.verbose:
+            write_lines(self.summary())
+        if failure is not None:
+            raise failure
+
+    def _fails(self) -> bool:
+        return self.gate == "fail" and self.verdict is not None and not self.verdict.passed

@@ -1,0 +1,117 @@
+"""What every epoch gave, and the weights of the best one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
+from paddlelite_callbacks.utils.signals import uninterrupted
+
+__all__ = ["History"]
+
+_ASIDE = ("step", "batch_size", "steps")
+
+
+class History:
+    """Figures of the epochs of one ``fit``; of the best epoch by ``monitor`` a copy of the weights, in main memory.
+
+    Args:
+        keep_best: whether to keep weights at all.
+        monitor: name of a figure of the evaluation; ``None`` takes the first metric, or the loss where there is none.
+        mode: see `falls_with_quality`.
+
+    Attributes:
+        rows: a dictionary an epoch: ``epoch`` (from 1), the training's figures, the evaluation's as ``eval_<name>``.
+        metrics: of the evaluation whose weights `state` holds, or of the last one.
+        state: the best epoch's ``state_dict``; ``None`` if none was kept.
+        epoch: of ``metrics``.
+    """
+
+    def __init__(self, *, keep_best: bool, monitor: str | None, mode: str) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self.state: dict[str, np.ndarray] | None = None
+        self.epoch: int | None = None
+        self._keep_best, self._monitor, self._mode, self._best = keep_best, monitor, mode, math.nan
+
+    def trained(self, epoch: int, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
+        """Add the figures of a training epoch.
+
+        Args:
+            epoch: from 0.
+            logs: hapi's; one dictionary for all models of the process, so those of others are in it too.
+            names: of the figures of this model.
+        """
+        mine = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
+        self.rows.append({"epoch": epoch + 1, **mine})
+
+    def evaluated(self, network: Layer, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
+        """Add the figures of an evaluation; keep the weights where they are the best so far.
+
+        Args:
+            network: whose weights they are.
+            logs: see `trained`.
+            names: of this model's metrics.
+
+        Raises:
+            ValueError: ``monitor`` is none of the figures.
+        """
+        figures = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
+        if self.rows:
+            self.rows[-1].update({f"eval_{key}": value for key, value in figures.items()})
+        if self._keep_best and not self._better(figures):
+            return
+        self.metrics, self.epoch = figures, int(self.rows[-1]["epoch"]) if self.rows else None
+        if self._keep_best:
+            self.state = {key: value.numpy().copy() for key, value in network.state_dict().items()}
+
+    @contextmanager
+    def best_weights(self, network: Layer) -> Iterator[None]:
+        """Let ``network`` have the kept weights inside the block; does nothing where none were kept.
+
+        Raises:
+            RuntimeError: its layers are others by now.
+        """
+        if self.state is None:
+            yield
+            return
+        now = network.state_dict()
+        if now.keys() != self.state.keys():
+            other = sorted(now.keys() ^ self.state.keys())
+            raise RuntimeError(f"The best epoch's weights do not fit the network as it is now: {other[:5]} differ.")
+        last = {key: value.numpy().copy() for key, value in now.items()}
+        try:
+            network.set_state_dict(self.state)
+            yield
+        finally:
+            with uninterrupted():
+                network.set_state_dict(last)
+
+    def _better(self, figures: dict[str, float]) -> bool:
+        name = self._monitor or next((key for key in figures if key != "loss"), "loss")
+        if name not in figures:
+            raise ValueError(f"monitor={name!r} is none of the evaluation's figures {sorted(figures)}.")
+        value = -figures[name] if falls_with_quality(name, self._mode) else figures[name]
+        if math.isnan(self._best) or value > self._best:
+            self._best = value
+            return True
+        return False
+
+
+def figures_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the numbers of hapi's ``logs``; of a list (losses) the first."""
+    figures = {}
+    for key, value in (logs or {}).items():
+        number = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(number, Tensor):
+            continue
+        if key not in _ASIDE and isinstance(number, (int, float, np.floating)):
+            figures[key] = float(number)
+    return figures

@@ -1,0 +1,237 @@
+"""One network handed out: exported, checked, its accuracy measured on the files, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics, measure_metrics
+from paddlelite_callbacks.benchmark.bench import LoadedFiles, Timing, load_files, time_files
+from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.benchmark.verdicts import file_verdicts, validate_files, violations
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.clean_onnx import describe_onnx
+from paddlelite_callbacks.export.compare import Check
+from paddlelite_callbacks.export.eval_copy import eval_outputs
+from paddlelite_callbacks.export.metadata import described_outputs, fixed_rows, has_free_sizes, write_sidecar
+from paddlelite_callbacks.export.saturation import saturation_of
+from paddlelite_callbacks.export.signature import named_specs
+from paddlelite_callbacks.export.validate import refuse_indefinite
+from paddlelite_callbacks.export.variants import Forms, Variants, write_forms
+from paddlelite_callbacks.nn.cost import count_macs
+from paddlelite_callbacks.quant.prepare import quantization_of
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.isolation import undisturbed
+from paddlelite_callbacks.utils.peak_memory import MemoryMeter, PeakMemory
+from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
+from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch
+
+__all__ = ["Evaluation", "HandedOut", "hand_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How accuracy is measured on the files.
+
+    Args:
+        metrics: of ``model.prepare``.
+        batches: makes or returns the evaluation data, inputs first and labels behind.
+        inputs: how many of a batch's items the network takes.
+        used: which of these the files take; ``None`` for all.
+    """
+
+    metrics: Sequence[paddle.metric.Metric]
+    batches: Callable[[], Iterable[Any]]
+    inputs: int = 1
+    used: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOut:
+    """What came of it.
+
+    Args:
+        artefacts: the files, where they were written.
+        errors: why others are missing, by kind and precision.
+        checks: per engine and file.
+        file_metrics: per engine and file; empty without an evaluation.
+        timing: latencies, doubts, roofline.
+        macs: multiply-accumulates of one image; ``None`` where they cannot be counted.
+        notes: what a reader should know.
+        remarks: why an engine differs, and what to do.
+        violations: what ``strict`` takes for a failure, see `violations`.
+        failure: why there is no file; ``None`` where there is one.
+        peak_memory: of the export; ``None`` where it was not measured.
+    """
+
+    artefacts: tuple[Artefact, ...] = ()
+    errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    file_metrics: tuple[FileMetrics, ...] = ()
+    timing: Timing = field(default_factory=Timing)
+    macs: int | None = None
+    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()
+    failure: str | None = None
+    peak_memory: PeakMemory | None = None
+
+
+def hand_out(
+    network: Layer,
+    folder: Path,
+    *,
+    sample: Sequence[np.ndarray],
+    input_spec: Sequence[InputSpec],
+    options: BenchOptions,
+    fp16: bool = False,
+    pdmodel: bool = False,
+    evaluation: Evaluation | None = None,
+    sidecar: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    own: list[np.ndarray] | None = None,
+    meter: MemoryMeter | None = None,
+) -> HandedOut:
+    """Write every form of ``network`` into ``folder``, check each, and measure; a file that is wrong costs only itself.
+
+    The process is left as it was: random streams, threads, gradient mode, screen.
+
+    Args:
+        network: a copy in eval mode, see `eval_copy`.
+        folder: exists; a `staged_folder` where an older export stands.
+        sample: real inputs for the checks and the timing, one array per input.
+        input_spec: one per input.
+        options: see `BenchOptions`.
+        fp16: whether to write ``model.fp16.onnx`` too.
+        pdmodel: whether to write ``model.pdmodel`` too.
+        evaluation: measures the metrics on every file.
+        sidecar: of `checked_sidecar_options`.
+        progress: whether to show bars.
+        own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
+        meter: that runs; ``None`` measures no memory.
+
+    Raises:
+        ExportError: no file could be written, or the network gives nothing definite.
+    """
+    rows, input_spec = fixed_rows(input_spec), named_specs(network, input_spec)
+    with undisturbed(), without_argument_lists():
+        own = eval_outputs(network, [paddle.to_tensor(item) for item in sample]) if own is None else own
+        refuse_indefinite(network, sample, own)
+        variants = Variants(network, [paddle.to_tensor(item) for item in sample], own=own)
+        onnx = any(engine.kind == "onnx" for engine in options.chosen())
+        forms = write_forms(variants, folder, input_spec=input_spec, onnx=onnx, fp16=fp16, pdmodel=pdmodel)
+        expected = variants.references
+        describe_onnx(forms.artefacts, sidecar or {})
+        macs = _macs(network, sample)
+        meter = MemoryMeter("") if meter is None else meter
+        meter.stage("engines")
+        files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
+        files, said = validate_files(forms, files, variants, sample, options)
+        if not forms.artefacts:
+            return HandedOut(
+                errors=forms.errors, checks=files.checks, macs=macs, failure=_said_of_all(network, forms.errors)
+            )
+        write_sidecar(
+            folder,
+            forms.artefacts,
+            inputs=[_described(spec, i) for i, spec in enumerate(input_spec)],
+            outputs=described_outputs(forms.artefacts, next(iter(expected.values())).outputs, input_spec),
+            options=sidecar or {},
+            verdicts=file_verdicts(files.checks, files.failed),
+            quantization=quantization_of(network),
+        )
+        metrics, notes = _metrics_of_files(files, evaluation, progress)
+        meter.__exit__()  # it would disturb the timing
+        timing = _timed(files, sample, options, macs, progress)
+    return HandedOut(
+        artefacts=tuple(forms.artefacts),
+        errors=forms.errors,
+        checks=files.checks,
+        file_metrics=metrics,
+        timing=timing,
+        macs=macs,
+        notes=(*_sizes_note(input_spec, sample), *_saturation_notes(forms), *notes, *timing.notes),
+        remarks=said,
+        violations=violations(forms.errors, files, options),
+        peak_memory=_peak_memory(meter, network),
+    )
+
+
+def _peak_memory(meter: MemoryMeter, network: Layer) -> PeakMemory | None:
+    if not meter.peaks:
+        return None
+    *writing, engines = meter.peaks.values()
+    held = sum(tensor.size * tensor.element_size() for tensor in network.state_dict().values())
+    return PeakMemory(network_mb=held / 1e6, writing_mb=max(writing), engines_mb=engines, children_mb=meter.children)
+
+
+def _timed(
+    files: LoadedFiles, sample: Sequence[np.ndarray], options: BenchOptions, macs: int | None, progress: bool
+) -> Timing:
+    """Time the files; an engine that fails there costs the figures, not the files."""
+    try:
+        return time_files(files, sample, options, macs=macs, progress=progress)
+    except OSError:
+        raise
+    except Exception as error:
+        rows = [latency_row(*key, options, error=reason(error)) for key in files.ready]
+        return Timing((*rows, *files.failed), (f"No latency was measured: {reason(error)}.",))
+
+
+def _said_of_all(network: Layer, errors: Mapping[tuple[str, str], str]) -> str:
+    said = "; ".join(f"{kind} {precision}: {why}" for (kind, precision), why in errors.items())
+    return f"Nothing of {type(network).__name__} could be exported. {said}"
+
+
+def _metrics_of_files(
+    files: LoadedFiles, evaluation: Evaluation | None, progress: bool
+) -> tuple[tuple[FileMetrics, ...], list[str]]:
+    if evaluation is None or not evaluation.metrics:
+        return (), []
+    ready = {key: predict for key, (predict, _) in {**files.ready, **files.exact}.items()}
+    try:
+        with ended_with_the_epoch(evaluation.batches()) as batches:
+            found = measure_metrics(
+                ready,
+                evaluation.metrics,
+                batches,
+                inputs=evaluation.inputs,
+                used=evaluation.used,
+                rows=files.rows,
+                progress=progress,
+            )
+    except Exception as error:  # the data of the user; the export is good nevertheless
+        return (), [f"Accuracy was not measured on the files: {reason(error)}."]
+    failed = [row for row in found if row.error]
+    return found, [f"No accuracy of the file on {r.engine} {r.precision}: {r.error}." for r in failed]
+
+
+def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
+    try:
+        return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample], in_place=True)
+    except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
+        return None
+
+
+def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -> list[str]:
+    if not has_free_sizes(input_spec):
+        return []
+    sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
+    return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
+
+
+def _saturation_notes(forms: Forms) -> list[str]:
+    found = [(a.path.name, saturation_of(a.kind, a.precision, a.path)) for a in forms.artefacts]
+    return [report.note(name) for name, report in found if report is not None and report.channels]
+
+
+def _described(spec: InputSpec, number: int) -> dict[str, Any]:
+    shape = [None if size in (None, -1) else int(size) for size in spec.shape]
+    return {"name": spec.name or f"x{number}", "shape": shape, "dtype": str(spec.dtype).rpartition(".")[2].lower()}

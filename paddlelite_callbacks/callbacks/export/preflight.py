@@ -1,0 +1,344 @@
+"""Preflight: trace and convert a copy of the network before it is trained, so that what fails is said hours earlier."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.callbacks.export.fit_facts import batch_specs
+from paddlelite_callbacks.callbacks.export.run import one_export_at_a_time
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.export.fp16 import write_fp16_onnx
+from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
+from paddlelite_callbacks.export.validate import refuse_indefinite
+from paddlelite_callbacks.export.variants import export_forms, said_of
+from paddlelite_callbacks.hapi import input_specs, sample_inputs
+from paddlelite_callbacks.nn.attributes import same_state
+from paddlelite_callbacks.nn.surgery import same_modes, unwrapped
+from paddlelite_callbacks.nn.trace import noise
+from paddlelite_callbacks.quant.prepare import activation_quanters, quantized_layers
+from paddlelite_callbacks.quant.quantizers import Switched
+from paddlelite_callbacks.quant.switch import switch_quantisers_
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.isolation import beside_readers, undisturbed
+from paddlelite_callbacks.utils.progress import write_lines
+from paddlelite_callbacks.utils.signals import uninterrupted
+from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
+
+__all__ = ["Preflight", "example_batches"]
+
+_log = logging.getLogger(__name__)
+_converted: set[str] = set()  # programs of which this process has made every ONNX file that was asked for
+_REMEDY = "Nothing was trained; preflight=False trains nonetheless."
+
+Arrays = Sequence[np.ndarray]
+
+
+def example_batches(model: paddle.Model, loader: object) -> Iterator[list[np.ndarray]]:
+    """Yield batches to try the network on before its first batch: seeded noise where all sizes are known, and a sample.
+
+    Args:
+        model: the hapi model.
+        loader: of the training data, whose batches are not read; ``None`` where it is not known.
+    """
+    specs = input_specs(model)
+    if specs is not None and all(size is not None for shape, _ in specs for size in shape[1:]):
+        yield [item.numpy() for item in noise([([2, *shape[1:]], dtype) for shape, dtype in specs])]
+    if (sample := sample_inputs(model, loader)) is not None:
+        yield sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What `ExportBenchCallback` was asked to give, tried on a copy.
+
+    Args:
+        input_spec: see there.
+        options: of the benchmark; none is run.
+        dynamic_batch: see there.
+        fp16: see there.
+        forms: see there.
+        strict: see there.
+        engine: of the budget; ``None`` for any.
+        progress: whether to say what is done.
+    """
+
+    input_spec: Sequence[InputSpec] | None
+    options: BenchOptions
+    dynamic_batch: bool
+    fp16: bool
+    forms: Sequence[str]
+    strict: bool
+    engine: str | None
+    progress: bool
+
+    def run(self, network: Layer, batches: Iterator[Arrays], *, last: bool = False) -> bool:
+        """Export a copy of ``network`` into a temporary folder and say what cannot be handed out.
+
+        Network, random streams and gradient mode are left as found.
+
+        Args:
+            network: about to be trained, with its layers converted.
+            batches: inputs to try it on; the first that it can be called with is taken.
+            last: whether these are real ones, in the middle of an epoch: a network that cannot be called with them is
+                refused. Whether it gives the same when it is called again is not asked then, see `beside_readers`.
+
+        Returns:
+            Whether it was tried; ``False`` where it could not be called with any of ``batches``.
+
+        Raises:
+            ExportError: nothing could be handed out after training, or not what was asked for by name.
+            TypeError: the network cannot be copied.
+        """
+        self._refuse_missing_engines()
+        name, begin = type(unwrapped(network)).__name__, time.monotonic()
+        with ExitStack() as scope:
+            if last:
+                scope.enter_context(beside_readers())
+            scope.enter_context(_as_found(network))
+            scope.enter_context(_with_remedy(name))
+            found = self._callable_with(network, batches, name, last=last)
+            if found is None:
+                return False
+            if self.progress:
+                write_lines(f"Preflight: exporting a copy of {name} (preflight=False leaves this out).")
+            try:
+                with _temporary_folder() as folder:
+                    written = self._tried(network, *found, folder, again=not last)
+            except (OSError, MemoryError) as error:  # of this moment, and not of the network
+                _log.warning("Preflight of %s was not completed: %s.", name, reason(error))
+                return True
+        if self.progress:
+            seconds = time.monotonic() - begin
+            write_lines(f"Preflight: {', '.join(written)} can be written ({seconds:.1f} s).")
+        return True
+
+    def _callable_with(
+        self, network: Layer, batches: Iterator[Arrays], name: str, *, last: bool
+    ) -> tuple[Arrays, list[np.ndarray]] | None:
+        """Return the first batch that ``network`` can be called with in eval mode, and what it gives."""
+        for batch in batches:
+            try:
+                return batch, eval_outputs(network, [paddle.to_tensor(item) for item in batch])
+            except ExportError:
+                raise
+            except Exception as error:  # noise is no image: only real inputs tell
+                if last:
+                    shapes = [list(item.shape) for item in batch]
+                    raise ExportError(
+                        f"{name} cannot be called in eval mode with inputs {shapes}, and so not be exported: "
+                        f"{reason(error)}. Let forward() take them where network.training is False."
+                    ) from error
+        return None
+
+    def _tried(self, network: Layer, batch: Arrays, own: list[np.ndarray], folder: Path, *, again: bool) -> list[str]:
+        """Return the names of the files that can be written, after all that is to be said of the others."""
+        inputs = [paddle.to_tensor(item) for item in batch]
+        duplicate = eval_copy(network, inputs, expected=own)
+        if again and all(np.isfinite(item).all() for item in own):
+            refuse_indefinite(duplicate, batch, own)
+        used = used_inputs(duplicate, inputs, own)
+        take_inputs_(duplicate, inputs, used)
+        sample = [batch[i] for i in used]
+        rows = None if self.dynamic_batch else self.options.settings[0][1]
+        specs = batch_specs(self.input_spec, sample, rows=rows, used=used)
+        if not _settle_scales_(duplicate):
+            return ["all files of which scales are known"]
+        artefacts, errors = self._exported(duplicate, sample, specs, folder)
+        self._judge(type(unwrapped(network)).__name__, artefacts, errors)
+        return [artefact.path.name for artefact in artefacts]
+
+    def _exported(
+        self, network: Layer, sample: Arrays, specs: Sequence[InputSpec], folder: Path
+    ) -> tuple[list[Artefact], dict[tuple[str, str], str]]:
+        onnx = any(engine.kind == "onnx" for engine in self.options.chosen())
+
+        def written(name: str, *, onnx: bool) -> tuple[list[Artefact], dict[tuple[str, str], str], str]:
+            (folder / name).mkdir()
+            with _silent(export_forms):
+                try:
+                    forms = export_forms(
+                        network,
+                        folder / name,
+                        input_spec=specs,
+                        onnx=onnx,
+                        pdmodel="pdmodel" in self.forms,
+                        sample=sample,
+                    )
+                except ExportError as error:
+                    _raise_full_disk([str(error)])
+                    raise
+            _raise_full_disk(forms.errors.values())
+            return forms.artefacts, forms.errors, self._key(forms.artefacts, specs)
+
+        if onnx and _converted:  # of an earlier fit: converting takes longer than tracing
+            artefacts, errors, key = written("program", onnx=False)
+            if key in _converted:
+                return artefacts, errors
+        artefacts, errors, key = written("all", onnx=onnx)
+        if onnx and self.fp16:
+            _try_fp16(artefacts, errors, folder / "model.fp16.onnx")
+        if onnx and artefacts and not errors:
+            _converted.add(key)
+        return artefacts, errors
+
+    def _key(self, artefacts: Sequence[Artefact], specs: Sequence[InputSpec]) -> str:
+        digest = hashlib.sha256(repr((self.fp16, [(spec.shape, spec.dtype, spec.name) for spec in specs])).encode())
+        for artefact in artefacts:
+            if artefact.kind == "paddle":
+                digest.update(artefact.path.read_bytes())
+        return digest.hexdigest()
+
+    def _refuse_missing_engines(self) -> None:
+        """Refuse an engine that was named and is not installed."""
+        for name in self._named():
+            if (why := missing_reason(ENGINES[name])) is not None:
+                present = [engine.name for engine in ENGINES.values() if missing_reason(engine) is None]
+                raise ExportError(
+                    f"The engine {name!r} was asked for, and is not there ({why}). Those that are: {present}. Install "
+                    f"it, or leave it out of engines. {_REMEDY}"
+                )
+
+    def _named(self) -> list[str]:
+        return list(dict.fromkeys([*(self.options.engines or ()), *([self.engine] if self.engine else [])]))
+
+    def _judge(self, name: str, artefacts: Sequence[Artefact], errors: Mapping[tuple[str, str], str]) -> None:
+        """Raise for what was asked for by name and cannot be given; warn of every other file that cannot."""
+        if not errors:
+            return
+        lost = "; ".join(f"no {precision} {kind} file ({why})" for (kind, precision), why in errors.items())
+        files = [artefact.path.name for artefact in artefacts]
+        kinds = {artefact.kind for artefact in artefacts}
+        useless = [engine for engine in self._named() if ENGINES[engine].kind not in kinds]
+        if useless:
+            others = [engine for engine, known in ENGINES.items() if known.kind in kinds]
+            raise ExportError(
+                f"{name} cannot be exported for {useless}, which engines or budget ask for: {lost}. What can be "
+                f"written is {files}, for {others}: change the network, or name those engines."
+            )
+        if missing := [form for form in self.forms if any(form == kind for kind, _ in errors)]:
+            raise ExportError(
+                f"{name} cannot be exported with forms={missing}: {lost}. What can be written is {files}: change the "
+                "network, or leave these forms out."
+            )
+        if self.fp16 and ("onnx", "fp16") in errors:
+            raise ExportError(
+                f"{name} cannot be exported with fp16=True: {lost}. What can be written is {files}: change the "
+                "network, or leave fp16 out."
+            )
+        present = {
+            engine.kind for engine in self.options.chosen() if self.options.engines or not missing_reason(engine)
+        }
+        if self.strict and any(kind in present for kind, _ in errors):
+            raise ExportError(
+                f"{name} cannot be exported whole, as strict=True asks for: {lost}. What can be written is {files}: "
+                "change the network, or leave strict out."
+            )
+        _log.warning(
+            "Preflight: of %s there will be %s. What can be written is %s. It is trained nonetheless; engines=[...] "
+            "leaves out what is not needed, preflight=False this check.",
+            name,
+            lost,
+            files,
+        )
+
+
+@contextmanager
+def _as_found(network: Layer) -> Iterator[None]:
+    """Let nothing of the block be noticed by the training of ``network``, of whose mixed precision it takes no part."""
+    with (
+        one_export_at_a_time(),
+        undisturbed(),
+        without_argument_lists(),
+        same_state(network),
+        same_modes(network),
+        paddle.amp.auto_cast(enable=False),
+    ):
+        yield
+
+
+@contextmanager
+def _with_remedy(name: str) -> Iterator[None]:
+    """Say behind what is refused in the block how to train nonetheless."""
+    try:
+        yield
+    except (ExportError, TypeError) as error:
+        raise type(error)(f"{error} {_REMEDY}") from error
+    except Exception as error:
+        raise ExportError(f"{name} cannot be exported: {reason(error)}. {_REMEDY}") from error
+
+
+def _raise_full_disk(reasons: Iterable[str]) -> None:
+    """Raise what a full temporary folder is, where that is the reason of one of ``reasons``."""
+    if any(os.strerror(errno.ENOSPC) in said or "is the disk full?" in said for said in reasons):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
+
+
+def _settle_scales_(network: Layer) -> bool:
+    """Give quantisers that have seen no batch some scale, in place (give it a copy); return whether all have one."""
+    if any(not isinstance(layer.activation_quanter, Switched) for layer in quantized_layers(network).values()):
+        return False  # of PaddleSlim or Paddle, which find theirs in training
+    switch_quantisers_(network, True)
+    for quanter in activation_quanters(network).values():
+        if not quanter.calibrated:
+            quanter.set_range(1.0, signed=True)
+    return True
+
+
+def _try_fp16(artefacts: list[Artefact], errors: dict[tuple[str, str], str], path: Path) -> None:
+    plain = [a for a in artefacts if (a.kind, a.precision) == ("onnx", "fp32")]
+    try:
+        if not plain:
+            raise ExportError("no fp32 ONNX file to take it from")
+        artefacts.append(write_fp16_onnx(plain[0], path))
+    except OSError:
+        raise
+    except Exception as error:
+        errors["onnx", "fp16"] = said_of(error)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a folder that is gone behind the block, also where Ctrl-C comes in its beginning or end."""
+    folder: Path | None = None
+    try:
+        with uninterrupted():
+            folder = Path(tempfile.mkdtemp(prefix="paddlelite_preflight_"))
+        yield folder
+    finally:
+        if folder is not None:
+            with uninterrupted():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _silent(function: Callable[..., object]) -> Iterator[None]:
+    """Hold back what the module of ``function`` logs in the block: it is said in one sentence behind it."""
+    log = logging.getLogger(function.__module__)
+
+    def hold_back(record: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(hold_back)
+    try:
+        yield
+    finally:
+        log.removeFilter(hold_back)

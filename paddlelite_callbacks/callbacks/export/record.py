@@ -1,0 +1,157 @@
+"""From what an export gave to the record of the run, and to the lines that are printed."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paddle.nn import Layer
+
+from paddlelite_callbacks.benchmark.int8_advice import int8_notes
+from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.callbacks.export.history import History
+from paddlelite_callbacks.callbacks.export.pipeline import HandedOut
+from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.nn.cost import count_parameters
+from paddlelite_callbacks.report.gate import Budget, Verdict
+from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
+from paddlelite_callbacks.report.write import write_report
+
+__all__ = ["draw_report", "notes_of", "record_of", "summary_lines"]
+
+_log = logging.getLogger(__name__)
+
+
+def record_of(
+    made: HandedOut,
+    network: Layer,
+    *,
+    home: Path,
+    weights: str,
+    log: str | None,
+    history: History,
+    last: bool,
+    setting: tuple[int, int],
+    notes: Sequence[str],
+    config: Mapping[str, Any],
+    failure: str | None = None,
+) -> Record:
+    """Return the record of one export.
+
+    Args:
+        made: what came of it.
+        network: as trained.
+        home: the folder of the files; its name is the run's.
+        weights: name of their file in it.
+        log: name of the training log in it; ``None`` for a network that was trained before.
+        history: of this ``fit``.
+        last: whether the last weights were exported, instead of the best.
+        setting: threads and batch size that the gate looks at.
+        notes: what a reader should know beside whether int8 pays.
+        config: of the run.
+        failure: why no file was exported; ``None`` where there is one.
+    """
+    rows, epoch = history.rows, history.epoch
+    if last:
+        epoch = int(rows[-1]["epoch"]) if rows else None
+    figures = [replace(ArtefactFigures.of(a), path=str(home / a.path.name)) for a in made.artefacts]
+    missing = [ArtefactFigures(kind=k, precision=p, error=error) for (k, p), error in made.errors.items()]
+    main = [row for row in made.timing.latencies if (row.threads, row.batch_size) == setting]
+    return Record(
+        name=home.name,
+        created=now(),
+        parameters=count_parameters(network),
+        artefacts=(*figures, *missing),
+        latencies=made.timing.latencies,
+        checks=made.checks,
+        metrics=dict(history.metrics),
+        machine=this_machine(),
+        command=shlex.join(sys.orig_argv),
+        notes=(*_advice(made, main), *notes),
+        file_metrics=made.file_metrics,
+        macs=made.macs,
+        roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
+        history=tuple(rows),
+        epoch=epoch,
+        config=dict(config),
+        log=None if log is None else str(home / log),
+        weights=str(home / weights),
+        failure=failure,
+        remarks=made.remarks,
+        peak_memory=made.peak_memory,
+    )
+
+
+def _advice(made: HandedOut, main: Sequence[Latency]) -> tuple[str, ...]:
+    return int8_notes(
+        main,
+        agreeing={(check.engine, check.precision) for check in made.checks if check.passed},
+        file_metrics=made.file_metrics,
+        noisy=any(note.startswith("Noise") for note in made.timing.notes),
+    )
+
+
+def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, settings: int) -> list[str]:
+    """Return the figures of a run, a line per engine.
+
+    Args:
+        record: of the run.
+        folder: of all runs.
+        verdict: of the budget; ``None`` without one.
+        settings: how many pairs of threads and batch size were timed; with more than one each line says its own.
+    """
+    size = "no Paddle export" if record.size_mb is None else f"{record.size_mb:.2f} MB"
+    size = size if record.failure is None else "NOTHING EXPORTED"
+    lines = [f"{record.name}: {size}, {record.parameters / 1e6:.2f} M parameters, {folder / record.name}"]
+    lines += [
+        f"  {row.engine:<14}{row.precision:<5} "
+        + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
+        + (f", {row.threads} threads, batch {row.batch_size}" if settings > 1 else "")
+        + _accuracy(record, row)
+        + _differing(record, row)
+        for row in record.latencies
+    ]
+    lines += [] if record.failure is None else [f"  {record.failure}", f"  The trained weights: {record.weights}"]
+    lines += [f"  {text}" for text in (*record.remarks, *record.notes)]
+    return [*lines, *([f"  gate: {verdict}"] if verdict is not None else [])]
+
+
+def _accuracy(record: Record, row: Latency) -> str:
+    """Return the metrics that were measured on a file."""
+    found = [i for i in record.file_metrics if (i.engine, i.precision) == (row.engine, row.precision)]
+    return "".join(f", {name} {value:.4g}" for one in found for name, value in one.metrics.items())
+
+
+def _differing(record: Record, row: Latency) -> str:
+    said = record.differing(row.engine, row.precision)
+    return "" if said is None or row.p50_ms is None else f"  DOES NOT COUNT: {said}"
+
+
+def notes_of(training: FitSession | None) -> list[str]:
+    """Return what the other callbacks of this ``fit`` have to say; some evaluate, which all processes do together.
+
+    Args:
+        training: the session of the fit, if there is one.
+    """
+    members = [] if training is None else training.members
+    skipped = [] if training is None else training.guard.notes()
+    return [*skipped, *(note for member in members if hasattr(member, "notes") for note in member.notes())]
+
+
+def draw_report(folder: Path, budget: Budget | None) -> None:
+    """Draw the report of all runs in ``folder``; a failure is logged: it can be drawn again.
+
+    Args:
+        folder: of all runs.
+        budget: to hold them against, if any.
+    """
+    try:
+        write_report(folder, budget=budget)
+    except Exception as error:  # the files and the record are there
+        _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, folder)

@@ -1,0 +1,302 @@
+"""One run of `ExportBenchCallback`: what there is to export, made in a staged folder, recorded, reported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.callbacks.export.fit_facts import batch_specs, file_evaluation, fit_config
+from paddlelite_callbacks.callbacks.export.history import History
+from paddlelite_callbacks.callbacks.export.pipeline import HandedOut, hand_out
+from paddlelite_callbacks.callbacks.export.record import draw_report, record_of
+from paddlelite_callbacks.callbacks.export.run_folder import LOG, WEIGHTS, staged_export, write_training
+from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
+from paddlelite_callbacks.export.variants import said_of
+from paddlelite_callbacks.hapi import input_count, metric_names
+from paddlelite_callbacks.nn.surgery import same_modes
+from paddlelite_callbacks.report.gate import Budget
+from paddlelite_callbacks.report.record import Record, append_record
+from paddlelite_callbacks.utils.isolation import undisturbed
+from paddlelite_callbacks.utils.peak_memory import MemoryMeter
+from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch, loader_of
+
+__all__ = ["ExportRun", "Trained", "one_export_at_a_time", "trained_before"]
+
+_log = logging.getLogger(__name__)
+_ROWS = 8  # of the first batch, for the checks
+_one_at_a_time = threading.RLock()
+_NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
+
+
+@contextmanager
+def one_export_at_a_time() -> Iterator[None]:
+    """Wait for the exports of other threads: paddle.jit traces one network at a time, and timings are disturbed."""
+    with _one_at_a_time:
+        yield
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What there is to export.
+
+    Args:
+        model: prepared, or with nothing but a network.
+        history: of its training.
+        training: the session of the ``fit``; ``None`` where there was none.
+        params: hapi's.
+        sample: rows of the first batch, one array per input; ``None`` until one was seen.
+        rows: images of that batch.
+    """
+
+    model: paddle.Model
+    history: History
+    training: FitSession | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    sample: list[np.ndarray] | None = None
+    rows: int = 1
+
+    def keep_sample(self, inputs: Sequence[Tensor | np.ndarray]) -> None:
+        """Keep a few rows of the first batch.
+
+        Args:
+            inputs: a batch each.
+        """
+        if self.sample is None:
+            self.rows = int(inputs[0].shape[0])
+            first = [item[:_ROWS] for item in inputs]
+            self.sample = [i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in first]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRun:
+    """How it is exported: the arguments of `ExportBenchCallback`, see there.
+
+    Args:
+        folder: of all runs.
+        name: of this one.
+        input_spec: see there.
+        options: of the benchmark.
+        eval_data: a data set, a loader, or ``None`` or ``False`` for no evaluation of the files.
+        last: whether the last weights are exported instead of the best.
+        fp16: see there.
+        forms: see there.
+        dynamic_batch: see there.
+        sidecar: of `checked_sidecar_options`.
+        strict: see there.
+        budget: for the report.
+        report: whether to draw it.
+        progress: whether to show bars.
+    """
+
+    folder: Path
+    name: str
+    input_spec: Sequence[InputSpec] | None
+    options: BenchOptions
+    eval_data: Any
+    last: bool
+    fp16: bool
+    forms: Sequence[str]
+    dynamic_batch: bool
+    sidecar: Mapping[str, Any]
+    strict: bool
+    budget: Budget | None
+    report: bool
+    progress: bool
+
+    def make(self, trained: Trained, notes: Sequence[str]) -> tuple[Record, Exception | None]:
+        """Write weights and log, then export, check and time; append the record and draw the report.
+
+        Args:
+            trained: what is exported; its model is not touched.
+            notes: for the record.
+
+        Returns:
+            The record, and the error that `ExportBenchCallback` raises; ``None`` where there is none.
+
+        Raises:
+            ExportError: no batch was seen, so that nothing was trained and nothing is written.
+            OSError: not even the weights, or the record of an export that went well, could be written.
+        """
+        if trained.sample is None:
+            raise ExportError(
+                "No training batch was seen, so the inputs are unknown: nothing was exported. Train on at least one "
+                "batch."
+            )
+        home = self.folder / self.name
+        _import_engines(self.options)  # once a process: no part of what an export takes
+        with one_export_at_a_time(), MemoryMeter("writing") as meter:
+            self._write_training(home, trained)
+            made, failure = HandedOut(), None
+            try:
+                with staged_export(home) as stage:
+                    made = self._made_in(stage, trained, trained.sample, meter)
+                    _refuse_nothing(made)  # and leave the folder as it is
+                    record = self._record_of(made, None, trained, notes)
+            except Exception as error:  # the training must not be lost with it
+                failure = error
+                nothing = HandedOut(errors=made.errors, checks=made.checks, macs=made.macs)
+                record = self._record_of(nothing, failure, trained, notes)
+            else:
+                failure = self._refused(made)
+        try:
+            append_record(self.folder / "runs.jsonl", record)
+        except OSError as error:
+            if failure is None:
+                raise
+            _log.warning("No record of the export that failed: %s.", error)
+        if self.report:
+            draw_report(self.folder, self.budget)
+        return record, failure
+
+    def _refused(self, made: HandedOut) -> ExportError | None:
+        """Return what ``strict`` raises, once all that is right is written."""
+        if not self.strict or not made.violations:
+            return None
+        return ExportError(
+            f"strict=True, and not every file is right on every engine: {'; '.join(made.violations)}. What is right "
+            f"is written to {self.folder / self.name}. {' '.join(made.remarks)}".rstrip()
+        )
+
+    def _write_training(self, home: Path, trained: Trained) -> None:
+        network, history = trained.model.network, trained.history
+        best = history.state is not None
+        other = best and bool(history.rows) and history.epoch != history.rows[-1]["epoch"]
+        write_training(
+            home,
+            history.state if history.state is not None else network.state_dict(),
+            last=network.state_dict() if other else None,
+            log=None if trained.training is None else history.rows,
+        )
+
+    def _made_in(self, stage: Path, trained: Trained, sample: list[np.ndarray], meter: MemoryMeter) -> HandedOut:
+        model, history = trained.model, trained.history
+        inputs = [paddle.to_tensor(item) for item in sample]
+        with undisturbed(), history.best_weights(model.network):
+            own = eval_outputs(model.network, inputs)
+            network = eval_copy(model.network, inputs, expected=own)
+            used = used_inputs(network, inputs, own)
+            take_inputs_(network, inputs, used)
+        sample = [sample[i] for i in used]
+        return hand_out(
+            network,
+            stage,
+            sample=sample,
+            own=own,
+            input_spec=batch_specs(
+                self.input_spec,
+                sample,
+                rows=None if self.dynamic_batch else self.options.settings[0][1],
+                used=used,
+            ),
+            options=self.options,
+            fp16=self.fp16,
+            pdmodel="pdmodel" in self.forms,
+            evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
+            sidecar=self.sidecar,
+            progress=self.progress,
+            meter=meter,
+        )
+
+    def _record_of(self, made: HandedOut, failure: Exception | None, trained: Trained, notes: Sequence[str]) -> Record:
+        model, history, home = trained.model, trained.history, self.folder / self.name
+        without = not self.last and history.epoch is None and trained.training is not None
+        return record_of(
+            made,
+            model.network,
+            home=home,
+            weights=WEIGHTS,
+            log=None if trained.training is None else LOG,
+            history=history,
+            last=self.last,
+            setting=self.options.settings[0],
+            notes=[*notes, *made.notes, *([_NO_BEST] if without else [])],
+            config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
+            failure=None if failure is None else said_of(failure),
+        )
+
+
+def _import_engines(options: BenchOptions) -> None:
+    packages = [engine.package for engine in options.chosen() if engine.kind == "onnx"]
+    for package in [*packages, "onnx"] if packages else []:
+        with contextlib.suppress(ImportError):  # said when it is needed
+            importlib.import_module(package)
+
+
+def _refuse_nothing(made: HandedOut) -> None:
+    if made.failure is not None:
+        raise ExportError(made.failure)
+
+
+def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, progress: bool) -> Trained:
+    """Return what there is to export of a network whose training is over.
+
+    Args:
+        model: a network, or a ``paddle.Model`` that holds one.
+        data: a batch (an array or tensor, or a list of one an input), or a data set or loader that gives one.
+        eval_data: with a prepared model, what its metrics are computed on; ``None`` or ``False`` for none.
+        progress: whether to show hapi's progress.
+
+    Raises:
+        TypeError: no model, or no data.
+        ValueError: data without a batch, or an item that is no batch.
+    """
+    if not isinstance(model, (paddle.Model, Layer)):
+        raise TypeError(
+            f"model must be a paddle.Model or a paddle.nn.Layer, got {type(model).__name__}: export(network, images)."
+        )
+    model = model if isinstance(model, paddle.Model) else paddle.Model(model)
+    trained = Trained(model=model, history=History(keep_best=False, monitor=None, mode="auto"))
+    trained.keep_sample(_first_batch(data, input_count(model)))
+    if eval_data is not None and eval_data is not False and metric_names(model):
+        with same_modes(model.network):
+            iterable = isinstance(eval_data, paddle.io.IterableDataset)
+            batches = loader_of(eval_data, batch_size=trained.rows) if iterable else eval_data
+            figures = model.evaluate(batches, batch_size=trained.rows, verbose=2 if progress else 0)
+        trained.history.evaluated(model.network, figures, metric_names(model))
+    return trained
+
+
+def _first_batch(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
+    if isinstance(data, (Tensor, np.ndarray)):
+        data = [data]
+    if not (isinstance(data, (list, tuple)) and data and all(isinstance(i, (Tensor, np.ndarray)) for i in data)):
+        data = _read(data, inputs)
+    for number, item in enumerate(data):
+        if not item.shape or not item.shape[0]:
+            raise ValueError(
+                f"Input {number} has the shape {list(item.shape)}, which is no batch: give [images, ...], at least one."
+            )
+    return list(data)
+
+
+def _read(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
+    loader = loader_of(data, batch_size=_ROWS)
+    try:
+        with ended_with_the_epoch(loader) as batches:
+            batch = next(iter(batches), None)
+    except TypeError as error:
+        raise TypeError(
+            f"data must be a batch (an array, a tensor, a list of them), a data set or a loader, got "
+            f"{type(data).__name__}: export(network, images)."
+        ) from error
+    if batch is None:
+        raise ValueError("data gives no batch, so the inputs are unknown: give at least one image.")
+    items = list(batch) if isinstance(batch, (list, tuple)) else [batch]
+    return items[:inputs]

@@ -1,0 +1,1 @@
+"""Find non-finite losses, gradients and statistics, and undo the step."""

@@ -1,0 +1,335 @@
+"""A batch whose loss is NaN or infinite stops the training, or is left out, before it touches a weight."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.callbacks.nan_guard.buffer_snapshot import StillBuffers
+from paddlelite_callbacks.callbacks.nan_guard.diagnosis import (
+    Finding,
+    broken_state,
+    host_is_finite,
+    is_finite,
+    not_finite,
+    tensors_and_arrays,
+    zero_times,
+)
+from paddlelite_callbacks.errors import NonFiniteLossError
+from paddlelite_callbacks.hapi import LossFunction, SkipBatch, prepared_optimizer, replaced_loss, skippable_batches
+from paddlelite_callbacks.utils.distributed import several_ranks
+
+__all__ = ["FIGURE", "ON_NAN", "NaNGuard", "agreed_policy", "checked_policy"]
+
+_log = logging.getLogger(__name__)
+FIGURE = "skipped_batches"
+_SUM = "loss"  # name of the finding where the terms are finite and their weighted sum is not
+_SPOKEN = 3  # skips that are logged one by one
+
+
+class NaNGuard:
+    """Looks at each batch's loss before the backward pass: one number is read from the device, as hapi does behind it.
+
+    A ReLU turns NaN into 0, so the loss may stay finite where the gradients do not: the sum that is read holds zero
+    times the inputs, the batch-norm statistics and the alphas, too. What a batch computed is noted by name as
+    references, and looked through only when that sum is not finite. Batch-norm statistics, which the forward pass
+    moves, are put back for such a batch.
+
+    Args:
+        model: in training.
+        policy: ``"raise"``, ``"skip"`` or ``"ignore"``.
+
+    Attributes:
+        skipped: positions ``(epoch, batch)`` of the batches that were left out.
+        epoch: under way, counted from 0.
+        batch: of the epoch, counted from 0.
+    """
+
+    def __init__(self, model: paddle.Model, policy: str) -> None:
+        self.model, self.policy = model, policy
+        self.epoch, self.batch = 0, 0
+        self.skipped: list[tuple[int, int]] = []
+        self._checked: int | None = None
+        self._networks: dict[str, Layer] = {"the network": model.network}
+        self._others: dict[str, Layer] = {}
+        self._probes: list[Tensor] = []
+        self._values: dict[str, Tensor] = {}
+        self._terms: dict[str, tuple[Tensor, str]] = {}
+        self._losses: list[Tensor] = []
+        self._causes: dict[str, Any] = {}
+        self._buffers = StillBuffers()
+
+    def watch(self, name: str, network: Layer, *, trained: bool = True) -> None:
+        """Look into ``network``, too, when the loss is not finite; keep the statistics of one that is trained clean."""
+        (self._networks if trained else self._others)[name] = network
+        if trained:
+            self._buffers.follow(network)
+
+    def probe(self, values: Sequence[Tensor]) -> None:
+        """Look at these parameters with each batch, besides the loss: a ReLU may swallow the NaN that they make."""
+        self._probes = list(values)
+
+    def note_term(self, name: str, value: Tensor, what: str = "") -> None:
+        """Note a part of the loss; ``what`` is what it compares."""
+        if self.policy != "ignore":
+            self._terms[name] = (value, what)
+
+    def note_loss(self, name: str, value: Tensor) -> None:
+        """Note a part of the loss that is minimised beside the model's own."""
+        self.note_term(name, value)
+        if self.policy != "ignore":
+            self._losses.append(value)
+
+    def note_cause(self, name: str, values: Any) -> None:
+        """Note what the loss was made from: tensors, lists or dictionaries of them."""
+        if self.policy != "ignore":
+            self._causes[name] = values
+
+    @paddle.no_grad()
+    def check_weights(self) -> None:
+        """Look at the weights at the end of an epoch, before hapi saves them: a gradient may have broken them unseen.
+
+        Raises:
+            NonFiniteLossError: names those that are not finite.
+        """
+        if self.policy == "ignore" or self._checked == self.epoch:
+            return
+        self._checked = self.epoch
+        tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
+        suspect = not math.isfinite(float(paddle.add_n([paddle.zeros([], dtype="float32"), *zero_times(tensors)])))
+        networks = self._networks if suspect else {}
+        if not (broken := [found for name in networks for found in broken_state(name, networks[name])]):
+            return
+        raise NonFiniteLossError(
+            f"Weights are not finite at the end of epoch {self.epoch} (counted from 0): "
+            f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {_remedy(broken, broken)}",
+            epoch=self.epoch,
+            batch=max(self.batch - 1, 0),
+            terms=[],
+        )
+
+    def notes(self) -> list[str]:
+        """Return what a report should say of the batches that were left out."""
+        if not self.skipped:
+            return []
+        (epoch, batch), count = self.skipped[0], len(self.skipped)
+        were = "batch was" if count == 1 else "batches were"
+        return [f"{count} {were} left out for a loss that was not finite, the first at epoch {epoch}, batch {batch}."]
+
+    @contextmanager
+    def watching(self, skipped: Any) -> Iterator[None]:
+        """Guard the batches inside the block.
+
+        Args:
+            skipped: called behind a batch that was left out, with whether the optimizer took a step all the same.
+        """
+        if self.policy == "ignore":
+            yield
+            return
+        self._buffers.follow(self.model.network)
+        self._refuse_broken()
+        with (
+            replaced_loss(self.model, self._examined),
+            skippable_batches(self.model, before=self._begin, skipped=skipped),
+        ):
+            try:
+                yield
+            finally:
+                self._forget()
+
+    def _refuse_broken(self) -> None:
+        """Refuse weights that are not finite before training begins."""
+        networks = {**self._networks, **self._others}
+        broken = [found.text for name, network in networks.items() for found in broken_state(name, network)]
+        if broken:
+            raise ValueError(
+                f"These weights are not finite before the training has begun: {'; '.join(broken[:6])} ({len(broken)} "
+                "in all). A network must have finite weights to be trained or to teach: load another checkpoint."
+            )
+
+    def _begin(self, inputs: Any, labels: Any) -> None:
+        self._forget()
+        self._causes = {"input": inputs, "label": labels}
+        self._buffers.keep()
+
+    def _forget(self) -> None:
+        self._terms, self._causes, self._losses = {}, {}, []
+
+    def _examined(self, task_loss: LossFunction) -> LossFunction:
+        def loss(*outputs_and_labels: Any) -> Any:
+            result = task_loss(*outputs_and_labels)
+            if self.model.mode == "train" and self.model.network.training:
+                parts = list(result) if isinstance(result, (list, tuple)) else [result]
+                if not self._finite(parts):
+                    self._leave(parts, outputs_and_labels)
+                self._forget()
+            return result
+
+        return loss
+
+    def _finite(self, parts: list[Tensor]) -> bool:
+        """Read one number, and look closer where it is not finite; of several processes, all say the same."""
+        good = math.isfinite(float(self._sum(parts))) or self._each_finite(parts)
+        if several_ranks():
+            flag = paddle.to_tensor([float(good)], dtype="float32")
+            paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
+            return bool(float(flag) > 0)
+        return good
+
+    @paddle.no_grad()
+    def _each_finite(self, parts: list[Tensor]) -> bool:
+        """Whether the batch is finite after all: a sum of large numbers may overflow where none of them is at fault."""
+        inputs = tensors_and_arrays(self._causes["input"])
+        values = [*parts, *self._losses, *self._probes, *(x for x in inputs if isinstance(x, Tensor))]
+        arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+        return (
+            all(is_finite(x) for x in values)
+            and all(bool(np.isfinite(x).all()) for x in arrays)
+            and not self._buffers.broken()
+        )
+
+    def _sum(self, parts: list[Tensor]) -> Tensor:
+        """Return a scalar that is finite where all is; it may overflow, too."""
+        values = [part.detach().astype("float32").sum() for part in (*parts, *self._losses)]
+        if self._probes:
+            values.append(paddle.concat([probe.detach().reshape([-1]) for probe in self._probes]).sum() * 0)
+        inputs = tensors_and_arrays(self._causes["input"])
+        values += [*self._buffers.probes(), *zero_times([x for x in inputs if isinstance(x, Tensor)])]
+        if not host_is_finite(inputs):
+            values.append(paddle.full([], math.nan, dtype="float32"))
+        return values[0] if len(values) == 1 else paddle.add_n(values)
+
+    @paddle.no_grad()
+    def _leave(self, parts: list[Tensor], outputs: Sequence[Any]) -> None:
+        """Raise, with the batch's traces undone."""
+        moved = self._moved()
+        self._buffers.put_back()
+        broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
+        terms = self._bad_terms(parts)
+        still = [found for name, network in self._others.items() for found in broken_state(name, network)]
+        seen = [found for name, values in self._causes.items() for found in not_finite(name, values)]
+        causes = [*broken, *still, *seen]
+        if not any(name.endswith("network's output") for name in self._causes):
+            causes += not_finite("the network's output", list(outputs)[: max(1, len(outputs) - self._labels())])
+        causes = causes or moved
+        self._forget()
+        message = self._message(terms, causes, broken)
+        if self.policy == "raise" or broken:
+            prepared_optimizer(self.model).clear_grad()
+            raise NonFiniteLossError(message, epoch=self.epoch, batch=self.batch, terms=[term.name for term in terms])
+        self.skipped.append((self.epoch, self.batch))
+        if len(self.skipped) <= _SPOKEN:
+            last = " Further ones are counted only." if len(self.skipped) == _SPOKEN else ""
+            _log.warning("Left out: %s%s", message, last)
+        raise SkipBatch(parts)
+
+    def _moved(self) -> list[Finding]:
+        """Return the buffers and statistics that this batch's forward pass made NaN or infinite."""
+        wrong = {id(tensor) for tensor in self._buffers.broken()}
+        named = [
+            (f"{key} of {name} behind this batch", tensor)
+            for name, network in self._networks.items()
+            for key, tensor in (*network.named_parameters(), *network.named_buffers())
+            if id(tensor) in wrong
+        ]
+        return [found for name, tensor in named for found in not_finite(name, tensor)]
+
+    def _labels(self) -> int:
+        labels = self._causes.get("label")
+        return len(labels) if isinstance(labels, (list, tuple)) else int(labels is not None)
+
+    def _bad_terms(self, parts: list[Tensor]) -> list[Finding]:
+        if not any(name.startswith("task_loss") for name in self._terms):
+            for index, part in enumerate(parts):
+                self._terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
+        bad = [
+            Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
+            for name, (value, what) in self._terms.items()
+            if not is_finite(value)
+        ]
+        return bad or self._overflows(parts)
+
+    def _overflows(self, parts: list[Tensor]) -> list[Finding]:
+        """Return a finding where the loss is not finite though none of its terms is at fault."""
+        if all(is_finite(part) for part in parts):
+            return []
+        terms = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in self._terms.items())
+        total = sum(_value(part) for part in parts)
+        return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {terms}")]
+
+    def _message(self, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
+        where = f"epoch {self.epoch}, batch {self.batch} (both counted from 0)"
+        what = f"The loss is not finite at {where}: {'; '.join(term.text for term in terms)}."
+        if not terms:
+            elsewhere = not causes and several_ranks()
+            hidden = "it is on another process" if elsewhere else "the loss hides it, since a ReLU turns NaN into 0"
+            what = f"NaN or infinite values at {where}; {hidden}."
+        overflow = [term.name for term in terms] == [_SUM] and not causes
+        nothing = (
+            "weights too large for these terms" if overflow else "finite weights, inputs and outputs: the loss itself"
+        )
+        traced = "; ".join(cause.text for cause in causes[:6]) or nothing
+        more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
+        return f"{what} It comes from {traced}{more}. {_remedy(causes, broken, overflow=overflow)}"
+
+
+def _value(value: Tensor) -> float:
+    return float(value.astype("float64").sum())
+
+
+def _remedy(causes: list[Finding], broken: list[Finding], *, overflow: bool = False) -> str:
+    if broken:
+        return (
+            "An earlier step made these weights so, with a gradient that was not finite: go back to a checkpoint, and "
+            "lower the learning rate or clip gradients (grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))."
+        )
+    first = causes[0].name if causes else ""
+    if overflow:
+        cure = "Lower weight= and task_weight=, or scale the loss"
+    elif first.startswith(("input", "label")):
+        cure = "Clean this batch of the data"
+    elif "teacher" in first:
+        cure = "Check the teacher's weights and that it takes these inputs as they are scaled here"
+    else:
+        cure = "Lower the learning rate, clip gradients, or look for a division or logarithm in the loss"
+    return f"The weights are those before this batch. {cure}; on_nan='skip' leaves such batches out."
+
+
+ON_NAN = ("raise", "skip", "ignore")
+
+
+def checked_policy(on_nan: str | None) -> str | None:
+    """Return ``on_nan`` where it is allowed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if on_nan is not None and on_nan not in ON_NAN:
+        raise ValueError(
+            f"on_nan must be one of {list(ON_NAN)}, or None for 'raise' unless another callback says otherwise, got "
+            f"{on_nan!r}: leave it out to stop at the first loss that is not finite."
+        )
+    return on_nan
+
+
+def agreed_policy(wishes: Mapping[str, str | None]) -> str:
+    """Return what one ``fit`` does, from what its callbacks want.
+
+    Args:
+        wishes: ``on_nan`` by the callback's class; empty if none of them guards.
+
+    Raises:
+        ValueError: they want different things.
+    """
+    said = {name: wish for name, wish in wishes.items() if wish is not None}
+    if len(set(said.values())) > 1:
+        raise ValueError(f"The callbacks of one fit need the same on_nan=, got {said}: give it to one of them.")
+    return next(iter(said.values()), "raise") if wishes else "ignore"

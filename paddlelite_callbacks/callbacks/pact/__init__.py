@@ -1,0 +1,1 @@
+"""`PACTQuantCallback` and its diagnosis."""

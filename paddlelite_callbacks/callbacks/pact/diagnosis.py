@@ -1,0 +1,209 @@
+"""What quantisation cost: the metric in fp32, fake-quantised and of the real int8 file, and the layers that cost it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.nn.surgery import same_modes
+from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
+from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.utils.distributed import mean_figure, of_first_rank
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
+from paddlelite_callbacks.workarounds.data_loader import loader_of
+
+__all__ = ["Diagnosis", "diagnose", "metric_of", "score_of"]
+
+_BATCH, _FEW, _TRIED = 32, 2, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The cost of quantisation.
+
+    Args:
+        metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given.
+        fp32: with the quantisers off.
+        fake_quant: with them on.
+        int8: of the real int8 file.
+        engine: that ran it, or why none did.
+        allowed_drop: share of ``fp32``.
+        sqnr_db: the noisiest layers, dB.
+        gains: how much better the metric is, by the layer that is left in fp32.
+        skips: suggested for ``skip``; empty where leaving single layers in fp32 wins nothing.
+        higher_is_better: whether the metric grows with quality.
+    """
+
+    metric: str
+    fp32: float
+    fake_quant: float
+    int8: float | None
+    engine: str
+    allowed_drop: float
+    sqnr_db: dict[str, float]
+    gains: dict[str, float]
+    skips: tuple[str, ...]
+    higher_is_better: bool = True
+
+    @property
+    def drop(self) -> float:
+        """Loss of the real file (of the fake-quantised network where there is none), as a share of ``fp32``."""
+        shipped = self.fake_quant if self.int8 is None else self.int8
+        lost = self.fp32 - shipped if self.higher_is_better else shipped - self.fp32
+        return lost / max(abs(self.fp32), 1e-12)
+
+    @property
+    def too_much(self) -> bool:
+        """Whether the drop is beyond the allowed one."""
+        return self.drop > self.allowed_drop
+
+    def lines(self) -> tuple[str, ...]:
+        """Return it in words, for a report."""
+        real = f"{self.int8:.4f} ({self.engine})" if self.int8 is not None else f"not measured ({self.engine})"
+        lines = [
+            f"{self.metric}: fp32 {self.fp32:.4f}, fake-quantised {self.fake_quant:.4f}, int8 file {real}; drop "
+            f"{100 * self.drop:.2f} %, allowed {100 * self.allowed_drop:.2f} %."
+        ]
+        if self.too_much:
+            lines.append("Noisiest layers: " + ", ".join(f"{n} {v:.1f} dB" for n, v in self.sqnr_db.items()) + ".")
+            lines.append("Gain when left in fp32: " + ", ".join(f"{n} {v:+.4f}" for n, v in self.gains.items()) + ".")
+            lines.append(
+                f"Suggested: skip={list(self.skips)}, and train again."
+                if self.skips
+                else "No few layers left in fp32 win it back: train longer, with a smaller lr_scale, or use more bits."
+            )
+        return tuple(lines)
+
+
+def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
+    """Evaluate ``model`` in fp32, fake-quantised and as an int8 file; look for culprits where the drop is too large.
+
+    Args:
+        model: prepared, with a quantised network; not changed.
+        data: a ``Dataset`` or ``DataLoader`` with labels. On several processes all must call, since all evaluate.
+        allowed_drop: share of the fp32 metric.
+        mode: which metric is better, see `falls_with_quality`.
+    """
+    network = model.network
+    with same_modes(network):
+        with _kept_inputs(network) as batches:
+            metric, quantised = metric_of(model, data)
+        with quantisers_off(network):
+            plain = metric_of(model, data)[1]
+        real, engine = _of_the_file(model, data, batches)
+        found = Diagnosis(
+            metric=metric,
+            fp32=plain,
+            fake_quant=quantised,
+            int8=real,
+            engine=engine,
+            allowed_drop=allowed_drop,
+            sqnr_db={},
+            gains={},
+            skips=(),
+            higher_is_better=not falls_with_quality(metric, mode),
+        )
+        if not found.too_much:
+            return found
+        noisy = of_first_rank(dict(list(layer_sqnr(network, batches).items())[:_TRIED]))  # each has other batches
+
+        def score() -> float:
+            return score_of(model, data, mode)
+
+        gains = leave_one_out(network, score, list(noisy))
+        skips = find_skips(network, score, budget=allowed_drop, candidates=list(noisy))
+        return Diagnosis(**{**vars(found), "sqnr_db": noisy, "gains": gains, "skips": tuple(skips)})
+
+
+def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
+    """Return the first metric of ``model.evaluate`` and its value; the loss where there is none.
+
+    Args:
+        model: prepared.
+        data: as ``model.evaluate`` takes it.
+
+    Raises:
+        ValueError: the network's outputs are a dictionary.
+    """
+    try:
+        batches = loader_of(data, batch_size=_BATCH) if isinstance(data, paddle.io.IterableDataset) else data
+        results = model.evaluate(batches, batch_size=_BATCH, verbose=0)
+    except AttributeError as error:
+        if "'dict' object has no attribute" not in str(error):
+            raise
+        raise ValueError(
+            "paddle.Model.evaluate takes no network whose outputs are a dictionary (Paddle's own limit): let forward() "
+            "return a tuple, or leave evaluate_on and eval_data out."
+        ) from error
+    for name, value in results.items():
+        if name != "loss":
+            return name, float(np.ravel(value)[0])
+    return "loss", mean_figure(float(np.ravel(results["loss"])[0]))  # hapi gathers metrics, but not losses
+
+
+def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
+    """Return what `metric_of` does, negated where the smaller figure is the better one: the higher, the better.
+
+    Args:
+        model: see `metric_of`.
+        data: see `metric_of`.
+        mode: see `falls_with_quality`.
+    """
+    name, value = metric_of(model, data)
+    return -value if falls_with_quality(name, mode) else value
+
+
+@contextmanager
+def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
+    """Give a list that fills with the inputs of the first few batches that ``network`` runs inside the block."""
+    seen: list[list[paddle.Tensor]] = []
+
+    def keep(_: Layer, inputs: Sequence[paddle.Tensor]) -> None:
+        if len(seen) < _FEW:
+            seen.append([item.detach() for item in inputs])
+
+    hook = network.register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
+    """Return the metric of the exported int8 file and the engine that ran it, or ``None`` and why not."""
+    from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+    from paddlelite_callbacks.export.variants import export_forms
+
+    engines = [engine for engine in ENGINES.values() if engine.kind == "onnx" and not missing_reason(engine)]
+    if not engines:
+        return None, "no ONNX engine installed: pip install 'paddlelite_callbacks[deploy]'"
+    network = model.network
+    specs = [
+        InputSpec([None, *item.shape[1:]], dtype=str(item.dtype).rpartition(".")[2], name=f"x{i}")
+        for i, item in enumerate(batches[0])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        forms = export_forms(network, Path(folder), input_spec=specs)
+        files = [item for item in forms.artefacts if item.kind == "onnx" and item.precision == "int8"]
+        if not files:
+            return None, str(forms.errors.get(("onnx", "int8")))
+        predict = engines[-1].load(files[0], threads=1)
+
+        def forward(*inputs: paddle.Tensor) -> Any:
+            results = [paddle.to_tensor(item) for item in predict([x.numpy() for x in inputs])]
+            return results if len(results) > 1 else results[0]
+
+        network.forward = forward
+        try:
+            return metric_of(model, data)[1], engines[-1].name
+        finally:
+            del network.forward

@@ -1,0 +1,154 @@
+"""``python -m paddlelite_callbacks export MODEL OUT``: a Paddle program as ONNX, checked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.export.artefact import Artefact
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
+    parser.description = (
+        "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
+        "ONNX, or in Paddle 2's format, and compare the two on random inputs. A checkpoint (.pdparams) holds no "
+        "network and cannot be taken: load it into its network and call paddle.jit.save first."
+    )
+    parser.add_argument("model", help="a Paddle program, its prefix or its folder")
+    parser.add_argument("out", help="folder for what is written (with deploy.json); must hold nothing else")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[NAME:]1x3x224x224[:TYPE]",
+        help="sizes for the check, where the file leaves them free",
+    )
+    parser.add_argument(
+        "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
+    )
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=["onnx", "pdmodel"],
+        default=["onnx"],
+        help="what to write: onnx (default), pdmodel (model.pdmodel + model.pdiparams, for Paddle Lite and Paddle 2)",
+    )
+    parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, check, and only then put the files into place.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError: the model is ONNX already, or the target is a file or holds other files.
+        ExportError: the file that was written computes something else.
+    """
+    from paddle.static import InputSpec
+
+    from paddlelite_callbacks.errors import ExportError
+    from paddlelite_callbacks.export.artefact import Artefact
+    from paddlelite_callbacks.export.compare import compare_outputs
+    from paddlelite_callbacks.export.fp16 import write_fp16_onnx
+    from paddlelite_callbacks.export.legacy_program import write_legacy_program
+    from paddlelite_callbacks.export.metadata import (
+        SIDECAR,
+        checked_sidecar_options,
+        described_outputs,
+        write_sidecar,
+    )
+    from paddlelite_callbacks.export.model_files import (
+        complete_inputs,
+        find_model,
+        input_shapes,
+        parse_input,
+        random_inputs,
+    )
+    from paddlelite_callbacks.export.onnx_export import export_onnx
+    from paddlelite_callbacks.utils.atomic_files import staged_folder
+    from paddlelite_callbacks.utils.isolation import hushed_stdout
+
+    target = Path(options.out)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; give a folder.")
+    ours = {"model.onnx", "model.fp16.onnx", "model.pdmodel", "model.pdiparams", SIDECAR}
+    if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
+        raise ValueError(
+            f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
+            "give a new folder."
+        )
+    specs = [parse_input(text) for text in options.input]
+    if Path(options.model).suffix.lower() == ".onnx":
+        raise ValueError(f"{options.model} is ONNX already; export takes Paddle programs: use the file as it is.")
+    source = find_model(options.model)
+    if source.kind != "paddle":
+        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
+    if options.fp16 and "onnx" not in options.forms:
+        raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
+    if "pdmodel" in options.forms and source.path.suffix != ".json":
+        raise ValueError(f"{source.path} is in Paddle 2's format already: use the file as it is.")
+    inputs = random_inputs(source, complete_inputs(source, specs))
+    judges = {"pdmodel": "paddle", **({"onnx": _installed_engine()} if "onnx" in options.forms else {})}
+    with hushed_stdout():
+        expected = _answers(source, "paddle", inputs)
+    with staged_folder(target, dropped=sorted(ours)) as stage:
+        files, lines = [], []
+        if "onnx" in options.forms:
+            files.append(export_onnx(source, stage / "model.onnx", opset=options.opset))
+        if options.fp16:
+            files.append(write_fp16_onnx(files[0], stage / "model.fp16.onnx"))
+        if "pdmodel" in options.forms:
+            pair = write_legacy_program(source.path, stage / "model")
+            files.append(Artefact(kind="pdmodel", path=pair[0], files=pair, precision=source.precision))
+        for file in files:
+            judge = judges[file.kind]
+            atol, rtol = (1e-4, 1e-3) if file.precision != "fp16" else (5e-5, 5e-2)
+            check = compare_outputs(expected, _answers(file, judge, inputs), engine=judge, atol=atol, rtol=rtol)
+            if not check.passed:
+                found = check.error or f"by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
+                raise ExportError(f"{file.path.name} differs from the program on {judge}: {found}.")
+            lines.append(
+                f"{target / file.path.name}: {file.size_mb:.2f} MB, largest difference {check.max_abs_diff:.3g}"
+            )
+        shapes = input_shapes(files[0])
+        described = [
+            {"name": name, "shape": [None if size < 0 else size for size in shape], "dtype": str(a.dtype)}
+            for (name, shape), a in zip(shapes.items(), inputs, strict=True)
+        ]
+        outputs = described_outputs(files, expected, [InputSpec(shape) for shape in shapes.values()])
+        write_sidecar(stage, files, inputs=described, outputs=outputs, options=checked_sidecar_options(None))
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _answers(artefact: Artefact, engine: str, inputs: list) -> list:
+    from paddlelite_callbacks.benchmark.crash_probe import crash_of
+    from paddlelite_callbacks.benchmark.engines import ENGINES, EngineError
+
+    if (why := crash_of(engine, artefact, inputs)) is not None:
+        raise EngineError(f"{why}.")
+    return ENGINES[engine].load(artefact, threads=1)(inputs)
+
+
+def _installed_engine() -> str:
+    """Return the first engine for ONNX files that is here."""
+    from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+    from paddlelite_callbacks.errors import MissingDependencyError
+
+    engines = [engine for engine in ENGINES.values() if engine.kind == "onnx"]
+    why = [missing_reason(engine) for engine in engines]
+    if None not in why:
+        raise MissingDependencyError(f"The check of the file needs an engine: {'; '.join(map(str, why))}.")
+    return engines[why.index(None)].name

@@ -1,0 +1,191 @@
+"""Networks to learn from: given as a layer, a ``paddle.Model``, a checkpoint, or a program that was saved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+
+from paddlelite_callbacks.nn.surgery import computes_weight, copy_network
+from paddlelite_callbacks.quant.switch import strip_quantisers_
+from paddlelite_callbacks.utils.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
+
+__all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
+
+_ARCHITECTURE = "Give the architecture that it was saved from: teacher=(path, network)."
+
+TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer | Callable[[], Layer]]
+
+
+def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer | None:
+    """Return the network that ``teacher`` means.
+
+    Args:
+        teacher: a ``Layer``; a ``paddle.Model``; ``(checkpoint, network)`` with a ``.pdparams`` file and the layer,
+            or a function without arguments that builds it, to load it into; a prefix that ``paddle.jit.save`` was
+            given (``prefix.json`` or ``prefix.pdmodel`` exists); or a ``.pdparams`` file alone, which is loaded into
+            a copy of the student (a network of the same architecture trained before).
+        student: for the last form; without it that form gives ``None``, to be asked again.
+
+    Raises:
+        TypeError: ``teacher`` is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint does not fit the network.
+    """
+    if isinstance(teacher, paddle.Model):
+        teacher = teacher.network
+    if isinstance(teacher, Layer):
+        return teacher
+    if isinstance(teacher, tuple) and len(teacher) == 2 and isinstance(teacher[0], (str, Path)):
+        return _from_checkpoint(_checkpoint(teacher[0]), teacher[1])
+    if not isinstance(teacher, (str, Path)):
+        raise TypeError(
+            "teacher must be a paddle.nn.Layer or a paddle.Model, got "
+            f"{type(teacher).__name__}; or a pair (checkpoint.pdparams, network), or the path of a checkpoint or of "
+            "a program saved with paddle.jit.save."
+        )
+    prefix = _program(teacher)
+    if prefix is not None:
+        return _from_program(prefix)
+    path = _checkpoint(teacher)
+    if student is None:
+        return None
+    state = _state_in(path)
+    return _from_checkpoint(path, lambda: _like(student, state), state)
+
+
+def refuse_missing_files(teacher: TeacherLike) -> None:
+    """Refuse a path to nothing.
+
+    Args:
+        teacher: as `loaded_teacher` takes it.
+
+    Raises:
+        FileNotFoundError: names what was looked for.
+    """
+    if isinstance(teacher, (str, Path)) and _program(teacher) is None:
+        _checkpoint(teacher)
+
+
+def copied(network: Layer) -> Layer:
+    """Return a deep copy without the hooks of ``network``, but for those of ``weight_norm`` and ``spectral_norm``."""
+    return copy_network(network, keep_hook=computes_weight, keep_modes=True)
+
+
+def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: str = _ARCHITECTURE) -> None:
+    """Load ``state`` into ``network``, all of it or nothing.
+
+    Args:
+        network: changed in place.
+        state: tensors or arrays by name.
+        source: where it comes from, for the error message.
+        cure: the end of that message.
+
+    Raises:
+        ValueError: names or shapes differ; the first few are named.
+    """
+    own = network.state_dict()
+    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    wrong = {
+        key: (list(state[key].shape), list(own[key].shape))
+        for key in own
+        if key in state and list(state[key].shape) != list(own[key].shape)
+    }
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{source} does not fit {type(network).__name__}: missing {missing[:4]} ({len(missing)}), unknown "
+            f"{extra[:4]} ({len(extra)}), other shapes (file, network) {dict(list(wrong.items())[:4])} ({len(wrong)}). "
+            f"{cure}"
+        )
+    network.set_state_dict(state)
+
+
+def _like(student: Layer, state: Iterable[str]) -> Layer:
+    """Copy ``student``, without the quantisers that it may have by now where the keys ``state`` know of none."""
+    network = copied(student)
+    return network if any("_quanter." in key for key in state) else strip_quantisers_(network)
+
+
+def digest_of(network: Layer) -> str:
+    """Return a SHA-256 checksum of the network's class and of all its parameters and buffers."""
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        value = np.ascontiguousarray(tensor.astype("float32").numpy() if _is_half(tensor) else tensor.numpy())
+        digest.update(f"{name}{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _is_half(tensor: Any) -> bool:
+    return tensor.dtype == paddle.bfloat16
+
+
+def _program(teacher: str | Path) -> Path | None:
+    """Return the prefix of a saved program that ``teacher`` names, if there is one."""
+    path = Path(teacher)
+    prefix = path.with_suffix("") if path.suffix in (".json", ".pdmodel") else path
+    exists = any(Path(f"{prefix}{ending}").is_file() for ending in (".json", ".pdmodel"))
+    return prefix if exists and Path(f"{prefix}.pdiparams").is_file() else None
+
+
+def _from_program(prefix: Path) -> Layer:
+    refuse_torn(f"{prefix}.pdiparams")
+    refuse_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
+    try:
+        return paddle.jit.load(str(prefix))
+    except Exception as error:
+        raise ValueError(
+            f"teacher={str(prefix)!r} cannot be loaded by paddle.jit.load ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:200]}): write it again with paddle.jit.save, or give the network "
+            "itself, or (checkpoint, network)."
+        ) from error
+
+
+def _kinds(state: Any) -> str:
+    if isinstance(state, dict):
+        return f"a dictionary of {sorted({type(value).__name__ for value in state.values()})}"
+    return f"a {type(state).__name__}"
+
+
+def _checkpoint(teacher: str | Path) -> Path:
+    for path in (Path(teacher), Path(f"{teacher}.pdparams")):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"teacher={str(teacher)!r}: there is neither a checkpoint {teacher}[.pdparams] nor a program "
+        f"{teacher}.json (or .pdmodel) with {teacher}.pdiparams. Give the path of one, or the network itself."
+    )
+
+
+def _state_in(path: Path) -> dict[str, Any]:
+    state = read_saved(path)
+    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(
+            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
+            "paddle.save(network.state_dict(), path)."
+        )
+    return state
+
+
+def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer], state: dict[str, Any] | None = None) -> Layer:
+    if not isinstance(network, Layer):
+        if not callable(network):
+            raise TypeError(
+                f"teacher=(checkpoint, network): network must be a Layer or a function that builds one, got "
+                f"{type(network).__name__}: for instance lambda: resnet18(num_classes=10)."
+            )
+        with paddle.utils.unique_name.guard():  # some of paddleclas's networks have fixed parameter names
+            network = network()
+        if not isinstance(network, Layer):
+            raise TypeError(
+                f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}: it must build a "
+                "paddle.nn.Layer."
+            )
+    load_weights_(network, _state_in(path) if state is None else state, str(path))
+    return network

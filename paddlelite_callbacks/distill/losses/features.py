@@ -1,0 +1,156 @@
+"""Distillation losses on feature maps and dense outputs; the teacher's side is detached."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from paddlelite_callbacks.distill.losses.logits import check_temperature, same_shape
+
+__all__ = ["attention", "attention_map", "cwd", "fitnet", "heatmap_mse", "rkd"]
+
+_TINY = 1e-12
+
+
+def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean((s - t)²) / 2`` over all elements: the hint of FitNets (Romero 2015, arXiv:1412.6550).
+
+    The paper's regressor is the projection that stands before it where the shapes differ. The paper sums, here the
+    mean is taken so that the weight does not depend on the size of the map.
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape(student, teacher)
+    return 0.5 * F.mse_loss(student, teacher.detach())
+
+
+def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """``T² / (N C) Σ_n Σ_c KL(φ(t_nc) ‖ φ(s_nc))`` (Shu 2021, arXiv:2011.13256).
+
+    ``φ`` is the softmax of a channel over its positions: where, not how much. For segmentation logits, heat maps and
+    feature maps.
+
+    Args:
+        student: ``[N, C, ...]`` with at least one axis of positions; gradients flow.
+        teacher: the same shape; detached here.
+        temperature: ``T > 0``.
+
+    Returns:
+        Scalar, nats.
+
+    Raises:
+        ValueError: the shapes differ or have no positions, or ``temperature`` is not positive.
+    """
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    if student.ndim < 3:
+        raise ValueError(f"cwd takes maps [N, C, positions...], got {list(student.shape)}: use 'kl' for logits.")
+    log_p = F.log_softmax(student.flatten(2) / temperature, axis=-1)
+    log_q = F.log_softmax(teacher.detach().flatten(2) / temperature, axis=-1)
+    return (log_q.exp() * (log_q - log_p)).sum(axis=-1).mean() * temperature**2
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean((Q(s) - Q(t))²)``, attention transfer (Zagoruyko 2017, arXiv:1612.03928).
+
+    ``Q(x)`` is the map ``mean over channels of x²``, flattened and divided by its Euclidean norm. Squared and averaged
+    over samples and positions as in the authors' code; the paper writes the norm itself.
+
+    Args:
+        student: ``[N, C, ...]``; gradients flow.
+        teacher: ``[N, C', ...]`` with the same positions, the channels may differ; detached here.
+
+    Raises:
+        ValueError: the positions differ.
+    """
+    if student.ndim < 3 or [student.shape[0], *student.shape[2:]] != [teacher.shape[0], *teacher.shape[2:]]:
+        raise ValueError(
+            f"attention takes maps [N, channels, positions...] of the same positions, got {list(student.shape)} and "
+            f"{list(teacher.shape)}: choose layers that give maps; features= resizes them where their sizes differ."
+        )
+    return F.mse_loss(attention_map(student), attention_map(teacher.detach()))
+
+
+def attention_map(x: Tensor) -> Tensor:
+    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1.
+
+    Args:
+        x: ``[N, C, positions...]``.
+    """
+    energy = (x * x).mean(axis=1).flatten(1)
+    return energy / ((energy * energy).sum(axis=1, keepdim=True) + _TINY**2).sqrt()
+
+
+def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
+    """``distance L_D + angle L_A``, relational distillation (Park 2019, arXiv:1904.05068).
+
+    ``L_D``: Huber loss (delta 1) of the pairs' Euclidean distances, each network's divided by its mean over pairs of
+    different samples. ``L_A``: Huber loss of the cosines of the angles ``i-j-k``. Means over all ``N²`` pairs and
+    ``N³`` triplets, as in the authors' code. The networks may have different widths: no projection is needed.
+
+    Args:
+        student: ``[N, ...]``, flattened behind the first axis; gradients flow. ``N >= 2``.
+        teacher: ``[N, ...]``; detached here.
+        distance: weight of ``L_D``.
+        angle: weight of ``L_A``; 0 saves memory of the order ``N³``.
+
+    Raises:
+        ValueError: the batch sizes differ.
+    """
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"rkd takes the same samples, got batches of {student.shape[0]} and {teacher.shape[0]}: run both networks "
+            "on the same inputs."
+        )
+    s, t = student.flatten(1), teacher.detach().flatten(1)
+    total = distance * F.smooth_l1_loss(_relative_distances(s), _relative_distances(t))
+    return total if angle == 0 else total + angle * F.smooth_l1_loss(_angles(s), _angles(t))
+
+
+def _relative_distances(x: Tensor) -> Tensor:
+    apart = x.unsqueeze(0) - x.unsqueeze(1)
+    squares = (apart * apart).sum(axis=-1)
+    different = 1 - paddle.eye(x.shape[0], dtype=x.dtype)
+    # sqrt has no slope at 0, where the diagonal (and twins) lie: clip stops their gradient, the mask their value
+    distances = paddle.clip(squares, min=_TINY).sqrt() * different
+    mean = distances.sum() / max(x.shape[0] * (x.shape[0] - 1), 1)
+    return distances / paddle.clip(mean, min=_TINY)
+
+
+def _angles(x: Tensor) -> Tensor:
+    apart = x.unsqueeze(0) - x.unsqueeze(1)  # [j, i]: from j to i
+    units = apart / paddle.clip((apart * apart).sum(axis=-1, keepdim=True), min=_TINY).sqrt()
+    return paddle.bmm(units, units.transpose([0, 2, 1]))
+
+
+def heatmap_mse(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """``mean((w s - w t)²) / 2``: MSE of heat maps, masked by the labels' target weights.
+
+    The weighting of the keypoint losses (Xiao 2018, arXiv:1804.06208; PaddleDetection's ``KeyPointMSELoss``), with
+    the teacher's maps for the targets: a joint that is not labelled in an image teaches nothing there.
+
+    Args:
+        student: ``[N, K, H, W]``; gradients flow.
+        teacher: the same shape; detached here.
+        label: target weights ``w``, ``[N, K]`` or ``[N, K, 1]``; usually 0 or 1.
+
+    Returns:
+        Scalar; mean over all elements, masked ones included.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    same_shape(student, teacher)
+    if student.ndim != 4 or label.size != student.shape[0] * student.shape[1]:
+        raise ValueError(
+            f"heatmap_mse takes maps [N, K, H, W] and target weights [N, K], got {list(student.shape)} and "
+            f"{list(label.shape)}: choose the label with OutputTerm('heatmap_mse', label=...)."
+        )
+    weight = label.reshape([student.shape[0], student.shape[1], 1, 1]).astype(student.dtype)
+    return 0.5 * F.mse_loss(student * weight, teacher.detach() * weight)

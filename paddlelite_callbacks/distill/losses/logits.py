@@ -1,0 +1,437 @@
+"""Distillation losses: pure functions of the student's and the teacher's output; the teacher's is detached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from paddlelite_callbacks.errors import near_names
+
+__all__ = [
+    "LOSSES",
+    "DistillLoss",
+    "bce",
+    "check_temperature",
+    "class_axis",
+    "dist",
+    "dkd",
+    "dml",
+    "jsdiv",
+    "kl",
+    "l1",
+    "loss_for_task",
+    "mse",
+    "named_loss",
+    "same_shape",
+    "smooth_l1",
+    "sum_over_outputs",
+]
+
+DistillLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int | None = None) -> Tensor:
+    """``T² KL(softmax(t / T) ‖ softmax(s / T))``, mean over all but the class axis (Hinton 2015, arXiv:1503.02531).
+
+    Args:
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
+        teacher: logits of the same shape; detached here.
+        temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+        axis: of the classes; ``None``: 1 for maps (four and more axes), else the last.
+
+    Returns:
+        Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
+
+    Raises:
+        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
+    """
+    axis = class_axis(student.shape, axis)
+    log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
+    return _kl(log_q, log_p, axis) * temperature**2
+
+
+def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: int | None = None) -> Tensor:
+    """``T² (KL(q ‖ p) + KL(p ‖ q)) / 2`` with ``p = softmax(s / T)``, ``q = softmax(t / T)``.
+
+    The symmetrised divergence (Jeffreys) that PaddleClas names ``JSDIV``, in its ``DistillationDMLLoss`` too
+    (Zhang 2018, arXiv:1706.00384). The Jensen-Shannon divergence against the mean of the two is a different one.
+
+    Args:
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
+        teacher: logits of the same shape; detached here.
+        temperature: ``T > 0``.
+        axis: of the classes, see `kl`.
+
+    Returns:
+        Scalar, nats; mean over all but the class axis.
+
+    Raises:
+        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
+    """
+    axis = class_axis(student.shape, axis)
+    log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
+    return 0.5 * (_kl(log_q, log_p, axis) + _kl(log_p, log_q, axis)) * temperature**2
+
+
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean((s - t)²)`` over all elements; any equal shapes, ``teacher`` detached (the guide's ``l2``).
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape(student, teacher)
+    return F.mse_loss(student, teacher.detach())
+
+
+def l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean(|s - t|)`` over all elements; any equal shapes, ``teacher`` detached.
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape(student, teacher)
+    return F.l1_loss(student, teacher.detach())
+
+
+def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor:
+    """``mean(h(s - t))``, ``h(d) = d²/2`` for ``|d| < delta`` and ``delta |d| - delta²/2`` beyond (Huber).
+
+    Args:
+        student: any shape; gradients flow.
+        teacher: the same shape; detached here.
+        delta: where the square turns into a line, in units of the output.
+
+    Raises:
+        ValueError: the shapes differ, or ``delta`` is not positive.
+    """
+    same_shape(student, teacher)
+    if delta <= 0:
+        raise ValueError(f"delta must be positive, got {delta}: leave it out for 1, the usual Huber loss.")
+    return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kl": kl,
+    "jsdiv": jsdiv,
+    "mse": mse,
+    "l2": mse,
+    "l1": l1,
+    "smooth_l1": smooth_l1,
+}
+
+_TEMPERED = ("kl", "jsdiv")
+
+
+def named_loss(name: str, *, temperature: float | None = None) -> DistillLoss:
+    """Return the loss ``name`` of `LOSSES` (case does not matter: the guide writes ``JSDIV``).
+
+    Args:
+        name: a key of `LOSSES`.
+        temperature: for ``kl`` and ``jsdiv``; ``None`` takes the loss's own default.
+
+    Raises:
+        ValueError: no such loss, a temperature that is not positive, or one for a loss that has none.
+    """
+    key = name.lower()
+    if key not in LOSSES:
+        raise ValueError(f"No distillation loss {name!r}; near names: {near_names(key, LOSSES)}, or pass a callable.")
+    if temperature is None:
+        return LOSSES[key]
+    if key not in _TEMPERED:
+        raise ValueError(f"The loss {key!r} has no temperature; only {list(_TEMPERED)} have. Leave it out.")
+    check_temperature(temperature)
+    return lambda student, teacher: LOSSES[key](student, teacher, temperature=temperature)
+
+
+def loss_for_task(task_loss: Any) -> str:
+    """Choose by the task's loss: ``kl`` for classes, ``bce`` for independent labels, ``mse`` for regressions.
+
+    Args:
+        task_loss: what ``model.prepare(loss=...)`` was given.
+
+    Raises:
+        ValueError: it cannot be told from this loss; names what to pass.
+    """
+    if isinstance(task_loss, (paddle.nn.CrossEntropyLoss, paddle.nn.CTCLoss)):
+        return "kl"
+    if isinstance(task_loss, (paddle.nn.BCEWithLogitsLoss, paddle.nn.MultiLabelSoftMarginLoss)):
+        return "bce"
+    if isinstance(task_loss, (paddle.nn.MSELoss, paddle.nn.L1Loss, paddle.nn.SmoothL1Loss)):
+        return "mse"
+    raise ValueError(
+        f"Cannot tell from the task loss {getattr(task_loss, '__name__', type(task_loss).__name__)} whether the "
+        "outputs are class scores or regressions: pass loss='kl' (or 'jsdiv') for class scores, loss='bce' for several "
+        "labels an image, loss='mse' (or 'l1', 'smooth_l1') for regressions, or a callable (student, teacher) -> "
+        "scalar."
+    )
+
+
+def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Sum ``loss`` over pairs of outputs in their order.
+
+    Args:
+        loss: of one pair.
+        student: the student's outputs.
+        teacher: the teacher's, as many.
+
+    Raises:
+        ValueError: the networks give different numbers of outputs.
+    """
+    if len(student) != len(teacher):
+        raise ValueError(
+            f"The student gives {len(student)} outputs {_shapes(student)}, the teacher {len(teacher)} "
+            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal. Give lists of the "
+            "same length, or the pairs that you want."
+        )
+    return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
+
+
+def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
+    """Return the axis of the classes, counted from 0.
+
+    Args:
+        shape: of the class scores.
+        axis: as given; ``None`` takes 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last one.
+
+    Raises:
+        ValueError: there is no such axis beside the batch, or it holds fewer than two classes, over which every softmax
+            is 1 and every divergence 0.
+    """
+    shape = list(shape)
+    found = (1 if len(shape) >= 4 else len(shape) - 1) if axis is None else axis % max(len(shape), 1)
+    if len(shape) < 2 or found == 0 or shape[found] < 2:
+        raise ValueError(
+            f"Class scores are [N, C], [N, L, C] or [N, C, H, W] with at least two classes, got {shape} (class axis "
+            f"{found}): take loss='bce' for yes-or-no scores, 'mse', 'l1' or 'smooth_l1' for regressions."
+        )
+    return found
+
+
+def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor]:
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    log_p = F.log_softmax(student / temperature, axis=axis)
+    log_q = F.log_softmax(teacher.detach() / temperature, axis=axis)
+    return log_p, log_q
+
+
+def _kl(log_a: Tensor, log_b: Tensor, axis: int) -> Tensor:
+    """``KL(a ‖ b)``: sum over the axis of the classes, mean over the others."""
+    return (log_a.exp() * (log_a - log_b)).sum(axis=axis).mean()
+
+
+def same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuse a pair of different shapes.
+
+    Args:
+        student: what the student gives.
+        teacher: what the teacher gives.
+
+    Raises:
+        TypeError: one of them is no tensor.
+        ValueError: names both shapes.
+    """
+    for who, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
+    if list(student.shape) != list(teacher.shape):
+        raise ValueError(
+            f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
+            "shape: give both the same number of classes or outputs, or distil with a callable that bridges them."
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be positive, got {temperature!r}: a finite number, or None for the loss's own default."
+        )
+
+
+def _shapes(outputs: Sequence[Tensor]) -> list[list[int]]:
+    return [list(output.shape) for output in outputs]
+
+
+_TINY = 1e-12
+
+
+def dml(student: Tensor, teacher: Tensor, *, axis: int | None = None) -> Tensor:
+    """``KL(softmax(t) ‖ softmax(s))``, mean over all but the class axis (Zhang 2018, arXiv:1706.00384).
+
+    The mimicry term of deep mutual learning: `kl` at temperature 1. PaddleClas's ``DistillationDMLLoss`` is the
+    symmetrised `jsdiv` instead.
+
+    Args:
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, not regressions; gradients flow.
+        teacher: logits of the same shape (the peer's); detached here.
+        axis: of the classes, see `kl`.
+
+    Returns:
+        Scalar, nats.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return kl(student, teacher, temperature=1.0, axis=axis)
+
+
+def bce(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """``T² mean KL(σ(t / T) ‖ σ(s / T))``, each score a yes or no of its own: for multi-label outputs.
+
+    `kl` with a sigmoid in place of the softmax: binary cross entropy with the teacher's probabilities as labels, less
+    their entropy, so that it is 0 where the two agree.
+
+    Args:
+        student: logits of any shape; gradients flow.
+        teacher: logits of the same shape; detached here.
+        temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+
+    Returns:
+        Scalar, nats; mean over all elements.
+
+    Raises:
+        ValueError: the shapes differ, or ``temperature`` is not positive.
+    """
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    s, t = student / temperature, teacher.detach() / temperature
+    q = F.sigmoid(t)
+    yes, no = F.log_sigmoid(t) - F.log_sigmoid(s), F.log_sigmoid(-t) - F.log_sigmoid(-s)
+    return (q * yes + (1 - q) * no).mean() * temperature**2
+
+
+def dkd(
+    student: Tensor,
+    teacher: Tensor,
+    label: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    axis: int | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """``T² (alpha TCKD + beta NCKD)``, decoupled distillation (Zhao 2022, arXiv:2203.08679).
+
+    TCKD is the KL divergence of the two-way split (target class, any other); NCKD that of the distributions over the
+    other classes alone. With ``alpha = 1`` and ``beta`` = the teacher's probability of the other classes, it is `kl`.
+
+    The target class of a soft label (MixUp, CutMix, label smoothing) is its largest one, the first of equals: what
+    code that trains DKD or NKD (Yang 2023, arXiv:2303.13005) with MixUp does, ``label.max(1)[1]``, and what gives
+    smoothed labels the value of hard ones. The paper knows hard labels only.
+
+    Args:
+        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, ``C >= 2``; gradients flow.
+        teacher: logits of the same shape; detached here.
+        label: classes, integers in the shape of the logits without their class axis (``[N]``, ``[N, 1]``,
+            ``[N, H, W]``); or soft labels in the very shape of the logits.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
+        temperature: ``T > 0``.
+        axis: of the classes, see `kl`.
+        ignore_index: class that marks what is not labelled and teaches nothing; so do soft labels of zeros.
+
+    Returns:
+        Scalar, nats; mean over all that is labelled.
+
+    Raises:
+        ValueError: shapes that do not fit, or ``temperature`` is not positive.
+    """
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    axis = class_axis(student.shape, axis)
+    target, labelled = _target_classes(label, list(student.shape), axis, ignore_index)
+    last = [i for i in range(student.ndim) if i != axis] + [axis]
+    s, t = student.transpose(last) / temperature, teacher.detach().transpose(last) / temperature
+    true = F.one_hot(target, s.shape[-1]).astype(s.dtype)
+    log_p, log_q = F.log_softmax(s, axis=-1), F.log_softmax(t, axis=-1)
+    target_kl = _target_kl(log_p, log_q, true)
+    # The target class gets a score so low that it has no share in the softmax over the others.
+    log_p_others, log_q_others = (F.log_softmax(x - 1e4 * true, axis=-1) for x in (s, t))
+    non_target = (log_q_others.exp() * (log_q_others - log_p_others) * (1 - true)).sum(axis=-1)
+    weight = labelled.astype(s.dtype)
+    return ((alpha * target_kl + beta * non_target) * weight).sum() / weight.sum().clip(min=1) * temperature**2
+
+
+def _target_classes(label: Tensor, shape: list[int], axis: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return the target class of every position, and which positions have one."""
+    positions = shape[:axis] + shape[axis + 1 :]
+    if list(label.shape) == shape:
+        return label.argmax(axis=axis), (label != 0).any(axis=axis)
+    if label.size != math.prod(positions) or label.shape[0] != shape[0]:
+        raise ValueError(
+            f"dkd takes one class index per row, got logits {shape} and labels {list(label.shape)}: give indices "
+            f"{positions} or soft labels {shape}, or choose another label with OutputTerm('dkd', label=...)."
+        )
+    target = label.reshape(positions).astype("int64")
+    labelled = target != ignore_index
+    return paddle.where(labelled, target, paddle.zeros_like(target)), labelled
+
+
+def _target_kl(log_p: Tensor, log_q: Tensor, true: Tensor) -> Tensor:
+    """KL of the two-way distributions (target class, others), along the last axis."""
+    q_true, q_others = (log_q.exp() * true).sum(axis=-1), (log_q.exp() * (1 - true)).sum(axis=-1)
+    # logsumexp over the others keeps figures near 0 that 1 - p would round away
+    log_p_true, log_q_true = (log_p * true).sum(axis=-1), (log_q * true).sum(axis=-1)
+    log_p_others, log_q_others = (paddle.logsumexp(x - 1e4 * true, axis=-1) for x in (log_p, log_q))
+    return q_true * (log_q_true - log_p_true) + q_others * (log_q_others - log_p_others)
+
+
+def dist(
+    student: Tensor, teacher: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
+) -> Tensor:
+    """``T² (beta L_inter + gamma L_intra)``, DIST (Huang 2022, arXiv:2205.10536).
+
+    ``L_inter = 1 - mean over samples of corr(p_n, q_n)`` over the classes, ``L_intra = 1 - mean over classes of
+    corr(p_:c, q_:c)`` over the batch; Pearson's correlation of ``p = softmax(s / T)``, ``q = softmax(t / T)``. It
+    asks for the teacher's ranking rather than its very probabilities. The factor ``T²`` is that of the authors' code.
+
+    Args:
+        student: logits ``[N, C]``; gradients flow. A batch of at least two, else the relations within classes are
+            undefined and count as unrelated.
+        teacher: logits ``[N, C]``; detached here.
+        beta: weight of the relations between classes.
+        gamma: weight of the relations within classes.
+        temperature: ``T > 0``.
+
+    Returns:
+        Scalar between 0 and ``2 T² (beta + gamma)``.
+
+    Raises:
+        ValueError: the shapes differ or are not ``[N, C]``, or ``temperature`` is not positive.
+    """
+    same_shape(student, teacher)
+    check_temperature(temperature)
+    class_axis(student.shape)
+    if student.ndim != 2:
+        raise ValueError(f"dist takes logits [N, C], got {list(student.shape)}: flatten other axes first.")
+    p = F.softmax(student / temperature, axis=-1)
+    q = F.softmax(teacher.detach() / temperature, axis=-1)
+    between = 1 - _correlation(p, q, axis=1).mean()
+    within = 1 - _correlation(p, q, axis=0).mean()
+    return (beta * between + gamma * within) * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor, *, axis: int) -> Tensor:
+    """Pearson's correlation along ``axis``."""
+    a, b = a - a.mean(axis=axis, keepdim=True), b - b.mean(axis=axis, keepdim=True)
+    norms = ((a * a).sum(axis=axis) * (b * b).sum(axis=axis) + _TINY**2).sqrt()
+    return (a * b).sum(axis=axis) / norms

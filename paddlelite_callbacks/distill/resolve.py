@@ -1,0 +1,225 @@
+"""From the options of `DistillCallback` to the terms of its objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from paddle.nn import CrossEntropyLoss, Layer
+
+from paddlelite_callbacks.distill.losses.logits import check_temperature, loss_for_task
+from paddlelite_callbacks.distill.losses.registry import AnyLoss, spec_of
+from paddlelite_callbacks.distill.objective import Objective
+from paddlelite_callbacks.distill.resize import checked_resize
+from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
+from paddlelite_callbacks.distill.terms import FeatureTerm, Output, OutputTerm, checked_output
+from paddlelite_callbacks.nn.surgery import find_sublayer, match_sublayers
+
+__all__ = ["Features", "Loss", "expanded", "feature_terms", "normalised", "objective_for", "output_terms"]
+
+Loss = str | AnyLoss | OutputTerm | Mapping[str, Weight] | Sequence[Any] | None
+Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
+
+
+def output_terms(
+    loss: Loss, *, temperature: float | None, output: Output, resize: str | None = None
+) -> list[OutputTerm] | None:
+    """Return the terms on outputs, or ``None`` where they are to be chosen by the task loss.
+
+    Args:
+        loss: of `DistillCallback`.
+        temperature: of its tempered losses.
+        output: of its losses that are no `OutputTerm`.
+        resize: the same.
+
+    Raises:
+        TypeError: ``loss`` is of another type.
+        ValueError: an unknown loss or ``resize``, or a temperature for losses that have none.
+    """
+    checked_output(output)
+    checked_resize(resize)
+    if temperature is not None:
+        check_temperature(temperature)
+    if loss is None:
+        return None
+    if isinstance(loss, Mapping):
+        tempered = [name for name in loss if spec_of(name).tempered]
+        if temperature is not None and not tempered:
+            raise ValueError(f"None of the losses {list(loss)} has a temperature. Leave it out.")
+        return [
+            OutputTerm(
+                name, weight, output=output, temperature=temperature if name in tempered else None, resize=resize
+            )
+            for name, weight in loss.items()
+        ]
+    entries: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
+    return [
+        entry
+        if isinstance(entry, OutputTerm)
+        else OutputTerm(entry, output=output, temperature=temperature, resize=resize)
+        for entry in entries
+    ]
+
+
+def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTerm]:
+    """Return the terms on features.
+
+    Args:
+        features: of `DistillCallback`.
+        loss: of those that are given by names alone.
+
+    Raises:
+        TypeError: ``features`` is of another type.
+        ValueError: an unknown loss.
+    """
+    if features is None:
+        return []
+    if isinstance(features, FeatureTerm):
+        return [features]
+    if isinstance(features, Mapping):
+        return [FeatureTerm(student, teacher, loss=loss) for student, teacher in features.items()]
+    terms: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
+    if not all(isinstance(term, FeatureTerm) for term in terms):
+        raise TypeError(
+            f"features must be a mapping of the student's layer names to the teacher's, or a list of FeatureTerm, got "
+            f"{features!r}: write {{'student.layer': 'teacher.layer'}}."
+        )
+    return terms
+
+
+def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return ``weights`` divided by their sum; equal ones for ``None``.
+
+    Args:
+        weights: one per teacher.
+        count: number of teachers.
+
+    Raises:
+        ValueError: not one positive weight a teacher.
+    """
+    given = [1.0] * count if weights is None else list(weights)
+    numbers = all(isinstance(weight, (int, float)) and 0 <= weight < float("inf") for weight in given)
+    if len(given) != count or not numbers or not sum(given):
+        raise ValueError(
+            f"teacher_weights must be {count} numbers of at least 0, not all 0, got {weights!r}: one for each teacher, "
+            "or leave it out for equal ones."
+        )
+    return [weight / sum(given) for weight in given]
+
+
+def objective_for(
+    outputs: list[OutputTerm] | None,
+    features: Sequence[FeatureTerm],
+    *,
+    temperature: float | None,
+    output: Output,
+    resize: str | None,
+    task_loss: Any,
+    student: Layer,
+    teachers: Sequence[Layer | None],
+    weights: Sequence[float],
+    each: bool,
+) -> Objective:
+    """Resolve names and choices against the networks.
+
+    Args:
+        outputs: `output_terms`.
+        features: `feature_terms`.
+        temperature: as given to `output_terms`.
+        output: as given to `output_terms`.
+        resize: as given to `output_terms`.
+        task_loss: chooses where ``outputs`` is ``None`` and there are no features; tells the axis of the classes.
+        student: whose layers are meant.
+        teachers: the same; ``None`` for one that cannot be looked into.
+        weights: of the teachers, sum 1.
+        each: give every teacher terms of its own instead of their mean.
+
+    Raises:
+        ValueError: a layer that is not there (near names are listed), a teacher that is not there.
+    """
+    if outputs is None:
+        given: dict[str, Any] = {"output": output, "temperature": temperature, "resize": resize}
+        outputs = [] if features else [OutputTerm(loss_for_task(task_loss), **given)]
+    if each and len(teachers) > 1:
+        outputs = [part for term in outputs for part in _for_each(term, weights)]
+    found: list[FeatureTerm] = []
+    for term in features:
+        found += expanded(term, student, _teacher(teachers, term.of))
+    for index in (term.teacher for term in outputs):
+        if index is not None and not 0 <= index < len(teachers):
+            raise ValueError(
+                f"OutputTerm(teacher={index}): there are {len(teachers)} teachers, counted from 0. Leave teacher= out "
+                "for the mean of all."
+            )
+    if not outputs and not found:
+        raise ValueError(
+            "There is nothing to distil: loss is empty and so is features. Give loss='kl' or another name, or features."
+        )
+    known = task_loss if isinstance(task_loss, CrossEntropyLoss) else None
+    axis, ignored = (None, None) if known is None else (known.axis, known.ignore_index)
+    return Objective([*outputs, *found], weights, class_axis=axis, ignore_index=ignored)
+
+
+def _for_each(term: OutputTerm, weights: Sequence[float]) -> list[OutputTerm]:
+    if term.teacher is not None:
+        return [term]
+    return [
+        replace(
+            term, teacher=index, weight=_scaled(term.weight, share), name=f"{term.name or term.spec().name}@{index}"
+        )
+        for index, share in enumerate(weights)
+    ]
+
+
+def _scaled(weight: Weight, share: float) -> Weight:
+    if not callable(weight):
+        return weight * share
+    silent_from = getattr(weight, "silent_from", float("inf"))
+    return Schedule(lambda now, total: share * value_at(weight, now, total), f"{share} * {weight!r}", silent_from)
+
+
+def _teacher(teachers: Sequence[Layer | None], index: int) -> Layer:
+    if not 0 <= index < len(teachers):
+        raise ValueError(
+            f"FeatureTerm(of={index}): there are {len(teachers)} teachers, counted from 0. Give the number of the one "
+            "that has the layer."
+        )
+    teacher = teachers[index]
+    if teacher is None:
+        raise ValueError("features need a teacher that runs: stored outputs hold none of its inner layers.")
+    return teacher
+
+
+def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[FeatureTerm]:
+    """Return one term per pair of layers that the names or globs of ``term`` match.
+
+    Args:
+        term: with names or globs.
+        student: whose layers are meant.
+        teacher: the same.
+
+    Raises:
+        ValueError: a name matches nothing (near ones are listed), or the two sides match different numbers.
+    """
+    if isinstance(term.student, tuple) or isinstance(term.teacher, tuple):
+        for network, names in zip((student, teacher), term.layers(), strict=True):
+            for name in names:
+                find_sublayer(network, name)
+        return [term]
+    ours, theirs = _on_one_level(student, term.student), _on_one_level(teacher, term.teacher)
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"features pairs layers in order, but {term.student!r} matches {len(ours)} of the student ({ours[:8]}) and "
+            f"{term.teacher!r} matches {len(theirs)} of the teacher ({theirs[:8]}). Write the pairs one by one: "
+            f"features={{'student.layer': 'teacher.layer'}}."
+        )
+    if len(ours) > 1 and isinstance(term.project, Layer):
+        raise ValueError(f"project= is one layer, but {term.student!r} matches {len(ours)}: give one term per pair.")
+    return [replace(term, student=a, teacher=b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _on_one_level(network: Layer, pattern: str) -> list[str]:
+    """Match ``pattern`` with names of its own depth: ``blocks*`` means the blocks, not all that is inside them."""
+    names = match_sublayers(network, pattern)
+    return [name for name in names if name.count(".") == pattern.count(".")] or names

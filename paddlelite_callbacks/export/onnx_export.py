@@ -1,0 +1,81 @@
+"""Convert a Paddle program to ONNX in a child process."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from paddlelite_callbacks.errors import ExportError, require_installed
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.interpolation import readable_by_converter
+from paddlelite_callbacks.export.separate_parameters import as_pair
+from paddlelite_callbacks.utils.atomic_files import staged_file
+from paddlelite_callbacks.utils.child_process import run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
+
+__all__ = ["export_onnx"]
+
+_log = logging.getLogger(__name__)
+_ONNX_SECONDS = 600
+_HIDDEN = re.compile(r"\b(tmp|paddlelite_traces_)[a-z0-9_]{8}[/\\\\]")  # of folders that the child made in ours
+_NOT_CLEANED = "clean"  # of `clean_onnx`
+
+
+def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool | None = None) -> Artefact:
+    """Convert a Paddle program to ONNX, in a child process since the converter can abort its own.
+
+    Names of inputs and outputs are those of the program; the producer is this package.
+
+    Args:
+        program: of kind ``"paddle"``.
+        path: of the ``.onnx`` file; appears only when whole.
+        opset: of ONNX.
+        clean: whether to leave out the nodes that no engine needs, see `clean_onnx`; ``None`` does so with float
+            programs. In one with int8 weights it would fold these into float ones.
+
+    Raises:
+        MissingDependencyError: the converter is not installed.
+        ExportError: the converter failed or died; carries the end of what it said.
+        OSError: the disk is full.
+    """
+    require_installed("paddle2onnx", needed_for="ONNX export")
+    with staged_file(path) as partial, tempfile.TemporaryDirectory() as work, as_pair(program.files) as pair:
+        files = [readable_by_converter(pair[0], Path(work)), *pair[1:]]
+        wanted = program.precision == "fp32" if clean is None else clean
+        arguments = [*(str(file.absolute()) for file in files), str(partial.absolute()), str(opset)]
+        arguments.append("yes" if wanted else "no")
+        try:
+            done = run_module(
+                "export.onnx_worker",
+                *arguments,
+                seconds=_ONNX_SECONDS,
+                environment={"TMPDIR": str(Path(work).resolve())},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
+        if done.returncode != 0 or not partial.is_file():
+            if shutil.disk_usage(path.parent).free < program.size_mb * 1e6:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
+            said = _telling(done.stdout, done.stderr)
+            said = _HIDDEN.sub("", without_folder(without_folder(said, partial.parent), work))
+            said = said.replace(partial.name, path.name)
+            raise ExportError(f"paddle2onnx ended with {done.returncode} on {program.path.name}: {said}")
+        for line in done.stderr.splitlines():
+            if _NOT_CLEANED in line:
+                _log.warning("%s: %s", path.name, line)
+    return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
+
+
+def _telling(stdout: str, stderr: str) -> str:
+    """Return what the converter said of operators that it cannot convert, or else the end of its error output."""
+    lines = [line.replace("[Paddle2ONNX]", "").strip() for line in f"{stdout}\n{stderr}".splitlines()]
+    named = [line for line in lines if line.startswith("[ERROR]") and "unsupported features" not in line]
+    if named:
+        return " ".join(dict.fromkeys(named))[:300] + " Write this operation otherwise, in operators that it knows."
+    return " ".join((stderr or stdout).split())[-300:]

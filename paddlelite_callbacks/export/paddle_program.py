@@ -1,0 +1,186 @@
+"""Export to Paddle's inference program and to ONNX; a finished export is never harmed by a failing one."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.hooks import copy_with_hooks, forget_results_
+from paddlelite_callbacks.export.legacy_program import legacy_program, write_legacy_program
+from paddlelite_callbacks.export.pir_program import read_pir_program
+from paddlelite_callbacks.export.signature import has_plain_signature, named_specs, plain_signature_
+from paddlelite_callbacks.export.slim_program import make_program_lean, name_outputs, number_parameters
+from paddlelite_callbacks.nn.surgery import copy_network, restored
+from paddlelite_callbacks.utils.atomic_files import staged_folder
+from paddlelite_callbacks.workarounds.tracing import clean_trace
+
+__all__ = ["copy_network", "export_paddle", "export_pdmodel", "output_names", "refuse_older_programs", "staged_folder"]
+
+
+_UNUSED = "is not involved in the target_vars"  # Paddle's words
+
+
+def export_paddle(
+    network: Layer,
+    folder: Path,
+    *,
+    input_spec: Sequence[InputSpec],
+    precision: str = "fp32",
+    name: str = "model",
+    in_place: bool = False,
+) -> Artefact:
+    """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
+
+    The program is Paddle 3's own format (PIR), for inference alone, see `make_program_lean`. ``paddle.jit`` changes
+    what it is given, so it is given a copy. Write into a `staged_folder` where an older export stands.
+
+    Args:
+        network: any mode; not changed.
+        folder: made if missing.
+        input_spec: one per input; ``None`` for sizes that vary.
+        precision: noted in the artefact.
+        name: of the files.
+        in_place: whether ``network`` itself is traced, hooks included, and then given back as it was: a copy of
+            `copy_with_hooks`, for which another one would take as much memory again. Otherwise, of the forward hooks,
+            only those of ``weight_norm`` and ``spectral_norm`` belong to what is exported.
+
+    Raises:
+        ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
+    """
+    refuse_older_programs()
+    folder.mkdir(parents=True, exist_ok=True)
+    input_spec = named_specs(network, input_spec)
+    names: list[str] = []
+    try:
+        with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
+            duplicate = network if in_place else copy_with_hooks(network, ())
+            with restored(duplicate):
+                forget_results_(duplicate)
+                _name_by_place(duplicate)
+                if not has_plain_signature(duplicate, len(input_spec)):
+                    plain_signature_(duplicate, len(input_spec))
+                duplicate.register_forward_post_hook(_noting_names(names))
+                paddle.jit.save(duplicate, str(folder / name), input_spec=list(input_spec))
+    except Exception as error:
+        reason = " ".join(str(error).split())[-400:]
+        if _UNUSED in reason:
+            reason = "forward() does not use one of them in eval mode: leave that one out"
+        shapes = [list(spec.shape) for spec in paddle.utils.flatten(list(input_spec))]
+        raise ExportError(
+            f"{type(network).__name__} cannot be exported with inputs {shapes}: {type(error).__name__}: {reason}"
+        ) from error
+    program, parameters = folder / f"{name}.json", folder / f"{name}.pdiparams"
+    missing = [file.name for file in (program, parameters) if not file.is_file()]
+    if missing:
+        raise ExportError(
+            f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its parameters. "
+            "Does forward() leave Paddle's operations (numpy(), Python numbers), so that its result became a constant?"
+        )
+    try:
+        make_program_lean(program)
+        name_outputs(program, _unlike(names, input_spec))
+    except ValueError as error:  # paddle.jit.save says nothing of a full disk
+        free = shutil.disk_usage(folder).free / 1e6
+        raise ExportError(
+            f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
+        ) from error
+    return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
+
+
+def export_pdmodel(program: Artefact) -> Artefact:
+    """Write ``model.pdmodel`` beside ``model.json``; both share ``model.pdiparams``.
+
+    Args:
+        program: of `export_paddle`; its parameters get short names.
+
+    Raises:
+        UnknownOperatorError: an operator has no form in Paddle 2.
+        OSError: the disk is full.
+    """
+    legacy_program(read_pir_program(program.path))  # as long as the parameters have the names of layers
+    number_parameters(program.path)
+    files = write_legacy_program(program.path, program.path.with_suffix(""))
+    return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
+
+
+def refuse_older_programs() -> None:
+    """Refuse a process in which Paddle is told to write the programs of Paddle 2.
+
+    Raises:
+        ExportError: says what to unset.
+    """
+    if not paddle.get_flags("FLAGS_enable_pir_api")["FLAGS_enable_pir_api"]:
+        raise ExportError(
+            "FLAGS_enable_pir_api=0 lets Paddle write programs of the older form (.pdmodel), which many of Paddle 3's "
+            "operations no longer support and this export does not read: run without this variable."
+        )
+
+
+def _name_by_place(network: Layer) -> None:
+    """Call every tensor of ``network``, a copy, as ``state_dict`` does: the same weights give the same bytes.
+
+    Paddle numbers the names of tensors through the life of the process.
+    """
+    named: set[int] = set()
+    for name, layer in network.named_sublayers(include_self=True):
+        for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None and id(tensor) not in named:  # a shared weight has its first name
+                named.add(id(tensor))
+                tensor.name = f"{name}.{key}" if name else key
+
+
+def output_names(output: Any) -> list[str]:
+    """Return a name for each tensor of `flat_outputs`: its keys joined by dots, or ``output_0``, ``output_1``, ...
+
+    Args:
+        output: what a network gives, of tensors or of anything in their place.
+    """
+    return [name if keyed else f"output_{i}" for i, (name, keyed) in enumerate(_named_parts(output, ""))]
+
+
+def _named_parts(output: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """Yield the path to each tensor of ``output``, and whether it has a key."""
+    keys: list[Any] = []
+    if isinstance(output, dict):
+        keys, output = sorted(output), [output[key] for key in sorted(output)]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        keys = list(output._fields)
+    if not isinstance(output, (list, tuple)):
+        yield path, bool(path)
+        return
+    for number, part in enumerate(output):
+        if keys or path:
+            yield from _named_parts(part, f"{path}.{keys[number] if keys else number}".lstrip("."))
+        else:
+            yield from _named_parts(part, "")
+
+
+def _noting_names(names: list[str]) -> Callable[..., None]:
+    """Return a forward hook that puts the names of the outputs into ``names``."""
+
+    @paddle.jit.not_to_static
+    def note(layer: Layer, inputs: Any, output: Any) -> None:
+        names[:] = output_names(output)
+
+    return note
+
+
+def _unlike(names: Sequence[str], input_spec: Sequence[InputSpec]) -> list[str]:
+    """Return ``names`` of outputs without those of inputs, and without two alike: a file could not hold them."""
+    taken = {spec.name for spec in paddle.utils.flatten(list(input_spec))}
+    unique = []
+    for name in names:
+        while name in taken:
+            name = f"{name}_out"
+        taken.add(name)
+        unique.append(name)
+    return unique

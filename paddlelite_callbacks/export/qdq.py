@@ -1,0 +1,220 @@
+"""ONNX that computes in int8: ``QuantizeLinear``/``DequantizeLinear`` with the scales that were learned in training.
+
+The input is the ONNX form of the very program that is shipped for Paddle, in which a quantiser stands as ``Mul,
+Round, Clip, Mul`` and an int8 weight as ``Cast, Mul``. Each of these chains is replaced by the pair that engines
+recognise, where it stands and with its own constants, so that nothing is written that was not simulated. Batch
+normalisation is folded by one rule: the scale of output channel ``c`` is multiplied by ``|gamma_c / sigma_c|``, a
+negative sign goes into the channel's integers, and the rest into the bias; the integers stay those of training.
+
+Activations are uint8, non-negative ones with zero point 0 and the others with zero point 128: with int8 activations
+ONNX Runtime takes three times as long. Grids below 8 bits are kept by a ``Clip`` in front of the quantiser, those of
+weights by integers that are multiples of a power of two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlelite_callbacks.errors import ExportError, require
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.utils.atomic_files import staged_file
+
+__all__ = ["int8_weights", "rewrite_as_qdq", "write_int8_onnx"]
+
+_UNSATURATED = 64  # 2 x 64 x 255 fits into the 16 bits in which CPUs without VNNI add two products
+_WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of the output channels
+
+
+def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
+    """Write the int8 form of an ONNX file converted from a quantised Paddle program.
+
+    Args:
+        source: of kind ``"onnx"``.
+        path: of the new file; appears only when whole.
+
+    Raises:
+        ExportError: there is no quantiser in it, or a chain is none that `convert_for_export_` writes.
+        MissingDependencyError: ``onnx`` is not installed.
+    """
+    onnx = require("onnx", needed_for="int8 ONNX files")
+    model = rewrite_as_qdq(onnx.load(str(source.path)))
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"The int8 form of {source.path.name} is no ONNX model: {error}.") from error
+    with staged_file(path) as partial:
+        partial.write_bytes(model.SerializeToString())
+    return replace(source, path=path, files=(path,), precision="int8")
+
+
+def rewrite_as_qdq(model: Any) -> Any:
+    """Return ``model`` (``onnx.ModelProto``) with quantiser chains as QDQ pairs and batch normalisation folded.
+
+    Raises:
+        ExportError: see `write_int8_onnx`.
+    """
+    graph = OnnxGraph(model)
+    roundings = [node for node in graph.nodes if node.op_type == "Round"]
+    casts = [node for node in graph.nodes if _is_int8_cast(graph, node)]
+    if not roundings or not casts:
+        raise ExportError("The ONNX file holds no quantiser: was it converted from a quantised network?")
+    for node in roundings:
+        _activation(graph, node)
+    for node in casts:
+        _weight(graph, node)
+    for node in [node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose")]:
+        _fold_bias(graph, node)
+        _fold_batch_norm(graph, node)
+        _fold_bias(graph, node)
+    return graph.to_model()
+
+
+def int8_weights(model: Any) -> dict[str, np.ndarray]:
+    """Return the integer weights of an int8 model by the names of their ``DequantizeLinear`` inputs."""
+    onnx = require("onnx", needed_for="int8 ONNX files")
+    return {
+        item.name: onnx.numpy_helper.to_array(item)
+        for item in model.graph.initializer
+        if item.data_type == onnx.TensorProto.INT8 and len(item.dims) > 1
+    }
+
+
+def _activation(graph: OnnxGraph, rounding: Any) -> None:
+    """``Mul(1/step), Round, Clip(low, high), Mul(step)`` becomes ``[Clip,] Q, DQ``."""
+    before = _through_idle_add(graph, rounding.input[0])
+    clip = graph.only_consumer(rounding.output[0], "Clip")
+    after = None if clip is None else graph.only_consumer(clip.output[0], "Mul")
+    if before is None or clip is None or after is None:
+        raise ExportError(f"The rounding at {rounding.output[0]} is no quantiser that was trained here.")
+    step = _scalar(graph, after.input[1])
+    low, high = (int(_scalar(graph, name)) for name in clip.input[1:3])
+    output = _past_idle_add(graph, after)
+    signed = low < 0
+    prefix = f"{output}.quantized"
+    scale = graph.constant(f"{prefix}.scale", np.asarray(step, "float32"))
+    zero = graph.constant(f"{prefix}.zero_point", np.asarray(128 if signed else 0, "uint8"))
+    source = before.input[0]
+    if (low, high) != ((-128, 127) if signed else (0, 255)):
+        limits = [
+            graph.constant(f"{prefix}.{k}", np.asarray(v * step, "float32")) for k, v in (("low", low), ("high", high))
+        ]
+        graph.insert_before(after, "Clip", [source, *limits], f"{prefix}.clipped")
+        source = f"{prefix}.clipped"
+    graph.insert_before(after, "QuantizeLinear", [source, scale, zero], prefix)
+    graph.insert_before(after, "DequantizeLinear", [prefix, scale, zero], f"{prefix}.back")
+    graph.redirect(output, f"{prefix}.back")
+    for node in graph.consumers(f"{prefix}.back"):
+        if node.op_type == "Relu" and not signed and node.output[0] not in graph.outputs:
+            graph.redirect(node.output[0], f"{prefix}.back")  # of values that are not negative
+
+
+def _weight(graph: OnnxGraph, cast: Any) -> None:
+    """``Cast(int8), Mul(steps)`` becomes ``DQ`` along the axis of the steps."""
+    product = graph.only_consumer(cast.output[0], "Mul")
+    steps = None if product is None else graph.constants.get(product.input[1])
+    users = [] if product is None else graph.consumers(product.output[0])
+    if product is None or steps is None or not users or any(node.op_type not in _WEIGHTED for node in users):
+        raise ExportError(f"The int8 weight {cast.input[0]} is used by something else than a convolution or product.")
+    axis, back = _WEIGHTED[users[0].op_type], f"{cast.input[0]}.back"
+    if graph.producer(back) is not None:  # of a layer that runs twice
+        graph.redirect(product.output[0], back)
+        return
+    finer = _finer(graph.constants[cast.input[0]])
+    graph.constants[cast.input[0]] = graph.constants[cast.input[0]] * np.int8(finer)
+    scale = graph.constant(f"{cast.input[0]}.scale", (steps.reshape(-1) / finer).astype("float32"))
+    zero = graph.constant(f"{cast.input[0]}.zero_point", np.zeros(steps.size, "int8"))
+    graph.insert_before(product, "DequantizeLinear", [cast.input[0], scale, zero], back, axis=axis)
+    graph.redirect(product.output[0], back)
+
+
+def _finer(integers: np.ndarray) -> int:
+    """Return by how much integers of a coarse grid (below 8 bits) are multiplied and their steps divided.
+
+    A power of two, so the values are the same bit for bit. ONNX Runtime rounds biases to multiples of input step times
+    weight step: with the step of a 4-bit grid that moves every output. Up to 64 no product with a uint8 saturates.
+    """
+    largest = max(int(np.abs(integers.astype("int16")).max(initial=0)), 1)
+    return 2 ** max(int(np.floor(np.log2(_UNSATURATED / largest))), 0)
+
+
+def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
+    """Fold the normalisation behind ``conv`` into its weight's scales (or its float weight) and its bias."""
+    norm = graph.only_consumer(conv.output[0], "BatchNormalization")
+    axis = _WEIGHTED[conv.op_type]
+    if norm is None or (conv.op_type == "ConvTranspose" and graph.attribute(conv, "group", 1) != 1):
+        return
+    gamma, beta, mean, variance = (graph.constants[name].astype("float64") for name in norm.input[1:5])
+    factor = gamma / np.sqrt(variance + graph.attribute(norm, "epsilon", 1e-5))
+    if not _scale_weight(graph, conv, factor, axis):
+        return
+    bias = graph.constants[conv.input[2]].astype("float64") if len(conv.input) > 2 else 0.0
+    folded = graph.constant(f"{norm.output[0]}.bias", (beta + (bias - mean) * factor).astype("float32"))
+    graph.set_inputs(conv, [*conv.input[:2], folded])
+    graph.absorb(conv, norm)
+
+
+def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) -> bool:
+    """Multiply the output channels of ``conv``'s weight, unless the weight is shared with another node."""
+    name = conv.input[1]
+    if len(graph.consumers(name)) > 1:
+        return False
+    if name in graph.constants:
+        shape = [-1 if dim == axis else 1 for dim in range(graph.constants[name].ndim)]
+        weight = (graph.constants[name] * factor.reshape(shape)).astype("float32")
+        folded = graph.constant(f"{name}.folded", weight)
+        graph.set_inputs(conv, [conv.input[0], folded, *conv.input[2:]])
+        return True
+    dequantize = graph.producer(name)
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or (factor == 0).any():
+        return False
+    integers, scale = (graph.constants[item] for item in dequantize.input[:2])
+    shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
+    signs = np.where(factor < 0, -1, 1).astype("int8").reshape(shape)
+    graph.constants[dequantize.input[0]] = integers * signs
+    graph.constants[dequantize.input[1]] = (scale * np.abs(factor)).astype("float32")
+    return True
+
+
+def _fold_bias(graph: OnnxGraph, conv: Any) -> None:
+    """``Add`` of one constant per channel behind ``conv`` becomes its bias."""
+    add = graph.only_consumer(conv.output[0], "Add")
+    value = None if add is None else graph.constants.get(add.input[1])
+    channels = 0 if value is None else value.size
+    if add is None or value is None or value.ndim < 3 or value.shape[-3] != channels or len(conv.input) > 2:
+        return
+    graph.set_inputs(conv, [*conv.input, graph.constant(f"{add.output[0]}.bias", value.reshape(-1))])
+    graph.absorb(conv, add)
+
+
+def _is_int8_cast(graph: OnnxGraph, node: Any) -> bool:
+    return node.op_type == "Cast" and getattr(graph.constants.get(node.input[0]), "dtype", None) == np.int8
+
+
+def _through_idle_add(graph: OnnxGraph, name: str) -> Any | None:
+    """Return the ``Mul`` by a constant that computes ``name``, through the ``Add`` of 0 that the converter writes."""
+    node = graph.producer(name)
+    if node is not None and node.op_type == "Add" and _is_zero(graph, node.input[1]):
+        node = graph.producer(node.input[0])
+    return node if node is not None and node.op_type == "Mul" and node.input[1] in graph.constants else None
+
+
+def _past_idle_add(graph: OnnxGraph, node: Any) -> str:
+    add = graph.only_consumer(node.output[0], "Add")
+    return node.output[0] if add is None or not _is_zero(graph, add.input[1]) else add.output[0]
+
+
+def _is_zero(graph: OnnxGraph, name: str) -> bool:
+    value = graph.constants.get(name)
+    return value is not None and value.size == 1 and float(value.reshape(-1)[0]) == 0.0
+
+
+def _scalar(graph: OnnxGraph, name: str) -> float:
+    value = graph.constants.get(name)
+    if value is None or value.size != 1:
+        raise ExportError(f"{name} should be one constant number: the file was not converted from a network of ours.")
+    return float(value.reshape(-1)[0])

@@ -1,0 +1,380 @@
+"""All the files that one trained network is handed out as, and what each has to compute."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import compare_outputs
+from paddlelite_callbacks.export.eval_copy import eval_copy
+from paddlelite_callbacks.export.fold_bn import folded
+from paddlelite_callbacks.export.fp16 import round_to_fp16_, write_fp16_onnx
+from paddlelite_callbacks.export.hooks import carry_hooks_, copy_with_hooks
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle, export_pdmodel
+from paddlelite_callbacks.export.qdq import write_int8_onnx
+from paddlelite_callbacks.export.slim_program import number_parameters
+from paddlelite_callbacks.export.tolerance import bias_noise, flip_noise, middle_noise
+from paddlelite_callbacks.nn.nested import flat_outputs
+from paddlelite_callbacks.nn.surgery import restored
+from paddlelite_callbacks.quant.clip import clip_activations_, store_weights_on_grid_
+from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
+from paddlelite_callbacks.quant.output_quantizers import quantized_outputs
+from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.peak_memory import release_free_memory
+
+__all__ = ["Forms", "Reference", "Variants", "export_forms", "references", "said_of", "write_forms"]
+
+_ORDER = (("paddle", "fp32"), ("paddle", "int8"), ("onnx", "fp32"), ("onnx", "int8"), ("onnx", "fp16"))  # of the files
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file has to compute.
+
+    Args:
+        outputs: of the live network.
+        noise: per output, how far it moves by rounding alone; empty for a float network.
+        middle: per output, how far the middle one of its rows moves so; the same.
+        flips: per output, how far one value in the next quantisation step moves it; the same.
+        biases: per output, how far it moves by int32 biases, see `bias_noise`; the same.
+    """
+
+    outputs: list[np.ndarray]
+    noise: list[float] = field(default_factory=list)
+    middle: list[float] = field(default_factory=list)
+    flips: list[float] = field(default_factory=list)
+    biases: list[float] = field(default_factory=list)
+
+    def with_rounded_biases(self) -> Reference:
+        """Return the same for an engine that rounds biases of a file that is right as it is written.
+
+        A bias is off in every row, so the middle one tells nothing.
+        """
+        return replace(self, noise=[a + b for a, b in zip(self.noise, self.biases, strict=True)], middle=[])
+
+
+class Variants:
+    """The forms in which one trained network is exported, and what each has to compute; each is made once.
+
+    A float network is exported with its batch norms folded (see `folded`). A quantised one in two forms: with int8
+    weights, and in float, without the rounding of activations (see `clip_activations_`).
+
+    Args:
+        network: a copy in eval mode, see `eval_copy`; not changed.
+        inputs: real ones, by which batch norms are folded; ``None`` folds nothing.
+        own: what the trained network itself gives for ``inputs``; ``None`` for what ``network`` gives.
+    """
+
+    def __init__(
+        self, network: Layer, inputs: Sequence[Tensor] | None, *, own: Sequence[np.ndarray] | None = None
+    ) -> None:
+        self.network, self.inputs = network, inputs
+        self.is_quantised = bool(quantized_layers(network))
+        self._own = own
+        self._references: dict[str, Reference] | None = None
+        self._clipped: Layer | None = None  # made for the references, and not yet folded
+
+    @property
+    def references(self) -> dict[str, Reference]:
+        """By precision, what the files have to compute for ``inputs``: one round of passes, however often it is asked.
+
+        Raises:
+            ValueError: there are no inputs.
+        """
+        if self._references is None:
+            if not self.is_quantised:
+                own = self.outputs_of(self.network) if self._own is None else list(self._own)
+                self._references = {"fp32": Reference(own)}
+            else:
+                self._clipped = self._make_clipped()
+                clipped = Reference(self.outputs_of(self._clipped))
+                self._references = {"fp32": clipped, "int8": self._int8_reference()}
+        return self._references
+
+    def float_network(self) -> Layer:
+        """Make the network that ``model.onnx`` holds: the caller's own."""
+        if not self.is_quantised:
+            return self._folded(lambda: copy_with_hooks(self.network), "fp32")
+        made = [self._clipped] if self._clipped is not None else []
+        self._clipped = None
+        return self._folded(lambda: store_weights_on_grid_(made.pop() if made else self._make_clipped()), "fp32")
+
+    def int8_network(self) -> Layer:
+        """Make the network with int8 weights: the caller's own.
+
+        Raises:
+            ValueError: no quantised layer has seen a batch.
+        """
+        return self._folded(lambda: _converted(self.network), "int8")
+
+    def _folded(self, make: Callable[[], Layer], precision: str) -> Layer:
+        if self.inputs is None:
+            return make()
+
+        def same(got: list[np.ndarray]) -> bool:
+            known = self.references[precision]
+            return compare_outputs(
+                known.outputs, got, engine="folded", noise=known.noise, middle=known.middle, flips=known.flips
+            ).passed
+
+        return folded(make, self.inputs, same)
+
+    def _make_clipped(self) -> Layer:
+        return clip_activations_(copy_with_hooks(self.network))
+
+    def _int8_reference(self) -> Reference:
+        network = self.network
+        layers, outputs = quantized_layers(network), quantized_outputs(network)
+        moved = {id(layer): layer for layer in (*layers.values(), *outputs.values())}
+        ran = [layer for layer in layers.values() if layer.weight_quanter is not None]
+        quanters = [layer.output_quanter for layer in outputs.values()]
+
+        def run() -> list[Tensor]:
+            return self._run(network)
+
+        unmoved = run()
+        noise = middle_noise(moved.values(), run, expected=unmoved)
+        return Reference(
+            [item.numpy() for item in unmoved] if self._own is None else list(self._own),
+            [largest for largest, _ in noise],
+            [middle for _, middle in noise],
+            flip_noise([*layers.values(), *quanters], run, expected=unmoved),
+            bias_noise(ran, run, expected=unmoved),
+        )
+
+    def _run(self, network: Layer) -> list[Tensor]:
+        if self.inputs is None:
+            raise ValueError("Without inputs nothing can be compared: give a sample.")
+        with paddle.no_grad():
+            return flat_outputs(network(*self.inputs))
+
+    def outputs_of(self, network: Layer) -> list[np.ndarray]:
+        """Return what ``network`` gives for the inputs.
+
+        Args:
+            network: one of the forms.
+
+        Raises:
+            ValueError: there are no inputs.
+        """
+        return [item.numpy() for item in self._run(network)]
+
+
+@dataclass
+class Forms:
+    """Exported files, and why others are missing.
+
+    Args:
+        artefacts: what was written.
+        errors: reason by kind and precision.
+    """
+
+    artefacts: list[Artefact]
+    errors: dict[tuple[str, str], str]
+
+
+def export_forms(
+    network: Layer,
+    folder: Path,
+    *,
+    input_spec: Sequence[InputSpec],
+    onnx: bool = True,
+    pdmodel: bool = False,
+    sample: Sequence[np.ndarray] | None = None,
+) -> Forms:
+    """Write every form of ``network`` into ``folder``, with its batch norms folded (see `folded`).
+
+    A float network: Paddle's program, and ``model.onnx``. A quantised one: Paddle's program with int8 weights (small;
+    it computes in float), ``model.int8.onnx`` (computes in int8, see `write_int8_onnx`), and ``model.onnx``, the
+    trained network without the rounding of activations (see `clip_activations_`), which an int8 file has to beat.
+
+    Args:
+        network: any mode; not changed. What its forward hooks change is exported too, see `eval_copy`.
+        folder: exists.
+        input_spec: one per input.
+        onnx: whether to write the ONNX files.
+        pdmodel: whether to write Paddle's program in the format of Paddle 2, too.
+        sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
+            leaves only the batch open (otherwise nothing is folded).
+
+    Raises:
+        ExportError: no file could be written; a file that could not, where others could, is an entry of ``errors``.
+        ValueError: a quantised layer has seen no batch.
+    """
+    inputs = _inputs(sample, input_spec)
+    variants = Variants(eval_copy(network, inputs), inputs)
+    return write_forms(variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel)
+
+
+def write_forms(
+    variants: Variants,
+    folder: Path,
+    *,
+    input_spec: Sequence[InputSpec],
+    onnx: bool,
+    fp16: bool = False,
+    pdmodel: bool = False,
+) -> Forms:
+    """Write the files of `export_forms`; at no time are more than two forms beside the trained network in memory.
+
+    Args:
+        variants: with the reference of ``"fp16"`` afterwards, where that file is written.
+        folder: exists.
+        input_spec: one per input.
+        onnx: whether to write the ONNX files.
+        fp16: whether to write ``model.fp16.onnx`` too.
+        pdmodel: see `export_forms`.
+
+    Raises:
+        ExportError: see `export_forms`.
+        ValueError: see `export_forms`.
+    """
+    forms, work = Forms([], {}), folder / ".work"
+    try:
+        if variants.is_quantised:
+            _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx)
+            release_free_memory()
+        if onnx or not variants.is_quantised:
+            _write_float(forms, variants, folder, work, input_spec, onnx, fp16)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        release_free_memory()
+    forms.artefacts.sort(key=lambda artefact: _ORDER.index((artefact.kind, artefact.precision)))
+    for artefact in list(forms.artefacts):
+        if artefact.kind == "paddle":
+            if pdmodel:
+                _attempt(forms, "pdmodel", artefact.precision, lambda program=artefact: export_pdmodel(program))  # type: ignore[misc]
+            number_parameters(artefact.path)  # ONNX files, made of the program, keep the names of state_dict
+    if not forms.artefacts:
+        said = "; ".join(dict.fromkeys(forms.errors.values()))
+        raise ExportError(said)
+    return forms
+
+
+def _write_float(
+    forms: Forms,
+    variants: Variants,
+    folder: Path,
+    work: Path,
+    input_spec: Sequence[InputSpec],
+    onnx: bool,
+    fp16: bool,
+) -> None:
+    network, target = variants.float_network(), folder / "model.onnx"
+    shipped = not variants.is_quantised  # else the program is only a step to the ONNX file
+
+    def program() -> Artefact:
+        return export_paddle(network, folder if shipped else work, input_spec=input_spec, in_place=True)
+
+    if shipped:
+        _attempt(forms, "paddle", "fp32", program)
+    if not onnx:
+        return
+    if not shipped:
+        _attempt(forms, "onnx", "fp32", lambda: export_onnx(program(), target))
+    elif forms.artefacts:
+        source = forms.artefacts[0]
+        _attempt(forms, "onnx", "fp32", lambda: export_onnx(source, target))
+    else:
+        forms.errors["onnx", "fp32"] = "there is no Paddle program to convert"
+    if fp16:
+        plain = next((a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "fp32")), None)
+        if plain is None:
+            forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
+        else:
+            _attempt(forms, "onnx", "fp16", lambda: _write_fp16(variants, network, plain))
+
+
+def _write_fp16(variants: Variants, network: Layer, plain: Artefact) -> Artefact:
+    """Write ``model.fp16.onnx``, and spoil ``network``, whose last use this is."""
+    exact = variants.references["fp32"].outputs
+    round_to_fp16_(network)
+    moved = variants.outputs_of(network)
+    noise = [float(np.abs(a - b).max(initial=0.0)) for a, b in zip(exact, moved, strict=True)]
+    variants.references["fp16"] = Reference(exact, noise)
+    return write_fp16_onnx(plain, plain.path.with_name("model.fp16.onnx"))
+
+
+def _write_int8(
+    forms: Forms, network: Layer, folder: Path, work: Path, input_spec: Sequence[InputSpec], onnx: bool
+) -> None:
+    def small() -> Artefact:
+        with restored(network):
+            store_small_in_float_(network)
+            return export_paddle(network, folder, input_spec=input_spec, precision="int8", in_place=True)
+
+    def whole() -> Artefact:
+        # The same network once more, with the integers of every layer in it: engines want them all.
+        program = export_paddle(network, work, input_spec=input_spec, precision="int8", name="int8", in_place=True)
+        return write_int8_onnx(export_onnx(program, work / "int8.onnx"), folder / "model.int8.onnx")
+
+    _attempt(forms, "paddle", "int8", small)
+    if onnx:
+        _attempt(forms, "onnx", "int8", whole)
+
+
+def _converted(network: Layer) -> Layer:
+    """Return a copy with int8 layers in place of the fake-quantised ones, their forward hooks with them."""
+    duplicate = copy_with_hooks(network)
+    before = dict(duplicate.named_sublayers())
+    convert_for_export_(duplicate)
+    after = dict(duplicate.named_sublayers())
+    for name, old in before.items():
+        if name in after and after[name] is not old and old not in after[name].sublayers():
+            carry_hooks_(old, after[name])
+    return duplicate
+
+
+def _inputs(sample: Sequence[np.ndarray] | None, input_spec: Sequence[InputSpec]) -> list[Tensor] | None:
+    if sample is not None:
+        return [paddle.to_tensor(item) for item in sample]
+    shapes = [[2 if i == 0 and size in (None, -1) else size for i, size in enumerate(s.shape)] for s in input_spec]
+    if any(size in (None, -1) for shape in shapes for size in shape):
+        return None
+    random = np.random.RandomState(0)
+    noise = [random.standard_normal(shape) for shape in shapes]
+    return [paddle.to_tensor(x.astype("float32")).astype(s.dtype) for x, s in zip(noise, input_spec, strict=True)]
+
+
+def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Reference]:
+    """Return what the files of each precision have to compute for ``sample``.
+
+    Args:
+        network: in eval mode; not changed.
+        sample: one array per input.
+    """
+    return Variants(network, [paddle.to_tensor(item) for item in sample]).references
+
+
+def said_of(error: BaseException) -> str:
+    """Return what an error says of an export, on one line.
+
+    Args:
+        error: that was caught.
+    """
+    return " ".join(str(error).split()) if isinstance(error, (ExportError, ImportError)) else reason(error)
+
+
+def _attempt(forms: Forms, kind: str, precision: str, make: Callable[[], Artefact]) -> None:
+    """Write one file; a failure costs no other file, unless the disk is full."""
+    try:
+        forms.artefacts.append(make())
+    except OSError:
+        raise
+    except Exception as error:
+        forms.errors[kind, precision] = said_of(error)
+        _log.warning("No %s %s file: %s", precision, kind, forms.errors[kind, precision])

@@ -1,0 +1,116 @@
+"""The outputs' shapes of a network, found on zeros without leaving a trace in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import paddle
+from paddle.nn import Layer
+
+from paddlelite_callbacks.nn.hooks import Taps
+from paddlelite_callbacks.nn.nested import Seen
+from paddlelite_callbacks.nn.surgery import HOOK_TABLES, computes_weight, copy_network, same_modes
+from paddlelite_callbacks.utils.isolation import same_random_streams
+
+__all__ = ["UNKNOWN_BATCH", "Forward", "InputSpecs", "NoInputsError", "seen_on_zeros"]
+
+InputSpecs = Sequence[tuple[list[int | None], str]]
+
+UNKNOWN_BATCH = 2
+_log = logging.getLogger(__name__)
+
+
+class NoInputsError(TypeError):
+    """A forward's inputs are unusable, whatever the batch."""
+
+
+class Forward(Protocol):
+    """Runs a network in a mode and on inputs of its own."""
+
+    def attach(self, scope: ExitStack) -> None:
+        """Prepare the network; ``scope`` undoes it."""
+
+    def __call__(self, inputs: Sequence[Any]) -> Any:
+        """Return the outputs for a batch of the student's inputs."""
+
+
+def seen_on_zeros(
+    network: Layer,
+    specs: InputSpecs,
+    features: Sequence[str],
+    *,
+    training: bool,
+    hooks: bool,
+    forward: Forward | None = None,
+) -> Seen | None:
+    """Return what ``network`` gives for zero inputs, a batch of two where its size is not known.
+
+    In train mode a copy is run, so that batch-norm statistics, quantisers that wait for a first batch and the like do
+    not notice; modes and random streams are as before in any case.
+
+    Args:
+        network: run once, without gradients.
+        specs: shape and type of each input; the first size is the batch.
+        features: layers to tap.
+        training: in train mode, where some networks give other outputs.
+        hooks: let the hooks run that the network has; else they do not notice.
+        forward: runs it as a frozen teacher, in a mode and on inputs of its own.
+
+    Returns:
+        ``None`` where an input's size is free (but the batch), or the network fails on zeros: nothing can be said.
+
+    Raises:
+        ValueError: a layer of ``features`` did not run exactly once.
+        NoInputsError: from ``forward``.
+    """
+    if any(size is None for shape, _ in specs for size in shape[1:]):
+        return None
+    inputs = [
+        paddle.zeros([shape[0] or UNKNOWN_BATCH, *shape[1:]], dtype=dtype.removeprefix("paddle."))
+        for shape, dtype in specs
+    ]
+    taps = Taps(features)
+    with ExitStack() as scope, paddle.no_grad():
+        scope.enter_context(same_random_streams())
+        try:
+            if training:
+                network = copy_network(network, keep_hook=lambda hook: hooks or computes_weight(hook), keep_modes=True)
+        except Exception as error:
+            _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
+            return None
+        scope.enter_context(same_modes(network))
+        if not hooks:
+            scope.enter_context(_without_hooks(network))
+        taps.attach(network, scope)
+        network.train() if training else network.eval()
+        if forward is not None:
+            forward.attach(scope)
+        taps.start()
+        try:
+            outputs = network(*inputs) if forward is None else forward(inputs)
+        except NoInputsError:
+            raise
+        except Exception as error:  # the network's own business: the first batch will tell
+            _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
+            return None
+        return Seen(outputs, taps.take())
+
+
+@contextmanager
+def _without_hooks(network: Layer) -> Iterator[None]:
+    layers = network.sublayers(include_self=True)
+    tables = [getattr(layer, table) for layer in layers for table in HOOK_TABLES]
+    kept = [(table, list(table.items())) for table in tables]
+    for table, hooks in kept:
+        for number, hook in hooks:
+            if not computes_weight(hook):
+                del table[number]
+    try:
+        yield
+    finally:
+        for table, hooks in kept:
+            table.clear()
+            table.update(hooks)

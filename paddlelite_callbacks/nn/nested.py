@@ -1,0 +1,225 @@
+"""Outputs of networks that return a tensor, a list, a tuple, a dictionary, or a nest of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from paddlelite_callbacks.errors import ExportError, near_names
+
+__all__ = [
+    "Key",
+    "Seen",
+    "comparable",
+    "flat_outputs",
+    "full_precision",
+    "mean_of",
+    "paired",
+    "picked",
+    "shapes_of",
+    "tensors_of",
+    "told",
+]
+
+Key = int | str | Callable[[Any], Tensor]
+
+
+@dataclass
+class Seen:
+    """What one network gave for one batch: its outputs as returned, and the tapped features by layer name."""
+
+    outputs: Any
+    features: dict[str, Any] = field(default_factory=dict)
+
+    def detached(self) -> Seen:
+        """Return the same without gradients."""
+        return Seen(mapped(self.outputs, lambda x: x.detach()), mapped(self.features, lambda x: x.detach()))
+
+
+def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
+    """Return the tensors in ``outputs`` by their path: ``""`` for a lone one, else as ``"0"``, ``"logits"``, ``"a.1"``.
+
+    What is no tensor (``None``, a number) is left out.
+    """
+    if isinstance(outputs, Tensor):
+        return {path: outputs}
+    if isinstance(outputs, Mapping):
+        items: Sequence[tuple[Any, Any]] = list(outputs.items())
+    elif isinstance(outputs, (list, tuple)):
+        items = list(enumerate(outputs))
+    else:
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in items:
+        found.update(tensors_of(value, f"{path}.{key}" if path else str(key)))
+    return found
+
+
+def comparable(outputs: Any) -> dict[str, Tensor]:
+    """Return the tensors in ``outputs`` that can be compared, by path: all but losses, which have no sample axis.
+
+    Args:
+        outputs: of a network; some give losses in training, beside their outputs or alone.
+    """
+    return {path: tensor for path, tensor in tensors_of(outputs).items() if not _is_loss(path, tensor)}
+
+
+def _is_loss(path: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 0 or (tensor.size == 1 and "loss" in path.rpartition(".")[2].lower())
+
+
+def mapped(outputs: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return ``outputs`` with ``change`` applied to each tensor; lists, tuples and dictionaries keep their kind."""
+    if isinstance(outputs, Tensor):
+        return change(outputs)
+    if isinstance(outputs, Mapping):
+        return {key: mapped(value, change) for key, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return [mapped(value, change) for value in outputs]
+    return outputs
+
+
+def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
+    """Return the one tensor ``key`` of ``outputs``.
+
+    Args:
+        outputs: of a network or layer.
+        key: an index, a dictionary key, a path such as ``"aux.0"``, or a function of ``outputs`` that returns the
+            tensor; ``None`` for a lone tensor.
+        whose: for the error message, for instance ``"The teacher's output"``.
+
+    Raises:
+        ValueError: there is no such tensor, or ``key`` is ``None`` and there are several.
+    """
+    if callable(key):
+        return _picked_by(key, outputs, whose)
+    found, alone = tensors_of(outputs), comparable(outputs)
+    if key is None and len(alone) == 1:
+        return next(iter(alone.values()))
+    name = "" if key is None else str(key)
+    if isinstance(key, int) and isinstance(outputs, (list, tuple)) and -len(outputs) <= key < 0:
+        name = str(len(outputs) + key)
+    if name not in found:
+        wanted = "is not a single tensor" if key is None else f"has no tensor {key!r}"
+        if list(found) == [""]:
+            raise ValueError(f"{whose} {wanted}: it is a lone tensor, so leave output= (or pick=) out.")
+        raise ValueError(
+            f"{whose} {wanted}; near names of its tensors: {near_names(name, found)} "
+            f"of {len(found)} ({type(outputs).__name__}). Name one with output= (or pick=)."
+        )
+    return found[name]
+
+
+def _picked_by(function: Callable[[Any], Tensor], outputs: Any, whose: str) -> Tensor:
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        found = function(outputs)
+    except Exception as error:
+        raise ValueError(
+            f"{whose} {shapes_of(outputs)} cannot be picked from by {name} ({told(error)}): output= (or pick=) "
+            "takes a function that is given all of the network's outputs and returns one tensor."
+        ) from error
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"{whose}: the function {name} in output= (or pick=) returned a {type(found).__name__}: it must return a "
+            "tensor."
+        )
+    return found
+
+
+def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
+    """Pair the tensors of two outputs: by key where both are dictionaries, by position otherwise; losses are left out.
+
+    Returns:
+        ``(path in the student's output, student's tensor, teacher's tensor)`` each.
+
+    Raises:
+        ValueError: the numbers or the keys differ; both networks' shapes are named.
+    """
+    ours, theirs = comparable(student), comparable(teacher)
+    by_key = isinstance(student, Mapping) and isinstance(teacher, Mapping)
+    empty = [who for who, found in (("student", ours), ("teacher", theirs)) if not found]
+    if empty:
+        given = shapes_of(student if empty[0] == "student" else teacher)
+        raise ValueError(
+            f"The {empty[0]} gives no output to compare, but {given}: losses teach nothing. Compare layers with "
+            "features=, or let forward return its outputs beside the losses."
+        )
+    if len(ours) != len(theirs) or (by_key and ours.keys() != theirs.keys()):
+        raise ValueError(
+            f"The student gives {len(ours)} outputs {shapes_of(student)}, the teacher {len(theirs)} "
+            f"{shapes_of(teacher)}: distillation pairs them {'by key' if by_key else 'in order'}, so they must be the "
+            "same in number" + (" and keys" if by_key else "") + "; or name the ones to distil with output=, or let "
+            "the teacher give its outputs of training with teacher_mode='train'."
+        )
+    if by_key:
+        return [(path, tensor, theirs[path]) for path, tensor in ours.items()]
+    return [(path, a, b) for (path, a), b in zip(ours.items(), theirs.values(), strict=True)]
+
+
+def shapes_of(outputs: Any) -> Any:
+    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise.
+
+    Args:
+        outputs: of a network.
+    """
+    found = {path: list(tensor.shape) for path, tensor in tensors_of(outputs).items()}
+    if isinstance(outputs, Mapping):
+        return found
+    return found[""] if list(found) == [""] else list(found.values())
+
+
+def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Return the weighted mean of several networks' outputs, tensor by tensor; the weights sum to 1.
+
+    Raises:
+        ValueError: the outputs differ in number or shape; all shapes are named.
+    """
+    columns = [list(tensors_of(output).values()) for output in outputs]
+    if len({str([list(tensor.shape) for tensor in column]) for column in columns}) != 1:
+        raise ValueError(
+            f"The teachers' outputs {[shapes_of(output) for output in outputs]} cannot be averaged: their shapes "
+            "differ. Give each teacher terms of its own, or combine='each'."
+        )
+    means = iter(
+        [
+            paddle.add_n([w * full_precision(x) for w, x in zip(weights, row, strict=True)])
+            for row in zip(*columns, strict=True)
+        ]
+    )
+    return mapped(outputs[0], lambda _: next(means))
+
+
+def told(error: Exception) -> str:
+    """Return the kind of an error and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 where it is in half precision: losses are reckoned in full."""
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
+
+
+def flat_outputs(output: Any) -> list[Tensor]:
+    """Return the tensors of a network's output as ``paddle.jit.save`` orders them: dictionaries by their sorted keys.
+
+    Args:
+        output: a tensor, or lists, tuples and dictionaries of them.
+
+    Raises:
+        ExportError: there is something else in it.
+    """
+    if isinstance(output, dict):
+        output = [output[key] for key in sorted(output)]
+    if isinstance(output, (list, tuple)):
+        return [item for part in output for item in flat_outputs(part)]
+    if not isinstance(output, Tensor):
+        raise ExportError(
+            f"The network's output holds a {type(output).__name__}: in eval mode forward() must give tensors, or "
+            "lists, tuples and dictionaries of them."
+        )
+    return [output]

@@ -1,0 +1,377 @@
+"""Layers by their name in ``named_sublayers()``: find, replace, freeze; copies of networks."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from types import ModuleType
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.nn.kinds import is_norm
+from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
+
+try:
+    from paddle.nn.utils.spectral_norm_hook import SpectralNorm
+    from paddle.nn.utils.weight_norm_hook import WeightNorm
+except ImportError:  # moved by a later Paddle: their hooks are kept like any other
+    _REPARAMETRISED: tuple[type, ...] = ()
+else:
+    _REPARAMETRISED = (WeightNorm, SpectralNorm)
+
+__all__ = [
+    "HOOK_TABLES",
+    "broken_tensors",
+    "computes_weight",
+    "copy_network",
+    "find_sublayer",
+    "freeze_norm_",
+    "freeze_parameters_",
+    "frozen",
+    "match_sublayers",
+    "replace_sublayer",
+    "restored",
+    "same_modes",
+    "unwrapped",
+    "whole_again_after_an_error",
+]
+
+HOOK_TABLES = ("_forward_pre_hooks", "_forward_post_hooks")  # attributes of every layer
+_HOOK_FLAGS = (
+    "_forward_pre_hooks_with_kwargs_flag",
+    "_forward_post_hooks_with_kwargs_flag",
+    "_forward_post_hooks_always_called",
+)
+_LAYERS_OWN = ("_parameters", "_buffers", "_sub_layers", *HOOK_TABLES, *_HOOK_FLAGS)
+
+
+def broken_tensors(network: Layer) -> dict[str, Tensor]:
+    """Return the parameters that hold NaN or infinite values, and the buffers that hold NaN, by name.
+
+    A buffer may well be infinite: masks of attention are.
+
+    Args:
+        network: looked through.
+    """
+    parameters, broken = {name for name, _ in network.named_parameters()}, {}
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            value = tensor.detach().astype("float32")
+            good = paddle.isfinite(value) if name in parameters else ~paddle.isnan(value)
+            if tensor.size and not bool(good.all()):
+                broken[name] = tensor
+    return broken
+
+
+def unwrapped(network: Layer) -> Layer:
+    """Return the network inside ``paddle.DataParallel``; any other network as it is."""
+    while isinstance(network, paddle.DataParallel):
+        network = network._layers
+    return network
+
+
+def computes_weight(hook: Any) -> bool:
+    """Whether a forward hook is that of ``weight_norm`` or ``spectral_norm``."""
+    return isinstance(hook, _REPARAMETRISED)
+
+
+def copy_network(network: Layer, *, keep_hook: Callable[[Any], bool] | None = None, keep_modes: bool = False) -> Layer:
+    """Return a deep copy of ``network`` in eval mode, by default without its hooks; ``network`` stays as it is.
+
+    What cannot be copied (locks, open files, process groups) is shared with the copy; ``paddle.DataParallel`` is left
+    out. Tensors in the middle of a gradient graph are copied as plain values. Paddle numbers the names of copied
+    parameters through the life of the process and keeps each name that a program holds: here every copy counts from
+    zero, so that all copies of a network have the same names.
+
+    Args:
+        network: any mode.
+        keep_hook: says of each forward hook whether the copy has it too; copied with the network, or shared where that
+            cannot be. ``None`` keeps none.
+        keep_modes: whether each layer keeps its mode instead.
+
+    Raises:
+        TypeError: it cannot be copied; names why.
+    """
+    network = unwrapped(network)
+    with paddle.utils.unique_name.guard(), without_argument_lists(), paddle.no_grad():
+        try:
+            duplicate, memo = _deep_copy(network, [])
+        except Exception:
+            try:
+                duplicate, memo = _deep_copy(network, _uncopyable(network))
+            except Exception as error:
+                raise TypeError(
+                    f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}): take what cannot be "
+                    "copied off its layers, or give its class a __deepcopy__."
+                ) from error
+        if keep_hook is not None:
+            for layer in _layers(network):
+                if (twin := memo.get(id(layer), layer)) is not layer:
+                    _copy_hooks(layer, twin, keep_hook, memo)
+    if not keep_modes:
+        duplicate.eval()
+    return duplicate
+
+
+def _layers(network: Layer) -> list[Layer]:
+    return [layer for layer in network.sublayers(include_self=True) if not isinstance(layer, paddle.DataParallel)]
+
+
+def _deep_copy(network: Layer, shared: list[Any]) -> tuple[Layer, dict[int, Any]]:
+    """Return a copy without hooks that shares ``shared``, and by the ids of the originals what stands for them."""
+    memo: dict[int, Any] = {id(item): item for item in shared}
+    every = network.sublayers(include_self=True)
+    for layer in every:
+        for table in (*HOOK_TABLES, *_HOOK_FLAGS):
+            if table in vars(layer):
+                memo[id(vars(layer)[table])] = OrderedDict()
+        for tensor in layer._buffers.values():
+            if tensor is not None and not tensor.is_leaf:
+                memo[id(tensor)] = _plain_copy(tensor)
+    for wrapper in reversed([layer for layer in every if isinstance(layer, paddle.DataParallel)]):  # inner ones first
+        memo[id(wrapper)] = copy.deepcopy(wrapper._layers, memo)
+    return copy.deepcopy(network, memo), memo
+
+
+def _plain_copy(tensor: Tensor) -> Tensor:
+    new = tensor.detach().clone()
+    new.stop_gradient = tensor.stop_gradient
+    new.name = tensor.name + paddle.utils.unique_name.generate("_deepcopy")
+    return new
+
+
+def _copy_hooks(layer: Layer, duplicate: Layer, keep: Callable[[Any], bool], memo: dict[int, Any]) -> None:
+    for table in HOOK_TABLES:
+        for number, hook in getattr(layer, table).items():
+            if keep(hook):
+                getattr(duplicate, table)[number] = _copied_hook(hook, memo)
+    for table in _HOOK_FLAGS:
+        getattr(duplicate, table, {}).update(getattr(layer, table, {}))
+
+
+def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(hook, dict(memo))
+    except Exception:  # a bound method whose object holds an open file, for instance
+        return hook
+
+
+def _uncopyable(network: Layer) -> list[Any]:
+    """Return the objects among the attributes of the layers that cannot be copied."""
+    layers = {id(layer): layer for layer in network.sublayers(include_self=True)}
+    found: list[Any] = []
+    for layer in layers.values():
+        for name, value in vars(layer).items():
+            if name not in _LAYERS_OWN:
+                found += _offenders(value, layers, set())
+    return found
+
+
+def _offenders(value: Any, known: dict[int, Any], seen: set[int]) -> list[Any]:
+    """Return the smallest parts of ``value`` that have to be shared so that the rest can be copied."""
+    if id(value) in seen or id(value) in known:
+        return []
+    seen.add(id(value))
+    try:
+        copy.deepcopy(value, dict(known))
+    except Exception:
+        inside = [part for item in _parts(value) for part in _offenders(item, known, seen)]
+        try:
+            copy.deepcopy(value, {**known, **{id(part): part for part in inside}})
+        except Exception:
+            return [value]
+        return inside
+    return []
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    return [] if isinstance(value, ModuleType) else list(getattr(value, "__dict__", {}).values())
+
+
+def find_sublayer(network: Layer, name: str) -> Layer:
+    """Return the sublayer ``name`` of ``network``, as ``named_sublayers()`` spells it.
+
+    Raises:
+        ValueError: there is none; the message lists the names that look alike.
+    """
+    layers = dict(network.named_sublayers())
+    if name not in layers:
+        raise ValueError(
+            f"{type(network).__name__} has no sublayer {name!r}; near names: {near_names(name, layers)}. "
+            "Names are those of network.named_sublayers()."
+        )
+    return layers[name]
+
+
+def match_sublayers(network: Layer, pattern: str) -> list[str]:
+    """Return the names of the sublayers that the glob ``pattern`` matches, in the network's order.
+
+    Raises:
+        ValueError: none matches.
+    """
+    names = [name for name, _ in network.named_sublayers()]
+    # A name may hold brackets of its own (paddleclas calls stages "blocks[2]"): the very name always matches.
+    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(
+            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}. "
+            "Names are those of network.named_sublayers()."
+        )
+    return found
+
+
+def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
+    """Put ``new`` where the sublayer ``name`` stands, under every name that this same layer has (shared layers).
+
+    Args:
+        network: changed in place.
+        name: as in ``named_sublayers()``.
+        new: the replacement; takes over the old one's mode (``training``).
+
+    Returns:
+        The old layer, for putting it back with a second call.
+
+    Raises:
+        TypeError: ``new`` is no layer.
+        ValueError: there is no such sublayer.
+    """
+    if not isinstance(new, Layer):
+        raise TypeError(f"new must be a paddle.nn.Layer to stand at {name!r}, got {type(new).__name__}.")
+    old = find_sublayer(network, name)
+    for parent in [network, *network.sublayers()]:
+        for key, child in list(parent._sub_layers.items()):  # named_children() names a shared layer only once
+            if child is old:
+                setattr(parent, key, new)
+    if new.training != old.training:
+        new.train() if old.training else new.eval()
+    return old
+
+
+@contextmanager
+def same_modes(network: Layer) -> Iterator[None]:
+    """Give every layer of ``network`` its ``training`` flag back at the end of the block."""
+    modes = [(layer, layer.training) for layer in network.sublayers(include_self=True)]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+@contextmanager
+def restored(network: Layer) -> Iterator[None]:
+    """Give every layer its class, attributes, hooks and sublayers, and every tensor its name, back after the block.
+
+    ``paddle.jit`` changes what it traces; a copy for it to spoil would take the memory of another network. The values
+    of tensors stay as the block leaves them.
+
+    Args:
+        network: that the block changes.
+    """
+    layers = network.sublayers(include_self=True)
+    held = [
+        (
+            layer,
+            type(layer),
+            dict(vars(layer)),
+            {k: copy.copy(v) for k, v in vars(layer).items() if isinstance(v, dict)},
+        )
+        for layer in layers
+    ]
+    names = [
+        (t, t.name)
+        for layer in layers
+        for t in (*layer._parameters.values(), *layer._buffers.values())
+        if t is not None
+    ]
+    try:
+        yield
+    finally:
+        for layer, kind, attributes, tables in held:
+            layer.__class__ = kind
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            for key, table in tables.items():
+                attributes[key].clear()
+                attributes[key].update(table)
+        for tensor, name in names:
+            tensor.name = name
+
+
+@contextmanager
+def whole_again_after_an_error(network: Layer) -> Iterator[None]:
+    """Put every sublayer and parameter of ``network`` back under its name if the block is left by an exception."""
+    before = [
+        (layer, dict(layer._sub_layers), dict(layer._parameters)) for layer in network.sublayers(include_self=True)
+    ]
+    try:
+        yield
+    except BaseException:
+        for layer, sub_layers, parameters in before:
+            for now, then in ((layer._sub_layers, sub_layers), (layer._parameters, parameters)):
+                now.clear()
+                now.update(then)
+        raise
+
+
+@contextmanager
+def frozen(network: Layer) -> Iterator[None]:
+    """Hold ``network`` still inside the block: eval mode (batch-norm statistics too) and ``stop_gradient`` everywhere.
+
+    Modes and ``stop_gradient`` flags come back one by one as they were.
+    """
+    flags = [(parameter, parameter.stop_gradient) for parameter in network.parameters()]
+    with same_modes(network):
+        try:
+            network.eval()
+            for parameter, _ in flags:
+                parameter.stop_gradient = True
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.stop_gradient = flag
+
+
+def freeze_norm_(network: Layer, *, stop_grad: bool = True) -> list[str]:
+    """Hold the norm layers of ``network`` still for good: scale and shift, and the statistics of batch norms.
+
+    A frozen batch norm computes with its stored statistics in training mode too (``use_global_stats``), so that
+    neither ``network.train()``, a copy, saving and loading, nor a quantised convolution in front of it wakes it.
+
+    Args:
+        network: may itself be a norm layer.
+        stop_grad: ``False`` holds the statistics alone; scale and shift go on learning.
+
+    Returns:
+        The names of the frozen layers.
+
+    Raises:
+        ValueError: a ``SyncBatchNorm``, which cannot compute with stored statistics in training.
+    """
+    norms = {name: layer for name, layer in network.named_sublayers(include_self=True) if is_norm(layer)}
+    synced = [name for name, layer in norms.items() if isinstance(layer, paddle.nn.SyncBatchNorm)]
+    if synced:
+        raise ValueError(f"SyncBatchNorm cannot be frozen ({synced[:3]}): freeze first, convert the others behind it.")
+    for layer in norms.values():
+        if hasattr(layer, "_use_global_stats"):
+            layer._use_global_stats = True
+        if stop_grad:
+            freeze_parameters_(layer)
+    return list(norms)
+
+
+def freeze_parameters_(network: Layer) -> None:
+    """Set ``stop_gradient`` on every parameter of ``network``, for good; optimizers leave such parameters alone."""
+    for parameter in network.parameters():
+        parameter.stop_gradient = True

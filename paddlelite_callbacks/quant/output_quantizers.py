@@ -1,0 +1,223 @@
+"""Quantised outputs of convolutions: what ONNX Runtime needs to compute them in int8.
+
+It fuses ``DQ, Conv, [Relu,] Q`` into one integer convolution. So the quantiser belongs behind the batch normalisation
+(which is folded) and behind a ReLU (which the unsigned grid contains), but before any other activation. Which layer
+follows which is seen by running the network. A ReLU that serves in several places (in ``paddle.vision``'s ResNet behind
+the first normalisation, and behind the residual sum) gets no quantiser: that of the normalisation in front of it
+rectifies, which changes nothing where only ReLUs take the result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.nn.kinds import is_batch_norm
+from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
+from paddlelite_callbacks.nn.trace import Call, Trace, tensors_in, trace
+from paddlelite_callbacks.quant.quantizers import PACTActivationQuanter
+from paddlelite_callbacks.utils.isolation import same_random_streams
+
+__all__ = ["OutputPlace", "attach_output_quanter_", "detach_output_quanter_", "output_places", "quantized_outputs"]
+
+_log = logging.getLogger(__name__)
+_RELUS = (paddle.nn.ReLU, paddle.nn.ReLU6)
+_RELU_NODES = ("ReluGradNode", "Relu6GradNode")
+_RESHAPES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Cast", "Stack")
+
+
+@dataclass(frozen=True)
+class OutputPlace:
+    """Where the output of a convolution is quantised.
+
+    Args:
+        name: of the layer whose output it is.
+        rectified: whether nothing but ReLUs takes it, so that its negative values do not matter.
+    """
+
+    name: str
+    rectified: bool = False
+
+
+class _QuantizedOutput:
+    """Mixed into the class of a layer whose output is fake-quantised; the layer keeps its type, name and keys."""
+
+    _plain_class: type
+    output_quanter: PACTActivationQuanter
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.output_quanter(self._plain_class.forward(self, *inputs, **options))  # type: ignore[attr-defined]
+
+
+def output_places(
+    network: Layer, convolutions: Sequence[str], inputs: Sequence[Tensor] | None = None
+) -> list[OutputPlace]:
+    """Return the layers whose outputs are quantised for ``convolutions``, found by running a copy.
+
+    One quantiser serves one use: a layer that runs several times and whose results are used in different ways (behind
+    one of them a ReLU, behind the other a sum) gets none. What the network gives is left alone unless something
+    normalises it. Without ``inputs``, the places are the normalisations that are defined behind the convolutions.
+
+    Args:
+        network: not changed.
+        convolutions: names.
+        inputs: to run it on; ``None`` where they are not known.
+    """
+    if inputs is None or unwrapped(network) is not network:
+        return _places_by_definition(network, convolutions)
+    try:
+        ran = trace(copy_network(network), inputs)
+    except Exception as error:
+        _log.info("Quantised outputs stand behind norms alone, %s could not be run: %s", type(network).__name__, error)
+        return _places_by_definition(network, convolutions)
+    places = _places_by_run(dict(network.named_sublayers()), convolutions, ran)
+    return _verified(network, places, inputs)
+
+
+def attach_output_quanter_(layer: Layer, quanter: PACTActivationQuanter) -> None:
+    """Let ``layer`` quantise what it gives; new keys ``<layer>.output_quanter.alpha`` and ``.grid``.
+
+    Args:
+        layer: whose class is changed.
+        quanter: that its output goes through.
+    """
+    plain = type(layer)
+    layer.__class__ = type(f"{plain.__name__}WithQuantizedOutput", (_QuantizedOutput, plain), {"_plain_class": plain})
+    layer.output_quanter = quanter
+    quanter.training = layer.training
+
+
+def detach_output_quanter_(layer: Layer) -> PACTActivationQuanter:
+    """Undo `attach_output_quanter_`; return the quanter.
+
+    Args:
+        layer: that `attach_output_quanter_` was given.
+    """
+    quanter = layer._sub_layers.pop("output_quanter")
+    layer.__class__ = layer._plain_class
+    return quanter
+
+
+def quantized_outputs(network: Layer) -> dict[str, Layer]:
+    """Return the layers whose output is quantised, by name.
+
+    Args:
+        network: looked through.
+    """
+    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, _QuantizedOutput)}
+
+
+def _places_by_run(layers: dict[str, Layer], convolutions: Sequence[str], ran: Trace) -> list[OutputPlace]:
+    calls: dict[str, list[Call]] = {}
+    takers: dict[int, list[str]] = {}  # layers that take a result, by the node that made it
+    for call in ran.calls:
+        calls.setdefault(call.name, []).append(call)
+        for node in call.inputs[:1]:
+            takers.setdefault(node, []).append(call.name)
+
+    def behind(name: str, kind: Any) -> list[set[str]]:
+        """Return for each call of ``name`` the layers of a kind that take its result."""
+        return [{taker for taker in takers.get(_made(call), []) if kind(layers[taker])} for call in calls[name]]
+
+    order = [call.name for call in ran.calls if call.name in set(convolutions)]
+    places: dict[str, OutputPlace | None] = {}
+    for name in dict.fromkeys(order):
+        norms = behind(name, is_batch_norm)
+        if all(norms):
+            for norm in sorted(set.union(*norms)):
+                places[norm] = _place(norm, calls, behind(norm, _is_relu), ran)
+        elif not any(norms):
+            found = _place(name, calls, behind(name, _is_relu), ran)
+            if found is not None and found.name == name and not found.rectified:
+                given = any(ran.is_output(_made(call), _is_reshape) for call in calls[name])
+                found = None if given or name == order[-1] else found
+            places[name] = found
+    return list(dict.fromkeys(place for place in places.values() if place is not None))
+
+
+def _place(name: str, calls: dict[str, list[Call]], relus: list[set[str]], ran: Trace) -> OutputPlace | None:
+    """Return where the results of ``name`` are quantised: behind the ReLU that takes all of them and nothing else."""
+    nodes = [_made(call) for call in calls[name]]
+    rectified = [_only_relus(ran, node) for node in nodes]
+    if all(rectified):
+        taking = set.union(*relus)
+        alone = len(taking) == 1 and all(
+            len(ran.consumers(node)) == len(found) for node, found in zip(nodes, relus, strict=True)
+        )
+        if alone and len(calls[relu := next(iter(taking))]) == len(nodes):
+            return OutputPlace(relu)
+        return OutputPlace(name, rectified=True)
+    return None if any(rectified) else OutputPlace(name)
+
+
+def _only_relus(ran: Trace, node: int) -> bool:
+    consumers = ran.consumers(node)
+    return bool(consumers) and all(name in _RELU_NODES for name in consumers) and not ran.is_output(node)
+
+
+def _verified(network: Layer, places: list[OutputPlace], inputs: Sequence[Tensor]) -> list[OutputPlace]:
+    """Return the places with those not rectified at which that would change what the network gives."""
+    if not any(place.rectified for place in places):
+        return places
+    duplicate = copy_network(network)
+
+    def differs(tried: Iterable[OutputPlace]) -> bool:
+        given = [_run(duplicate, inputs, ()), _run(duplicate, inputs, [place.name for place in tried])]
+        return any(not bool(paddle.equal_all(a, b)) for a, b in zip(*given, strict=True))
+
+    if not differs(place for place in places if place.rectified):
+        return places
+    return [OutputPlace(p.name) if p.rectified and differs([p]) else p for p in places]
+
+
+@paddle.no_grad()
+def _run(network: Layer, inputs: Sequence[Tensor], rectified: Sequence[str]) -> list[Tensor]:
+    layers = dict(network.named_sublayers())
+    hooks = [
+        layers[name].register_forward_post_hook(lambda _, __, y: paddle.nn.functional.relu(y)) for name in rectified
+    ]
+    try:
+        with same_random_streams():
+            return [item.detach() for item in tensors_in(network(*inputs))]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _places_by_definition(network: Layer, convolutions: Sequence[str]) -> list[OutputPlace]:
+    leaves = [(name, layer) for name, layer in network.named_sublayers() if not list(layer.children())]
+    order = [name for name, _ in leaves]
+    names = []
+    for name in convolutions:
+        at = order.index(name)
+        follower, layer = (*leaves, ("", None))[at + 1]
+        if layer is not None and _normalises(layer, leaves[at][1]):
+            names.append(follower)
+        elif name != convolutions[-1]:
+            names.append(name)
+    return [OutputPlace(name) for name in dict.fromkeys(names)]
+
+
+def _made(call: Call) -> int:
+    return call.outputs[0] if call.outputs else 0
+
+
+def _is_relu(layer: Layer) -> bool:
+    return isinstance(layer, _RELUS)
+
+
+def _is_reshape(node: str) -> bool:
+    return node.startswith(_RESHAPES)
+
+
+def _normalises(norm: Layer, convolution: Layer) -> bool:
+    if not is_batch_norm(norm):
+        return False
+    weight, channels = convolution.weight, norm._mean.shape[0]
+    return channels in (weight.shape[0], weight.shape[1] * getattr(convolution, "_groups", 1))

@@ -1,0 +1,401 @@
+"""Fake quantisers on Paddle's ``BaseQuanter`` interface, with what they learn or observe."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.quantization.base_quanter import BaseQuanter
+
+from paddlelite_callbacks.quant.calibration import ForwardPasses
+from paddlelite_callbacks.quant.functional import (
+    SMALLEST_ALPHA,
+    grid_levels,
+    highest_weight,
+    lsq_fake_quantize,
+    pact_fake_quantize,
+    round_weight,
+    weight_steps,
+)
+from paddlelite_callbacks.utils.distributed import gathered, several_ranks
+
+__all__ = [
+    "ChannelWeightQuanter",
+    "LSQWeightQuanter",
+    "PACTActivationQuanter",
+    "Switched",
+    "activation_settings",
+    "read_grid",
+    "weight_settings",
+]
+
+_SAMPLE = 1 << 18  # values that a percentile is taken from
+_BITS = range(2, 9)
+_NEAR = 0.1  # an average of equal integers is as near to them
+
+
+class Switched(BaseQuanter):
+    """A quanter that can be off, and then passes its input on unchanged.
+
+    Args:
+        bits: of the grid.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self._bits = bits
+        self.enabled = True
+
+    def refuse_tracing(self) -> None:
+        """Say what to do instead where ``paddle.jit`` traces the network.
+
+        Raises:
+            RuntimeError: it does.
+        """
+        if not paddle.in_dynamic_mode():
+            raise RuntimeError(
+                "A fake-quantised layer cannot be traced by paddle.jit (to_static, jit.save, "
+                "model.save(training=False)): export the network with ExportBenchCallback, or with export_forms of "
+                "paddlelite_callbacks.export.variants, which write what it simulates."
+            )
+
+    def refresh(self) -> None:
+        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+
+        Raises:
+            ValueError: the checkpoint is of another setting.
+        """
+
+    def zero_points(self) -> Tensor | None:
+        """Return None: every grid here holds zero exactly."""
+        return None
+
+    def bit_length(self) -> int:
+        """Return the bits."""
+        return self._bits
+
+
+class PACTActivationQuanter(Switched):
+    """Fake quantiser of one tensor of activations, with a trained ``alpha`` that is the scale.
+
+    In the first training batches ``alpha`` becomes a percentile of ``|x|`` and the grid becomes unsigned if no value
+    is negative; until then, and in evaluation before it, inputs pass unchanged. Where the layer runs several times in a
+    batch (one head on all levels of a pyramid) it becomes the largest of its calls' percentiles, so that no call is
+    clipped by more than the percentile says. ``alpha`` (parameter, ``[1]``) and
+    ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros before the first batch) are in the ``state_dict``, so
+    that a loaded checkpoint needs no first batch.
+
+    Args:
+        bits: 2-8.
+        percentile: of ``|x|`` that ``alpha`` starts from.
+        lr_scale: factor on the optimizer's learning rate for ``alpha``.
+        method: ``"pact"`` or ``"lsq"``, the gradient of ``alpha``.
+        decay: L2 penalty on ``alpha`` in place of the optimizer's own; ``None`` leaves it to the optimizer.
+        batches: that set ``alpha``, at least 1; over several it is a moving average. Those in which the layer does not
+            run are not counted.
+        momentum: of that average, in [0, 1).
+        rectified: whether nothing but ReLUs takes what it gives: negative values are not looked at, and an unsigned
+            grid cuts them off.
+    """
+
+    def __init__(
+        self,
+        *,
+        bits: int = 8,
+        percentile: float = 99.9,
+        lr_scale: float = 1.0,
+        method: str = "pact",
+        decay: float | None = None,
+        batches: int = 1,
+        momentum: float = 0.9,
+        rectified: bool = False,
+    ) -> None:
+        super().__init__(bits)
+        self._percentile, self._batches, self._momentum = percentile, batches, momentum
+        self._rectified = rectified
+        self._function = pact_fake_quantize if method == "pact" else lsq_fake_quantize
+        self.alpha = self.create_parameter(
+            [1],
+            dtype="float32",
+            attr=paddle.ParamAttr(
+                learning_rate=lr_scale,
+                regularizer=None if decay is None else paddle.regularizer.L2Decay(decay),
+            ),
+            default_initializer=paddle.nn.initializer.Constant(0.0),
+        )
+        self.register_buffer("grid", paddle.zeros([2], dtype="float32"))
+        # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
+        self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
+        self._passes: ForwardPasses | None = None
+        self._seen, self._batch = 0, 0  # how many batches were observed; the number of the last one's pass
+        self._observed, self._earlier, self._largest = 0.0, 0.0, 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Quantise and dequantise ``input`` (any shape)."""
+        if not self.enabled:
+            return input
+        self.refuse_tracing()
+        if not self.training or self._levels[1] == 0:
+            self.refresh()
+        if self.training and (self._levels[1] == 0 or self._calibrating()):
+            self.observe(input)
+        if self._levels[1] == 0:
+            return input
+        return self._function(input, self.alpha, bits=self._bits, signed=self._levels[0] < 0)
+
+    def refresh(self) -> None:
+        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+
+        An average of grids (an EMA of the ``state_dict``) is put back on the grid that was averaged, and of the zeros
+        of before the first batch, which are no values, ``alpha`` is freed too.
+
+        Raises:
+            ValueError: the checkpoint is of other bits.
+        """
+        low, high = read_grid(self.grid)
+        self._levels = grid_levels(self._bits, low < 0) if high > 0 else (0.0, 0.0)
+        if (low, high) == self._levels:
+            return
+        for bits in activation_settings(low, high):
+            if bits != self._bits:
+                raise ValueError(
+                    f"A grid of activations from {low:g} to {high:g} was loaded, of activation_bits={bits}; this "
+                    f"network was prepared with activation_bits={self._bits}: give the options of the training, or "
+                    "let load_pact_ find them."
+                )
+        below, above = grid_levels(self._bits, True)
+        signed_share = low / below
+        share = signed_share + (high - signed_share * above) / grid_levels(self._bits, False)[1]
+        if 0 < share < 0.999:
+            _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
+        _set_(self.grid, self._levels)
+
+    def count_by(self, passes: ForwardPasses) -> None:
+        """Let the calls inside one of ``passes`` be one calibration batch; before this each call is one."""
+        if passes is not self._passes:
+            self._passes, self._batch = passes, 0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``alpha`` has been set, by a first batch or by loading."""
+        return self.levels()[1] > 0
+
+    def levels(self) -> tuple[int, int]:
+        """Return the lowest and the highest integer of the grid; zeros before calibration."""
+        self.refresh()
+        return int(self._levels[0]), int(self._levels[1])
+
+    def step(self) -> float:
+        """Return the width of one quantisation step, in units of the input."""
+        return max(float(self.alpha), SMALLEST_ALPHA) / max(self.levels()[1], 1)
+
+    def scales(self) -> Tensor:
+        """Return ``alpha``, the value that the highest integer stands for, shape ``[1]``."""
+        return self.alpha
+
+    def quant_axis(self) -> int:
+        """Return -1: one scale for the whole tensor."""
+        return -1
+
+    def observe(self, x: Tensor) -> None:
+        """Let ``alpha`` become the percentile of ``|x|`` (in the first batch), or move towards it."""
+        found, lowest = self.measure(x)
+        if not math.isfinite(found):
+            return  # a batch that is not finite sets nothing; the next one will
+        number = self._passes.number if self._passes is not None and self._passes.running else 0
+        if self._seen == 0 or number == 0 or number != self._batch:
+            self._seen, self._batch = self._seen + 1, number
+            self._earlier, self._largest = self._observed, found
+        self._largest = max(self._largest, found)
+        rest = 0.0 if self._seen == 1 else self._momentum
+        self._observed = rest * self._earlier + (1 - rest) * self._largest
+        self.set_range(self._observed, signed=lowest < 0 or self._levels[0] < 0)
+
+    def set_range(self, alpha: float, *, signed: bool) -> None:
+        """Set ``alpha`` and the grid.
+
+        Args:
+            alpha: finite, above 0.
+            signed: whether the grid reaches below zero.
+        """
+        _set_(self.alpha, [alpha])
+        self._levels = grid_levels(self._bits, signed)
+        _set_(self.grid, self._levels)
+
+    @paddle.no_grad()
+    def measure(self, x: Tensor) -> tuple[float, float]:
+        """Return the percentile of ``|x|`` and the smallest value of ``x``, over all processes.
+
+        Args:
+            x: of one call.
+        """
+        values = x.detach().astype("float32").flatten()
+        values = paddle.nn.functional.relu(values) if self._rectified else values
+        lowest = values.min()
+        ranks = paddle.distributed.get_world_size() if several_ranks() else 1
+        sample = gathered(values[:: max(1, values.shape[0] * ranks // _SAMPLE)].abs())
+        found = float(np.percentile(sample.numpy(), self._percentile))
+        largest = values.abs().max()
+        if ranks > 1:
+            paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
+            paddle.distributed.all_reduce(largest, op=paddle.distributed.ReduceOp.MAX)
+        return found if found > 0 else float(largest) or 1.0, float(lowest)
+
+    def _calibrating(self) -> bool:
+        """Whether this call counts: of a further batch, or a further call of the batch under way.
+
+        One behind the pass in which the layer ran before (activations that are computed again) counts as neither.
+        """
+        if not 0 < self._seen <= self._batches:
+            return False
+        passes = self._passes
+        if passes is not None and passes.attached and self._batch == passes.number > 0:
+            return passes.running
+        return self._seen < self._batches
+
+
+class ChannelWeightQuanter(Switched):
+    """Fake quantiser of a weight: per output channel, symmetric, scaled by the channel's largest magnitude.
+
+    The scale follows the weight, so what is simulated at the last step is what is shipped. The buffer ``grid``
+    (``[2]``: lowest and highest integer) tells a checkpoint's bits and range; nothing is computed with it.
+
+    Args:
+        bits: 2-8; the grid is ``[-high, high]``, see `highest_weight`.
+        axis: of the output channels: 0 for ``Conv2D`` (``[out, in, kh, kw]``), 1 for ``Conv2DTranspose`` and
+            ``Linear``.
+        reduce_range: whether 8 bits use half the range, on which no CPU saturates.
+    """
+
+    def __init__(self, *, bits: int = 8, axis: int = 0, reduce_range: bool = True) -> None:
+        super().__init__(bits)
+        self._axis, self.reduce_range = axis, reduce_range
+        self._high = highest_weight(bits, reduce_range=reduce_range)
+        self.register_buffer("grid", paddle.to_tensor([-float(self._high), float(self._high)], dtype="float32"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Quantise and dequantise the weight ``input``."""
+        if not self.enabled:
+            return input
+        if not self.training and paddle.in_dynamic_mode():
+            self.refresh()
+        return self._quantize(input)
+
+    def refresh(self) -> None:
+        """Compare the grid with that of a checkpoint that was loaded; evaluation, export and ``fit`` do so.
+
+        Raises:
+            ValueError: the checkpoint is of other bits, or of another range.
+        """
+        low, high = read_grid(self.grid)
+        if (low, high) == (-self._high, self._high):
+            return
+        loaded = weight_settings(high)
+        if loaded and round(high) != self._high:
+            raise ValueError(
+                f"Weights trained with {_words(*loaded[0])} (integers up to {round(high)}) were loaded; this network "
+                f"was prepared with {_words(self._bits, self.reduce_range)}: give the options of the training, or let "
+                "load_pact_ find them."
+            )
+        _set_(self.grid, [-float(self._high), float(self._high)])
+
+    def steps(self, weight: Tensor) -> Tensor:
+        """Return each channel's step, shaped to broadcast against ``weight``."""
+        return weight_steps(weight.detach(), bits=self._bits, axis=self._axis, reduce_range=self.reduce_range)
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """Return the int8 weight that training simulates."""
+        self.refresh()
+        steps = self.steps(weight)
+        return paddle.clip(paddle.round(weight.detach() / steps), -self._high, self._high).astype("int8")
+
+    def _quantize(self, weight: Tensor) -> Tensor:
+        return round_weight(weight, self.steps(weight))
+
+    def scales(self) -> Any:
+        """Return None: the scale is a function of the weight, see `steps`."""
+
+    def quant_axis(self) -> int:
+        """Return the axis of the output channels."""
+        return self._axis
+
+
+class LSQWeightQuanter(ChannelWeightQuanter):
+    """Fake quantiser of a weight with a trained step per output channel (Esser et al. 2020, arXiv:1902.08153).
+
+    ``alpha`` (parameter, shaped to broadcast: the step times the highest integer) starts from the paper's
+    ``2 mean |w| / sqrt(high)`` per step, and is in the ``state_dict``. The grid is the symmetric one of
+    `ChannelWeightQuanter`, so that both methods ship alike.
+
+    Args:
+        weight: whose quantiser this is.
+        bits: 2-8.
+        axis: of the output channels.
+        lr_scale: factor on the optimizer's learning rate.
+        reduce_range: see `ChannelWeightQuanter`.
+    """
+
+    def __init__(
+        self, weight: Tensor, *, bits: int = 8, axis: int = 0, lr_scale: float = 1.0, reduce_range: bool = True
+    ) -> None:
+        super().__init__(bits=bits, axis=axis, reduce_range=reduce_range)
+        others = [dim for dim in range(len(weight.shape)) if dim != axis]
+        with paddle.no_grad():
+            mean = weight.detach().abs().mean(axis=others, keepdim=True)
+            start = paddle.where(mean > 0, 2 * mean * self._high**0.5, paddle.full_like(mean, float(self._high)))
+        self.alpha = self.create_parameter(start.shape, dtype="float32", attr=paddle.ParamAttr(learning_rate=lr_scale))
+        self.alpha.set_value(start)
+
+    def steps(self, weight: Tensor) -> Tensor:
+        """Return each channel's trained step."""
+        return self.alpha.detach().clip(min=SMALLEST_ALPHA) / self._high
+
+    def scales(self) -> Tensor:
+        """Return the value that the highest integer stands for, per channel."""
+        return self.alpha
+
+    def _quantize(self, weight: Tensor) -> Tensor:
+        return lsq_fake_quantize(weight, self.alpha, bits=self._bits, symmetric=True, reduce_range=self.reduce_range)
+
+
+def weight_settings(high: float) -> list[tuple[int, bool]]:
+    """Return bits and ``reduce_range`` of the grid of weights that ends at ``high`` or next to it; empty for none.
+
+    Args:
+        high: read from a checkpoint, perhaps averaged.
+    """
+    settings = [(bits, True) for bits in _BITS] + [(8, False)]
+    return [(bits, half) for bits, half in settings if abs(highest_weight(bits, reduce_range=half) - high) < _NEAR]
+
+
+def activation_settings(low: float, high: float) -> list[int]:
+    """Return the bits of the grid of activations from ``low`` to ``high`` or next to it; empty for none.
+
+    Args:
+        low: read from a checkpoint, perhaps averaged.
+        high: the same.
+    """
+    ends = np.array([low, high])
+    return [
+        bits
+        for bits in _BITS
+        if any(np.abs(np.array(grid_levels(bits, signed)) - ends).max() < _NEAR for signed in (False, True))
+    ]
+
+
+def _words(bits: int, reduce_range: bool) -> str:
+    return f"weight_bits={bits}" + (f", reduce_range={reduce_range}" if bits == 8 else "")
+
+
+def read_grid(grid: Any) -> tuple[float, float]:
+    """Return the lowest and the highest integer that a grid's tensor or array holds, whatever its type."""
+    values = grid.astype("float32").numpy() if isinstance(grid, Tensor) else np.asarray(grid, "float32")
+    return float(values[0]), float(values[1])
+
+
+def _set_(tensor: Tensor, values: Any) -> None:
+    """Write ``values`` into ``tensor``, whatever type it was cast to."""
+    tensor.set_value(paddle.to_tensor(np.asarray(values, "float32")).astype(tensor.dtype))

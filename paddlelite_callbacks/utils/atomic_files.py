@@ -1,0 +1,385 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed.
+
+"Whole or not at all" holds for a process that dies at any moment (``kill -9``); what the kernel has taken it keeps. A
+power cut may still lose what was not on the disk yet.
+
+Temporary names are random, and each is locked by a file beside it for as long as its writer lives: process numbers and
+host names say nothing where containers share a folder. What a killed writer left goes with the next writing: at once
+where its lock is free and it was of this machine, else after a day, since some network file systems lock for one
+machine alone, and some not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import glob
+import logging
+import os
+import platform
+import re
+import secrets
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+__all__ = [
+    "link_or_copy",
+    "locked",
+    "put_in_place",
+    "refuse_no_folder",
+    "refuse_unusable_path",
+    "refuse_unwritable",
+    "refuse_unwritable_file",
+    "staged_file",
+    "staged_files",
+    "staged_folder",
+]
+
+_log = logging.getLogger(__name__)
+
+_AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_LONGEST = 255  # bytes in the name of a file
+_LOCK = ".lock"
+_TOKEN = re.compile(r"new-([0-9a-f]{8})-[0-9a-f]{16}")  # the machine and a random number
+_STALE_SECONDS = 24 * 3600.0  # without a change, where a lock cannot tell
+_CLAIM_SECONDS = 10.0  # a cleaner holds a lock for an instant
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system that knows none
+
+
+def refuse_unusable_path(path: Path) -> None:
+    """Refuse a path that libraries in C++ would not open, or would open at another place.
+
+    They take UTF-8. In a locale with another encoding Python's own paths are other bytes.
+
+    Args:
+        path: absolute, or as it was given.
+
+    Raises:
+        ValueError: names the letter.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a NUL character, which no path can: leave it out.")
+    try:
+        same = os.fsencode(text) == text.encode("utf-8")
+    except UnicodeError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"{text!a} is not UTF-8 as this process writes paths (encoding {sys.getfilesystemencoding()}), so "
+            "the engines cannot open it. Start Python with PYTHONUTF8=1, or rename the folder."
+        )
+
+
+def refuse_unwritable_file(file: Path) -> None:
+    """Refuse a file that lines could not be added to; one that is missing is made later.
+
+    Args:
+        file: its folder was checked.
+
+    Raises:
+        PermissionError: says what it is.
+    """
+    if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
+        what = "is not yours to write to" if file.is_file() else "is no file"
+        raise PermissionError(f"{file} {what}: give another folder, or move it out of the way.")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written to, before anything is worked out for it.
+
+    Args:
+        folder: may be missing, with parents that are missing too.
+
+    Raises:
+        PermissionError: names what stands in the way.
+        ValueError: see `refuse_unusable_path`.
+    """
+    refuse_unusable_path(Path(os.path.abspath(folder)))  # noqa: PTH100
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be written to ({existing} is no writable folder): give another folder, or the right to "
+            "write there."
+        )
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse a path that `staged_folder` could not put a folder at.
+
+    Args:
+        folder: to be written.
+
+    Raises:
+        FileExistsError: a file stands there.
+        PermissionError: a folder that is another's stands there.
+        OSError: the name is too long.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise FileExistsError(
+            f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
+        )
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):  # noqa: PTH112 (no error for long names)
+        raise PermissionError(f"{folder} is not yours to write to: give another name, or the right to write there.")
+    length = len(os.fsencode(f".{folder.name}.{_token()}{_LOCK}"))
+    if length > _LONGEST:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"The name of the folder {folder.name!r} is too long: with what is put around it while it is written it "
+            f"has {length} bytes, {_LONGEST} are allowed. Give a shorter name",
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` alone among all processes and threads in the block; others wait.
+
+    The lock is a hidden file beside it, ``.NAME.lock``, which goes with the block. Where the file system knows no
+    locks, nothing is waited for.
+
+    Args:
+        path: whether it exists or not; its folder does.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    with _held(path.with_name(f".{path.name}{_LOCK}"), seconds=-1, instead=path):
+        yield
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path``, of the same suffix, to write to; it takes its place when the block ends well.
+
+    After an exception the older file stands as it was.
+    """
+    with _named_in_errors(path), _temporary(path, path.suffix) as partial:
+        yield partial
+        partial.replace(path)
+
+
+@contextmanager
+def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path]:
+    """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
+
+    After an exception the older ``folder`` stands as it was. What else is in it (files of the user's) is in the new
+    one, too. Where the file system cannot exchange two folders at once, and the process dies between the two renames
+    that are needed then, the next call puts the older one back.
+
+    Args:
+        folder: a symbolic link is followed.
+        dropped: globs of names in the older folder that do not come along, besides those that are written anew.
+
+    Raises:
+        FileExistsError: ``folder`` is a file.
+        OSError: the parent cannot be written to.
+    """
+    folder = folder.resolve()
+    refuse_no_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.old")
+    with _named_in_errors(folder), _temporary(folder) as stage:
+        with locked(folder):
+            if old.exists():
+                shutil.rmtree(old) if folder.exists() else old.replace(folder)
+        stage.mkdir()
+        yield stage
+        with locked(folder):
+            if folder.exists():
+                _take_along(folder, stage, dropped)
+            if not folder.exists():
+                stage.replace(folder)
+            elif not _exchanged(stage, folder):
+                folder.replace(old)
+                stage.replace(folder)
+                shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
+    """Give a prefix in a hidden folder to write ``prefix.a``, ``prefix.b``, ... under; they appear together.
+
+    Files cannot take their places in one go. So the whole set is first renamed to a hidden folder ``.NAME.whole`` of
+    ``prefix``'s; then the older file ``last`` goes, the others are put in place, the new ``last`` at the end: where
+    that file stands, the set is whole, and of one kind. Should the process die in between, `put_in_place` goes on.
+
+    Args:
+        prefix: the files' common path; the folder is made if missing.
+        last: suffix of the file without which nobody reads the others, for instance ``".pdparams"``.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    put_in_place(prefix, last=last)
+    with _named_in_errors(prefix), _temporary(prefix) as stage:
+        stage.mkdir()
+        yield stage / prefix.name
+        with locked(prefix):
+            _put_in_place(prefix, last)  # what another writer left meanwhile
+            stage.replace(_whole(prefix))
+            _put_in_place(prefix, last)
+
+
+def put_in_place(prefix: Path, *, last: str) -> None:
+    """Finish what a dying `staged_files` left whole but not in its place; does nothing where there is nothing.
+
+    Args:
+        prefix: of the set's files.
+        last: ending of the file that is put in place behind all others.
+    """
+    if _whole(prefix).is_dir():
+        with locked(prefix):
+            _put_in_place(prefix, last)
+
+
+def _put_in_place(prefix: Path, last: str) -> None:
+    whole = _whole(prefix)
+    if not whole.is_dir():
+        return
+    files = sorted(whole.iterdir(), key=lambda file: (file.suffix == last, file.name))
+    if files and files[-1].suffix == last:
+        (prefix.parent / files[-1].name).unlink(missing_ok=True)
+    for file in files:
+        file.replace(prefix.parent / file.name)
+    whole.rmdir()
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Let an error say what was being written: a full disk's knows no name, others the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        hidden = error.filename is not None and _TOKEN.search(os.fsdecode(error.filename)) is not None
+        if error.errno is not None and (error.filename is None or (hidden and error.filename2 is None)):
+            error.filename = str(path)
+        raise
+
+
+def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
+    """Link (else copy) what is in ``older`` and is not written anew into ``stage``."""
+    for entry in older.iterdir():
+        target = stage / entry.name
+        if os.path.lexists(target) or any(fnmatchcase(entry.name, pattern) for pattern in dropped):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True, copy_function=link_or_copy)
+        else:
+            link_or_copy(entry, target)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name without taking more of the disk, where the file system can.
+
+    Args:
+        source: a file or a symbolic link, which is not followed.
+        target: its other name.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # the latter on Windows
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _whole(prefix: Path) -> Path:
+    return prefix.with_name(f".{prefix.name}.whole")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; ``False`` where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform.startswith("linux") else None
+    return rename is not None and rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0
+
+
+@contextmanager
+def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Give a random name beside ``path`` that ends in ``suffix``, locked; what stands there is removed in the end."""
+    before = f".{path.name[: len(path.name) - len(suffix)]}."
+    _remove_stale_temporaries(path.parent, before, suffix)
+    temporary = path.with_name(f"{before}{_token()}{suffix}")
+    with _held(temporary.with_name(temporary.name + _LOCK), seconds=_CLAIM_SECONDS, instead=path):
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def _held(file: Path, *, seconds: float, instead: Path) -> Iterator[None]:
+    """Hold the lock ``file``, which goes with the block; errors name ``instead``."""
+    if not file.parent.is_dir():  # which filelock would make
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(instead))
+    lock = FileLock(file, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            error.filename = str(instead)
+            raise
+        _log.debug("The file system of %s knows no locks: %s", instead, error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes it once it is released
+            file.unlink()
+        lock.release()
+
+
+def _token() -> str:
+    return f"new-{_machine()}-{secrets.token_hex(8)}"
+
+
+@functools.cache
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
+    """Remove ``<before><token><behind>`` in ``folder``, and the lock beside it, where no writer is left."""
+    for left in folder.glob(f"{glob.escape(before)}new-*"):
+        name = left.name.removesuffix(_LOCK)
+        token = _TOKEN.fullmatch(name[len(before) : len(name) - len(behind)])
+        if token is None or not name.endswith(behind):
+            continue
+        temporary, file = left.with_name(name), left.with_name(name + _LOCK)
+        stale = _age(temporary) > _STALE_SECONDS
+        if not file.exists():  # of a file system without locks
+            if stale:
+                _remove(temporary)
+            continue
+        lock = FileLock(file, thread_local=False, fallback_to_soft=False)
+        with suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            try:
+                if stale or token[1] == _machine():
+                    _remove(temporary)
+                    file.unlink(missing_ok=True)
+            finally:
+                lock.release()
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since ``path`` or anything in it changed; 0 where it is gone meanwhile."""
+    with suppress(OSError):
+        return time.time() - max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+    return 0.0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

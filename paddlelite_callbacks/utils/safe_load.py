@@ -1,0 +1,138 @@
+"""Files of ``paddle.save`` read without running what is in them.
+
+Such a file is a pickle, and a pickle may name any function of the machine to be called when it is opened:
+``paddle.load`` calls them. Weights need a few harmless ones, so here every other name is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+__all__ = ["read_saved", "refuse_code"]
+
+_SLICES = "UnpackBigParamInfor@@"  # how Paddle splits arrays of more than 1 GB for old pickle protocols
+_NAMES = "StructuredToParameterName@@"
+
+
+class _Refused(Exception):
+    """A pickle asks for something that weights do not need."""
+
+
+def read_saved(path: str | Path) -> Any:
+    """Return what ``paddle.save`` wrote to ``path``: tensors, numbers and strings in dictionaries, lists and tuples.
+
+    As ``paddle.load`` does for such files, but nothing else can be in it: a pickle that names any other function or
+    class is refused before it is called.
+
+    Args:
+        path: a ``.pdparams``, ``.pdopt`` or ``.pddistill`` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file would run code, is torn, or is no file of ``paddle.save``.
+    """
+    return _as_tensors(_joined(_unpickled(Path(path))))
+
+
+def refuse_code(path: Path) -> None:
+    """Refuse a pickle that would run code, if there is one at ``path``; for files that Paddle itself opens later.
+
+    Raises:
+        ValueError: it would run code, or is torn.
+    """
+    if path.is_file():
+        _unpickled(path)
+
+
+def _unpickled(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}: give the path of a file of paddle.save, such as weights.pdparams."
+        )
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file, encoding="latin1").load()
+    except _Refused as error:
+        raise ValueError(
+            f"{path} asks for {error} when it is opened. A file of weights may only hold arrays, numbers and strings "
+            "in dictionaries and lists; anything else can run any code on this machine, so it is not opened. If you "
+            "trust whoever made it, open it yourself with paddle.load and save the weights alone: "
+            "paddle.save(network.state_dict(), path)."
+        ) from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is torn, or is no file of paddle.save ({type(error).__name__}: {str(error)[:120]}): give a whole "
+            "one, written with paddle.save(network.state_dict(), path)."
+        ) from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Refused(f"{module}.{name}") from None
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise _Refused(f"_codecs.encode to {encoding!r}")
+    return text.encode("latin1")
+
+
+def _empty() -> bytes:
+    """Stand in for ``bytes()``, the data of an empty array."""
+    return b""
+
+
+def _data_of(expression: str, names: Mapping[str, Any]) -> Any:
+    """Stand in for ``eval("data", {"data": array})``, as which Paddle writes tensors of static graphs."""
+    if expression != "data":
+        raise _Refused("builtins.eval")
+    return names["data"]
+
+
+# _reconstruct and scalar move between NumPy's modules from version to version: arrays and numbers themselves name them
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float32(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "tuple"): tuple,
+    ("builtins", "bytes"): _empty,
+    ("builtins", "eval"): _data_of,
+    ("_codecs", "encode"): _encode,
+}
+
+
+def _joined(value: Any) -> Any:
+    """Put split arrays together and drop Paddle's table of names."""
+    if not isinstance(value, dict):
+        return value
+    for key, part in value.pop(_SLICES, {}).items():
+        value[key] = np.concatenate([value.pop(name) for name in part["slices"]]).reshape(part["OriginShape"])
+    value.pop(_NAMES, None)
+    return value
+
+
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return paddle.to_tensor(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], np.ndarray):
+        return paddle.to_tensor(value[1])  # a tensor with its automatic name, which would be given out twice
+    if isinstance(value, dict):
+        return type(value)((key, _as_tensors(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_as_tensors(item) for item in value)
+    return value

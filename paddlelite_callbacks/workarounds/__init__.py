@@ -1,0 +1,1 @@
+"""Workarounds for defects of Paddle and paddleclas, one module each."""

@@ -1,0 +1,170 @@
+"""Data loaders whose worker processes and threads end with the one who read from them, and whose errors reach him."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.io import multiprocess_utils
+from paddle.io.dataloader.dataloader_iter import (
+    _DataLoaderIterBase,
+    _DataLoaderIterMultiProcess,
+    _DataLoaderIterSingleProcess,
+    _ResumeIteration,
+)
+
+from paddlelite_callbacks.utils.signals import uninterrupted
+
+__all__ = ["ended_with_the_epoch", "known_length", "loader_of", "read_undisturbed"]
+
+_SECONDS = 5  # for a worker process or thread to end by itself
+_WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
+
+
+class _RaisingIterator(_DataLoaderIterSingleProcess):
+    """Paddle's iterator without workers, but what the data set raises is raised where the batch is asked for.
+
+    Paddle's own reads in a thread which ends with the exception, while the one who waits for its batch waits for ever,
+    deaf to Ctrl-C.
+    """
+
+    _error: BaseException | None = None  # of the class: the thread runs before __init__ has ended
+
+    def _thread_loop(self, place: Any) -> None:
+        try:
+            super()._thread_loop(place)
+        except BaseException as error:  # of the data set, the sampler or the collate function
+            self._error = error
+            self._exit_thread_expectedly()  # the batches before it are still handed out
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except Exception:  # StopIteration where the queue was closed, or what reading a killed one gives
+            if self._error is None:
+                raise
+        raise self._error
+
+
+class _Watched:
+    """Stands in for a loader for one epoch and remembers the iterators it gave; has what hapi asks of a loader."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self.given: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        paddles = getattr(type(self._loader), "__iter__", None) is paddle.io.DataLoader.__iter__
+        alone = paddles and not self._loader.num_workers
+        with uninterrupted() if _starts_processes(self._loader) else contextlib.nullcontext():
+            iterator = _RaisingIterator(self._loader) if alone else iter(self._loader)  # half made, it would stay
+        if iterator is not self._loader:  # else it is the user's own, who may want to go on with it
+            self.given.append(iterator)
+        return iterator
+
+    def __len__(self) -> int:
+        length = known_length(self._loader)
+        if length is None:  # what len() means by it, and list() and tqdm() expect; Paddle's loader raises a ValueError
+            raise TypeError(f"{type(self._loader).__name__} has no known length.")
+        return length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def known_length(data: Any) -> int | None:
+    """Return ``len(data)``; ``None`` where that is not known, as of a loader over an ``IterableDataset``.
+
+    Args:
+        data: a data set, a loader, or any iterable of batches.
+    """
+    try:
+        return len(data)
+    except (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError):  # Paddle raises any of them
+        return None
+
+
+def loader_of(data: Any, *, batch_size: int) -> Any:
+    """Return a loader over ``data`` if it is a data set, and ``data`` itself if it gives batches already.
+
+    ``paddle.Model.evaluate`` makes one of a data set too, but fails on an ``IterableDataset``, whose samples have no
+    numbers.
+
+    Args:
+        data: a data set, a loader, or any iterable of batches.
+        batch_size: for a data set.
+    """
+    return paddle.io.DataLoader(data, batch_size=batch_size) if isinstance(data, paddle.io.Dataset) else data
+
+
+@contextlib.contextmanager
+def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
+    """Give a stand-in for ``loader`` whose iterators are shut down at the end of the block.
+
+    Paddle's own iterators end their worker processes and threads only where the data run out: left in the middle, by
+    an exception, Ctrl-C or ``num_iters``, they stay until the process ends, since the thread holds the iterator that
+    would have to be freed first. The loader itself is not touched, nor are iterators of other libraries; workers that
+    the user wants to keep (``persistent_workers=True``) stay. What a data set raises without workers is raised by the
+    iterator, behind the batches before it; Paddle's own waits for ever.
+    """
+    watched = _Watched(loader)
+    try:
+        yield watched
+    finally:
+        for iterator in watched.given:
+            if isinstance(iterator, _DataLoaderIterBase) and not getattr(iterator, "_persistent_workers", False):
+                with uninterrupted():  # a worker that was killed is told by SIGCHLD, and Paddle then raises
+                    _shut_down(iterator)
+
+
+@contextlib.contextmanager
+def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
+    """Give a stand-in for a loader of our own, which leaves no trace in the user's process.
+
+    Besides what `ended_with_the_epoch` does: NumPy's random stream, from which workers are seeded, comes back, and so
+    does the user's handler of SIGCHLD, which Paddle's first loader with workers takes over for good.
+    """
+    handler, known = signal.getsignal(signal.SIGCHLD), multiprocess_utils._SIGCHLD_handler_set
+    stream = np.random.get_state()
+    try:
+        with ended_with_the_epoch(loader) as watched:
+            yield watched
+    finally:
+        np.random.set_state(stream)
+        if multiprocess_utils._SIGCHLD_handler_set and not known:
+            signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
+            multiprocess_utils._SIGCHLD_handler_set = False  # the next loader with workers sets it again
+
+
+def _starts_processes(loader: Any) -> bool:
+    """Whether ``iter(loader)`` makes worker processes, and waits for none of an earlier epoch."""
+    kept = getattr(loader, "_persistent_workers", False)
+    return isinstance(loader, paddle.io.DataLoader) and bool(loader.num_workers) and not kept
+
+
+def _shut_down(iterator: Any) -> None:
+    """End thread and workers; where the data ran out, Paddle has done so but for a thread that waits up to 5 s."""
+    many = isinstance(iterator, _DataLoaderIterMultiProcess)
+    if not iterator._shutdown:
+        iterator._exit_thread_expectedly()
+        if many:
+            iterator._data_queue.put(_WAKE)
+    elif many:
+        with contextlib.suppress(OSError):
+            iterator._data_queue._writer.send_bytes(pickle.dumps(_WAKE))  # the queue itself is closed
+    if iterator._thread is not None:
+        iterator._thread.join(_SECONDS)
+    told = iterator._shutdown
+    if not told:
+        iterator._reader.shutdown()
+        iterator._try_shutdown_all(*([_SECONDS] if many else []))
+    for worker in iterator._workers if many else ():
+        worker.join(_SECONDS if told else 0)  # unless Paddle was interrupted before it told all of them
+        if worker.is_alive():  # busy in the data set, or deaf
+            worker.terminate()
+            worker.join()

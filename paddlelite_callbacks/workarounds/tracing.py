@@ -1,0 +1,183 @@
+"""Programs traced without what Paddle keeps of each for good: names of scopes, generated source files."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import linecache
+import os
+import shutil
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle.base import framework
+from paddle.jit.dy2static import origin_info, program_translator
+from paddle.jit.dy2static import utils as translator_utils
+from paddle.jit.dy2static.parameter_recorder import _global_inplace_map, _global_parameter_recorder
+
+__all__ = [
+    "clean_trace",
+    "with_own_source_folder",
+    "without_call_stacks",
+    "without_failed_traces",
+    "without_generated_sources",
+    "without_scope_names",
+]
+
+_generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
+_lock = threading.Lock()
+
+
+@contextmanager
+def clean_trace() -> Iterator[None]:
+    """Trace inside the block with all workarounds of this module."""
+    with (
+        without_call_stacks(),
+        without_failed_traces(),
+        without_scope_names(),
+        with_own_source_folder(),
+        without_generated_sources(),
+    ):
+        yield
+
+
+@contextmanager
+def with_own_source_folder() -> Iterator[None]:
+    """Let Paddle write the source files that it generates into a temporary folder of this process.
+
+    Paddle 3.3 writes them to ``~/.cache/paddle/to_static_tmp/PID``: a HOME that cannot be written to ends the trace,
+    and of two containers that share one the first to end removes the other's files, where both have the same PID.
+    """
+    real, remove_at_exit = translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR
+    translator_utils.get_temp_dir = lambda: _source_folder(os.getpid())
+    translator_utils.DEL_TEMP_DIR = False
+    try:
+        yield
+    finally:
+        translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR = real, remove_at_exit
+
+
+@functools.cache
+def _source_folder(process: int) -> str:
+    folder = tempfile.mkdtemp(prefix="paddlelite_traces_")
+
+    def remove() -> None:
+        if os.getpid() == process:  # not the fork of this one
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+@contextmanager
+def without_scope_names() -> Iterator[None]:
+    """Number the scopes inside the block from zero, and forget them at its end.
+
+    Paddle 3.3 keeps a node for each call of each layer that it ever traced (``paddle.base.framework._name_struct``),
+    and numbers on: every program writes other names (``TinyNet_7/Conv2D_3/``) into its operations, each of which PIR's
+    context keeps as well. Numbered from zero they are the same in every program of a network.
+    """
+    outer = framework._name_struct
+    framework._name_struct = framework.NameStruct()
+    try:
+        yield
+    finally:
+        framework._name_struct = outer
+
+
+@contextmanager
+def without_generated_sources() -> Iterator[None]:
+    """Remove the source files that Paddle writes inside the block, in this thread, once their function is gone.
+
+    Paddle 3.3 writes a Python file for every function that it traces, reads it
+    back, and keeps file, text (``linecache``) and a map of its lines until the process ends: 3 KB a function. Files of
+    functions that are still in use, Paddle's own cache of converted functions among them, stay.
+    """
+    real, owner = program_translator.ast_to_func, threading.get_ident()
+
+    def ast_to_func(*args: Any, **options: Any) -> tuple[Callable[..., Any], str]:
+        function, file = real(*args, **options)
+        if threading.get_ident() == owner:
+            with _lock:
+                _generated.append((weakref.ref(function), file))
+        return function, file
+
+    program_translator.ast_to_func = ast_to_func
+    try:
+        yield
+    finally:
+        program_translator.ast_to_func = real
+        _forget_dead()
+
+
+def _forget_dead() -> None:
+    with _lock:
+        dead = {file for function, file in _generated if function() is None}
+        _generated[:] = [pair for pair in _generated if pair[1] not in dead]
+    if not dead:
+        return
+    lines = origin_info.global_origin_info_map
+    for place in [place for place in list(lines) if place[0] in dead]:
+        lines.pop(place, None)
+    for file in dead:
+        linecache.cache.pop(file, None)
+        for path in (file, importlib.util.cache_from_source(file)):
+            with suppress(OSError):
+                Path(path).unlink()
+
+
+_EMPTY = traceback.StackSummary()
+
+
+@contextmanager
+def without_call_stacks() -> Iterator[None]:
+    """Let Paddle see an empty stack where it asks for one, in this thread, inside the block.
+
+    While it traces a network, Paddle 3.3 calls ``traceback.extract_stack()`` for each operation (to name lines should
+    the program fail when it runs) and keeps the result for good: 0.1 MB for each ``paddle.jit.save`` of a network of 38
+    operations. An exception in ``forward`` carries its own traceback as ever; the saved files are the same.
+    """
+    real, owner = traceback.extract_stack, threading.get_ident()
+
+    def extract_stack(*args: Any, **options: Any) -> traceback.StackSummary:
+        if threading.get_ident() == owner and not args and not options:
+            return _EMPTY
+        return real(*args, **options)
+
+    traceback.extract_stack = extract_stack
+    try:
+        yield
+    finally:
+        traceback.extract_stack = real
+
+
+@contextmanager
+def without_failed_traces() -> Iterator[None]:
+    """Forget the parameters of traces that failed, before the block and if it fails.
+
+    Paddle 3.3 notes the parameters of a program that it traces under the program's address, and takes them back when
+    the trace is done. Where ``forward`` raises they stay, and a later program that happens to get the same address is
+    given them: ``paddle.jit.save`` then ends in a KeyError. Inside a trace nothing is done.
+    """
+    if paddle.in_dynamic_mode():
+        _forget()
+    try:
+        yield
+    except BaseException:
+        if paddle.in_dynamic_mode():
+            _forget()
+        raise
+
+
+def _forget() -> None:
+    for table in (_global_parameter_recorder.params_dict, _global_parameter_recorder.tensor2value):
+        table.clear()
+    _global_inplace_map.params_dict.clear()
