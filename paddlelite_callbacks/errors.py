@@ -1,4 +1,4 @@
-"""Errors with a remedy, and imports of packages that are heavy or may be missing."""
+"""Exceptions, and imports of heavy or optional packages."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _REPORTERS = {"openvino": "openvino_telemetry"}  # tells its makers of every imp
 
 
 class MissingDependencyError(ImportError):
-    """A package that one feature needs is not installed; the message names the remedy."""
+    """An optional package is missing; the message names the remedy."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss of a training batch was NaN or infinite; the weights are those before that batch.
+    """The loss of a training batch is NaN or Inf; weights are those before that batch.
 
     Args:
         message: names the batch, the terms and where they come from.
@@ -65,7 +65,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def require(name: str, *, needed_for: str) -> ModuleType:
-    """Import the heavy or optional module ``name`` without letting it talk on the user's screen.
+    """Import a heavy or optional module silently.
 
     Args:
         name: dotted module name, for instance ``"paddleclas"``.
@@ -85,7 +85,7 @@ def require(name: str, *, needed_for: str) -> ModuleType:
 
 
 def require_installed(name: str, *, needed_for: str) -> None:
-    """Check that the top-level module ``name`` can be found, without importing it.
+    """Check that a top-level module can be found, without importing it.
 
     Args:
         name: of the module.
@@ -99,7 +99,7 @@ def require_installed(name: str, *, needed_for: str) -> None:
 
 
 def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
-    """Return up to ``limit`` of ``names`` that look most like ``wrong``, whatever its case; the first few if none does.
+    """Return up to ``limit`` names that look most like ``wrong``, ignoring case.
 
     Args:
         wrong: that was given.
@@ -122,7 +122,7 @@ def _missing(package: str, why: str, needed_for: str) -> MissingDependencyError:
 
 @contextlib.contextmanager
 def _hidden(module: str | None) -> Iterator[None]:
-    """Let ``module`` count as not installed, unless the user has imported it already."""
+    """Make ``module`` look missing, unless it is imported already."""
     if module is None or module in sys.modules:
         yield
         return
@@ -135,7 +135,7 @@ def _hidden(module: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Swallow warnings, INFO records and prints of an import; root handlers that it adds are removed again."""
+    """Silence warnings, INFO records and prints of an import."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)
@@ -149,4 +149,4 @@ def _hushed() -> Iterator[None]:
 
 
 class ExportError(RuntimeError):
-    """A network could not be exported, or the exported file does not compute what the network does."""
+    """A network cannot be exported, or its files do not compute the same."""

@@ -62,7 +62,6 @@ def _larger(x):
 
 @watched
 def distil(folder, watch):
-    from paddlelite_callbacks.distill.losses.logits import named_loss
     from paddlelite_callbacks.distill.schedules import constant, cosine, linear, stop_at, warm_up
 
     teachers = [TinyNet(width=6), TinyNet(width=6)]
@@ -75,7 +74,6 @@ def distil(folder, watch):
         callback = pc.DistillCallback(
             teachers[0], loss=losses, features=features, weight=weight, task_weight=task_weight
         )
-        named_loss("kl")
     _fit([callback], watch, epochs=2, save_dir=str(folder / "ck"))
     _fit([pc.DistillCallback(teachers, combine="each", loss=[pc.OutputTerm("kl")])], watch)
     _fit([pc.DistillCallback(teachers, loss="kl")], watch)
@@ -179,9 +177,6 @@ def quantise(folder, watch):
 @watched
 def export(folder, watch):
     from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
-    from paddlelite_callbacks.errors import require
-    from paddlelite_callbacks.export.metadata import read_sidecar
-    from paddlelite_callbacks.export.qdq import int8_weights
 
     with watch:
         budget = pc.Budget(size_mb=20, latency_ms=0.0001, metric="acc", baseline=0.1)
@@ -200,18 +195,17 @@ def export(folder, watch):
     with contextlib.suppress(pc.GateError):
         _fit([pc.PACTQuantCallback(), callback], watch)
     with watch:
-        read_sidecar(folder / "out/n")
         onnx_cost(folder / "out/n/model.onnx", [(1, 3, 8, 8)])
-        int8_weights(require("onnx", needed_for="this").load(str(folder / "out/n/model.int8.onnx")))
     assert {row.engine for row in callback.record.latencies if row.p50_ms} >= {"onnxruntime", "openvino", "paddle"}
 
 
 @watched
 def records(folder, watch):
     """What is done with a record and its files, function by function; a run with memory and roofline figures."""
-    from paddlelite_callbacks.benchmark.bench import bench
+    from paddlelite_callbacks.benchmark.load import load_files
     from paddlelite_callbacks.benchmark.options import BenchOptions
     from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_share
+    from paddlelite_callbacks.benchmark.timing import time_files
     from paddlelite_callbacks.export.compare import compare_outputs
     from paddlelite_callbacks.export.variants import references
     from paddlelite_callbacks.report.chosen import front_of, point_of
@@ -234,7 +228,8 @@ def records(folder, watch):
         rows = timed_together(rows, image, options, progress=False)
         write_ladder(folder / "ladder", rows, metric="acc")
         expected = references(model.network, image)
-        bench([rows[0].artefacts[0].artefact()], image, expected, options, progress=False)
+        files = load_files([rows[0].artefacts[0].artefact()], image, expected, options)
+        time_files(files, image, options, progress=False)
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
         roofline_share(1000, 1, 1.0, measure_roofline(1))
         accuracy_table(rows[0])
@@ -291,7 +286,7 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.backbone import weights
     from paddlelite_callbacks.backbone.catalogue import render_table
     from paddlelite_callbacks.benchmark.roofline import roofline_share
-    from paddlelite_callbacks.distill import losses, resize
+    from paddlelite_callbacks.distill import resize
     from paddlelite_callbacks.errors import require
     from paddlelite_callbacks.export.onnx_files import onnx_files
     from paddlelite_callbacks.export.signature import plain_signature_
@@ -315,7 +310,6 @@ def small_parts(folder, watch):
         taps.tap_spelling("blocks[2]")
         sources.weights_file("mobilenet_v3_small", "https://nowhere/file.pdparams")
         weights.fetch(f"file://{folder}/file", folder / "fetched")
-        losses.sum_over_outputs(losses.mse, [x], [x])
         outputs.shapes_of({"a": x})
         outputs.told(ValueError("no"))
         reason(ValueError("no"))

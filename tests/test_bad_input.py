@@ -503,11 +503,6 @@ ROWS = [
         "leave it out for 1",
     ),
     (
-        "outputs-number",
-        lambda b: losses.sum_over_outputs(losses.mse, [A], [A, A]),
-        *(V, "the teacher 2", "the numbers must be equal", "Give lists of the same length"),
-    ),
-    (
         "dkd-labels",
         lambda b: losses.dkd(A, A, paddle.to_tensor([1, 2, 3])),
         *(V, "labels [3]", "one class index per row", "OutputTerm('dkd', label=...)"),

@@ -10,14 +10,20 @@ from installed import needs
 from toy import Images, TinyNet
 
 from paddlelite_callbacks.benchmark import engines
-from paddlelite_callbacks.benchmark.bench import bench, repeated_rows
 from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.machine import this_machine
-from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.benchmark.options import BenchOptions, repeated_rows
+from paddlelite_callbacks.benchmark.timing import time_files
 from paddlelite_callbacks.export.compare import compare_outputs
 from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.export.variants import Reference
 from paddlelite_callbacks.nn.surgery import copy_network
+
+
+def checked_and_timed(artefacts, inputs, references, options):
+    files = load_files(artefacts, inputs, references, options)
+    return files.checks, time_files(files, inputs, options, progress=False).latencies
 
 
 def test_calls_take_turns_and_warm_up_is_not_counted():
@@ -78,7 +84,7 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     x = Images(4).images
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     expected = {"fp32": Reference([np.zeros([4, 4])])}
-    checks, latencies = bench([program], [x], expected, BenchOptions(warmup=0, repeats=2), progress=False)
+    checks, latencies = checked_and_timed([program], [x], expected, BenchOptions(warmup=0, repeats=2))
     rows = {row.engine: row for row in latencies}
     assert list(rows) == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]
     assert rows["paddle"].p50_ms > 0
@@ -86,9 +92,8 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     assert rows["openvino"].error == "no-such-package not installed: pip install 'paddlelite_callbacks[deploy]'"
     assert [check.passed for check in checks] == [False, False]  # zeros are not what it computes
     program.files[1].write_bytes(b"torn")
-    checks, latencies = bench(
-        [program], [x], expected, BenchOptions(engines=["paddle"], warmup=0, repeats=1), progress=False
-    )
+    options = BenchOptions(engines=["paddle"], warmup=0, repeats=1)
+    checks, latencies = checked_and_timed([program], [x], expected, options)
     assert not checks
     assert latencies[0].error.startswith("EngineError: ")
 

@@ -6,12 +6,12 @@ import numpy as np
 import paddle
 import pytest
 from installed import needs
+from onnx_weights import int8_weights
 from paddle import nn
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import PACTConfig, prepare_pact_
 from paddlelite_callbacks.benchmark.engines import ENGINES
-from paddlelite_callbacks.export.qdq import int8_weights
 from paddlelite_callbacks.export.variants import export_forms, references
 
 pytestmark = needs("paddle2onnx")

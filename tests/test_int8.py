@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 import pytest
 from installed import needs
+from onnx_weights import int8_weights
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
@@ -25,7 +26,7 @@ from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle
-from paddlelite_callbacks.export.qdq import int8_weights, rewrite_as_qdq, write_int8_onnx
+from paddlelite_callbacks.export.qdq import rewrite_as_qdq, write_int8_onnx
 from paddlelite_callbacks.export.variants import export_forms, references
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_

@@ -14,14 +14,15 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet
 
-from paddlelite_callbacks.benchmark.bench import load_files, time_files
 from paddlelite_callbacks.benchmark.engines import ENGINES, in_batches
 from paddlelite_callbacks.benchmark.footprint import measure_footprint
 from paddlelite_callbacks.benchmark.latency import measure_latency
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.machine import noise_notes, this_machine
 from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_share
+from paddlelite_callbacks.benchmark.timing import time_files
 from paddlelite_callbacks.callbacks.export.pipeline import hand_out
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from installed import needs
+from onnx_weights import int8_weights
 from paddle import nn
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
@@ -20,7 +21,6 @@ from paddlelite_callbacks import (
     ptq_int8,
 )
 from paddlelite_callbacks.benchmark.engines import ENGINES
-from paddlelite_callbacks.export.qdq import int8_weights
 from paddlelite_callbacks.quant.functional import grid_levels, highest_weight, lsq_fake_quantize
 from paddlelite_callbacks.quant.prepare import activation_quanters, quantization_of, quantized_layers
 from paddlelite_callbacks.quant.sensitivity import layer_sqnr

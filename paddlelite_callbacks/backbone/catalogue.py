@@ -20,7 +20,7 @@ DATA = Path(__file__).with_name("catalogue.json")
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneMap:
-    """A map that a backbone hands on.
+    """A feature map that a backbone returns: name, channels, stride.
 
     Args:
         name: of the tap, as `BackboneSwap` takes it.
@@ -35,7 +35,7 @@ class BackboneMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """One backbone; every figure was measured by building it, see the data file's ``command`` and ``versions``.
+    """A catalogue entry; all measurements were made by building the network.
 
     Args:
         name: as `BackboneSwap` takes it.
@@ -64,7 +64,7 @@ class Backbone:
 
 
 def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Backbone]:
-    """Return the backbones that can take another's place; `render_table` shows them.
+    """List the backbones of the catalogue; `render_table` formats them.
 
     Reads the measured figures only; it imports no network library.
 
@@ -97,12 +97,17 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
 
 
 def why_left_out() -> dict[str, str]:
-    """Return the networks that are in no list, by name, with the reason."""
+    """Return networks that are not in the catalogue, by name, with the reason."""
     return dict(_data()["left_out"])
 
 
 def render_table(backbones: Iterable[Backbone]) -> str:
-    """Return ``backbones`` as a Markdown table; parameters and MACs in millions, the trunk's in brackets."""
+    """Format ``backbones`` as a Markdown table.
+
+    Parameters and MACs are in millions, the trunk's in brackets.
+
+    Parameters and MACs are in millions, the trunk's in brackets.
+    """
     rows = [
         "| name | params M (trunk) | MACs M (trunk) | maps: stride x channels | licence | weights |",
         "|" + "---|" * 6,

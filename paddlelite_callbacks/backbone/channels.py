@@ -12,7 +12,7 @@ __all__ = ["channels_taken", "refuse_other_channels", "runs_on"]
 
 
 def channels_taken(network: Layer) -> int | None:
-    """Return the input channels of the first convolution of ``network``; ``None`` without one.
+    """Return the input channels of the first convolution; ``None`` without one.
 
     Args:
         network: any.
@@ -22,7 +22,7 @@ def channels_taken(network: Layer) -> int | None:
 
 
 def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
-    """Refuse a backbone that cannot be run on ``x`` because it takes images of other channels.
+    """Raise if a backbone cannot run on ``x`` because of its number of channels.
 
     Args:
         name: of the backbone.
@@ -50,7 +50,7 @@ def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer
 
 
 def runs_on(network: Layer, x: Tensor) -> bool:
-    """Whether ``network`` takes ``x`` in eval mode; its modes stay.
+    """Return whether ``network`` runs on ``x`` in eval mode.
 
     Args:
         network: any mode.

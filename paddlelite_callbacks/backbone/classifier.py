@@ -17,7 +17,7 @@ __all__ = ["fit_head_", "number_of_classes"]
 
 
 def number_of_classes(network: Layer, input_spec: Sequence[Any] | None) -> int:
-    """Return for how many classes ``network`` gives scores.
+    """Return the number of classes that ``network`` scores.
 
     Raises:
         ValueError: it is no classifier, or cannot be told without ``input_spec``.
@@ -40,7 +40,7 @@ def number_of_classes(network: Layer, input_spec: Sequence[Any] | None) -> int:
 
 
 def fit_head_(network: Layer, classes: int, x: Tensor) -> None:
-    """Make ``network`` give ``classes`` scores; its last ``Linear`` is replaced where it gives others.
+    """Replace the last ``Linear`` if it does not give ``classes`` scores.
 
     Args:
         network: a classifier.

@@ -28,7 +28,7 @@ __all__ = ["Cost", "SwapSummary", "compare"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one network costs.
+    """Parameters, MACs, size and latency of a network.
 
     Args:
         name: of its class.
@@ -49,7 +49,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class SwapSummary:
-    """Two networks side by side; latencies were taken in turn in one process.
+    """Cost before and after a swap; latencies were interleaved in one process.
 
     Args:
         before: the network as it was.
@@ -67,7 +67,7 @@ class SwapSummary:
 
     @property
     def latency_ratio(self) -> float | None:
-        """After over before; ``None`` where one could not be timed."""
+        """Return latency after over before; ``None`` where one is missing."""
         before, after = self.before.p50_ms, self.after.p50_ms
         return None if before is None or after is None else after / before
 
@@ -95,7 +95,7 @@ def compare(
     warmup: int = 5,
     repeats: int = 30,
 ) -> SwapSummary:
-    """Export both networks to a temporary folder and measure them.
+    """Export both networks to a temporary folder and benchmark them.
 
     Args:
         old: before; where the swap was in place, the network in which ``old_layer`` goes back to ``at`` in a copy.

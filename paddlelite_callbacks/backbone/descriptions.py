@@ -14,7 +14,7 @@ _NAMES = ("out_shape", "out_channels", "feat_channels")  # PaddleDetection's lis
 
 
 def describe_(new: Layer, old: Layer, channels: Sequence[tuple[int, int]], *, projected: bool) -> None:
-    """Let ``new`` tell of its maps what ``old`` told of its own.
+    """Give ``new`` the attributes with which ``old`` describes its feature maps.
 
     Args:
         new: gets the attributes that the old one has.
@@ -33,7 +33,7 @@ def describe_(new: Layer, old: Layer, channels: Sequence[tuple[int, int]], *, pr
 
 
 def _told(value: Any, channels: Sequence[tuple[int, int]]) -> Any:
-    """Return ``value`` with the new channels where it holds the old ones, map by map."""
+    """Return ``value`` with old channels replaced by new ones, map by map."""
     if type(value) in (list, tuple) and len(value) == len(channels):
         return type(value)(_one(item, *pair) for item, pair in zip(value, channels, strict=True))
     return _one(value, *channels[-1]) if len(channels) == 1 else copy.copy(value)

@@ -27,7 +27,7 @@ OUTPUT = "output"  # name of the tap that is the network's own output
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """One map that a network can hand on.
+    """A feature map that a network can return.
 
     Args:
         name: the layer that gives it, as in ``named_sublayers()``; ``:i`` behind it where the layer gives several.
@@ -53,12 +53,12 @@ class _Call:
 
 
 def tap_spelling(name: str) -> str:
-    """Return the name of ``named_sublayers()`` for the field's spellings: ``blocks[2]`` is ``blocks.2``."""
+    """Convert a ``name`` such as ``blocks[2]`` to ``blocks.2``, as in ``named_sublayers()``."""
     return name.replace("[", ".").replace("]", "")
 
 
 def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
-    """Run ``network`` once and return its taps in the order of running; one a stride is the default.
+    """Run ``network`` once and return its taps in order; by default one a stride.
 
     Taps are the outputs of the trunk's blocks and stages: a layer is taken whole unless the stride along an axis
     changes more than once inside it. The default of a stride is the last one; at the deepest stride a pointwise
@@ -116,7 +116,7 @@ def _run(network: Layer, x: Tensor) -> tuple[dict[str, _Call], Any]:
 
 
 class _Graph:
-    """The operations between the network's input and its last output, from the graph of gradients."""
+    """Operations from the network's input to its last output, by the autograd graph."""
 
     def __init__(self, output: Tensor | None) -> None:
         self._next: dict[int, list[int]] = {}
@@ -137,13 +137,13 @@ class _Graph:
             waiting += following
 
     def release(self) -> None:
-        """Let go of the tensors that the graph has saved: Paddle never frees an operation asked for by ``grad_fn``."""
+        """Free tensors saved for backward, which Paddle keeps after ``grad_fn``."""
         if self._root and self._output is not None:
             with suppress(Exception):  # an operation of the user's that has no gradient
                 self._output.sum().backward()
 
     def passes_through(self, maps: Any) -> bool:
-        """Whether the input reaches the output by way of ``maps`` alone."""
+        """Return whether every path from input to output crosses ``maps``."""
         nodes = {value.grad_fn.node_ptr() for value in maps if value.grad_fn is not None}
         if not nodes or not nodes <= self._next.keys():
             return False
@@ -161,7 +161,7 @@ class _Graph:
 
 
 def _deepest(output: Any) -> Tensor | None:
-    """The network's output that depends on most: the scores, or the smallest map."""
+    """Return the output that depends on most: the scores, or the smallest map."""
     if isinstance(output, Tensor):
         return output
     maps = list(maps_of(output).values())
@@ -176,7 +176,7 @@ def _stride(value: Tensor, size: tuple[int, int]) -> Stride | None:
 
 
 def _units(layer: Layer, prefix: str, trunk: dict[str, _Call]) -> Iterator[_Call]:
-    """The blocks and stages of the trunk in the order of running."""
+    """Return blocks and stages of the trunk in running order."""
     for name, call in sorted(_children(layer, prefix, trunk), key=lambda item: list(trunk).index(item[0])):
         inside = {s for key, sub in trunk.items() if key.startswith(f"{name}.") for s in sub.strides}
         if len(call.maps) == 1 and _changes(inside | call.strides | call.given) > 1:
@@ -186,13 +186,13 @@ def _units(layer: Layer, prefix: str, trunk: dict[str, _Call]) -> Iterator[_Call
 
 
 def _changes(strides: set[Stride]) -> int:
-    """How often the stride changes: of two axes changed one after the other (a factorised block) once."""
+    """Count how often the stride changes; a factorised block counts once."""
     pairs = [(one, one) if isinstance(one, int) else one for one in strides]
     return max((len(set(axis)) - 1 for axis in zip(*pairs, strict=True)), default=0)
 
 
 def _children(layer: Layer, prefix: str, trunk: dict[str, _Call]) -> Iterator[tuple[str, _Call]]:
-    """The nearest trunk layers below ``layer``; lists of layers, which never run themselves, are looked through."""
+    """Return the nearest trunk layers below ``layer``, looking through containers."""
     for key, child in layer.named_children():
         name = f"{prefix}{key}"
         if name in trunk:
@@ -231,7 +231,7 @@ def _defaults(units: list[_Call], size: tuple[int, int], end: str | None) -> dic
 
 
 def _kernels(layer: Layer) -> list[int]:
-    """Side lengths of the convolutions in ``layer``."""
+    """Return the kernel sizes of the convolutions in ``layer``."""
     return [
         max(int(side) for side in sub.weight.shape[2:])
         for sub in layer.sublayers(include_self=True)

@@ -18,7 +18,7 @@ __all__ = ["freeze_stages_"]
 
 
 def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: int, stop_grad: bool = True) -> list[str]:
-    """Hold still all that runs up to the map of stage ``stages``: weights and batch-norm statistics.
+    """Freeze weights and batch-norm statistics up to stage ``stages``.
 
     Args:
         network: whole, not yet in a `Trunk`.
@@ -51,7 +51,7 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
 
 
 def _ends(taps: Sequence[Tap]) -> list[str]:
-    """The tap that ends each stage; a layer rather than the network's own output, which is there only at the end."""
+    """Return the layer that ends each stage."""
     by_stride: dict[Stride, str] = {}
     for tap in sorted(taps, key=lambda tap: (tap.default, not tap.name.startswith(OUTPUT))):
         if not tap.name.startswith(OUTPUT) or tap.stride not in by_stride:

@@ -21,7 +21,7 @@ _NAMES = ("image", "images", "img", "imgs", "pixel_values")  # of arguments and 
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where a backbone is given its image.
+    """Position of the image among a backbone's arguments.
 
     Args:
         place: position or keyword of the argument, then the keys and indices inside it.
@@ -34,7 +34,7 @@ class ImagePlace:
     asked: str | int | None = None
 
     def of(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        """Return the image of a call, which may be written in another way than the first one.
+        """Return the image of a call, however it is passed.
 
         Args:
             inputs: positional arguments.
@@ -93,7 +93,7 @@ def image_place(
 
 
 class TakesImage(Layer):
-    """A network that takes the image in a dictionary or by keyword, run on the image alone.
+    """Wrapper that runs a dict-input network on the image alone.
 
     It *is* the network: it has its sublayers, parameters and buffers under their names.
 
@@ -112,7 +112,7 @@ class TakesImage(Layer):
         self._place = place
 
     def forward(self, x: Tensor) -> Any:
-        """``[N, C, H, W]`` to what the network gives."""
+        """Run the network on ``[N, C, H, W]``."""
         self._hand_down()
         inputs, keywords = _arguments(self._place, x)
         return self._network(*inputs, **keywords)
@@ -123,7 +123,7 @@ class TakesImage(Layer):
 
 
 def taking_image(network: Layer, x: Tensor, place: ImagePlace) -> Layer:
-    """Return ``network`` as it is if it runs on the image alone, else as `TakesImage` if it runs as the old one did.
+    """Return a form of ``network`` that runs on the image alone.
 
     Args:
         network: the new backbone.
@@ -148,7 +148,7 @@ def _arguments(place: ImagePlace, x: Any) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _tensors(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
-    """Yield the tensors among the arguments with their places; while a program is traced, they are no `Tensor`."""
+    """Yield the tensors among the arguments with their positions."""
     waiting: list[tuple[Place, Any]] = [*(((i,), item) for i, item in enumerate(inputs))]
     waiting += [((key,), item) for key, item in keywords.items()]
     while waiting:
@@ -166,7 +166,7 @@ def _spelled(place: Place) -> str:
 
 
 def _told(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    """Shapes in the structure of the arguments."""
+    """Return the shapes of nested arguments."""
 
     def shapes(value: Any) -> Any:
         if isinstance(value, Mapping):

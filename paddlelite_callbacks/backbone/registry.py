@@ -46,7 +46,7 @@ _AUTOMATIC_NAME = re.compile(r".+_\d+\.[wb]_\d+")
 
 @dataclass(frozen=True)
 class Source:
-    """A package that makes backbones.
+    """A package that builds backbones.
 
     Args:
         name: as `list_backbones` shows it.
@@ -69,7 +69,7 @@ SOURCES = {
 
 
 def source_of(name: str) -> Source:
-    """Return the source that makes the network ``name``.
+    """Return the package that builds the network ``name``.
 
     Raises:
         MissingDependencyError: it is one of paddleclas's, which is not installed.
@@ -86,7 +86,7 @@ def source_of(name: str) -> Source:
 
 
 def spelled_name(name: str) -> str:
-    """Return the network's name as its makers spell it; ``name`` may be in any case.
+    """Return the network's name in its package's spelling.
 
     Args:
         name: that was given; a name that nobody knows comes back as it is.
@@ -107,7 +107,7 @@ def spelled_name(name: str) -> str:
 
 
 def known_names() -> list[str]:
-    """Return the names of all networks that can be asked for, in the catalogue or not."""
+    """Return all buildable names, in the catalogue or not."""
     names = [*_names_of("models"), *_names_of("paddle.vision")]
     if _is_there("paddleclas"):
         names += _names_of("paddleclas")
@@ -149,14 +149,14 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
 
 
 def trunk_end(name: str) -> str | None:
-    """Return the last stage of ``name`` where its makers name one; what runs behind it is the classifier."""
+    """Return the last stage of ``name`` before its classifier, where known."""
     patterns = getattr(_module_of(name), "MODEL_STAGES_PATTERN", {})
     fitting = [key for key in patterns if key in name]
     return patterns[max(fitting, key=len)][-1] if fitting else None
 
 
 def weights_url(name: str) -> str | None:
-    """Return where the makers of ``name`` offer its ImageNet weights; ``None`` if they do not."""
+    """Return the URL of ImageNet weights of ``name``; ``None`` without."""
     module = _module_of(name)
     for table in ("MODEL_URLS", "model_urls"):
         found = getattr(module, table, {}).get(name)
@@ -168,7 +168,7 @@ def weights_url(name: str) -> str | None:
 
 
 def weights_file(name: str, url: str) -> Path | None:
-    """Return where the source's own loader keeps the file of ``url``.
+    """Return the cache path that the package's own loader uses for ``url``.
 
     Args:
         name: of the network.
@@ -218,7 +218,7 @@ def _module_of(name: str) -> ModuleType:
 
 @contextmanager
 def _own_parameter_names() -> Iterator[None]:
-    """Let a network with fixed parameter names be built twice; automatic names go on being counted as they were."""
+    """Allow networks with fixed parameter names to be built twice."""
     generator, checker = unique_name.switch()
     unique_name.switch(generator)  # the same counters, with a checker that has seen no name
     try:

@@ -22,7 +22,7 @@ _PROBE = 224
 
 
 def taps_of(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
-    """Return the taps of ``network``; sought at 224x224 where ``x`` is too small to tell strides apart.
+    """Return the taps of ``network``, searched at 224x224 where ``x`` is too small.
 
     Args:
         network: run once.
@@ -56,7 +56,7 @@ def chosen_taps(
     *,
     end: str | None = None,
 ) -> list[str]:
-    """Return the tap for each map of ``wanted``.
+    """Select a tap for each map of ``wanted``.
 
     Args:
         name: of the new backbone, for messages.
@@ -95,7 +95,7 @@ def chosen_taps(
 
 
 def _own_sizes(network: Layer, x: Tensor, end: str | None) -> dict[str, list[int]]:
-    """Return the sizes of taps that show on ``x`` alone: a pool of fixed size is no stride of another image."""
+    """Return sizes that occur for ``x`` alone, such as of an adaptive pool."""
     with same_modes(network), paddle.no_grad():
         network.eval()
         own = {f"{OUTPUT}{suffix}": value for suffix, value in maps_of(network(x)).items()}
@@ -104,7 +104,7 @@ def _own_sizes(network: Layer, x: Tensor, end: str | None) -> dict[str, list[int
 
 
 def maps_at(network: Layer, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Run ``network`` as far as needed and return the maps of the taps ``names``.
+    """Run ``network`` as far as needed and return the named maps.
 
     Args:
         network: run once, in eval mode.

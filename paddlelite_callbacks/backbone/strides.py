@@ -13,7 +13,7 @@ _STEPS = (1, 2, 4, 8, 16, 32, 64)  # of one axis
 
 
 def stride_between(image: Sequence[int], size: Sequence[int]) -> Stride | None:
-    """Return the stride from an image to a map; ``None`` where an axis is not divided by 1, 2, 4, ... 64.
+    """Return the stride from image to map; ``None`` unless 1, 2, 4, ... 64 per axis.
 
     Args:
         image: ``(height, width)``.
@@ -27,7 +27,7 @@ def stride_between(image: Sequence[int], size: Sequence[int]) -> Stride | None:
 
 
 def checked_stride(value: Any) -> Stride:
-    """Return ``value`` as a stride.
+    """Validate a stride: an integer or a pair.
 
     Args:
         value: a whole number, or a pair ``(height, width)`` of them.
@@ -45,7 +45,7 @@ def checked_stride(value: Any) -> Stride:
 
 
 def coarseness(stride: Stride) -> tuple[int, int]:
-    """Return a key that sorts strides from fine maps to coarse ones.
+    """Return a sort key from fine to coarse strides.
 
     Args:
         stride: the more pixels of the image it merges, the later.

@@ -10,7 +10,7 @@ __all__ = ["maps_of", "pack", "structure_of", "unpack"]
 
 
 def structure_of(output: Any) -> Any:
-    """Return how maps are handed on: ``None`` for a tensor, the type for a list or tuple, the keys for a dict.
+    """Return how maps are nested: ``None``, list, tuple, or the keys of a dict.
 
     Args:
         output: of a network: a tensor, or a list, tuple or dictionary of tensors.
@@ -56,7 +56,7 @@ def pack(maps: list[Tensor], structure: Any) -> Any:
 
 
 def maps_of(output: Any) -> dict[str, Tensor]:
-    """Return the maps ``[N, C, H, W]`` among ``output`` by the suffix that a tap's name gets: ``""``, ``":0"``, ..."""
+    """Return the 4-D maps among ``output`` by suffix: ``""``, ``":0"``, ..."""
     if isinstance(output, dict):
         items: list[tuple[Any, Any]] = list(output.items())
     elif isinstance(output, (list, tuple)):

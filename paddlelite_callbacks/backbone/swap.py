@@ -126,7 +126,7 @@ class BackboneSwap:
         self._new_inputs: list[Any] | None = None  # where the new network takes others
 
     def __call__(self, network: Layer, input_spec: Sequence[Any] | None = None) -> Layer:
-        """Swap; a failing swap leaves ``network`` as it was.
+        """Swap the backbone; after an error ``network`` is unchanged.
 
         Args:
             network: a classifier (``at=None``), or a network with the sublayer ``at``.
@@ -155,7 +155,7 @@ class BackboneSwap:
         return self._swap_inside(network, self.at, input_spec, weights)
 
     def summary(self, *, engine: str = "paddle", threads: int = 1, warmup: int = 5, repeats: int = 30) -> SwapSummary:
-        """Export both networks to a temporary folder, time them in turn, and return what the swap won.
+        """Export and time both networks, and return the comparison.
 
         Args:
             engine: one of those of `ExportBenchCallback`.
@@ -193,7 +193,7 @@ class BackboneSwap:
         return new
 
     def _image_of(self, inputs: Sequence[Any]) -> Tensor:
-        """Return what the new classifier is run on: the image among ``inputs``, or the first of them without one."""
+        """Return the image among ``inputs``, or the first of them."""
         flat: list[Tensor] = paddle.utils.flatten(list(inputs))
         if not any(value.ndim == 4 for value in flat):
             return flat[0]
@@ -240,7 +240,7 @@ class BackboneSwap:
         return network if result is None else result
 
     def _freeze(self, new: Layer, x: Tensor) -> set[str]:
-        """Freeze what is asked for; return the names of layers that must also be held in eval mode."""
+        """Freeze as asked; return the layers to keep in eval mode."""
         if self.freeze_norm:
             freeze_norm_(new, stop_grad=self.stop_grad)
         if not self.freeze_stages:

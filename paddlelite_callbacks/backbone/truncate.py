@@ -17,7 +17,7 @@ __all__ = ["cut_", "layers_that_ran"]
 
 
 def cut_(trunk: Trunk, x: Tensor) -> list[str]:
-    """Remove the sublayers of ``trunk`` that run neither in eval nor in training mode.
+    """Remove sublayers of ``trunk`` that run in neither mode.
 
     Where the forward still names one of them, an ``Identity`` stands in its place.
 
@@ -49,7 +49,7 @@ def cut_(trunk: Trunk, x: Tensor) -> list[str]:
 def _replaced(
     trunk: Trunk, layers: Sequence[tuple[Layer, str, Layer]], by: Layer | None, x: Tensor, before: dict[str, Tensor]
 ) -> bool:
-    """Remove ``layers``, or put ``by`` in their places; undo it all if the maps are not the same without them."""
+    """Remove or replace ``layers``, and undo it if the maps change."""
     tables = [(parent, dict(parent._sub_layers)) for parent, _, _ in layers]
     for parent, key, _ in layers:
         if by is None:
@@ -72,7 +72,7 @@ def _still_gives(trunk: Trunk, x: Tensor, before: dict[str, Tensor]) -> bool:
 
 
 def layers_that_ran(trunk: Trunk, x: Tensor, *, finished: bool = False) -> dict[str, Layer]:
-    """Run ``trunk`` in the mode it is in and return the sublayers that started (or also finished), by name.
+    """Run ``trunk`` and return the sublayers that started, or also finished.
 
     Args:
         trunk: run once.
@@ -112,7 +112,7 @@ def _idle(parent: Layer, ran: set[int]) -> Iterator[tuple[Layer, str, Layer]]:
 
 @contextmanager
 def _kept_state(network: Layer) -> Iterator[None]:
-    """Give modes, batch-norm statistics and the random stream back at the end."""
+    """Restore modes, batch-norm statistics and random streams at the end."""
     state = {key: value.clone() for key, value in network.state_dict().items() if value.stop_gradient}
     with same_modes(network), same_random_streams():
         try:

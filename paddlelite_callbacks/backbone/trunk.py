@@ -19,11 +19,11 @@ __all__ = ["ArgumentTrunk", "Trunk"]
 
 
 class _EnoughError(Exception):
-    """The last map is there: what lies behind it need not run."""
+    """Ends a forward pass after the last tapped map."""
 
 
 class Trunk(Layer):
-    """Runs a network as far as its last tapped map and returns the tapped maps in a given structure.
+    """Run a network up to its last tapped map and return the tapped maps.
 
     The trunk *is* the network: it has its sublayers, parameters and buffers, so names in ``named_sublayers()`` and keys
     in ``state_dict`` are the network's own (``conv1.conv.weight``), and a layer replaced here is replaced there. Only
@@ -53,11 +53,11 @@ class Trunk(Layer):
 
     @property
     def taps(self) -> list[str]:
-        """Names of the maps that are returned, in their order."""
+        """Return the names of the maps in order."""
         return list(self._taps)
 
     def fit_channels(self, channels: Sequence[tuple[int, int]]) -> None:
-        """Fit channels with a 1x1 convolution and batch norm where they differ.
+        """Add 1x1 projections with batch norm where channels differ.
 
         Args:
             channels: per map, those of the tap and those that are wanted.
@@ -72,11 +72,11 @@ class Trunk(Layer):
             self.add_sublayer(self._key, LayerDict(fitted))
 
     def hold_still(self, names: Sequence[str]) -> None:
-        """Keep the layers ``names`` in eval mode whatever mode the network is in."""
+        """Keep the named layers in eval mode."""
         self._still = [*self._still, *(name for name in names if name not in self._still)]
 
     def forward(self, x: Tensor) -> Any:
-        """``[N, 3, H, W]`` to the tapped maps."""
+        """Return the tapped maps of ``[N, 3, H, W]``."""
         return self._packed(x)
 
     def _packed(self, x: Tensor) -> Any:
@@ -88,7 +88,7 @@ class Trunk(Layer):
         return pack(tapped, self._structure)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """Run as far as needed and return the tapped maps by name, without projections."""
+        """Return the tapped maps by name, without projections."""
         maps: dict[str, Tensor] = {}
         self._hand_down()
         with _collected(self, self._taps, maps):
@@ -98,7 +98,7 @@ class Trunk(Layer):
 
     @paddle.jit.not_to_static
     def _hand_down(self) -> None:
-        """Let the network have the mode and the layers that the trunk has now."""
+        """Apply the trunk's mode and layers to the network."""
         self._network.training = self.training
         self._network._sub_layers = {key: layer for key, layer in self._sub_layers.items() if key != self._key}
         for name in self._still:
@@ -106,7 +106,7 @@ class Trunk(Layer):
 
 
 class ArgumentTrunk(Trunk):
-    """A trunk in the place of a backbone that took a dictionary, several inputs, or the image by keyword.
+    """Trunk in place of a backbone with dict, keyword or several inputs.
 
     Args:
         network: as `Trunk` takes it.
@@ -120,7 +120,7 @@ class ArgumentTrunk(Trunk):
         self._place = place
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """Pick the image out of the old backbone's arguments and return the tapped maps."""
+        """Find the image among the arguments and return the tapped maps."""
         return self._packed(_image_of(self._place, inputs, keywords))
 
 
@@ -141,7 +141,7 @@ def _projection(have: int, want: int) -> Layer:
 @paddle.jit.not_to_static  # plain Python while a program is traced, too
 @contextmanager
 def _collected(network: Layer, taps: Sequence[str], maps: dict[str, Tensor]) -> Iterator[None]:
-    """Put the maps of ``taps`` into ``maps`` as they come, and leave the block when all are there."""
+    """Collect the maps of ``taps``, and leave the block when all are there."""
     awaited = set(taps)
 
     def keep(name: str) -> Any:
@@ -166,7 +166,7 @@ def _collected(network: Layer, taps: Sequence[str], maps: dict[str, Tensor]) -> 
 
 
 def _below(network: Layer, name: str) -> Layer:
-    """The sublayer ``name``, which is known to be there, found without listing them all; keys may hold dots."""
+    """Return sublayer ``name`` without listing all; keys may contain dots."""
     if name in network._sub_layers:
         return network._sub_layers[name]
     for key, child in network._sub_layers.items():

@@ -21,7 +21,7 @@ __all__ = ["Rebuild", "check_options", "own_layer", "refuse_unswappable", "run_o
 
 
 def refuse_unswappable(network: Any) -> None:
-    """Raise for what is no plain network.
+    """Check that ``network`` is a plain network that nothing holds yet.
 
     Raises:
         TypeError: with what to do instead.
@@ -43,7 +43,7 @@ def refuse_unswappable(network: Any) -> None:
 def seen_at(
     network: Layer, at: str, input_spec: Sequence[Any], *, image: str | int | None = None
 ) -> tuple[Tensor, ImagePlace, Any]:
-    """Run ``network`` once on zeros; return the image that its sublayer ``at`` was given, where, and what it gave.
+    """Run ``network`` on zeros and return input and output of its sublayer ``at``.
 
     Args:
         network: run once.
@@ -76,7 +76,7 @@ def seen_at(
 
 
 def run_on_zeros(network: Layer, input_spec: Sequence[Any]) -> Any:
-    """Run ``network`` in eval mode on one image of zeros and return its output; its modes come back.
+    """Run ``network`` in eval mode on one image of zeros.
 
     Raises:
         ValueError: a size in ``input_spec`` is open.
@@ -88,7 +88,7 @@ def run_on_zeros(network: Layer, input_spec: Sequence[Any]) -> Any:
 
 
 def zeros_of(input_spec: Sequence[Any]) -> list[Any]:
-    """Return the inputs of ``input_spec``, a batch of one: zeros, but ones for vectors such as a scale factor.
+    """Return zeros for ``input_spec``, batch 1; ones for vectors such as scale factors.
 
     Args:
         input_spec: one ``InputSpec`` per input, or dictionaries and lists of them.
@@ -127,7 +127,7 @@ def check_options(
     freeze_stages: int,
     image: str | int | None,
 ) -> None:
-    """Refuse options of `BackboneSwap` that do not go together.
+    """Validate the options of `BackboneSwap`.
 
     Args:
         at: the sublayer to replace, or ``None``.
@@ -165,7 +165,7 @@ def check_options(
 
 
 def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:
-    """Return ``backbone`` if it is a network; check what can be checked of a name before anything is built.
+    """Return ``backbone`` if it is a network; validate it if it is a name.
 
     Args:
         backbone: a name, or a network.

@@ -29,12 +29,12 @@ _BLOCK = 1 << 16
 
 
 class DownloadError(RuntimeError):
-    """A file could not be downloaded, or what came is not what was asked for; nothing of it is kept."""
+    """A download failed or brought something else; nothing is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What a weights file gave to a network.
+    """Keys that a weights file filled, lacked or did not fit.
 
     Args:
         file: that was read.
@@ -54,7 +54,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every key fits, a classifier for other classes aside."""
+        """Return whether every key fits, a classifier of other classes aside."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
@@ -67,12 +67,12 @@ class LoadReport:
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether ``place`` is something that `fetch` takes."""
+    """Return whether `fetch` takes ``place``."""
     return str(place).lower().startswith(("http://", "https://", "file://"))
 
 
 def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path | None = None) -> Path:
-    """Return the file at ``place``, fetched if it is an address.
+    """Return the local file for a path or URL.
 
     Args:
         place: a path, whose suffix ``.pdparams`` may be left out, or an address.
@@ -101,7 +101,7 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
 
 
 def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float = _DEADLINE) -> Path:
-    """Download a weights file to ``target``, which appears only whole; one that is there is not fetched again.
+    """Download a file atomically to ``target``, unless it exists.
 
     What is no file of ``paddle.save``, a login page for instance, is not kept, nor taken where it was kept before.
 
@@ -137,7 +137,7 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float =
 
 
 def _download(url: str, partial: Path, seconds: float) -> None:
-    """Write what ``url`` sends to ``partial``, in a thread of its own: a server may drip its answer for ever."""
+    """Write the response of ``url`` to ``partial``, in a thread with a deadline."""
     begin, failures, stopped = time.monotonic(), list[BaseException](), threading.Event()
 
     def work() -> None:
@@ -181,7 +181,7 @@ def _is_weights(file: Path) -> bool:
 
 
 def _why_no_weights(file: Path) -> str | None:
-    """Return why ``file`` cannot be one of ``paddle.save``."""
+    """Return why ``file`` is no file of ``paddle.save``."""
     if (what := mistaken_kind(file)) is not None:
         return f"what came is {what}"
     with file.open("rb") as stream:
@@ -204,7 +204,7 @@ def load_weights(
     behind_the_cut: Collection[str] = (),
     name: str | None = None,
 ) -> LoadReport:
-    """Load a ``.pdparams`` file into ``network``, which is changed only if the file fits.
+    """Load a ``.pdparams`` file into ``network``, if it fits.
 
     Args:
         network: whose keys are those of the file.

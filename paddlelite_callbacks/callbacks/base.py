@@ -1,4 +1,4 @@
-"""What all callbacks of this package share."""
+"""Base class of all callbacks of this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ScopedCallback"]
 
 
 class ScopedCallback(paddle.callbacks.Callback):
-    """A hapi callback whose edits to the model last for one ``fit`` call and undo themselves however it ends.
+    """A hapi callback whose edits last for one ``fit`` and are always undone.
 
     Subclasses override the steps of `Member`: `check`, `convert`, `dry_run`, `attach`, `after_batch`, `finish`. An
     edit goes on the ``scope`` that a step is given, as a context manager or an undo function. A subclass that keeps an
@@ -34,7 +34,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         self._session: FitSession | None = None
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is changed.
+        """Validate model and options before anything is changed.
 
         Raises:
             RuntimeError: ``model.prepare`` was not called.
@@ -43,27 +43,32 @@ class ScopedCallback(paddle.callbacks.Callback):
         refuse_foreign_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
 
     def convert(self, scope: ExitStack) -> None:
-        """Replace layers and tell the optimizer."""
+        """Replace layers and register new parameters with the optimizer."""
 
     def dry_run(self) -> None:
         """Try on a copy of the converted network what comes after training."""
 
     def attach(self, scope: ExitStack) -> None:
-        """Set hooks and wrap the loss."""
+        """Register hooks and wrap the loss."""
 
     def after_batch(self, updated: bool) -> None:
-        """Run behind each training batch; ``updated`` says whether the optimizer took a step."""
+        """Run after each training batch.
+
+        ``updated`` says whether the optimizer took a step.
+
+        ``updated`` says whether the optimizer took a step.
+        """
 
     def after_skipped(self, updated: bool) -> None:
-        """Run behind a batch that was left out because its loss was not finite; as `after_batch` by default."""
+        """Run after a batch that was skipped for a non-finite loss; `after_batch` by default."""
         self.after_batch(updated)
 
     def finish(self) -> None:
-        """Run once ``fit`` has ended well, with every scoped edit undone."""
+        """Run once ``fit`` has ended well and every scoped edit is undone."""
 
     @property
     def session(self) -> FitSession:
-        """The session of the running ``fit``.
+        """Return the session of the running ``fit``.
 
         Raises:
             RuntimeError: no training is under way.
@@ -73,39 +78,44 @@ class ScopedCallback(paddle.callbacks.Callback):
         return self._session
 
     def close(self) -> None:
-        """Undo the edits of a training that was left without ``on_train_end``; does nothing otherwise."""
+        """Undo the edits of a training that was left without ``on_train_end``."""
         if self._session is not None:
             self._session.close()
             self._session = None
 
     def set_model(self, model: paddle.Model) -> None:
-        """Join the session of the ``fit`` that calls (called by hapi)."""
+        """Join the session of the calling ``fit`` (called by hapi)."""
         super().set_model(model)
         self.close()  # heals a training that was left without a word
         self._session = joined_session(self, model, calling_list())
         self._session.data = training_data()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Make the edits, those of all callbacks of this package together (called by hapi)."""
+        """Start the session: check, convert and attach (called by hapi)."""
         if self._session is None:
             self._session = joined_session(self, self.model, None)
         self._session.start(self.params)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where the training stands (called by hapi)."""
+        """Record the epoch (called by hapi)."""
         self.session.guard.epoch, self.session.guard.batch = epoch, 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the weights before hapi saves them, for those who guard the loss (called by hapi)."""
+        """Check the weights before hapi saves them (called by hapi)."""
         if self.guards_loss:
             self.session.guard.check_weights()
 
     def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep ``logs``, where the figures of the batch go (called by hapi)."""
+        """Keep ``logs``, which the batch's metrics are written to (called by hapi)."""
         self.session.logs, self.session.guard.batch = logs, step
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Undo the edits (called by hapi); inside ``fit`` the finish follows hapi's own last checkpoint."""
+        """Undo the edits (called by hapi).
+
+        Inside ``fit``, `finish` follows hapi's own last checkpoint.
+
+        Inside ``fit``, `finish` follows hapi's own last checkpoint.
+        """
         session = self.session
         session.close(late=False)
         if session.own_loop:

@@ -1,24 +1,35 @@
-"""One ``fit`` call: who takes part, in which order their edits are made, and that all of them are undone."""
+"""The session of one ``fit``: run the callbacks' steps together, and undo them."""
 
 from __future__ import annotations
 
 import weakref
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import paddle
 from paddle import Tensor
 from paddle.hapi.callbacks import CallbackList
+from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.batch_state import BatchState, LossStep
 from paddlelite_callbacks.callbacks.nan_guard.guard import FIGURE, NaNGuard, agreed_policy
-from paddlelite_callbacks.hapi import around_train_batch, guard_fit, shown_metrics, whole_checkpoints
+from paddlelite_callbacks.hapi import (
+    LossFunction,
+    around_train_batch,
+    guard_fit,
+    replaced_loss,
+    shown_metrics,
+    whole_checkpoints,
+)
+from paddlelite_callbacks.nn.nested import Seen
 from paddlelite_callbacks.utils.signals import uninterrupted
 
 __all__ = ["FitSession", "Member", "joined_session"]
 
 
 class Member(Protocol):
-    """What a session asks of a callback; each step runs for all members before the next step begins.
+    """Steps of a callback; each runs for all callbacks before the next begins.
 
     Attributes:
         on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
@@ -29,29 +40,29 @@ class Member(Protocol):
     guards_loss: bool
 
     def check(self) -> None:
-        """Refuse what cannot work; changes nothing."""
+        """Validate; change nothing."""
 
     def convert(self, scope: ExitStack) -> None:
-        """Replace layers and tell the optimizer."""
+        """Replace layers and register new parameters with the optimizer."""
 
     def dry_run(self) -> None:
         """Try on a copy of the converted network what comes after training; changes nothing, and may be interrupted."""
 
     def attach(self, scope: ExitStack) -> None:
-        """Set hooks and wrap the loss."""
+        """Register hooks and wrap the loss."""
 
     def after_batch(self, updated: bool) -> None:
-        """One training batch is done; ``updated`` says whether the optimizer took a step."""
+        """Run after a training batch; ``updated`` says whether the optimizer took a step."""
 
     def after_skipped(self, updated: bool) -> None:
-        """One training batch was left out; ``updated`` as above, with the gradients of earlier batches."""
+        """Run after a skipped batch."""
 
     def finish(self) -> None:
-        """Training came to its end, hapi's last checkpoint is written, and every scoped edit is undone."""
+        """Run at the end, after hapi's last checkpoint, with every scoped edit undone."""
 
 
 class FitSession:
-    """The edits and the figures of one ``fit`` call.
+    """Edits and metrics of one ``fit`` call.
 
     The result is the same for every order of the callbacks in hapi's list, because each step is run for all
     members before the next one: check, convert, dry run, attach, train, undo, finish.
@@ -65,6 +76,7 @@ class FitSession:
             own.
         eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.
         guard: against losses that are not finite.
+        batch: under way.
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
@@ -76,19 +88,21 @@ class FitSession:
         self.logs: dict[str, Any] | None = None
         self.data: Any = None
         self.eval_loader: Any = None
+        self.batch = BatchState()
         self.guard = NaNGuard(model, "ignore")
+        self._steps: list[LossStep] = []
         self._figures: dict[str, Tensor | float | None] = {}
         self.late = ExitStack()
         self._scope = ExitStack()
         self._failed = False
 
     def join(self, member: Member) -> None:
-        """Take ``member`` in; ignored once the session has started, or when it is in already."""
+        """Add ``member``, unless the session has started or has it."""
         if not self.started and all(member is not other for other in self.members):
             self.members.append(member)
 
     def start(self, params: dict[str, Any]) -> None:
-        """Run check, convert, dry run and attach of all members; only the first call does anything.
+        """Run check, convert and attach of all members, once.
 
         Args:
             params: hapi's ``Callback.params``.
@@ -120,9 +134,64 @@ class FitSession:
         if self.guard.policy == "skip":
             self.declare_figure(FIGURE)
         self.late.enter_context(whole_checkpoints(self.model))
-        self._scope.enter_context(around_train_batch(self.model, self._after_batch))
+        self._scope.enter_context(self._computed_loss())
+        self._scope.enter_context(around_train_batch(self.model, self._after_batch, before=self._before_batch))
         self._scope.enter_context(self.guard.watching(self._after_skipped))  # outermost
         self._scope.enter_context(shown_metrics(params, list(self._figures)))
+
+    def add_step(self, step: LossStep) -> None:
+        """Register ``step`` with each batch's forward pass and loss, while attaching."""
+        self._steps.append(step)
+
+    @contextmanager
+    def _computed_loss(self) -> Iterator[None]:
+        """Wrap the model's forward pass and loss inside the block, if anyone needs it."""
+        if not self._steps and self.guard.policy == "ignore":
+            yield
+            return
+        with ExitStack() as scope:
+            scope.callback(self.batch.clear)
+            if self._steps:
+                network = self.model.network
+                scope.callback(network.register_forward_pre_hook(self._before_forward).remove)
+                scope.callback(network.register_forward_post_hook(self._after_forward).remove)
+            scope.enter_context(replaced_loss(self.model, self._loss_of))
+            yield
+
+    def _before_batch(self, inputs: Any, labels: Any) -> None:
+        self.batch.clear()
+        self.batch.inputs, self.batch.labels = inputs, labels
+
+    def _before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
+        if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
+            return
+        self.batch.student = self.batch.teachers = None
+        for step in self._steps:
+            step.before_forward(self.batch, inputs)
+
+    def _after_forward(self, network: Layer, inputs: tuple[Tensor, ...], outputs: Any) -> None:
+        if paddle.in_dynamic_mode():
+            self.batch.student = Seen(outputs)
+
+    def _loss_of(self, task_loss: LossFunction) -> LossFunction:
+        """Return the loss for hapi: ``task_loss``, the steps' terms, and the guard."""
+
+        def loss(*outputs_and_labels: Any) -> Any:
+            batch, result = self.batch, task_loss(*outputs_and_labels)
+            outputs, labels = _split(outputs_and_labels, batch)
+            if not self.model.network.training:
+                for step in self._steps:
+                    step.evaluated(task_loss, outputs, labels)
+                batch.student = None
+                return result
+            for step in self._steps:
+                result = step.loss(task_loss, _summed(result), batch, labels)
+            if self.model.mode == "train":
+                self.guard.examine(list(result) if isinstance(result, (list, tuple)) else [result], batch, outputs)
+            batch.clear()
+            return result
+
+        return loss
 
     def declare_figure(self, name: str) -> None:
         """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
@@ -148,6 +217,7 @@ class FitSession:
             try:
                 self._scope.close()
             finally:
+                self._steps.clear()
                 if late:
                     self.late.close()
             for name in self._figures:
@@ -182,6 +252,21 @@ class FitSession:
             self.put_figure(FIGURE, len(self.guard.skipped))
         if self.logs is not None:
             self.logs.update({name: float(value) for name, value in self._figures.items() if value is not None})
+
+
+def _split(outputs_and_labels: tuple[Any, ...], batch: BatchState) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tell the outputs from the labels in what hapi gives a loss."""
+    if batch.student is not None:
+        outputs = batch.student.outputs
+        count = len(outputs) if isinstance(outputs, (list, tuple)) else 1
+    else:
+        count = max(1, len(outputs_and_labels) - len(batch.label_list()))
+    return outputs_and_labels[:count], outputs_and_labels[count:]
+
+
+def _summed(loss: Any) -> Tensor:
+    terms = list(loss) if isinstance(loss, (list, tuple)) else [loss]
+    return terms[0] if len(terms) == 1 else paddle.add_n(terms)
 
 
 _sessions: weakref.WeakKeyDictionary[CallbackList, FitSession] = weakref.WeakKeyDictionary()

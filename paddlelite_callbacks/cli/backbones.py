@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the list to the standard output.
+    """Print the list.
 
     Args:
         options: as parsed.

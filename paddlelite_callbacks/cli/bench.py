@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.benchmark.bench import load_files, time_files
 from paddlelite_callbacks.benchmark.crash_probe import crash_of
 from paddlelite_callbacks.benchmark.engines import EngineError, missing_reason
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.machine import this_machine
 from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.benchmark.timing import time_files
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.compare import Check
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _silent(record: Record, named: Sequence[str]) -> list[str]:
-    """Return a line for each named engine without a figure."""
+    """Return a line for each named engine without a measurement."""
     lines = []
     for engine in named:
         rows = [row for row in record.latencies if row.engine == engine]
@@ -170,7 +171,7 @@ _ROWS = 2  # images of the check
 def bench_model(
     artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, progress: bool = True
 ) -> Record:
-    """Run a model on every engine, compare their answers with the first one's, and time them.
+    """Run a model on every engine, compare the answers, and benchmark.
 
     A Paddle program is converted to ONNX for the engines that need it; the file is thrown away.
 
@@ -235,7 +236,7 @@ def bench_model(
 
 
 def _disagreements(checks: Sequence[Check], judge: str) -> list[str]:
-    """Return a line for each engine that answers otherwise than ``judge``."""
+    """Return a line for each engine whose outputs differ."""
     lines = []
     for check in checks:
         if check.passed:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, check, and only then put the files into place.
+    """Convert, check, then move the files into place.
 
     Args:
         options: as parsed.
@@ -143,7 +143,7 @@ def _answers(artefact: Artefact, engine: str, inputs: list) -> list:
 
 
 def _installed_engine() -> str:
-    """Return the first engine for ONNX files that is here."""
+    """Return the first installed engine for ONNX files."""
     from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
     from paddlelite_callbacks.errors import MissingDependencyError
 

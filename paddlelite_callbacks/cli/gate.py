@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the verdicts to the standard output.
+    """Print the verdicts.
 
     Args:
         options: as parsed.

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the report; write the places of its files to the standard output.
+    """Write the report; print the paths of its files.
 
     Args:
         options: as parsed.

@@ -1,4 +1,4 @@
-"""Moved to `benchmark.options`, `benchmark.load`, `benchmark.timing`, `benchmark.bench`."""
+"""Moved to `benchmark.options`, `benchmark.load`, `benchmark.timing`."""
 
 from paddlelite_callbacks.utils.moved import forwarded
 
@@ -8,7 +8,6 @@ __getattr__, __dir__ = forwarded(
         "BenchOptions": "benchmark.options",
         "LoadedFiles": "benchmark.load",
         "Timing": "benchmark.timing",
-        "bench": "benchmark.bench",
         "latency_row": "benchmark.options",
         "load_files": "benchmark.load",
         "repeated_rows": "benchmark.options",

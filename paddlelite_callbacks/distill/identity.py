@@ -1,4 +1,4 @@
-"""Tell the user's functions apart, in this process and in later ones."""
+"""Identify the user's functions across processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def function_names(functions: Any) -> Any:
 
 
 def function_digest(function: Callable[..., Any]) -> str:
-    """Return a SHA-256 checksum of what a function computes, as far as it can be seen.
+    """Return a SHA-256 of what a function computes, as far as can be seen.
 
     That is its compiled code, which another Python version compiles otherwise, its defaults, the values that it closes
     over or finds in its module, and the functions that it calls there; of an object its class and attributes, of a
@@ -76,7 +76,7 @@ def _pieces(value: Any, seen: set[int]) -> Iterator[bytes]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """Return what ``value`` is made of."""
+    """Return the parts of ``value`` that its digest covers."""
     if isinstance(value, Layer):
         return [digest_of(value)]
     if isinstance(value, functools.partial):

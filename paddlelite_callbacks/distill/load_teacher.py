@@ -1,4 +1,4 @@
-"""Networks to learn from: given as a layer, a ``paddle.Model``, a checkpoint, or a program that was saved."""
+"""Load teachers: a layer, a ``paddle.Model``, a checkpoint or a saved program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer
 
 
 def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer | None:
-    """Return the network that ``teacher`` means.
+    """Return the network that the ``teacher`` argument stands for.
 
     Args:
         teacher: a ``Layer``; a ``paddle.Model``; ``(checkpoint, network)`` with a ``.pdparams`` file and the layer,
@@ -61,7 +61,7 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
 
 
 def refuse_missing_files(teacher: TeacherLike) -> None:
-    """Refuse a path to nothing.
+    """Check that the teacher's path exists.
 
     Args:
         teacher: as `loaded_teacher` takes it.
@@ -74,7 +74,7 @@ def refuse_missing_files(teacher: TeacherLike) -> None:
 
 
 def copied(network: Layer) -> Layer:
-    """Return a deep copy without the hooks of ``network``, but for those of ``weight_norm`` and ``spectral_norm``."""
+    """Return a deep copy with only the hooks that compute weights."""
     return copy_network(network, keep_hook=computes_weight, keep_modes=True)
 
 
@@ -107,13 +107,13 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: s
 
 
 def _like(student: Layer, state: Iterable[str]) -> Layer:
-    """Copy ``student``, without the quantisers that it may have by now where the keys ``state`` know of none."""
+    """Copy ``student`` for weights that know no quantizers."""
     network = copied(student)
     return network if any("_quanter." in key for key in state) else strip_quantisers_(network)
 
 
 def digest_of(network: Layer) -> str:
-    """Return a SHA-256 checksum of the network's class and of all its parameters and buffers."""
+    """Return a SHA-256 of a network's class, parameters and buffers."""
     digest = hashlib.sha256(type(network).__name__.encode())
     for name, tensor in sorted(network.state_dict().items()):
         value = np.ascontiguousarray(tensor.astype("float32").numpy() if _is_half(tensor) else tensor.numpy())
@@ -127,7 +127,7 @@ def _is_half(tensor: Any) -> bool:
 
 
 def _program(teacher: str | Path) -> Path | None:
-    """Return the prefix of a saved program that ``teacher`` names, if there is one."""
+    """Return the path prefix of a saved program, if ``teacher`` names one."""
     path = Path(teacher)
     prefix = path.with_suffix("") if path.suffix in (".json", ".pdmodel") else path
     exists = any(Path(f"{prefix}{ending}").is_file() for ending in (".json", ".pdmodel"))

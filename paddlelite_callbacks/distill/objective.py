@@ -1,4 +1,4 @@
-"""The distillation objective: the weighted sum of its terms, with the bridges that it trains."""
+"""The distillation objective: a weighted sum of terms, with projections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Objective", "Result"]
 
 @dataclass
 class Result:
-    """One batch's terms.
+    """Terms of one batch.
 
     Args:
         total: their weighted sum; ``None`` if all weights are 0 at this time and nothing was computed.
@@ -64,15 +64,15 @@ class Objective:
         self.bridges = LayerDict()
 
     def feature_terms(self) -> list[FeatureTerm]:
-        """Return the terms that look inside the networks."""
+        """Return the terms on features."""
         return [term for term in self.terms.values() if isinstance(term, FeatureTerm)]
 
     def silent(self, epoch: float) -> bool:
-        """Whether no term will have a weight from ``epoch`` on."""
+        """Return whether all weights are 0 from ``epoch`` on."""
         return all(epoch >= getattr(term.weight, "silent_from", float("inf")) for term in self.terms.values())
 
     def describe(self, name: str) -> str:
-        """Return what the term ``name`` compares, for messages."""
+        """Return what a term compares, for messages."""
         term = self.terms[name]
         if isinstance(term, FeatureTerm):
             return _pair(term)
@@ -81,7 +81,7 @@ class Objective:
         return f"output {named}" if named else "outputs"
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
-        """Make the bridges that these features need and that are not there yet.
+        """Make the projections that these features need.
 
         Returns:
             Their parameters, and those of losses that are layers.
@@ -105,7 +105,7 @@ class Objective:
         return list(self.bridges.parameters())
 
     def refuse_misfits(self, student: Seen, teachers: Sequence[Seen]) -> None:
-        """Refuse outputs and features that no term can compare; computes nothing.
+        """Check that all outputs and features can be compared; compute nothing.
 
         Raises:
             ValueError: names both shapes.
@@ -184,7 +184,7 @@ class Objective:
         return [(path, a, mean) for (path, a, _), mean in zip(each[0], means, strict=True)]
 
     def _pairs(self, name: str, term: OutputTerm, ours: Any, theirs: Any) -> list[tuple[str, Tensor, Tensor]]:
-        """Return the tensors that ``term`` compares, the teacher's in the student's size where that is asked for."""
+        """Return the tensors that ``term`` compares, the teacher's resized if asked for."""
         found = [
             (_spelled(a), picked(ours, a, "The student's output"), picked(theirs, b, "The teacher's output"))
             for a, b in term.pairs()
@@ -205,7 +205,7 @@ class Objective:
 
     @staticmethod
     def _fitted(term: FeatureTerm, target: Tensor, feature: Tensor) -> Tensor:
-        """Return the teacher's feature in the student's size; a projection may be there for the channels."""
+        """Return the teacher's feature in the student's spatial size."""
         if target.ndim != feature.ndim or target.ndim not in (3, 4):
             return target
         axis = 1 if target.ndim == 4 else 2
@@ -274,7 +274,7 @@ def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
 
 
 def _names(terms: Sequence[Term]) -> list[str]:
-    """Name the terms: their own names, else the loss's with the layer's, numbered where that is not unique."""
+    """Return unique term names, from the term, its loss or its layer."""
     names: list[str] = []
     for term in terms:
         base = term.name or term.spec().name

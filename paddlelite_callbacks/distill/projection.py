@@ -1,4 +1,4 @@
-"""Trainable bridges between a student's feature and a teacher's of other channels or size."""
+"""Trainable projections from a student's feature to a teacher's shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Projection", "projection_for", "refuse_unbridgeable", "resized"]
 
 
 class Projection(Layer):
-    """A student's feature in the channels and size of the teacher's (the regressor of FitNets, arXiv:1412.6550).
+    """Regressor from a student's feature to the teacher's (FitNets, arXiv:1412.6550).
 
     Maps ``[N, C, H, W]`` go through a 1x1 convolution, then, if the sizes differ, through adaptive average pooling
     (to a smaller map) or bilinear interpolation (to a larger one). Vectors ``[N, C]`` and tokens ``[N, L, C]`` go
@@ -51,7 +51,7 @@ def projection_for(student: list[int], teacher: list[int], what: str) -> Project
 
 
 def refuse_unbridgeable(student: list[int], teacher: list[int], what: str) -> None:
-    """Refuse a pair of shapes that no `Projection` joins.
+    """Check that a `Projection` can join two shapes.
 
     Args:
         student: shape of the student's feature.
@@ -71,7 +71,7 @@ def refuse_unbridgeable(student: list[int], teacher: list[int], what: str) -> No
 
 
 def resized(x: Tensor, size: list[int]) -> Tensor:
-    """Return the maps ``x`` ``[N, C, H, W]`` in ``size`` ``[H', W']``: pooled if smaller, interpolated if larger."""
+    """Resize maps ``x`` ``[N, C, H, W]`` to ``size``: pool if smaller, interpolate if larger."""
     if list(x.shape[2:]) == list(size):
         return x
     if all(new <= old for new, old in zip(size, x.shape[2:], strict=True)):

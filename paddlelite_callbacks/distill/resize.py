@@ -1,4 +1,4 @@
-"""The teacher's maps and sequences in the size of the student's."""
+"""Resize a teacher's maps and sequences to the student's size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODES = ("bilinear", "nearest")
 
 
 def checked_resize(resize: str | None) -> str | None:
-    """Return ``resize`` where it is allowed.
+    """Validate ``resize``.
 
     Raises:
         ValueError: it is not.
@@ -27,7 +27,7 @@ def checked_resize(resize: str | None) -> str | None:
 
 
 def resized_like(x: Tensor, like: Tensor | list[int], resize: str | None, *, channels: int | None = None) -> Tensor:
-    """Return the teacher's ``x`` in the size of the student's ``like``, as ``F.interpolate`` does it.
+    """Interpolate the teacher's ``x`` to the size of the student's ``like``.
 
     Maps ``[N, C, H, W]`` change height and width; sequences ``[N, L, C]`` their length, linearly in mode
     ``"bilinear"``. What else is different stays so, for the loss to refuse.
@@ -53,7 +53,7 @@ def resized_like(x: Tensor, like: Tensor | list[int], resize: str | None, *, cha
 
 
 def differ_in_size(x: list[int], like: list[int], channels: int | None = None) -> bool:
-    """Whether two maps or two sequences differ in size and in nothing else.
+    """Return whether two shapes differ in spatial size alone.
 
     Args:
         x: shape of one.

@@ -1,4 +1,4 @@
-"""From the options of `DistillCallback` to the terms of its objective."""
+"""Resolve the options of `DistillCallback` to terms of an objective."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
 def output_terms(
     loss: Loss, *, temperature: float | None, output: Output, resize: str | None = None
 ) -> list[OutputTerm] | None:
-    """Return the terms on outputs, or ``None`` where they are to be chosen by the task loss.
+    """Return the output terms; ``None`` if the task loss is to choose them.
 
     Args:
         loss: of `DistillCallback`.
@@ -89,7 +89,7 @@ def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTer
 
 
 def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return ``weights`` divided by their sum; equal ones for ``None``.
+    """Return ``weights`` normalised to a sum of 1.
 
     Args:
         weights: one per teacher.
@@ -192,7 +192,7 @@ def _teacher(teachers: Sequence[Layer | None], index: int) -> Layer:
 
 
 def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[FeatureTerm]:
-    """Return one term per pair of layers that the names or globs of ``term`` match.
+    """Return one term per pair of layers that the globs of ``term`` match.
 
     Args:
         term: with names or globs.
@@ -220,6 +220,6 @@ def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[Feat
 
 
 def _on_one_level(network: Layer, pattern: str) -> list[str]:
-    """Match ``pattern`` with names of its own depth: ``blocks*`` means the blocks, not all that is inside them."""
+    """Match ``pattern`` with layer names of its own depth."""
     names = match_sublayers(network, pattern)
     return [name for name in names if name.count(".") == pattern.count(".")] or names

@@ -1,4 +1,4 @@
-"""Weights that change while training goes on."""
+"""Schedules of loss weights."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def warm_up(epochs: float, weight: Weight = 1.0) -> Schedule:
 
 
 def stop_at(epoch: float, weight: Weight = 1.0) -> Schedule:
-    """``weight`` until ``epoch`` epochs are trained, then 0: from there on the teacher does not run any more."""
+    """``weight`` until ``epoch``, then 0: the teacher does not run any more."""
     _check(epoch=epoch)
     inner = checked_weight("weight", weight)
     return Schedule(lambda now, total: value_at(inner, now, total), f"stop_at({epoch}, {weight!r})", epoch)
 
 
 def value_at(weight: Weight, epoch: float, epochs: float) -> float:
-    """Return the number that ``weight`` (a number or a schedule) is at ``epoch`` of ``epochs``.
+    """Return the value of a weight or schedule at ``epoch`` of ``epochs``.
 
     Args:
         weight: as `checked_weight` returned it.
@@ -111,7 +111,7 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
 
 
 def checked_weight(name: str, weight: Weight) -> Weight:
-    """Return ``weight`` if it is a finite number of at least 0 or a schedule.
+    """Validate a weight: a finite number of at least 0, or a schedule.
 
     Args:
         name: of the argument, for the message.

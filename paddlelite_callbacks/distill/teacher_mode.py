@@ -1,4 +1,4 @@
-"""Train mode without its noise: the branches of training with stored statistics and without dropout."""
+"""Run a frozen teacher's training branches without noise or moving statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RUNNING = ("running", "moving", "mean", "var")  # in names of buffers
 
 
 def train_branches_(network: Layer) -> None:
-    """Put ``network`` in train mode, but for its layers that would draw numbers, move statistics or calibrate.
+    """Set train mode, except for dropout, norms and quantizers.
 
     Those stay in eval mode: norms, dropout of every kind (``Dropout``, ``DropPath``, ``StochasticDepth``), quantisers,
     and all of ``paddle.nn``'s own layers, none of which gives other outputs in training but these. So the layers of the
@@ -51,7 +51,7 @@ def _noisy(layer: Layer) -> bool:
 
 @contextmanager
 def same_buffers(network: Layer) -> Iterator[None]:
-    """Give the buffers of layers in train mode their values back at the end of the block.
+    """Restore the buffers of layers in train mode at the end of the block.
 
     Args:
         network: of any mode.
@@ -73,7 +73,7 @@ def same_buffers(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def still_functions() -> Iterator[None]:
-    """Let ``F.dropout`` and its kin drop nothing and ``F.batch_norm`` use its statistics, whatever ``training`` says.
+    """Disable functional dropout and batch statistics inside the block.
 
     For forwards that call them with ``training=self.training``. What is not there in this version of Paddle is passed
     over.

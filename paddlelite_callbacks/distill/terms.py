@@ -1,4 +1,4 @@
-"""The terms of a distillation objective: what of the student is compared with what of which teacher, and how."""
+"""Terms of a distillation objective."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Output = Key | tuple[Key | None, Key | None] | Mapping[Any, Any] | None
 
 
 def checked_output(output: Any) -> Output:
-    """Return ``output`` where it names outputs.
+    """Validate ``output``.
 
     Args:
         output: as `OutputTerm` takes it.
@@ -94,7 +94,7 @@ class OutputTerm:
         return spec_of(self.loss, temperature=self.temperature, label=self.label)
 
     def pairs(self) -> list[tuple[Key | None, Key | None]]:
-        """Return the student's and the teacher's key of each pair that is named; none where all are compared."""
+        """Return the named pairs of keys; none where all outputs are compared."""
         if isinstance(self.output, Mapping):
             return list(self.output.items())
         pair = self.output if isinstance(self.output, tuple) else (self.output, self.output)
@@ -103,7 +103,7 @@ class OutputTerm:
 
 @dataclass(frozen=True)
 class FeatureTerm:
-    """Compare the output of a layer inside the student with that of a layer inside the teacher.
+    """Compare a layer's output inside the student with one inside the teacher.
 
     Args:
         student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
@@ -166,7 +166,7 @@ class FeatureTerm:
 
     @property
     def grouped(self) -> bool:
-        """Whether the loss takes lists of features."""
+        """Return whether the loss takes lists of features."""
         return isinstance(self.student, tuple)
 
     def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -40,12 +40,3 @@ class Artefact:
                     digest.update(block)
             sums[file.relative_to(self.path.parent).as_posix()] = digest.hexdigest()
         return sums
-
-    def moved_to(self, folder: Path) -> Artefact:
-        """Return the same artefact with its files in ``folder``."""
-        return Artefact(
-            kind=self.kind,
-            path=folder / self.path.name,
-            files=tuple(folder / file.relative_to(self.path.parent) for file in self.files),
-            precision=self.precision,
-        )

@@ -14,15 +14,7 @@ from paddlelite_callbacks.export.compare import FileVerdict
 from paddlelite_callbacks.export.model_files import output_shapes
 from paddlelite_callbacks.export.saturation import saturation_of
 
-__all__ = [
-    "SIDECAR",
-    "checked_sidecar_options",
-    "described_outputs",
-    "fixed_rows",
-    "has_free_sizes",
-    "read_sidecar",
-    "write_sidecar",
-]
+__all__ = ["SIDECAR", "checked_sidecar_options", "described_outputs", "fixed_rows", "has_free_sizes", "write_sidecar"]
 
 SIDECAR = "deploy.json"
 _VERSION = 1
@@ -132,24 +124,6 @@ def described_outputs(
             sizes = [size if fixed[axis] > 0 else None for axis, size in enumerate(sizes, start=1)]
         described.append({"name": name, "shape": [first, *sizes] if item.ndim else [], "dtype": str(item.dtype)})
     return described
-
-
-def read_sidecar(folder: Path) -> dict[str, Any] | None:
-    """Return what ``deploy.json`` in ``folder`` holds; ``None`` without one.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    path = folder / SIDECAR
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is torn, or no JSON ({error}): export again, or take the file out.") from error
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise ValueError(f"{path} is no description of exported files of version {_VERSION}.")
-    return content
 
 
 def _described_file(artefact: Artefact, verdicts: Sequence[FileVerdict]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
-__all__ = ["int8_weights", "rewrite_as_qdq", "write_int8_onnx"]
+__all__ = ["rewrite_as_qdq", "write_int8_onnx"]
 
 _UNSATURATED = 64  # 2 x 64 x 255 fits into the 16 bits in which CPUs without VNNI add two products
 _WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of the output channels
@@ -72,16 +72,6 @@ def rewrite_as_qdq(model: Any) -> Any:
         _fold_batch_norm(graph, node)
         _fold_bias(graph, node)
     return graph.to_model()
-
-
-def int8_weights(model: Any) -> dict[str, np.ndarray]:
-    """Return the integer weights of an int8 model by the names of their ``DequantizeLinear`` inputs."""
-    onnx = require("onnx", needed_for="int8 ONNX files")
-    return {
-        item.name: onnx.numpy_helper.to_array(item)
-        for item in model.graph.initializer
-        if item.data_type == onnx.TensorProto.INT8 and len(item.dims) > 1
-    }
 
 
 def _activation(graph: OnnxGraph, rounding: Any) -> None:

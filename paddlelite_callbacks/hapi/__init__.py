@@ -1,4 +1,4 @@
-"""The bridge to hapi: the only place that touches private attributes of ``paddle.Model`` or of an optimizer.
+"""Bridge to hapi: the only place with private attributes of model and optimizer.
 
 Every edit is a context manager that undoes itself, or (`guard_fit`) ends with the ``fit`` call it serves.
 """

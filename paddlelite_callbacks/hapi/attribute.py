@@ -1,4 +1,4 @@
-"""Attributes of an instance that last for a block."""
+"""Temporary instance attributes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["instance_attribute"]
 
 @contextmanager
 def instance_attribute(instance: Any, name: str, value: Any) -> Iterator[None]:
-    """Let ``instance`` have its own attribute ``name`` inside the block; what it had of its own comes back.
+    """Set an attribute of ``instance`` inside the block.
 
     Args:
         instance: changed inside the block.

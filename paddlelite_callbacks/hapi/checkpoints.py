@@ -1,4 +1,4 @@
-"""hapi's checkpoints: whole or not at all, with what callbacks want to keep beside them."""
+"""Write hapi's checkpoints atomically, with callbacks' files beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = ".pdparams"
 
 @contextmanager
 def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> Iterator[None]:
-    """Call ``write(path)`` behind every ``model.save(path)`` for training inside the block, on rank 0.
+    """Call ``write(path)`` after every ``model.save(path)`` for training, on rank 0.
 
     Args:
         model: the hapi model.
@@ -37,7 +37,7 @@ def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> 
 
 @contextmanager
 def whole_checkpoints(model: paddle.Model) -> Iterator[None]:
-    """Let every ``model.save(path)`` for training inside the block write all its files, or leave the older ones.
+    """Make every ``model.save(path)`` for training atomic inside the block.
 
     hapi writes ``.pdparams`` and ``.pdopt`` straight to their places: a process killed meanwhile leaves a torn file
     where a whole one stood, or weights without the optimizer's state, which ``model.load`` takes for a fresh start.

@@ -1,4 +1,4 @@
-"""How one ``fit`` call begins, runs and ends."""
+"""Begin, batches and end of one ``fit`` call."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _BEGINS = ("on_train_begin", "on_eval_begin", "on_predict_begin")
 
 
 class FitGuard(Protocol):
-    """What `guard_fit` tells its owner."""
+    """Receives the end of a ``fit``."""
 
     def close(self) -> None:
-        """``fit`` was left by an exception or Ctrl-C: undo all edits. Also called on an already closed one."""
+        """Undo all edits, after an exception or Ctrl-C too; may be called twice."""
 
     def finish(self) -> None:
-        """``on_train_end`` of all callbacks is done, hapi's last checkpoint is written."""
+        """Run after ``on_train_end`` of all callbacks and hapi's last checkpoint."""
 
     def evaluates_on(self, data_loader: Any) -> None:
-        """An evaluation inside ``fit`` begins, over the batches of ``data_loader``."""
+        """Receive the loader of an evaluation inside ``fit``."""
 
 
 def calling_list() -> CallbackList | None:
-    """Return the ``CallbackList`` of the ``fit`` that is calling the caller's ``set_model``; ``None`` elsewhere.
+    """Return the ``CallbackList`` of the ``fit`` that calls ``set_model``, or ``None``.
 
     hapi hands a callback the model but not the list that it belongs to, so this looks one frame up.
     """
@@ -54,7 +54,7 @@ def calling_list() -> CallbackList | None:
 
 
 def training_data() -> Any:
-    """Return the loader that the ``fit`` calling the caller's ``set_model`` reads; ``None`` elsewhere.
+    """Return the training loader of the ``fit`` that calls ``set_model``, or ``None``.
 
     hapi tells callbacks nothing of the data before the first batch, so this looks up the frames like `calling_list`.
     """
@@ -67,7 +67,7 @@ def training_data() -> Any:
 
 
 def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
-    """Tell ``guard`` how the ``fit`` that uses ``callbacks`` ends: hapi has no ``try/finally`` around it.
+    """Notify ``guard`` however ``fit`` ends: hapi has no ``try/finally`` around it.
 
     After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on,
     and worker processes and threads that were reading data are ended (see `ended_with_the_epoch`); the latter in
@@ -120,7 +120,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
 
 
 def in_use_by(parameters: Sequence[Tensor]) -> str | None:
-    """Say which living optimizer or ``DataParallel`` holds one of ``parameters``; ``None`` if none does.
+    """Return the optimizer or ``DataParallel`` that holds a parameter, or ``None``.
 
     Such a holder would go on with the old parameters when layers are swapped. It is looked for among all objects of
     the process, since a network does not know who trains it.
@@ -142,16 +142,24 @@ def in_use_by(parameters: Sequence[Tensor]) -> str | None:
 
 
 @contextmanager
-def around_train_batch(model: paddle.Model, after: Callable[[bool], None]) -> Iterator[None]:
-    """Call ``after(updated)`` behind every ``model.train_batch`` inside the block, before any ``on_train_batch_end``.
+def around_train_batch(
+    model: paddle.Model, after: Callable[[bool], None], *, before: Callable[[Any, Any], None]
+) -> Iterator[None]:
+    """Call functions before and after every ``model.train_batch`` in the block.
+
+    ``after`` runs before any ``on_train_batch_end``.
+
+    ``after`` runs before any ``on_train_batch_end``.
 
     Args:
         model: the hapi model.
+        before: receives the batch's inputs and labels.
         after: receives whether the optimizer took a step (``False`` while gradients are accumulated).
     """
     original = model.train_batch
 
     def train_batch(inputs: Any, labels: Any = None, update: bool = True) -> Any:
+        before(inputs, labels)
         result = original(inputs, labels, update)
         after(update)
         return result
@@ -162,7 +170,7 @@ def around_train_batch(model: paddle.Model, after: Callable[[bool], None]) -> It
 
 @contextmanager
 def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
-    """Let hapi's progress bar and VisualDL show the figures ``names`` of ``logs`` inside the block.
+    """Show metrics of ``logs`` in hapi's progress bar and VisualDL inside the block.
 
     Args:
         params: the dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.

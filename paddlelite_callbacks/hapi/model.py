@@ -1,4 +1,4 @@
-"""What ``paddle.Model`` was prepared with, and what it is given."""
+"""What ``paddle.Model`` was prepared with and is fed with."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
 
 
 def amp_level(model: paddle.Model) -> str:
-    """Return the level of mixed precision given to ``model.prepare``: ``"O0"`` (none), ``"O1"`` or ``"O2"``."""
+    """Return the AMP level given to ``model.prepare``: ``"O0"``, ``"O1"`` or ``"O2"``."""
     return str(getattr(model._adapter, "_amp_level", "O0"))
 
 
@@ -81,7 +81,7 @@ def amp_options(model: paddle.Model) -> dict[str, Any]:
 
 
 def input_specs(model: paddle.Model, loader: Any = None) -> list[tuple[list[int | None], str]] | None:
-    """Return the shapes and types of the network's inputs, where they are known before a batch is seen.
+    """Return shapes and types of the inputs, where known before the first batch.
 
     Known are those given to ``paddle.Model`` as ``InputSpec``, those of an earlier batch, and, with a loader that
     stacks the samples of a map-style data set, those of its first sample. Free sizes are ``None``.
@@ -141,7 +141,7 @@ def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
 
 
 def refuse_unusable_data(name: str, data: Any) -> None:
-    """Refuse what ``model.evaluate`` could not read batches from, before hours of training.
+    """Check that ``model.evaluate`` can read batches from the data.
 
     Args:
         name: of the argument, for the message.
@@ -164,7 +164,7 @@ def refuse_unusable_data(name: str, data: Any) -> None:
 
 
 def input_count(model: paddle.Model) -> int:
-    """Return how many items of a batch go to the network; the others are labels.
+    """Return how many items of a batch are inputs; the others are labels.
 
     Args:
         model: the hapi model.
@@ -173,7 +173,7 @@ def input_count(model: paddle.Model) -> int:
 
 
 def evaluates_in_fit(model: paddle.Model) -> bool:
-    """Return whether the ``fit`` that is running was given evaluation data; hapi keeps its loader in the model.
+    """Return whether the running ``fit`` was given evaluation data.
 
     Args:
         model: the hapi model, inside ``fit``.
@@ -187,14 +187,14 @@ def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
 
 
 def metric_names(model: paddle.Model) -> list[str]:
-    """Return the names of all figures that the metrics of ``model`` give."""
+    """Return the names of all metrics of ``model``."""
     names = [metric.name() for metric in metrics_of(model)]
     return [name for entry in names for name in ([entry] if isinstance(entry, str) else entry)]
 
 
 @contextmanager
 def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]], list[Any]]) -> Iterator[None]:
-    """Let ``model.train_batch`` see ``through(inputs, labels)`` for its labels inside the block.
+    """Pass the labels of ``model.train_batch`` through a function, inside the block.
 
     Args:
         model: the hapi model.
@@ -217,7 +217,7 @@ def _listed(value: Any) -> list[Any]:
 
 @contextmanager
 def replaced_loss(model: paddle.Model, wrap: Callable[[LossFunction], LossFunction]) -> Iterator[None]:
-    """Let ``model`` use ``wrap(its loss)`` inside the block.
+    """Replace the model's loss by ``wrap(loss)`` inside the block.
 
     hapi calls the loss with ``*outputs, *labels``, in training outside ``auto_cast``, and in evaluation too.
     """

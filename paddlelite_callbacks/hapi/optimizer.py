@@ -21,13 +21,13 @@ __all__ = [
 
 
 def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:
-    """Return the learning rate scheduler of ``optimizer``, if it has one."""
+    """Return the learning rate scheduler of ``optimizer``, if any."""
     rate = optimizer._learning_rate
     return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
 
 
 def refuse_foreign_parameters(optimizer: paddle.optimizer.Optimizer, network: Layer, whose: str) -> None:
-    """Refuse an optimizer that would train nothing of ``network``.
+    """Check that an optimizer trains parameters of ``network``.
 
     Args:
         optimizer: not one with parameter groups.
@@ -50,7 +50,7 @@ def refuse_foreign_parameters(optimizer: paddle.optimizer.Optimizer, network: La
 def optimizer_state_of(
     optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return copies of the accumulators (moments, velocities) of single parameters, by names of the caller's own.
+    """Return copies of single parameters' accumulators, by the caller's names.
 
     ``optimizer.state_dict()`` is keyed by automatic parameter names, which another process may give to others.
 
@@ -73,7 +73,7 @@ def optimizer_state_of(
 def set_optimizer_state_of(
     optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Give single parameters the accumulators that `optimizer_state_of` returned; those without any are left.
+    """Load accumulators that `optimizer_state_of` returned.
 
     Args:
         optimizer: of the same class as then.
@@ -91,7 +91,7 @@ def set_optimizer_state_of(
 
 
 def _create_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Make the accumulators of ``parameters``, of those too that a loaded optimizer state does not know.
+    """Create the accumulators of ``parameters``.
 
     A loaded state waits in the optimizer, which then refuses every parameter that is missing in it.
     """
@@ -121,7 +121,7 @@ def _drop_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequen
 def trained_also(
     optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor], *, keep: Callable[[], bool]
 ) -> Iterator[None]:
-    """Add ``parameters`` to those that ``optimizer`` updates; the accumulators of the others are kept.
+    """Register ``parameters`` with ``optimizer``; other accumulators are kept.
 
     Taken out again, they leave no accumulators behind, so that later checkpoints do not hold any.
 
@@ -158,7 +158,7 @@ def trained_also(
 
 
 class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
-    """Stands in for the user's scheduler: the same object in all but the rate that the optimizer reads."""
+    """Proxy of the user's scheduler with a scaled rate."""
 
     def __init__(self, schedule: paddle.optimizer.lr.LRScheduler, factor: float) -> None:
         self.__dict__.update(schedule=schedule, factor=factor)  # no __init__ of the parent: it would take a step
@@ -177,7 +177,7 @@ class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
 
 @contextmanager
 def scaled_learning_rate(optimizer: paddle.optimizer.Optimizer, factor: float) -> Iterator[None]:
-    """Let ``optimizer`` use ``factor`` times its learning rate, or its scheduler's, inside the block.
+    """Scale the optimizer's learning rate inside the block.
 
     A scheduler goes on stepping as it would, by hapi or by the user, and is saved as it is. A rate that was changed
     with ``set_lr`` inside the block is divided by ``factor`` at its end.

@@ -1,4 +1,4 @@
-"""Training batches that can be left out once their loss is known."""
+"""Skip training batches once their loss is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["SkipBatch", "skippable_batches"]
 
 
 class SkipBatch(Exception):
-    """Raised inside the loss: no backward pass, no metrics, and no step but for earlier batches' gradients.
+    """Raised inside the loss to skip a batch: no backward pass, no metrics.
 
     Args:
         losses: what hapi shall show.
@@ -31,7 +31,7 @@ class SkipBatch(Exception):
 def skippable_batches(
     model: paddle.Model, *, before: Callable[[Any, Any], None], skipped: Callable[[bool], None]
 ) -> Iterator[None]:
-    """Let the loss leave a batch out by raising `SkipBatch`, inside the block.
+    """Let the loss skip a batch by raising `SkipBatch`, inside the block.
 
     Gradients that earlier batches accumulated are kept, and the optimizer's step with them is taken where it was due.
     The loss scaling of mixed precision does not hear of a batch that is left out.
@@ -63,7 +63,7 @@ def skippable_batches(
 
 
 def _step(model: paddle.Model) -> None:
-    """Do what hapi does behind the backward pass."""
+    """Apply accumulated gradients as hapi does after a backward pass."""
     unused = paddle.zeros([1], dtype="float32")  # minimize() wants a loss, whose gradients are there already
     if model._adapter._amp_level != "O0" and model._scaler is not None:
         model._scaler.minimize(model._optimizer, unused)

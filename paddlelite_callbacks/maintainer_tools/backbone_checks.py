@@ -1,4 +1,4 @@
-"""What is tried on every trunk of the catalogue: training, export to each format, quantisation."""
+"""Checks of each backbone: training, export to each format, quantisation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Check = Callable[[Layer, Tensor], "bool | str"]
 
 
 def settle_(network: Layer, x: Tensor) -> None:
-    """Give the batch norms of a randomly initialised ``network`` the statistics of ``x``, as if it had been trained.
+    """Set batch-norm statistics of a random ``network`` from ``x``.
 
     With the statistics that they start from (0 and 1) deep networks run to values of 1e5, where rounding alone differs
     by more than any tolerance.
@@ -46,7 +46,7 @@ def settle_(network: Layer, x: Tensor) -> None:
 
 
 def _train(network: Layer, x: Tensor) -> bool | str:
-    """One step of SGD reaches every weight and leaves all of them finite."""
+    """Check that one SGD step reaches every weight and leaves it finite."""
     network = _copy(network)
     network.train()
     optimizer = paddle.optimizer.SGD(0.01, parameters=network.parameters())
@@ -59,7 +59,7 @@ def _train(network: Layer, x: Tensor) -> bool | str:
 
 
 def _paddle(network: Layer, x: Tensor) -> bool | str:
-    """``jit.save``, ``jit.load``: the same numbers, with a free batch size."""
+    """Check ``jit.save`` and ``jit.load`` with a free batch size."""
     network = _copy(network)
     with tempfile.TemporaryDirectory() as folder:
         program = export_paddle(network, Path(folder), input_spec=[_spec(x)])
@@ -68,17 +68,17 @@ def _paddle(network: Layer, x: Tensor) -> bool | str:
 
 
 def _onednn(network: Layer, x: Tensor) -> bool | str:
-    """Paddle Inference with oneDNN, Paddle 3's default."""
+    """Check Paddle Inference with oneDNN."""
     return _engine(network, x, "paddle-onednn")
 
 
 def _onnx(network: Layer, x: Tensor) -> bool | str:
-    """paddle2onnx and ONNX Runtime."""
+    """Check paddle2onnx and ONNX Runtime."""
     return _engine(network, x, "onnxruntime")
 
 
 def _pact(network: Layer, x: Tensor) -> bool | str:
-    """Every convolution that runs is fake-quantised, and the int8 program computes the same."""
+    """Check fake quantisation and the int8 program."""
     network = _copy(network)
     undo, plain = prepare_pact_(network), set()
     network.train()

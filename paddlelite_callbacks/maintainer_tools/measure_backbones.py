@@ -42,7 +42,7 @@ _TOKENS = ("foundation_vit", "foundation_vit_variant", "cae", "vision_transforme
 
 
 class LeftOutError(Exception):
-    """A network is not for the catalogue; says why."""
+    """A network does not belong into the catalogue."""
 
 
 def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _chosen(patterns: Sequence[str]) -> list[str]:
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
-    """As `list_backbones`: in any case where none matches as it stands."""
+    """Match names as `list_backbones` does."""
     exact = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     return exact or [name for name in names if fnmatch.fnmatchcase(name.casefold(), pattern.casefold())]
 

@@ -1,1 +1,1 @@
-"""What is known of layers."""
+"""Layers: kinds, copies, surgery, hooks, cost, nested outputs."""

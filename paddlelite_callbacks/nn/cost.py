@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates."""
+"""Count parameters and multiply-accumulates (MACs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["count_macs", "count_parameters", "layer_macs"]
 
 
 def count_parameters(network: Layer) -> int:
-    """Return the number of weights of ``network``; batch-norm statistics and quantisation scales are none."""
+    """Count the weights of ``network``, without batch-norm statistics and quantizer scales."""
     statistics = {id(item) for layer in network.sublayers(include_self=True) for item in running_statistics(layer)}
     return sum(
         math.prod(parameter.shape)
@@ -26,7 +26,7 @@ def count_parameters(network: Layer) -> int:
 
 
 def count_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False) -> int:
-    """Return the multiply-accumulates of convolutions, linear and recurrent layers for one image, as papers count them.
+    """Count MACs of convolutions, linear and recurrent layers for one image.
 
     Counted on a copy by hooks on the layers; what ``forward`` computes itself with ``F.conv2d`` or ``matmul``
     (attention) is not seen.
@@ -40,7 +40,7 @@ def count_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False)
 
 
 def layer_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False) -> dict[str, int]:
-    """Return what each layer contributes to `count_macs`, by name, over all its calls.
+    """Return the MACs of each layer over all its calls, by name.
 
     Args:
         network: any mode; not changed.

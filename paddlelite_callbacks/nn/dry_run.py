@@ -1,4 +1,4 @@
-"""The outputs' shapes of a network, found on zeros without leaving a trace in it."""
+"""Find a network's output shapes by running zeros, without side effects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def seen_on_zeros(
     hooks: bool,
     forward: Forward | None = None,
 ) -> Seen | None:
-    """Return what ``network`` gives for zero inputs, a batch of two where its size is not known.
+    """Return the outputs for zero inputs, batch size 2 where it is free.
 
     In train mode a copy is run, so that batch-norm statistics, quantisers that wait for a first batch and the like do
     not notice; modes and random streams are as before in any case.

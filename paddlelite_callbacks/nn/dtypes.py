@@ -1,4 +1,4 @@
-"""Types of the layers that are made beside a network: those of what they are given, whatever Paddle's default is."""
+"""Parameter types of layers that are made beside a network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["cast_to_", "default_dtype", "parameter_dtype"]
 
 
 def parameter_dtype(x: Tensor) -> str:
-    """Return the type of parameters that ``x`` goes through: ``float64`` for itself, else ``float32`` (AMP casts)."""
+    """Return the parameter type for inputs ``x``: float64 for float64, else float32."""
     return "float64" if x.dtype == paddle.float64 else "float32"
 
 
 @contextmanager
 def default_dtype(dtype: str) -> Iterator[None]:
-    """Let ``dtype`` be the type of parameters that are made inside the block."""
+    """Set Paddle's default dtype inside the block."""
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
@@ -29,7 +29,7 @@ def default_dtype(dtype: str) -> Iterator[None]:
 
 
 def cast_to_(layer: Layer, dtype: str) -> None:
-    """Cast ``layer``, which is not yet trained, where its parameters are of another type.
+    """Cast an untrained layer's parameters to ``dtype``.
 
     Args:
         layer: changed in place.

@@ -1,4 +1,4 @@
-"""Outputs of layers in the middle of a network, by name, while it trains or teaches."""
+"""Capture outputs of inner layers by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Taps"]
 
 
 class Taps:
-    """Keep what named layers give, from `start` to `take`.
+    """Capture the outputs of named layers, from `start` to `take`.
 
     Args:
         names: as in ``named_sublayers()``.
@@ -25,7 +25,7 @@ class Taps:
         self._kept: dict[str, list[Any]] | None = None
 
     def attach(self, network: Layer, scope: ExitStack) -> None:
-        """Set the hooks; they go with ``scope``.
+        """Register the hooks; ``scope`` removes them.
 
         Raises:
             ValueError: no such layer.
@@ -36,15 +36,15 @@ class Taps:
         scope.callback(self.forget)
 
     def start(self) -> None:
-        """Begin to keep; what is there is dropped."""
+        """Start capturing; earlier captures are dropped."""
         self._kept = {name: [] for name in self.names}
 
     def forget(self) -> None:
-        """Keep nothing any more."""
+        """Stop capturing."""
         self._kept = None
 
     def take(self) -> dict[str, Any]:
-        """Return the outputs by name, and forget them.
+        """Return the captured outputs by name, and drop them.
 
         Raises:
             ValueError: a layer did not run, or ran several times, so that its output is not one.

@@ -1,4 +1,4 @@
-"""The table of layer kinds: norms, convolutions, linear and recurrent layers, and their fake-quantised forms."""
+"""Table of layer kinds: norms, convolutions, linear, recurrent, fake-quantised."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _FOLDABLE = (nn.BatchNorm2D, nn.BatchNorm, nn.SyncBatchNorm)  # behind a Conv2D
 
 
 def is_norm(layer: Layer) -> bool:
-    """Whether ``layer`` normalises: batch, instance, group or layer norm."""
+    """Return whether ``layer`` is a batch, instance, group or layer norm."""
     return isinstance(layer, NORMS) or is_batch_norm(layer)
 
 
 def is_batch_norm(layer: Layer) -> bool:
-    """Whether ``layer`` is a batch norm of any number of dimensions; one of the user's own has Paddle's statistics."""
+    """Return whether ``layer`` is a batch norm of any dimension, or like one."""
     return isinstance(layer, BATCH_NORMS) or len(running_statistics(layer)) == 2
 
 
 def running_statistics(layer: Layer) -> list[Tensor]:
-    """Return the running mean and variance of a batch norm, which Paddle keeps as parameters that are not trained.
+    """Return running mean and variance of a batch norm.
 
     Args:
         layer: alone, without its sublayers; of another kind there are none.
@@ -58,12 +58,12 @@ def running_statistics(layer: Layer) -> list[Tensor]:
 
 
 def foldable_norm(layer: Layer) -> bool:
-    """Whether ``layer`` is, exactly, a batch norm that may stand behind a two-dimensional convolution."""
+    """Return whether ``layer`` is a batch norm that folds into a 2-D convolution."""
     return computes_as(layer, *_FOLDABLE) is not None
 
 
 def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
-    """Return the one of ``types`` whose ``forward`` is exactly the one that ``layer`` runs; ``None`` for none.
+    """Return the type whose ``forward`` ``layer`` runs, of ``types``; else ``None``.
 
     A subclass counts that only sets other arguments or adds attributes; one with a ``forward`` or ``__call__`` of its
     own does not.
@@ -81,12 +81,12 @@ def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
 
 
 def is_quantized(layer: Layer) -> bool:
-    """Whether ``layer`` is a fake-quantised form: it quantises its weight and its input."""
+    """Return whether ``layer`` fake-quantises its weight and input."""
     return hasattr(layer, "weight_quanter") and hasattr(layer, "activation_quanter")
 
 
 def kind_of(layer: Layer) -> str | None:
-    """Return the name of Paddle's class that says how ``layer`` multiplies; ``None`` where it does not.
+    """Return the Paddle class that says how ``layer`` multiplies, by name; or ``None``.
 
     Args:
         layer: plain, a subclass, or fake-quantised.

@@ -1,4 +1,4 @@
-"""Outputs of networks that return a tensor, a list, a tuple, a dictionary, or a nest of these."""
+"""Nested inputs and outputs: tensors in lists, tuples and dictionaries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Key = int | str | Callable[[Any], Tensor]
 
 @dataclass
 class Seen:
-    """What one network gave for one batch: its outputs as returned, and the tapped features by layer name."""
+    """``outputs`` and tapped features of one network for one batch."""
 
     outputs: Any
     features: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,11 @@ class Seen:
 
 
 def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
-    """Return the tensors in ``outputs`` by their path: ``""`` for a lone one, else as ``"0"``, ``"logits"``, ``"a.1"``.
+    """Return the tensors in ``outputs`` by path.
+
+    A lone tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
+
+    A lone tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
 
     What is no tensor (``None``, a number) is left out.
     """
@@ -60,7 +64,7 @@ def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def comparable(outputs: Any) -> dict[str, Tensor]:
-    """Return the tensors in ``outputs`` that can be compared, by path: all but losses, which have no sample axis.
+    """Return the tensors in ``outputs`` by path, without losses (no sample axis).
 
     Args:
         outputs: of a network; some give losses in training, beside their outputs or alone.
@@ -73,7 +77,7 @@ def _is_loss(path: str, tensor: Tensor) -> bool:
 
 
 def mapped(outputs: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return ``outputs`` with ``change`` applied to each tensor; lists, tuples and dictionaries keep their kind."""
+    """Apply ``change`` to each tensor of nested ``outputs``."""
     if isinstance(outputs, Tensor):
         return change(outputs)
     if isinstance(outputs, Mapping):
@@ -132,7 +136,11 @@ def _picked_by(function: Callable[[Any], Tensor], outputs: Any, whose: str) -> T
 
 
 def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
-    """Pair the tensors of two outputs: by key where both are dictionaries, by position otherwise; losses are left out.
+    """Pair two outputs' tensors: by key for dictionaries, else by position.
+
+    Losses are left out.
+
+    Losses are left out.
 
     Returns:
         ``(path in the student's output, student's tensor, teacher's tensor)`` each.
@@ -162,7 +170,7 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def shapes_of(outputs: Any) -> Any:
-    """Return the shapes: a list of sizes for a lone tensor, a list of them or a dictionary otherwise.
+    """Return the shapes of nested outputs.
 
     Args:
         outputs: of a network.
@@ -174,7 +182,7 @@ def shapes_of(outputs: Any) -> Any:
 
 
 def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Return the weighted mean of several networks' outputs, tensor by tensor; the weights sum to 1.
+    """Return the mean of several outputs with ``weights`` that sum to 1, tensor by tensor.
 
     Raises:
         ValueError: the outputs differ in number or shape; all shapes are named.
@@ -195,17 +203,17 @@ def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def told(error: Exception) -> str:
-    """Return the kind of an error and what it says, in one line."""
+    """Return an error's class and message in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 where it is in half precision: losses are reckoned in full."""
+    """Return ``x`` in float32 if it is in half precision."""
     return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
 
 
 def flat_outputs(output: Any) -> list[Tensor]:
-    """Return the tensors of a network's output as ``paddle.jit.save`` orders them: dictionaries by their sorted keys.
+    """Return the output tensors in the order of ``paddle.jit.save``.
 
     Args:
         output: a tensor, or lists, tuples and dictionaries of them.

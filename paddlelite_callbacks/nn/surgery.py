@@ -1,4 +1,4 @@
-"""Layers by their name in ``named_sublayers()``: find, replace, freeze; copies of networks."""
+"""Find, replace, freeze and copy layers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LAYERS_OWN = ("_parameters", "_buffers", "_sub_layers", *HOOK_TABLES, *_HOOK_FL
 
 
 def broken_tensors(network: Layer) -> dict[str, Tensor]:
-    """Return the parameters that hold NaN or infinite values, and the buffers that hold NaN, by name.
+    """Return non-finite parameters, and buffers with NaN, by name.
 
     A buffer may well be infinite: masks of attention are.
 
@@ -71,19 +71,19 @@ def broken_tensors(network: Layer) -> dict[str, Tensor]:
 
 
 def unwrapped(network: Layer) -> Layer:
-    """Return the network inside ``paddle.DataParallel``; any other network as it is."""
+    """Return the network inside ``paddle.DataParallel``."""
     while isinstance(network, paddle.DataParallel):
         network = network._layers
     return network
 
 
 def computes_weight(hook: Any) -> bool:
-    """Whether a forward hook is that of ``weight_norm`` or ``spectral_norm``."""
+    """Return whether a hook is that of ``weight_norm`` or ``spectral_norm``."""
     return isinstance(hook, _REPARAMETRISED)
 
 
 def copy_network(network: Layer, *, keep_hook: Callable[[Any], bool] | None = None, keep_modes: bool = False) -> Layer:
-    """Return a deep copy of ``network`` in eval mode, by default without its hooks; ``network`` stays as it is.
+    """Return a deep copy in eval mode, by default without hooks.
 
     What cannot be copied (locks, open files, process groups) is shared with the copy; ``paddle.DataParallel`` is left
     out. Tensors in the middle of a gradient graph are copied as plain values. Paddle numbers the names of copied
@@ -164,7 +164,7 @@ def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
 
 
 def _uncopyable(network: Layer) -> list[Any]:
-    """Return the objects among the attributes of the layers that cannot be copied."""
+    """Return the layer attributes that cannot be copied."""
     layers = {id(layer): layer for layer in network.sublayers(include_self=True)}
     found: list[Any] = []
     for layer in layers.values():
@@ -175,7 +175,7 @@ def _uncopyable(network: Layer) -> list[Any]:
 
 
 def _offenders(value: Any, known: dict[int, Any], seen: set[int]) -> list[Any]:
-    """Return the smallest parts of ``value`` that have to be shared so that the rest can be copied."""
+    """Return the smallest parts of ``value`` to share so that the rest can be copied."""
     if id(value) in seen or id(value) in known:
         return []
     seen.add(id(value))
@@ -215,7 +215,7 @@ def find_sublayer(network: Layer, name: str) -> Layer:
 
 
 def match_sublayers(network: Layer, pattern: str) -> list[str]:
-    """Return the names of the sublayers that the glob ``pattern`` matches, in the network's order.
+    """Return the sublayer names that ``pattern`` matches, in network order.
 
     Raises:
         ValueError: none matches.
@@ -232,7 +232,7 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
 
 
 def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
-    """Put ``new`` where the sublayer ``name`` stands, under every name that this same layer has (shared layers).
+    """Replace sublayer ``name`` by ``new``, under every name of a shared layer.
 
     Args:
         network: changed in place.
@@ -260,7 +260,7 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
 
 @contextmanager
 def same_modes(network: Layer) -> Iterator[None]:
-    """Give every layer of ``network`` its ``training`` flag back at the end of the block."""
+    """Restore the ``training`` flags of ``network`` at the end of the block."""
     modes = [(layer, layer.training) for layer in network.sublayers(include_self=True)]
     try:
         yield
@@ -311,7 +311,7 @@ def restored(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def whole_again_after_an_error(network: Layer) -> Iterator[None]:
-    """Put every sublayer and parameter of ``network`` back under its name if the block is left by an exception."""
+    """Restore sublayers and parameters of ``network`` if the block raises."""
     before = [
         (layer, dict(layer._sub_layers), dict(layer._parameters)) for layer in network.sublayers(include_self=True)
     ]

@@ -1,1 +1,1 @@
-"""PACT quantisation-aware training: pure parts, usable in any Paddle loop."""
+"""PACT quantisation-aware training, usable in any Paddle loop."""

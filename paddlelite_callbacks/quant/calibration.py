@@ -1,4 +1,4 @@
-"""Which calls of a quantiser belong to one calibration batch: those of one training pass of the network."""
+"""Count training passes, so that calibration sees batches rather than calls."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class ForwardPasses:
         self.number, self.running, self.attached = 0, False, False
 
     def begin(self, network: Layer, inputs: Any) -> None:
-        """Note that ``network`` is called (a forward pre-hook)."""
+        """Record a call of ``network`` (forward pre-hook)."""
         if network.training:
             self.number, self.running = self.number + 1, True
 
     def end(self, network: Layer, inputs: Any, outputs: Any) -> None:
-        """Note that ``network`` has returned (a forward post-hook)."""
+        """Record a return of ``network`` (forward post-hook)."""
         self.running = False
 
 
 def count_passes_(network: Layer) -> tuple[ForwardPasses, bool]:
-    """Count the training passes of ``network`` by two hooks; those that are there already serve.
+    """Register the hooks that count training passes, once.
 
     Args:
         network: that is called once a batch.
@@ -52,7 +52,7 @@ def count_passes_(network: Layer) -> tuple[ForwardPasses, bool]:
 
 
 def stop_counting_(network: Layer) -> None:
-    """Take the hooks of `count_passes_` off again: from now on each call of a quantiser is a batch.
+    """Remove the hooks of `count_passes_`.
 
     Args:
         network: that `count_passes_` was given.

@@ -1,4 +1,4 @@
-"""A network trained with PACT, from its checkpoint: the layers that were quantised are found by its keys."""
+"""Load checkpoints of PACT networks; quantised layers are found by their keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INPUT, _OUTPUT, _WEIGHT = ".activation_quanter.", ".output_quanter.", ".weight_
 def load_pact_(
     network: Layer, checkpoint: str | Path | Mapping[str, Any], *, weight_bits: int | None = None
 ) -> PACTConfig:
-    """Quantise the layers of ``network`` that were quantised when ``checkpoint`` was saved, and load it.
+    """Quantise ``network`` as ``checkpoint`` was, and load it.
 
     For exporting, evaluating or training on a network that was trained with `PACTQuantCallback`: its options are found
     in the checkpoint. One of a version that wrote nothing of the weights' grid is of the full range
@@ -82,7 +82,7 @@ def load_pact_(
 
 
 def quantized_in(state: Mapping[str, Any]) -> list[str]:
-    """Return the names of the layers that were quantised with PACT when ``state`` was saved; empty for fp32.
+    """Return the names of layers quantised in ``state``; empty for fp32.
 
     Args:
         state: a ``state_dict``.
@@ -127,7 +127,7 @@ def _options(state: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _weight_grids(state: Mapping[str, Any]) -> dict[str, float]:
-    """Return the highest integer of each weight by its key; empty where the version of then did not write it."""
+    """Return the highest integer of each weight by key."""
     return {key: read_grid(state[key])[1] for key in state if key.endswith(f"{_WEIGHT}grid")}
 
 
@@ -159,7 +159,7 @@ def _one(settings: list[Any]) -> Any:
 
 
 def _as_in(network: Layer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``state`` with floating-point values in the network's types: some save float16."""
+    """Cast floating-point values of ``state`` to the network's types."""
     types = {key: value.dtype for key, value in network.state_dict().items()}
     tensors = {key: paddle.to_tensor(value) for key, value in state.items() if key in types}
     return {key: value.astype(types[key]) if value.is_floating_point() else value for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""The float network that quantisation-aware training trained: clipped activations, weights on their grid, no rounding.
+"""Float form of a quantised network: clipped activations, weights on the grid.
 
 Training saw no activation beyond its learned alpha. A network whose quantisers are merely taken out sees them, and may
 be another network altogether (one head on all levels of a pyramid: 98.8 % with, 81.6 % without). So the float form
@@ -24,7 +24,7 @@ __all__ = ["Clip", "clip_activations_", "store_weights_on_grid_"]
 
 
 class Clip(Layer):
-    """``clip(x, low, high)`` with fixed limits, in units of the input.
+    """Clip to fixed limits, in units of the input.
 
     Args:
         low: smallest value that passes.
@@ -37,7 +37,7 @@ class Clip(Layer):
 
     @classmethod
     def of(cls, quanter: BaseQuanter) -> Clip:
-        """Return the clip to what a trained quanter's grid can hold.
+        """Return the clip of a trained quantizer's range.
 
         Args:
             quanter: that has seen a batch.
@@ -47,12 +47,12 @@ class Clip(Layer):
         return cls(low, high) if grid.clip is None else cls(max(low, -grid.clip), min(high, grid.clip))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` (any shape) within the limits."""
+        """Clip ``x`` of any shape."""
         return paddle.clip(x, self.low, self.high)
 
 
 def clip_activations_(network: Layer) -> Layer:
-    """Let trained quantisers of activations clip without rounding, in place: give a copy.
+    """Replace activation quantizers by clips, in place: pass a copy.
 
     Those of a layer that never ran go, with its weight's. Weights are quantised as before.
 
@@ -76,7 +76,7 @@ def clip_activations_(network: Layer) -> Layer:
 
 @paddle.no_grad()
 def store_weights_on_grid_(network: Layer) -> Layer:
-    """Store the weights that are computed with in place of those that are rounded to them, in place: give a copy.
+    """Replace weights by their fake-quantised values, in place: pass a copy.
 
     Args:
         network: of `clip_activations_`.

@@ -18,7 +18,7 @@ METHODS = ("pact", "lsq")
 
 @dataclass(frozen=True, kw_only=True)
 class PACTConfig:
-    """What is quantised, how finely, and by which schedule.
+    """What to quantise, how finely, and on which schedule.
 
     Which tensors carry a quantiser decides which engine computes in int8. The inputs and weights of the converted
     layers always do, and OpenVINO needs no more (PP-LCNet_x2_5: 0.42 of the best fp32 time, ResNet50 0.37).
@@ -151,7 +151,7 @@ class PACTConfig:
 
     @classmethod
     def from_guide(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTConfig:
-        """Read the guide's (PaddleSlim's) dictionary as it stands, see `fields_of_guide`.
+        """Read the guide's (PaddleSlim's) dictionary, see `fields_of_guide`.
 
         Args:
             mapping: for instance ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
@@ -166,7 +166,7 @@ class PACTConfig:
 
 
 def pact_config(**options: Any) -> PACTConfig:
-    """Return ``PACTConfig(**options)``, with a message that helps where an option is unknown.
+    """Return ``PACTConfig(**options)`` with helpful errors.
 
     Args:
         options: fields of `PACTConfig`.
@@ -191,5 +191,5 @@ def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
 
 
 def _default(name: str) -> str:
-    """Say what happens without the option."""
+    """Describe the default of an option."""
     return f"leave it out for {PACTConfig.__dataclass_fields__[name].default!r}"

@@ -1,4 +1,4 @@
-"""From the fake-quantised network to the one that is shipped: int8 weights and fixed scales, no trained quantiser."""
+"""Convert a fake-quantised network to int8 weights and fixed scales."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _JOINING = 500  # bytes in Paddle's program and parameters file that a cast, a p
 
 
 class FixedActivation(Layer):
-    """``clip(round(clip(x) / step), low, high) * step`` with fixed figures, in operations that every engine has.
+    """Quantise and dequantise activations with fixed scales, for every engine.
 
     Args:
         step: width of a quantisation step, in units of the input.
@@ -48,7 +48,7 @@ class FixedActivation(Layer):
 
     @classmethod
     def of(cls, quanter: BaseQuanter) -> FixedActivation:
-        """Read the figures of a trained quanter, ours or one of PaddleSlim's or Paddle's (symmetric, by scale).
+        """Read the scales of a trained quantizer, ours, PaddleSlim's or Paddle's.
 
         Raises:
             ValueError: the quanter has seen no batch.
@@ -72,7 +72,7 @@ class FixedActivation(Layer):
 
 
 class _Int8Layer(Layer):
-    """Holds int8 weights and one fp32 step per output channel; dequantises as it runs."""
+    """Layer with int8 weights and an fp32 step per output channel."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class _Int8Layer(Layer):
         self.register_buffer("weight_step", quanter.steps(layer.weight))
 
     def weight(self) -> Tensor:
-        """Return the fp32 weight, equal to the one simulated in training (and scaled since, see `scale_channels_`)."""
+        """Return the fp32 weight that training simulated."""
         if self._in_float:
             return self.weight_on_grid
         return self.weight_int8.astype("float32") * self.weight_step
 
     def scale_channels_(self, factor: np.ndarray) -> None:
-        """Multiply each output channel: magnitudes go into the steps, signs into the integers.
+        """Scale output channels: magnitudes in the steps, signs in the integers.
 
         Args:
             factor: float64, shaped to broadcast against the weight; no zeros.
@@ -101,7 +101,7 @@ class _Int8Layer(Layer):
         self.weight_step.set_value(paddle.to_tensor(steps.astype("float32")))
 
     def store_in_float_(self) -> None:
-        """Keep the same values as fp32: integers and steps are gone, and so are the operations that join them."""
+        """Store the dequantised weight as fp32."""
         weight = self.weight()
         del self.weight_int8, self.weight_step
         self.register_buffer("weight_on_grid", weight)
@@ -109,7 +109,7 @@ class _Int8Layer(Layer):
 
 
 class Int8Conv2D(_Int8Layer):
-    """A trained ``QuantedConv2D`` with its weight as int8.
+    """A trained ``QuantedConv2D`` with int8 weights.
 
     Args:
         layer: whose figures are read; not changed.
@@ -142,7 +142,7 @@ class Int8Conv2D(_Int8Layer):
 
 
 class Int8Linear(_Int8Layer):
-    """A trained ``QuantedLinear`` with its weight as int8.
+    """A trained ``QuantedLinear`` with int8 weights.
 
     Args:
         layer: whose figures are read; not changed.
@@ -154,7 +154,7 @@ class Int8Linear(_Int8Layer):
 
 
 class Int8Conv2DTranspose(_Int8Layer):
-    """A trained `QuantedConv2DTranspose` with its weight as int8.
+    """A trained `QuantedConv2DTranspose` with int8 weights.
 
     Args:
         layer: whose figures are read; not changed.
@@ -174,7 +174,7 @@ _FORMS = {QuantedConv2D: Int8Conv2D, QuantedConv2DTranspose: Int8Conv2DTranspose
 
 
 def convert_for_export_(network: Layer) -> list[str]:
-    """Replace every fake-quantised layer of ``network`` by its int8 form, in place: give it a copy.
+    """Replace fake-quantised layers by int8 ones, in place: pass a copy.
 
     A layer that was converted but never ran (its quanter has seen no batch) stays in float.
 
@@ -210,7 +210,7 @@ def convert_for_export_(network: Layer) -> list[str]:
 
 
 def store_small_in_float_(network: Layer) -> int:
-    """Store the weights of layers in fp32 whose two operations to join integers and steps take more than they save.
+    """Store weights as fp32 where dequantising takes more bytes than it saves.
 
     The values are the same. In place: give it a copy.
 
@@ -228,7 +228,7 @@ def store_small_in_float_(network: Layer) -> int:
 
 
 def has_run(quanter: BaseQuanter) -> bool:
-    """Whether a quanter of activations has seen a batch.
+    """Return whether an activation quantizer was calibrated.
 
     Args:
         quanter: ours, or one of PaddleSlim's or Paddle's, of which it is taken for granted.

@@ -1,4 +1,4 @@
-"""Find layers whose weight the network's ``forward`` uses itself, beside calling them: those cannot be converted."""
+"""Find layers whose weight ``forward`` also uses outside of their call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def refuse_direct_use(network: Layer, names: Collection[str], inputs: Sequence[Tensor] | None) -> None:
-    """Refuse layers that are called and whose weight ``forward`` also uses outside of their call.
+    """Check that no called layer's weight is used outside of its call.
 
     There it would not be quantised, and the int8 layer has no such weight. Reading its type or shape is no use: what
     the network gives must change with the values that are read.

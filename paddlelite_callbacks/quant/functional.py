@@ -1,4 +1,4 @@
-"""Fake quantisers as functions: what they simulate is exactly what is shipped.
+"""Fake quantisation as functions.
 
 PACT (Choi et al. 2018, arXiv:1805.06085) learns the clip value of activations. Here the learned ``alpha`` is also the
 scale (``step = alpha / high``), so that no second, unlearned scale enters the exported file. LSQ (Esser et al. 2020,
@@ -32,7 +32,7 @@ _NO_STEP = 128 * _TINY
 
 
 def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
-    """Return the lowest and the highest integer of a grid of ``2^bits`` values that holds 0.
+    """Return the lowest and highest integer of a grid of ``2^bits`` values with 0.
 
     Args:
         bits: 2-8.
@@ -42,7 +42,7 @@ def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
 
 
 def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
-    """Return the highest integer of a weight's grid, which ends below at its negative.
+    """Return the highest integer of a symmetric weight grid.
 
     ``2^(bits-1) - 1``; 64 for 8 bits on the reduced range. CPUs without VNNI add two products of a uint8 activation
     and an int8 weight in 16 bits: ``2 * 255 * 64`` fits, anything above may saturate (``vpmaddubsw``).

@@ -1,4 +1,4 @@
-"""Post-training quantisation: the plain baseline that quantisation-aware training has to beat."""
+"""Post-training quantisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ptq_int8"]
 def ptq_int8(
     network: Layer, batches: Iterable[Tensor | Sequence[Tensor]], *, percentile: float = 99.9, **options: Any
 ) -> Layer:
-    """Return a quantised copy of ``network`` whose scales come from ``batches`` alone; nothing is trained.
+    """Return a quantised copy of ``network``, calibrated on ``batches``.
 
     Weights are scaled by each channel's largest magnitude, activations by the mean over batches of a percentile of
     ``|x|``, both as in quantisation-aware training before its first step; the float network is what is observed. The

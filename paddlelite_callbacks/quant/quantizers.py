@@ -1,4 +1,4 @@
-"""Fake quantisers on Paddle's ``BaseQuanter`` interface, with what they learn or observe."""
+"""Fake quantizers on Paddle's ``BaseQuanter`` interface."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NEAR = 0.1  # an average of equal integers is as near to them
 
 
 class Switched(BaseQuanter):
-    """A quanter that can be off, and then passes its input on unchanged.
+    """Quantizer that can be disabled (identity).
 
     Args:
         bits: of the grid.
@@ -50,7 +50,7 @@ class Switched(BaseQuanter):
         self.enabled = True
 
     def refuse_tracing(self) -> None:
-        """Say what to do instead where ``paddle.jit`` traces the network.
+        """Raise where ``paddle.jit`` traces a fake-quantised network.
 
         Raises:
             RuntimeError: it does.
@@ -63,7 +63,7 @@ class Switched(BaseQuanter):
             )
 
     def refresh(self) -> None:
-        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+        """Re-read the grid after a checkpoint was loaded.
 
         Raises:
             ValueError: the checkpoint is of another setting.
@@ -79,7 +79,7 @@ class Switched(BaseQuanter):
 
 
 class PACTActivationQuanter(Switched):
-    """Fake quantiser of one tensor of activations, with a trained ``alpha`` that is the scale.
+    """Fake quantizer of activations with a trained scale ``alpha``.
 
     In the first training batches ``alpha`` becomes a percentile of ``|x|`` and the grid becomes unsigned if no value
     is negative; until then, and in evaluation before it, inputs pass unchanged. Where the layer runs several times in a
@@ -147,7 +147,7 @@ class PACTActivationQuanter(Switched):
         return self._function(input, self.alpha, bits=self._bits, signed=self._levels[0] < 0)
 
     def refresh(self) -> None:
-        """Read the grid again, after a checkpoint was loaded; evaluation, export and the start of ``fit`` do so.
+        """Re-read the grid after a checkpoint was loaded.
 
         An average of grids (an EMA of the ``state_dict``) is put back on the grid that was averaged, and of the zeros
         of before the first batch, which are no values, ``alpha`` is freed too.
@@ -174,22 +174,22 @@ class PACTActivationQuanter(Switched):
         _set_(self.grid, self._levels)
 
     def count_by(self, passes: ForwardPasses) -> None:
-        """Let the calls inside one of ``passes`` be one calibration batch; before this each call is one."""
+        """Calibrate once per pass counted by ``passes``, not per call."""
         if passes is not self._passes:
             self._passes, self._batch = passes, 0
 
     @property
     def calibrated(self) -> bool:
-        """Whether ``alpha`` has been set, by a first batch or by loading."""
+        """Return whether ``alpha`` was calibrated or loaded."""
         return self.levels()[1] > 0
 
     def levels(self) -> tuple[int, int]:
-        """Return the lowest and the highest integer of the grid; zeros before calibration."""
+        """Return the grid's lowest and highest integer; zeros before calibration."""
         self.refresh()
         return int(self._levels[0]), int(self._levels[1])
 
     def step(self) -> float:
-        """Return the width of one quantisation step, in units of the input."""
+        """Return the quantisation step, in units of the input."""
         return max(float(self.alpha), SMALLEST_ALPHA) / max(self.levels()[1], 1)
 
     def scales(self) -> Tensor:
@@ -201,7 +201,7 @@ class PACTActivationQuanter(Switched):
         return -1
 
     def observe(self, x: Tensor) -> None:
-        """Let ``alpha`` become the percentile of ``|x|`` (in the first batch), or move towards it."""
+        """Update ``alpha`` by the percentile of ``|x|``."""
         found, lowest = self.measure(x)
         if not math.isfinite(found):
             return  # a batch that is not finite sets nothing; the next one will
@@ -227,7 +227,7 @@ class PACTActivationQuanter(Switched):
 
     @paddle.no_grad()
     def measure(self, x: Tensor) -> tuple[float, float]:
-        """Return the percentile of ``|x|`` and the smallest value of ``x``, over all processes.
+        """Return percentile and minimum over all ranks.
 
         Args:
             x: of one call.
@@ -245,7 +245,7 @@ class PACTActivationQuanter(Switched):
         return found if found > 0 else float(largest) or 1.0, float(lowest)
 
     def _calibrating(self) -> bool:
-        """Whether this call counts: of a further batch, or a further call of the batch under way.
+        """Return whether this call belongs to a calibration batch.
 
         One behind the pass in which the layer ran before (activations that are computed again) counts as neither.
         """
@@ -258,7 +258,7 @@ class PACTActivationQuanter(Switched):
 
 
 class ChannelWeightQuanter(Switched):
-    """Fake quantiser of a weight: per output channel, symmetric, scaled by the channel's largest magnitude.
+    """Symmetric fake quantizer of weights, scaled by each channel's maximum.
 
     The scale follows the weight, so what is simulated at the last step is what is shipped. The buffer ``grid``
     (``[2]``: lowest and highest integer) tells a checkpoint's bits and range; nothing is computed with it.
@@ -285,7 +285,7 @@ class ChannelWeightQuanter(Switched):
         return self._quantize(input)
 
     def refresh(self) -> None:
-        """Compare the grid with that of a checkpoint that was loaded; evaluation, export and ``fit`` do so.
+        """Compare the grid with that of a loaded checkpoint.
 
         Raises:
             ValueError: the checkpoint is of other bits, or of another range.
@@ -324,7 +324,7 @@ class ChannelWeightQuanter(Switched):
 
 
 class LSQWeightQuanter(ChannelWeightQuanter):
-    """Fake quantiser of a weight with a trained step per output channel (Esser et al. 2020, arXiv:1902.08153).
+    """Fake quantizer of weights with trained steps (LSQ, arXiv:1902.08153).
 
     ``alpha`` (parameter, shaped to broadcast: the step times the highest integer) starts from the paper's
     ``2 mean |w| / sqrt(high)`` per step, and is in the ``state_dict``. The grid is the symmetric one of
@@ -362,7 +362,7 @@ class LSQWeightQuanter(ChannelWeightQuanter):
 
 
 def weight_settings(high: float) -> list[tuple[int, bool]]:
-    """Return bits and ``reduce_range`` of the grid of weights that ends at ``high`` or next to it; empty for none.
+    """Return bits and ``reduce_range`` of a weight grid that ends at ``high``.
 
     Args:
         high: read from a checkpoint, perhaps averaged.
@@ -372,7 +372,7 @@ def weight_settings(high: float) -> list[tuple[int, bool]]:
 
 
 def activation_settings(low: float, high: float) -> list[int]:
-    """Return the bits of the grid of activations from ``low`` to ``high`` or next to it; empty for none.
+    """Return the bits of an activation grid from ``low`` to ``high``.
 
     Args:
         low: read from a checkpoint, perhaps averaged.
@@ -391,11 +391,11 @@ def _words(bits: int, reduce_range: bool) -> str:
 
 
 def read_grid(grid: Any) -> tuple[float, float]:
-    """Return the lowest and the highest integer that a grid's tensor or array holds, whatever its type."""
+    """Return a grid's lowest and highest integer, rounded."""
     values = grid.astype("float32").numpy() if isinstance(grid, Tensor) else np.asarray(grid, "float32")
     return float(values[0]), float(values[1])
 
 
 def _set_(tensor: Tensor, values: Any) -> None:
-    """Write ``values`` into ``tensor``, whatever type it was cast to."""
+    """Write ``values`` into ``tensor`` in its own type."""
     tensor.set_value(paddle.to_tensor(np.asarray(values, "float32")).astype(tensor.dtype))

@@ -1,4 +1,4 @@
-"""Which layers cost accuracy when quantised: noise per layer, and what leaving one in float gives back."""
+"""Sensitivity of layers to quantisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
 
 
 def layer_sqnr(network: Layer, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
-    """Return each quantised layer's signal-to-quantisation-noise ratio in dB, the worst first.
+    """Return each quantised layer's SQNR in dB, worst first.
 
     ``10 log10(sum y^2 / sum (y - y_q)^2)`` over all batches, with ``y`` what the layer gives in float and ``y_q`` with
     its input and weight quantised, on the same inputs: those of the float network. Noise of earlier layers is left out.
@@ -60,7 +60,7 @@ def layer_sqnr(network: Layer, batches: Iterable[Sequence[Tensor]]) -> dict[str,
 
 
 def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[str] | None = None) -> dict[str, float]:
-    """Return what ``score`` gains when one layer is left in float, the largest gain first.
+    """Return the gain in ``score`` of leaving each layer in float, largest first.
 
     Args:
         network: quantised; not changed.
@@ -81,7 +81,7 @@ def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[s
 def find_skips(
     network: Layer, score: Callable[[], float], *, budget: float, most: int = 5, candidates: Sequence[str] | None = None
 ) -> list[str]:
-    """Return layers to leave in float so that ``score`` falls by at most ``budget``: greedily, the best one each time.
+    """Greedily select layers to leave in float for a drop of at most ``budget``.
 
     Args:
         network: quantised; not changed.

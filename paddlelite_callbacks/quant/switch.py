@@ -1,4 +1,4 @@
-"""Quantisers on and off: for a float evaluation, for a later start, and for taking them out of a copy."""
+"""Enable, disable, refresh and remove quantizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INNER = ("activation_quanter", "weight_quanter")
 
 @contextmanager
 def quantisers_off(network: Layer, layers: Collection[str] | None = None) -> Iterator[None]:
-    """Let quantised layers of ``network`` compute in float inside the block.
+    """Disable the quantizers of ``network`` inside the block.
 
     Args:
         network: changed for the time of the block.
@@ -44,7 +44,7 @@ def quantisers_off(network: Layer, layers: Collection[str] | None = None) -> Ite
 
 
 def switch_quantisers_(network: Layer, enabled: bool) -> None:
-    """Turn our quantisers on or off for good.
+    """Enable or disable quantizers.
 
     Args:
         network: quantised.
@@ -55,7 +55,7 @@ def switch_quantisers_(network: Layer, enabled: bool) -> None:
 
 
 def refresh_quantisers_(network: Layer) -> None:
-    """Let our quantisers read the grids that a checkpoint may have brought.
+    """Let quantizers re-read grids of a loaded checkpoint.
 
     Args:
         network: quantised.
@@ -68,7 +68,7 @@ def refresh_quantisers_(network: Layer) -> None:
 
 
 def strip_quantisers_(network: Layer) -> Layer:
-    """Take the quantisers out of ``network``, in place (give it a copy): the float network with the trained weights."""
+    """Remove the quantizers in place (pass a copy): the trained float network."""
     for layer in quantized_outputs(network).values():
         detach_output_quanter_(layer)
     for layer in quantized_layers(network).values():

@@ -1,4 +1,4 @@
-"""Name what quantisation leaves in float, and why, with its share of the multiply-accumulates."""
+"""List what quantisation leaves in float, with reason and share of MACs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMED = 12  # in one line
 
 @dataclass(frozen=True)
 class Unquantized:
-    """A part of a network that stays in float.
+    """Part of a network that stays in float.
 
     Args:
         name: of the layer; of the network's class for what its ``forward`` computes itself.
@@ -42,7 +42,7 @@ class Unquantized:
 def unquantized_parts(
     network: Layer, config: PACTConfig, quantized: Sequence[str], inputs: Sequence[Tensor] | None
 ) -> list[Unquantized]:
-    """Return what stays in float when the layers ``quantized`` are converted, the largest share first.
+    """Return the parts that stay in float, largest share first.
 
     Args:
         network: before or after the conversion; not changed.
@@ -79,7 +79,7 @@ def unquantized_parts(
 
 
 def unquantized_lines(parts: Sequence[Unquantized]) -> tuple[str, ...]:
-    """Return one sentence that names ``parts``; none where everything is quantised."""
+    """Return a sentence on the parts that stay in float, if any."""
     if not parts:
         return ()
     shares = [part.share for part in parts]

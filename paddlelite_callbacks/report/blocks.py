@@ -37,7 +37,7 @@ _LONGEST = 4000  # characters of a text; the record holds all of it
 
 
 class Part(NamedTuple):
-    """A piece of text.
+    """A piece of text with a role.
 
     Args:
         text: as it is to be read.
@@ -54,7 +54,7 @@ Cell = str | Part | Sequence[str | Part]
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table.
+    """A table column.
 
     Args:
         title: its head.
@@ -69,7 +69,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first column names the row.
+    """A table; its first column names the row.
 
     Args:
         columns: their heads.
@@ -82,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
-    """Of what follows.
+    """A heading.
 
     Args:
         level: from 1.
@@ -97,7 +97,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text.
+    """A paragraph.
 
     Args:
         text: of one paragraph.
@@ -110,7 +110,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Item:
-    """Of a list.
+    """A list item.
 
     Args:
         text: of the item.
@@ -136,7 +136,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Picture:
-    """Of a file beside the report.
+    """A picture beside the report.
 
     Args:
         name: of the file.
@@ -149,7 +149,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Text that keeps its lines.
+    """Preformatted text.
 
     Args:
         text: of it.
@@ -162,7 +162,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Fold:
-    """What a page shows on request.
+    """A section that is folded on the page.
 
     Args:
         title: to click on.
@@ -177,7 +177,7 @@ Block = Heading | Paragraph | Items | Table | Picture | Code | Fold
 
 
 def one_line(text: object, *, end: str = " ") -> str:
-    """Return ``text`` without ends of lines, and with a question mark for each unprintable character.
+    """Replace line ends and unprintable characters in ``text``.
 
     Args:
         text: anything, of any length.
@@ -187,7 +187,7 @@ def one_line(text: object, *, end: str = " ") -> str:
 
 
 def clipped(text: object, most: int) -> str:
-    """Return ``text`` as one line of at most ``most`` characters, the last a dot of three where more are missing.
+    """Return one line of at most ``most`` characters, with an ellipsis if cut.
 
     Args:
         text: anything.
@@ -198,7 +198,7 @@ def clipped(text: object, most: int) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return at most ``most`` characters of ``text``, and say how many are missing.
+    """Return at most ``most`` characters, and say how many were cut.
 
     Args:
         text: of any length.
@@ -208,7 +208,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def parts_of(cell: Cell) -> list[Part]:
-    """Return the pieces of ``cell``, each of one line.
+    """Return the parts of ``cell``, each on one line.
 
     Args:
         cell: of a table, a list or a paragraph.
@@ -219,7 +219,7 @@ def parts_of(cell: Cell) -> list[Part]:
 
 
 def plain(cell: Cell) -> str:
-    """Return ``cell`` without its kinds.
+    """Return the text of ``cell``.
 
     Args:
         cell: of a table, a list or a paragraph.

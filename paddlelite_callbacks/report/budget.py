@@ -14,7 +14,7 @@ __all__ = ["Budget"]
 
 
 class _Unasked(float):
-    """A limit that holds where nothing else was given, and asks for nothing itself."""
+    """Marks a default limit that the user did not ask for."""
 
 
 _GUIDES_DROP = _Unasked(0.05)
@@ -22,7 +22,7 @@ _GUIDES_DROP = _Unasked(0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a shipped model may cost; ``None`` leaves a criterion out. The defaults are the guide's.
+    """Limits of a shipped model; ``None`` disables one. The defaults are the guide's.
 
     A metric must have something to be held against: ``baseline`` (with ``metric_drop``), ``metric_limit``, or both.
 
@@ -78,12 +78,12 @@ class Budget:
 
     @property
     def judges_drop(self) -> bool:
-        """Whether a loss against the baseline is judged."""
+        """Return whether the drop against the baseline is judged."""
         return self.metric_drop is not None and self.baseline is not None
 
     @property
     def has_limits(self) -> bool:
-        """Whether anything is judged at all."""
+        """Return whether any limit is set."""
         return self.judges_drop or any(x is not None for x in (self.size_mb, self.latency_ms, self.metric_limit))
 
     def _check_metric(self) -> None:

@@ -15,7 +15,7 @@ _LARGEST = 1e12  # of what is drawn
 
 
 class Point(NamedTuple):
-    """A run in the picture.
+    """Latency, metric and size of a run, to be drawn.
 
     Args:
         ms: of its fastest engine.
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 def point_of(record: Record, metric: str) -> Point | None:
-    """Return where ``record`` stands; ``None`` without a latency or the metric, or where one cannot be drawn.
+    """Return the point of ``record``; ``None`` without latency or metric.
 
     Args:
         record: of one run.
@@ -46,7 +46,7 @@ def point_of(record: Record, metric: str) -> Point | None:
 
 
 def front_of(points: Sequence[Point | None], metric: str) -> list[int]:
-    """Return the places of those that no other beats in both latency and metric, the fastest first.
+    """Return the indices of the Pareto front in latency and metric, fastest first.
 
     Args:
         points: ``None`` for runs without one.
@@ -63,7 +63,7 @@ def front_of(points: Sequence[Point | None], metric: str) -> list[int]:
 
 
 def chosen(records: Sequence[Record], metric: str, *, most: int, winner: Record | None = None) -> list[int]:
-    """Return the places of at most ``most`` records, in their order.
+    """Select at most ``most`` records to draw; return their indices.
 
     The first (the others are compared with it) and the winner of the gate, then the most accurate of the front, a third
     at most, then the latest.

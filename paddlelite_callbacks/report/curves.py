@@ -19,7 +19,7 @@ _COLOURS = ("#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#
 
 
 def curve_names(records: Sequence[Record]) -> list[str]:
-    """Return the figures that there are curves of, without ``eval_``, the loss first.
+    """Return the names of metrics with curves, the loss first.
 
     Args:
         records: with their histories.
@@ -31,7 +31,7 @@ def curve_names(records: Sequence[Record]) -> list[str]:
 
 
 def curves_png(records: Sequence[Record], path: Path, *, narrow: bool = False) -> bool:
-    """Draw a panel a figure, a colour a run: evaluation solid, training dashed; written whole or not at all.
+    """Draw a panel a metric, a colour a run: evaluation solid, training dashed.
 
     Args:
         records: the last eight that have a history are drawn.
@@ -83,7 +83,7 @@ def curves_png(records: Sequence[Record], path: Path, *, narrow: bool = False) -
 
 
 def _points(record: Record, key: str) -> list[tuple[float, float]]:
-    """Return epoch and figure, of bounded number."""
+    """Return epochs and values, at most a fixed number."""
     rows = [(row.get("epoch", math.nan), row.get(key, math.nan)) for row in record.history]
     points = [(epoch, value) for epoch, value in rows if abs(epoch) < _LARGEST and abs(value) < _LARGEST]
     step = -(-len(points) // _POINTS)

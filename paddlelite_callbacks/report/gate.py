@@ -18,7 +18,7 @@ __all__ = ["GATE_FAILED", "Budget", "Criterion", "EngineVerdict", "GateError", "
 
 
 def judge(record: Record, budget: Budget) -> Verdict:
-    """Hold ``record`` against ``budget``.
+    """Judge ``record`` by ``budget``.
 
     The drop is ``(baseline - metric) / |baseline|`` (``metric - baseline`` where lower is better; not divided if the
     budget is absolute); a model better than the baseline has a negative drop. The metric is the one measured on the
@@ -57,7 +57,7 @@ def judge(record: Record, budget: Budget) -> Verdict:
 
 
 def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
-    """Return the most accurate record that passes, by the metric that `judge` looks at; ``None`` if none does.
+    """Return the most accurate record that passes; ``None`` if none does.
 
     Ties go to the smaller, then to the faster.
 
@@ -125,7 +125,7 @@ def _share(budget: Budget, limit: float, value: float | None) -> bool:
 
 
 def _timed(record: Record, budget: Budget) -> tuple[Latency | None, str]:
-    """Return the row whose latency counts, and why there may be none."""
+    """Return the latency row that counts, or why there is none."""
     if budget.engine is None:
         failed = [
             f"{row.engine}: {row.error or 'not timed'}"
@@ -148,7 +148,7 @@ def _timed(record: Record, budget: Budget) -> tuple[Latency | None, str]:
 
 
 def _judged_metric(record: Record, budget: Budget) -> _Figure:
-    """Return the metric on the file by the engine that counts, and why there may be none."""
+    """Return the metric of the file on the counting engine, or why there is none."""
     if budget.metric is None:
         return None, "the budget names no metric"
     row, reason = _timed(record, budget)
@@ -167,7 +167,7 @@ def _judged_metric(record: Record, budget: Budget) -> _Figure:
 
 
 def _metric_on(record: Record, budget: Budget, engine: str, precision: str) -> _Figure:
-    """Return the metric of one file on one engine, and why there may be none."""
+    """Return a file's metric on one engine, or why there is none."""
     if budget.metric is None:
         return None, "the budget names no metric"
     own = [i for i in record.file_metrics if (i.engine, i.precision) == (engine, precision)]
@@ -216,7 +216,7 @@ _ROWS = 60  # of a table; a run has a few
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """One line of a verdict.
+    """One limit and the measured value.
 
     Args:
         name: ``"size_mb"``, ``"latency_ms"``, ``"metric_drop"`` or ``"metric"`` (against ``metric_limit``).
@@ -240,21 +240,21 @@ class Criterion:
 
     @property
     def margin(self) -> float | None:
-        """What is left of the limit, in its unit; negative beyond it."""
+        """Return what is left of the limit, negative beyond it."""
         if self.value is None:
             return None
         return self.value - self.limit if self.at_least else self.limit - self.value
 
     @property
     def title(self) -> str:
-        """What it is called where it is shown."""
+        """Return the display name."""
         return self.label or {"size_mb": "size", "latency_ms": "latency", "metric_drop": "drop"}.get(
             self.name, self.name
         )
 
     @property
     def unit(self) -> str:
-        """Of value and limit as they are shown."""
+        """Return the display unit."""
         return "%" if self.share else {"size_mb": "MB", "latency_ms": "ms"}.get(self.name, "")
 
     def __str__(self) -> str:
@@ -266,13 +266,13 @@ class Criterion:
 
     @property
     def scale(self) -> float:
-        """By which value and limit are multiplied where they are shown."""
+        """Return the display scale factor."""
         return 100.0 if self.share else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineVerdict:
-    """The criteria of one file on one engine.
+    """Criteria of one file on one engine.
 
     Args:
         engine: its name.
@@ -286,13 +286,13 @@ class EngineVerdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every criterion is met."""
+        """Return whether every criterion is met."""
         return all(criterion.passed for criterion in self.criteria)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """All criteria of one record; ``str()`` gives one line.
+    """All criteria of a record; ``str()`` gives one line.
 
     Args:
         criteria: size as the guide counts it, latency of the engine that counts, and the drop on its file.
@@ -304,7 +304,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every criterion is met; a figure that could not be had does not meet its own."""
+        """Return whether every criterion is met; a missing value fails its own."""
         return all(criterion.passed for criterion in self.criteria)
 
     def __str__(self) -> str:
@@ -312,7 +312,7 @@ class Verdict:
         return f"{'pass' if self.passed else 'fail'}: {said}"
 
     def block(self) -> Table:
-        """Return a row per engine and file: each figure with what is left of its limit in brackets."""
+        """Return a table of values and margins, a row per engine and file."""
         limits = [Column(f"{c.title} {c.unit}".strip() + " (left)") for c in self.criteria]
         columns = [Column("engine"), Column("file", left=True), *limits, Column("gate", left=True, early=True)]
         rows = [
@@ -330,7 +330,7 @@ class Verdict:
 
 
 class GateError(SystemExit):
-    """A run that does not keep its budget; uncaught, the process ends with exit code 3 and this line.
+    """A run exceeds its budget; uncaught, the process exits with 3.
 
     Args:
         name: of the run.

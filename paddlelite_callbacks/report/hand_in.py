@@ -20,7 +20,7 @@ _LARGEST = 16e9  # bytes of a file that is read
 
 @dataclass(frozen=True)
 class CheckPoint:
-    """One of them.
+    """One item of the hand-in checklist.
 
     Args:
         title: as the guide calls it.
@@ -34,7 +34,7 @@ class CheckPoint:
 
 
 def check_points(record: Record, folder: Path) -> tuple[CheckPoint, CheckPoint, CheckPoint]:
-    """Look whether a run's result can be handed in.
+    """Check that a run's model, log, commands and results can be handed in.
 
     Args:
         record: of the run.
@@ -44,7 +44,7 @@ def check_points(record: Record, folder: Path) -> tuple[CheckPoint, CheckPoint, 
 
 
 def file_of(path: str | None, folder: Path) -> Path | None:
-    """Return where a recorded file is now: its path, or its place below ``folder``, which may have been moved."""
+    """Return a recorded file's current path, also if ``folder`` was moved."""
     if path is None:
         return None
     for place in (Path(path), folder / Path(path).parent.name / Path(path).name):
@@ -133,7 +133,7 @@ def _same(path: Path, checksum: object) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, *_: int) -> str:
-    """Return the checksum of a file; the other arguments tell whether it is still the one that was read before."""
+    """Return a file's checksum, cached by path, size and time."""
     total = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -17,7 +17,7 @@ __all__ = ["html_page"]
 def html_page(
     blocks: Sequence[Block], pictures: Mapping[str, tuple[Path, Path]], *, title: str, drawn_from: int = 0
 ) -> str:
-    """Return the page.
+    """Render blocks as an HTML page.
 
     Args:
         blocks: of the report; the first is its heading.
@@ -45,5 +45,5 @@ def _template() -> jinja2.Template:
 
 
 def _order_of(columns: Sequence[Column]) -> list[int]:
-    """Return the first column, the early ones, the others."""
+    """Return the order of columns: first, early ones, others."""
     return sorted(range(len(columns)), key=lambda i: (i > 0, not columns[i].early))

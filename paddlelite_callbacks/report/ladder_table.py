@@ -42,7 +42,7 @@ def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | 
 def ladder_blocks(
     records: Sequence[Record], *, metric: str, budget: Budget | None = None, shares: bool | None = None
 ) -> list[Block]:
-    """Return the ladder's table, its footnotes, what each row won, and how all was measured.
+    """Return the ladder's table, footnotes, gains and conditions.
 
     Args:
         records: see `ladder_markdown`.
@@ -75,7 +75,7 @@ def ladder_blocks(
 
 
 def metric_cell(record: Record, metric: str, shares: bool) -> str:
-    """Return the metric as the ladder shows it, a dash where there is none.
+    """Format the metric of a record; a dash without one.
 
     Args:
         record: of one run.
@@ -89,7 +89,7 @@ def metric_cell(record: Record, metric: str, shares: bool) -> str:
 
 
 def verdict_cell(verdict: Verdict) -> Cell:
-    """Return pass or fail and every criterion, each coloured by itself.
+    """Format pass or fail of every criterion.
 
     Args:
         verdict: of one run.
@@ -102,7 +102,7 @@ def verdict_cell(verdict: Verdict) -> Cell:
 
 
 def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
-    """Say how a record stands against the first: size, latency of the fastest engine, metric."""
+    """Compare a record with the first: size, latency, metric."""
     gains = [*_ratio(first.size_mb, record.size_mb, "smaller", "larger", "same size"), *_faster(first, record)]
     value, reference = record.metric(metric), first.metric(metric)
     if value is not None and reference is not None:
@@ -113,7 +113,7 @@ def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
 
 
 def _faster(first: Record, record: Record) -> list[str]:
-    """Compare the fastest engines: those of one joint timing, else as they were timed apart."""
+    """Compare the fastest engines, by joint timing where there is one."""
     words = ("faster", "slower", "same latency")
     joint = {row.joint for row in first.main_latencies() if row.joint}
     for timing in sorted(joint & {row.joint for row in record.main_latencies() if row.joint}, reverse=True):

@@ -28,7 +28,7 @@ _AT_START = re.compile(r"(?:#{1,6}(?= |$)|[-+](?= |$)|>|=+$|-+$|\d{1,9}[.)](?= |
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Return the blocks as Markdown.
+    """Render blocks as Markdown.
 
     Args:
         blocks: of a report.
@@ -37,7 +37,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def escaped(text: object) -> str:
-    """Return ``text`` as one line that Markdown shows as it is.
+    """Escape ``text`` for one line of Markdown.
 
     Args:
         text: anything.
@@ -51,7 +51,7 @@ def escaped(text: object) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Return the lines of a table.
+    """Render a table as Markdown lines.
 
     Args:
         table: with at least one column.

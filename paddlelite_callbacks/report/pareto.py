@@ -37,7 +37,7 @@ def ladder_png(
     narrow: bool = False,
     budget: Budget | None = None,
 ) -> None:
-    """Draw accuracy against latency (fastest engine), the area of a bubble its exported size; written whole or not.
+    """Draw metric against latency, with bubbles by exported size, atomically.
 
     Of more than `MOST` runs the first, the best and the latest are drawn.
 
@@ -92,7 +92,7 @@ def ladder_png(
 
 
 def figure_of(size: tuple[float, float], *, narrow: bool, needed_for: str, **options: Any) -> Any:
-    """Return an empty figure; no pyplot, so nobody's state changes.
+    """Return an empty figure without pyplot's global state.
 
     Args:
         size: inches.
@@ -109,7 +109,7 @@ def figure_of(size: tuple[float, float], *, narrow: bool, needed_for: str, **opt
 
 
 def saved_figure(figure: Any, path: Path) -> None:
-    """Write ``figure`` to ``path``, whole or not at all.
+    """Save ``figure`` to ``path`` atomically.
 
     Args:
         figure: of `figure_of`.
@@ -120,7 +120,7 @@ def saved_figure(figure: Any, path: Path) -> None:
 
 
 def text_options() -> dict[str, Any]:
-    """Return matplotlib's options of a text from a record: never mathematics, Chinese where there is a font."""
+    """Return text options for recorded text: no mathematics, a CJK font if any."""
     fonts = require("matplotlib.font_manager", needed_for="the fonts of a picture").fontManager.ttflist
     known = {font.name for font in fonts}
     family = ["DejaVu Sans", *[name for name in _CHINESE if name in known][:1]]
@@ -146,7 +146,7 @@ def _draw_points(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _draw_limits(axes: Any, points: Sequence[Point], budget: Budget, metric: str) -> None:
-    """Draw the limits that lie near the points; a far one would squeeze them into a corner."""
+    """Draw the limits that lie near the points."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     limits = []
     if budget.metric == metric and budget.judges_drop and budget.metric_drop is not None:

@@ -20,11 +20,11 @@ _DEEPEST = 64  # lists and objects in each other
 
 
 class FieldError(ValueError):
-    """A field that is missing or of another type."""
+    """A field is missing or of another type."""
 
 
 def parsed(kind: type[T], data: Any, where: str = "") -> T:
-    """Return the ``kind`` that ``data`` describes; fields that it does not know are left out.
+    """Parse ``data`` into a dataclass; unknown fields are dropped.
 
     Texts, numbers, booleans, tuples, dictionaries and dataclasses of such are read. ``null`` in the place of a number
     is NaN where the field must have one.

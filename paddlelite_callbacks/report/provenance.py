@@ -22,7 +22,7 @@ _NOTHING = object()
 
 
 def retraining_config(**parts: Any) -> dict[str, Any]:
-    """Describe this process so that it can be started again, with ``parts`` added.
+    """Return what is needed to start this process again.
 
     Returns:
         ``cwd``, ``script`` and its ``script_sha256``, the ``commit`` of the script's git repository (``-dirty`` where
@@ -39,7 +39,7 @@ def retraining_config(**parts: Any) -> dict[str, Any]:
 
 
 def plain_options(instance: object) -> dict[str, Any]:
-    """Return the class of ``instance`` and those of its public attributes that JSON can hold.
+    """Return class name and JSON-compatible attributes of ``instance``.
 
     Paths and functions are held by their names, data classes by their fields.
     """
@@ -52,7 +52,7 @@ def plain_options(instance: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of ``value``, or `_NOTHING`."""
+    """Return the JSON form of ``value``, or `_NOTHING`."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Path):

@@ -32,7 +32,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactFigures:
-    """An exported form as it was when it was measured.
+    """Size and checksums of an exported form when measured.
 
     Args:
         kind: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``.
@@ -55,7 +55,7 @@ class ArtefactFigures:
 
     @classmethod
     def of(cls, artefact: Artefact) -> ArtefactFigures:
-        """Read the figures off the files."""
+        """Read size and checksums from the files."""
         saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
         return cls(
             kind=artefact.kind,
@@ -67,7 +67,7 @@ class ArtefactFigures:
         )
 
     def artefact(self) -> Artefact:
-        """Return the files, for an engine to load.
+        """Return the artefact, for an engine to load.
 
         Raises:
             ValueError: nothing was exported, or a file is gone.
@@ -84,7 +84,7 @@ class ArtefactFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run.
+    """Results of one run.
 
     Args:
         name: of the run, unique within a ladder.
@@ -137,7 +137,7 @@ class Record:
 
     @property
     def size_mb(self) -> float | None:
-        """Parameters plus program of the Paddle export, as the guide's gate counts; the smallest if there are more.
+        """Return the size of the Paddle export, as the guide's gate counts.
 
         The program in Paddle 2's format, the guide's, comes first. Of a model that has no Paddle program, the smallest
         ONNX file.
@@ -148,26 +148,26 @@ class Record:
 
     @property
     def precision(self) -> str:
-        """Of the network that the metrics belong to: ``"int8"`` for a quantised one, whose fp32 files stand beside."""
+        """Return ``"int8"`` for a quantised network, else ``"fp32"``."""
         return "int8" if any(a.precision == "int8" for a in self.artefacts) else "fp32"
 
     @property
     def verdicts(self) -> tuple[FileVerdict, ...]:
-        """What each engine made of each file."""
+        """Return each engine's verdict on each file."""
         return file_verdicts(self.checks, self.main_latencies())
 
     def differing(self, engine: str, precision: str) -> str | None:
-        """Return by how much a file differs on an engine; ``None`` where it agrees, or did not run."""
+        """Return how a file differs on an engine; ``None`` if it agrees or did not run."""
         found = [v for v in self.verdicts if (v.engine, v.precision) == (engine, precision) and v.agrees is False]
         return found[0].text if found else None
 
     @property
     def agreeing(self) -> list[tuple[str, str]]:
-        """Engine and precision of the files that compute what the network does, in the order of the checks."""
+        """Return engine and precision of all agreeing checks."""
         return [(check.engine, check.precision) for check in self.checks if check.passed]
 
     def best_latency(self, *, joint: str | None = None) -> Latency | None:
-        """Return the fastest engine whose file, of the record's precision, computes what the network does.
+        """Return the fastest latency of an agreeing file of the record's precision.
 
         Args:
             joint: only rows of this joint timing; ``None`` for all.
@@ -177,18 +177,18 @@ class Record:
         return min((i for i in timed if i.p50_ms is not None and math.isfinite(i.p50_ms)), key=_p50, default=None)
 
     def main_latencies(self) -> list[Latency]:
-        """Return the rows with the first row's number of threads and batch size, which are those that count."""
+        """Return the latencies of the first threads and batch setting."""
         first = self.latencies[:1]
         return [i for i in self.latencies if (i.threads, i.batch_size) == (first[0].threads, first[0].batch_size)]
 
     def latency_of(self, engine: str) -> Latency | None:
-        """Return the row of ``engine`` for a file of the record's precision, failed or not."""
+        """Return the latency row of ``engine``, failed or not."""
         rows = [item for item in self.main_latencies() if item.engine == engine]
         own = [item for item in rows if item.precision == self.precision]
         return next(iter(own or rows), None)
 
     def metric(self, name: str) -> float | None:
-        """Return the metric ``name`` of the evaluation, else as measured on the file that counts.
+        """Return metric ``name`` of the evaluation, else of the file that counts.
 
         ``None`` where there is none, or it is not finite.
         """
@@ -197,7 +197,7 @@ class Record:
 
     @property
     def file_figures(self) -> dict[str, float]:
-        """The metrics as measured on the file of the fastest engine, or of the first that agrees with the network."""
+        """Return the metrics of the file on the engine that counts."""
         best = self.best_latency()
         keys = [] if best is None else [(best.engine, best.precision)]
         keys += [key for key in self.agreeing if key[1] == self.precision]
@@ -205,17 +205,17 @@ class Record:
         return next((by_file[key] for key in keys if by_file.get(key)), {})
 
     def metric_of(self, metric: str, engine: str, precision: str) -> float | None:
-        """Return ``metric`` as measured on the file of ``precision`` by ``engine``; ``None`` if it was not."""
+        """Return a file's metric on an engine; ``None`` if not measured."""
         rows = [i for i in self.file_metrics if (i.engine, i.precision) == (engine, precision)]
         return next((row.metrics.get(metric) for row in rows), None)
 
     def to_json_line(self) -> str:
-        """Return the record as one line of JSON; numbers that are not finite become null."""
+        """Serialise to one line of JSON; non-finite numbers become null."""
         return json.dumps({"schema": SCHEMA, **_finite(asdict(self))}, ensure_ascii=False)
 
     @classmethod
     def from_json_line(cls, line: str) -> Record:
-        """Read what `to_json_line` wrote.
+        """Parse what `to_json_line` wrote.
 
         Raises:
             ValueError: not JSON, another schema, or fields that do not fit.
@@ -244,7 +244,7 @@ def now() -> str:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add ``record`` as the last line of ``path``; what stands there is never rewritten, two writers wait in turn."""
+    """Append ``record`` to ``path`` under a lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = record.to_json_line().encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own way
     with locked(path), path.open("a+b") as file:
@@ -261,7 +261,7 @@ def append_record(path: Path, record: Record) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """A line of a record file that is no record.
+    """A line of a record file that cannot be parsed.
 
     Args:
         line: its number, from 1.
@@ -279,7 +279,7 @@ class Unreadable:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of ``path``, with the latencies of their last joint timing.
+    """Read the records of ``path`` with their latest joint timing.
 
     A line that is no record is left out, with a warning that names it.
 
@@ -303,7 +303,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def scan_records(content: bytes) -> list[Record | Unreadable]:
-    """Return what stands in a record file, line by line; a joint timing is put into the record that it is of.
+    """Parse a record file line by line, unreadable lines included.
 
     Args:
         content: of the file.

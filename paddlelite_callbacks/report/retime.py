@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddlelite_callbacks.benchmark.bench import latency_row, repeated_rows
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.benchmark.latency import Latency, measure_latency, summarise
-from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row, repeated_rows
 from paddlelite_callbacks.report.record import Record, append_record, now, read_records
 from paddlelite_callbacks.utils.progress import tqdm
 
@@ -24,7 +23,7 @@ _Key = tuple[int, str, str]  # number of the record, engine, precision
 def timed_together(
     records: Sequence[Record], inputs: Sequence[np.ndarray], options: BenchOptions, *, progress: bool = True
 ) -> list[Record]:
-    """Time the exported files of all ``records`` again, in turn, in this process: a joint timing.
+    """Benchmark all records' files interleaved in this process.
 
     Each record was timed when it was made, perhaps in another minute of a busy machine; ratios between such figures
     carry its noise. Only engines that ran a file before, and agreed with the network, are timed. `write_ladder` and
@@ -60,7 +59,7 @@ def timed_together(
 
 
 def append_joint_timing(path: Path, records: Sequence[Record]) -> int:
-    """Add the joint timing of ``records`` to the record file that holds them; what stands there is not rewritten.
+    """Append a joint timing to the record file.
 
     Args:
         path: of ``runs.jsonl``.
@@ -104,7 +103,7 @@ def _call(records: Sequence[Record], key: _Key, batch: list[np.ndarray], options
 def _renewed(
     record: Record, figures: Mapping[tuple[str, str], dict[str, float]], options: BenchOptions, joint: str
 ) -> tuple[Latency, ...]:
-    """Return the record's rows with those that ``figures`` has anew, by engine and precision."""
+    """Return the record's rows, updated by joint timings."""
     setting, rows, left = options.settings[0], list[Latency](), dict(figures)
     for row in record.latencies:
         key = (row.engine, row.precision)

@@ -43,7 +43,7 @@ _NAME, _NOTES, _LEFT_OUT = 120, 50, 100
 
 
 def shown_runs(records: Sequence[Record], metric: str, budget: Budget | None) -> list[int]:
-    """Return the places of the runs that a report shows whole.
+    """Return the indices of the runs to show in full.
 
     Args:
         records: of a folder.
@@ -54,7 +54,7 @@ def shown_runs(records: Sequence[Record], metric: str, budget: Budget | None) ->
 
 
 def gate_section(records: Sequence[Record], budget: Budget) -> list[Block]:
-    """Return the limits and which run passes them, with what is left of each limit.
+    """Return the gate section: limits, verdicts and margins.
 
     Args:
         records: at least one.
@@ -82,7 +82,7 @@ def gate_section(records: Sequence[Record], budget: Budget) -> list[Block]:
 def ladder_section(
     records: Sequence[Record], *, metric: str, budget: Budget | None, pictures: Sequence[str]
 ) -> list[Block]:
-    """Return the ladder and the pictures; of many runs also a table of all.
+    """Return the ladder section: table and pictures.
 
     Args:
         records: at least one.
@@ -104,7 +104,7 @@ def ladder_section(
 
 
 def unreadable_section(unreadable: Sequence[Unreadable]) -> list[Block]:
-    """Return the lines of the record file that are no records, with the reasons; nothing where there is none.
+    """Return the section on unreadable lines, if any.
 
     Args:
         unreadable: of `scan_records`.
@@ -119,7 +119,7 @@ def unreadable_section(unreadable: Sequence[Unreadable]) -> list[Block]:
 
 
 def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: str) -> list[Block]:
-    """Return check points and all figures of one run.
+    """Return the section of one run.
 
     Args:
         record: of the run.

@@ -36,7 +36,7 @@ _JSON = 20_000  # characters
 
 
 def noted(record: Record) -> str:
-    """Return a line on the network, the weights and the machine.
+    """Return a line on network, weights and machine.
 
     Args:
         record: of one run.
@@ -68,7 +68,7 @@ def _memory(peak: PeakMemory) -> str:
 
 
 def latency_block(record: Record) -> Table | None:
-    """Return a row per engine, file and setting; an engine that failed gives its reason.
+    """Return the latency table, a row per engine, file and setting.
 
     Args:
         record: of one run.
@@ -92,7 +92,7 @@ def _said(row: Latency, record: Record) -> str:
 
 
 def latency_note(record: Record) -> str:
-    """Return what the columns of `latency_block` mean, and how the latencies were measured.
+    """Return the note on columns and conditions of `latency_block`.
 
     Args:
         record: of one run.
@@ -105,7 +105,7 @@ def latency_note(record: Record) -> str:
 
 
 def accuracy_block(record: Record) -> Table | None:
-    """Return the metrics as measured on the files, a row per engine, below the live network's.
+    """Return the table of metrics measured on the files.
 
     Args:
         record: of one run.
@@ -126,7 +126,7 @@ def accuracy_block(record: Record) -> Table | None:
 
 
 def check_block(record: Record) -> Table | None:
-    """Return how far each file's outputs are from the live network's, and each engine's verdict.
+    """Return the table of differences and verdicts.
 
     Args:
         record: of one run.
@@ -174,7 +174,7 @@ def check_table(record: Record) -> list[str]:
 
 
 def json_text(values: Mapping[str, Any]) -> str:
-    """Return ``values`` as JSON, a line a key, of bounded length.
+    """Format ``values`` as JSON, a line a key, of bounded length.
 
     Args:
         values: that JSON can hold.
@@ -189,7 +189,7 @@ def json_text(values: Mapping[str, Any]) -> str:
 
 
 def are_shares(records: Sequence[Record], metric: str) -> bool:
-    """Return whether ``metric`` is a share, shown in per cent; an error (RMSE, NME) between 0 and 1 need not be one.
+    """Return whether ``metric`` is a share, shown in per cent.
 
     Args:
         records: that have the metric or not.
@@ -200,7 +200,7 @@ def are_shares(records: Sequence[Record], metric: str) -> bool:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Return ``value`` with ``digits`` decimals, a dash where there is none, few digits where it is huge.
+    """Format ``value`` with ``digits`` decimals; a dash for ``None``.
 
     Args:
         value: a figure.
@@ -212,7 +212,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Return the share ``value`` in per cent, a dash where there is none.
+    """Format a share in per cent; a dash for ``None``.
 
     Args:
         value: a share.

@@ -53,11 +53,11 @@ _PAGE = "report.html"
 
 
 class _NewerStandsError(Exception):
-    """Another process has drawn a report of more runs meanwhile."""
+    """Another process wrote a report of more runs meanwhile."""
 
 
 def write_report(folder: Path, *, budget: Budget | None = None, metric: str | None = None) -> str:
-    """Draw the report of all runs in ``folder``; ``runs.jsonl`` is only read.
+    """Write the report of all runs in ``folder``.
 
     It is drawn from a copy of the records, so that runs which end meanwhile wait for nothing: each draws its own, and
     the one of the most records stays. A line that is no record is named in the report and left out. However many runs
@@ -111,7 +111,7 @@ def report_blocks(
     pictures: Sequence[str] = (),
     unreadable: Sequence[Unreadable] = (),
 ) -> list[Block]:
-    """Return the report: gate, ladder, pictures, lines that are no records, then check points and figures of the runs.
+    """Return the blocks of the whole report.
 
     Args:
         records: a row each, in this order.
@@ -137,7 +137,7 @@ def report_blocks(
 
 
 def last_budget(records: Sequence[Record]) -> Budget | None:
-    """Return the budget of the last run that had one; ``None`` without.
+    """Return the latest run's budget.
 
     Args:
         records: in their order.
@@ -154,7 +154,7 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
 
 
 def first_metric(records: Sequence[Record]) -> str:
-    """Return the first metric of the last run that is no loss, or ``"loss"``.
+    """Return the first metric that is no loss, or ``"loss"``.
 
     Args:
         records: in their order.
@@ -164,7 +164,7 @@ def first_metric(records: Sequence[Record]) -> str:
 
 
 def with_unique_names(records: Sequence[Record]) -> list[Record]:
-    """Return the records with a number behind names that come again: all runs are shown, none replaces another.
+    """Number repeated run names.
 
     Args:
         records: in their order.
@@ -191,7 +191,7 @@ def _budget(given: dict[str, Any]) -> Budget:
 def _pictures(
     records: list[Record], work: Path, metric: str, budget: Budget | None
 ) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Draw the pictures, wide and narrow, into ``work``; return them by their names, and why others are missing."""
+    """Draw all pictures into ``work``; return them, and reasons for missing ones."""
     pictures, troubles = {}, []
     for name in ("pareto.png", "curves.png"):
         paths = work / name, work / f"narrow-{name}"
@@ -217,7 +217,7 @@ def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Bu
 
 
 def _put_in_place(folder: Path, path: Path, text: str, page: str, pictures: dict[str, Path], size: int) -> None:
-    """Let the files of a report take their places, unless those of a longer record file stand there."""
+    """Move the report into place, unless a newer one stands there."""
     try:
         with ExitStack() as staged:
             staged.enter_context(staged_file(folder / _PAGE)).write_text(page, encoding="utf-8")  # the last in place
@@ -233,7 +233,7 @@ def _put_in_place(folder: Path, path: Path, text: str, page: str, pictures: dict
 
 
 def _drawn_from(page: Path) -> int:
-    """Return how many bytes of the record file a page was drawn from; 0 if it does not say."""
+    """Return the record bytes that a page was drawn from; 0 if unknown."""
     try:
         with page.open("rb") as file:
             match = re.search(rb'<meta name="drawn-from" content="(\d{1,18})">', file.read(2000))
@@ -245,7 +245,7 @@ def _drawn_from(page: Path) -> int:
 def write_ladder(
     folder: Path, records: Sequence[Record], *, metric: str, budget: Budget | None = None, title: str = ""
 ) -> str:
-    """Write ``ladder.md``, ``ladder.jsonl`` and ``ladder.png`` into ``folder``; returns the Markdown.
+    """Write ``ladder.md``, ``.jsonl`` and ``.png``; return the Markdown.
 
     Where ``folder`` holds the ``runs.jsonl`` of these records, their joint timing (see `timed_together`) is added there
     and the report drawn anew, so that ladder and report show the same latencies.
@@ -268,6 +268,6 @@ def write_ladder(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` under another name first, so that no half of it is ever seen."""
+    """Write ``text`` to ``path`` atomically."""
     with staged_file(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, then renamed.
+"""Write files and folders atomically: under a temporary name, then renamed.
 
 "Whole or not at all" holds for a process that dies at any moment (``kill -9``); what the kernel has taken it keeps. A
 power cut may still lose what was not on the disk yet.
@@ -56,7 +56,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system t
 
 
 def refuse_unusable_path(path: Path) -> None:
-    """Refuse a path that libraries in C++ would not open, or would open at another place.
+    """Check that C++ libraries can open a path.
 
     They take UTF-8. In a locale with another encoding Python's own paths are other bytes.
 
@@ -81,7 +81,7 @@ def refuse_unusable_path(path: Path) -> None:
 
 
 def refuse_unwritable_file(file: Path) -> None:
-    """Refuse a file that lines could not be added to; one that is missing is made later.
+    """Check that lines can be appended to a file.
 
     Args:
         file: its folder was checked.
@@ -95,7 +95,7 @@ def refuse_unwritable_file(file: Path) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written to, before anything is worked out for it.
+    """Check that a folder can be made and written to.
 
     Args:
         folder: may be missing, with parents that are missing too.
@@ -116,7 +116,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_no_folder(folder: Path) -> None:
-    """Refuse a path that `staged_folder` could not put a folder at.
+    """Check that `staged_folder` can replace a path.
 
     Args:
         folder: to be written.
@@ -143,7 +143,7 @@ def refuse_no_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` alone among all processes and threads in the block; others wait.
+    """Lock ``path`` among processes and threads inside the block.
 
     The lock is a hidden file beside it, ``.NAME.lock``, which goes with the block. Where the file system knows no
     locks, nothing is waited for.
@@ -160,7 +160,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path``, of the same suffix, to write to; it takes its place when the block ends well.
+    """Yield a temporary path that replaces ``path`` if the block ends well.
 
     After an exception the older file stands as it was.
     """
@@ -171,7 +171,7 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` to write to; it takes its place when the block ends well.
+    """Yield a temporary folder that replaces ``folder`` if the block ends well.
 
     After an exception the older ``folder`` stands as it was. What else is in it (files of the user's) is in the new
     one, too. Where the file system cannot exchange two folders at once, and the process dies between the two renames
@@ -208,7 +208,7 @@ def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path
 
 @contextmanager
 def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
-    """Give a prefix in a hidden folder to write ``prefix.a``, ``prefix.b``, ... under; they appear together.
+    """Yield a temporary prefix; its files replace ``prefix.*`` together.
 
     Files cannot take their places in one go. So the whole set is first renamed to a hidden folder ``.NAME.whole`` of
     ``prefix``'s; then the older file ``last`` goes, the others are put in place, the new ``last`` at the end: where
@@ -233,7 +233,7 @@ def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
 
 
 def put_in_place(prefix: Path, *, last: str) -> None:
-    """Finish what a dying `staged_files` left whole but not in its place; does nothing where there is nothing.
+    """Complete what an interrupted `staged_files` had finished writing.
 
     Args:
         prefix: of the set's files.
@@ -258,7 +258,7 @@ def _put_in_place(prefix: Path, last: str) -> None:
 
 @contextmanager
 def _named_in_errors(path: Path) -> Iterator[None]:
-    """Let an error say what was being written: a full disk's knows no name, others the temporary one."""
+    """Name the target in errors of writing."""
     try:
         yield
     except OSError as error:
@@ -269,7 +269,7 @@ def _named_in_errors(path: Path) -> Iterator[None]:
 
 
 def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
-    """Link (else copy) what is in ``older`` and is not written anew into ``stage``."""
+    """Hard-link (else copy) files of ``older`` that are not written again."""
     for entry in older.iterdir():
         target = stage / entry.name
         if os.path.lexists(target) or any(fnmatchcase(entry.name, pattern) for pattern in dropped):
@@ -281,7 +281,7 @@ def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name without taking more of the disk, where the file system can.
+    """Hard-link a file, or copy it where links are not possible.
 
     Args:
         source: a file or a symbolic link, which is not followed.
@@ -298,14 +298,14 @@ def _whole(prefix: Path) -> Path:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two paths in one step; ``False`` where the system cannot."""
+    """Exchange two paths atomically; ``False`` where not supported."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform.startswith("linux") else None
     return rename is not None and rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0
 
 
 @contextmanager
 def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Give a random name beside ``path`` that ends in ``suffix``, locked; what stands there is removed in the end."""
+    """Yield a locked random name beside ``path``, removed at the end."""
     before = f".{path.name[: len(path.name) - len(suffix)]}."
     _remove_stale_temporaries(path.parent, before, suffix)
     temporary = path.with_name(f"{before}{_token()}{suffix}")
@@ -318,7 +318,7 @@ def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def _held(file: Path, *, seconds: float, instead: Path) -> Iterator[None]:
-    """Hold the lock ``file``, which goes with the block; errors name ``instead``."""
+    """Hold a lock file inside the block."""
     if not file.parent.is_dir():  # which filelock would make
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(instead))
     lock = FileLock(file, thread_local=False, fallback_to_soft=False)
@@ -347,7 +347,7 @@ def _machine() -> str:
 
 
 def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
-    """Remove ``<before><token><behind>`` in ``folder``, and the lock beside it, where no writer is left."""
+    """Remove temporaries in ``folder`` whose writers are gone."""
     for left in folder.glob(f"{glob.escape(before)}new-*"):
         name = left.name.removesuffix(_LOCK)
         token = _TOKEN.fullmatch(name[len(before) : len(name) - len(behind)])
@@ -371,7 +371,7 @@ def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since ``path`` or anything in it changed; 0 where it is gone meanwhile."""
+    """Return the seconds since ``path`` last changed."""
     with suppress(OSError):
         return time.time() - max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
     return 0.0

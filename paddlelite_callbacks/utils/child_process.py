@@ -1,4 +1,4 @@
-"""Run a module of this package in a child process: isolated from the working folder, in UTF-8."""
+"""Run a module of this package in an isolated child process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 def run_module(
     module: str, *arguments: str, seconds: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``module`` as ``__main__`` and return what it said and how it ended.
+    """Run ``module`` as ``__main__`` and return its output and exit code.
 
     ``python -m`` would import a ``json.py`` or ``onnx.py`` that lies in the user's working folder. The child gets this
     process's own search path instead, without that folder and the script's, and ignores ``PYTHON*`` variables. It
@@ -56,7 +56,7 @@ def run_module(
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Return how a child that failed ended: the signal that killed it, or the last line of its error output.
+    """Return how a child failed: signal name or last line of its error output.
 
     Args:
         done: of `run_module`.
@@ -69,7 +69,7 @@ def last_words(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _search_path() -> list[str]:
-    """Return ``sys.path`` without the working folder and the script's, the home of this package at the end."""
+    """Return ``sys.path`` without working folder and script folder."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     hidden = {os.path.realpath(Path(script).parent)} if script else set()
     with suppress(FileNotFoundError):  # the folder that a process stands in may be gone

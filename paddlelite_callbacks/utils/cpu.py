@@ -13,7 +13,7 @@ _ONEDNN = ("openvino", "paddle-onednn")
 
 
 def has_vnni(engine: str | None = None) -> bool:
-    """Whether int8 products are added in 32 bits here, where 16 bits can saturate (``vpmaddubsw``).
+    """Return whether int8 products accumulate in 32 bits here (no saturation).
 
     True on ARM too, whose kernels do not saturate. Where the system tells no instruction sets (Windows, macOS on
     Intel) the answer is no.

@@ -1,4 +1,4 @@
-"""Training on several processes: what all of them reckon together, and what the first does while the others wait."""
+"""Collectives and rank-0 execution."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _turns = itertools.count()
 
 @dataclass
 class Turn:
-    """What `first_rank_works` gives.
+    """Yielded by `first_rank_works`.
 
     Args:
         mine: whether this process is the one that works.
@@ -43,12 +43,12 @@ class Turn:
 
 
 def several_ranks() -> bool:
-    """Whether this training runs on several processes that can talk to each other by now."""
+    """Return whether several ranks are initialised."""
     return paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized()
 
 
 def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over the processes, as ``DataParallel`` does with those that it knows.
+    """Average a gradient over ranks.
 
     Args:
         grad: of this process; summed in place.
@@ -58,7 +58,7 @@ def mean_over_ranks(grad: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor) -> Tensor:
-    """Return ``values`` (``[N]``, another N on each process is fine) of all processes in one tensor, in their order."""
+    """Concatenate ``values`` of all ranks; sizes may differ."""
     if not several_ranks():
         return values
     counts: list[Tensor] = []
@@ -71,12 +71,12 @@ def gathered(values: Tensor) -> Tensor:
 
 
 def mean_figure(value: float) -> float:
-    """Return the mean of ``value`` over the processes."""
+    """Return the mean of ``value`` over ranks."""
     return float(mean_over_ranks(paddle.to_tensor([value], dtype="float64"))) if several_ranks() else value
 
 
 def of_first_rank(value: _T) -> _T:
-    """Return the first process's ``value`` on all of them."""
+    """Broadcast rank 0's ``value``."""
     if not several_ranks():
         return value
     told = [value]
@@ -86,7 +86,7 @@ def of_first_rank(value: _T) -> _T:
 
 @contextmanager
 def first_rank_works() -> Iterator[Turn]:
-    """Let the first process work in the block while the others wait behind it, however long that takes.
+    """Run the block on rank 0 while others wait, however long.
 
     A barrier would not do: on the CPU (gloo) it gives up after 30 seconds. The processes must come here the same
     number of times. On one process nothing is waited for.

@@ -12,7 +12,7 @@ _NO_ONEDNN = "ConvertPirAttribute2RuntimeAttribute"  # a list of decimal numbers
 
 
 def reason(error: BaseException, *, folder: Path | None = None) -> str:
-    """Return the line of an engine's message that says what happened: Paddle's run to pages of stack.
+    """Return the informative line of an engine's error message.
 
     Args:
         error: that was caught.

@@ -1,4 +1,4 @@
-"""Tell by its first bytes what a file is that is not what its name says."""
+"""Detect mistaken files by their first bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BEGINS = {
 
 
 def mistaken_kind(path: Path) -> str | None:
-    """Return what ``path`` is, with what to do, if it is something that only bears the name of a model file.
+    """Return what ``path`` really is, if it is no model file.
 
     Args:
         path: of a file that should be a program, an ONNX file, parameters or weights; JSON is none of the mistaken.

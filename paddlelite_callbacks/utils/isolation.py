@@ -1,4 +1,4 @@
-"""Work inside the user's process that leaves no trace in it: random streams, thread counts, lines on the screen."""
+"""Isolate work from the user's process: random streams, threads, output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["RandomStreams", "beside_readers", "hushed_stdout", "same_generators"
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Give back the random streams (Python, NumPy, Paddle), OpenMP's thread count and the gradient mode as they were.
+    """Restore random streams, OpenMP threads and gradient mode after the block.
 
     Engines set the number of OpenMP threads for the whole process, data loaders draw their seeds.
     """
@@ -41,7 +41,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hushed_stdout() -> Iterator[None]:
-    """Keep what libraries print to the C-level standard output off the user's screen.
+    """Silence the C-level standard output inside the block.
 
     oneDNN kernels print there past ``sys.stdout``. Other threads' prints of that time are swallowed too, so wrap
     single loads and calls only. Does nothing where the process has no standard output.
@@ -65,12 +65,12 @@ def hushed_stdout() -> Iterator[None]:
 
 
 def _c_library() -> Any:
-    """Return the C library of this process; on Windows Python's own."""
+    """Return the C library of this process."""
     return ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
 
 
 def _openmp() -> list[Any]:
-    """Return the OpenMP libraries of this process: Paddle brings its own beside the system's."""
+    """Return the OpenMP libraries of this process."""
     libraries = []
     for name in _loaded_openmp():
         with contextlib.suppress(OSError, AttributeError):
@@ -98,7 +98,7 @@ _beside_readers: ContextVar[bool] = ContextVar("_beside_readers", default=False)
 
 @contextmanager
 def same_random_streams() -> Iterator[None]:
-    """Put the random states of Paddle (CPU and devices), NumPy and Python back at the end of the block."""
+    """Restore the random states of Paddle, NumPy and Python after the block."""
     states = _states()
     try:
         yield
@@ -136,14 +136,14 @@ def same_generators(root: Any) -> Iterator[None]:
 
 
 class RandomStreams:
-    """Random states of one's own, which begin as the user's and go on from block to block."""
+    """Separate random states that continue from block to block."""
 
     def __init__(self) -> None:
         self._own: tuple[Any, ...] | None = None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Draw from these inside the block; the user's are as before behind it."""
+        """Draw from these states inside the block."""
         with same_random_streams():
             if self._own is not None:
                 _set_states(self._own)

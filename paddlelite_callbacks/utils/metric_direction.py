@@ -1,4 +1,4 @@
-"""Whether a figure grows or falls with quality."""
+"""Direction of metrics: higher or lower is better."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDINGS = ("loss", "losses", "err", "error", "errors")
 
 
 def falls_with_quality(name: str, mode: str = "auto") -> bool:
-    """Return whether the smaller figure ``name`` is the better one.
+    """Return whether lower values of metric ``name`` are better.
 
     Args:
         name: of the figure, for instance ``"acc"`` or ``"val_rmse"``.
@@ -32,7 +32,7 @@ def falls_with_quality(name: str, mode: str = "auto") -> bool:
 
 
 def checked_mode(mode: str) -> str:
-    """Return ``mode``.
+    """Validate ``mode``.
 
     Raises:
         ValueError: it is none of `MODES`.

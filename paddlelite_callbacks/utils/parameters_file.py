@@ -1,4 +1,4 @@
-"""Is a file of parameters (``.pdiparams``) whole? Paddle reads a torn one and lets memory stand for what is missing."""
+"""Detect truncated ``.pdiparams`` files, which Paddle reads without an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPE, _DIM, _DIMS = 0x08, 0x10, 0x12  # fields of the description of a tensor: 
 
 
 def refuse_torn(path: str | Path) -> None:
-    """Refuse a file that ends within a tensor; reads the descriptions alone.
+    """Check that a parameters file is not truncated, by its descriptions alone.
 
     A file that is written otherwise than Paddle does is left to Paddle.
 
@@ -66,7 +66,7 @@ def stored_tensors(path: str | Path) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _pass_tensor(file: BinaryIO) -> tuple[int, tuple[int, ...]]:
-    """Go behind one tensor (version, levels of detail, version, description, values); returns its type and shape."""
+    """Skip one tensor: versions, description, values."""
     (_, levels) = struct.unpack("<IQ", file.read(12))
     for _ in range(levels):
         file.seek(struct.unpack("<Q", file.read(8))[0], os.SEEK_CUR)
@@ -85,7 +85,7 @@ def _pass_tensor(file: BinaryIO) -> tuple[int, tuple[int, ...]]:
 
 
 def _fields(description: bytes) -> Iterator[tuple[int, int]]:
-    """Yield what a serialised ``VarType.TensorDesc`` holds, sizes one by one."""
+    """Yield the fields of a serialised ``VarType.TensorDesc``."""
     at, packed = 0, 0
     while at < len(description):
         if at < packed:

@@ -1,4 +1,4 @@
-"""Progress bars that leave no thread behind, and lines between them."""
+"""Progress bars without threads, and lines between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["tqdm", "write_lines"]
 
 
 class tqdm(_tqdm):
-    """``tqdm.tqdm`` without its monitor, a thread that the first bar of a process starts, a disabled one too.
+    """``tqdm.tqdm`` without its monitor thread.
 
     The monitor mends bars whose steps become slower; looking at the clock in each step does as well.
 
@@ -29,7 +29,7 @@ class tqdm(_tqdm):
 
 
 def write_lines(text: str) -> None:
-    """Write ``text`` to the standard output, above the bars, in the letters that the terminal knows.
+    """Print ``text`` above progress bars, in the terminal's encoding.
 
     Args:
         text: one line or more.

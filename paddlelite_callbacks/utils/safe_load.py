@@ -1,4 +1,4 @@
-"""Files of ``paddle.save`` read without running what is in them.
+"""Load files of ``paddle.save`` without executing code.
 
 Such a file is a pickle, and a pickle may name any function of the machine to be called when it is opened:
 ``paddle.load`` calls them. Weights need a few harmless ones, so here every other name is refused.
@@ -26,7 +26,7 @@ class _Refused(Exception):
 
 
 def read_saved(path: str | Path) -> Any:
-    """Return what ``paddle.save`` wrote to ``path``: tensors, numbers and strings in dictionaries, lists and tuples.
+    """Load what ``paddle.save`` wrote: tensors, numbers, strings, nested.
 
     As ``paddle.load`` does for such files, but nothing else can be in it: a pickle that names any other function or
     class is refused before it is called.
@@ -42,7 +42,7 @@ def read_saved(path: str | Path) -> Any:
 
 
 def refuse_code(path: Path) -> None:
-    """Refuse a pickle that would run code, if there is one at ``path``; for files that Paddle itself opens later.
+    """Check that a pickle at ``path`` executes no code, before Paddle opens it.
 
     Raises:
         ValueError: it would run code, or is torn.
@@ -91,12 +91,12 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _empty() -> bytes:
-    """Stand in for ``bytes()``, the data of an empty array."""
+    """Replace ``bytes()``, the data of an empty array."""
     return b""
 
 
 def _data_of(expression: str, names: Mapping[str, Any]) -> Any:
-    """Stand in for ``eval("data", {"data": array})``, as which Paddle writes tensors of static graphs."""
+    """Replace ``eval("data", ...)``, which Paddle pickles for static tensors."""
     if expression != "data":
         raise _Refused("builtins.eval")
     return names["data"]
@@ -117,7 +117,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _joined(value: Any) -> Any:
-    """Put split arrays together and drop Paddle's table of names."""
+    """Join split arrays and drop Paddle's table of names."""
     if not isinstance(value, dict):
         return value
     for key, part in value.pop(_SLICES, {}).items():

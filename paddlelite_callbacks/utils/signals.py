@@ -1,4 +1,4 @@
-"""Ctrl-C, and whatever else Python handles, that waits until an edit is made, or undone, as a whole."""
+"""Delay signals while an edit is made or undone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back inside the block the signals that Python handles, and hand them to the user's handlers at its end.
+    """Delay signals inside the block; deliver them at its end.
 
     For short blocks that leave the model half edited if they stop in the middle: an impatient second Ctrl-C must not
     cut the clean-up of the first short, nor what a handler of another signal raises. Signals reach the main thread
@@ -40,7 +40,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class _Holder:
-    """Stands in for the handler of one signal."""
+    """Temporary handler of one signal."""
 
     def __init__(self, number: int, handler: Callable[..., Any]) -> None:
         self._number, self._handler = number, handler
@@ -51,13 +51,13 @@ class _Holder:
         signal.signal(self._number, self._own)
 
     def end(self) -> None:
-        """Put the handler back, unless the block has set another one, which may call this one yet."""
+        """Restore the handler, unless the block has set another."""
         self._holds = False
         if signal.getsignal(self._number) is self._own:
             signal.signal(self._number, self._handler)
 
     def tell(self) -> None:
-        """Hand the signal over that was held, if there was one."""
+        """Deliver the delayed signal, if any."""
         if self._held:
             self._handler(*self._held[-1])
 
@@ -66,7 +66,7 @@ class _Holder:
 
 
 def _tell(holders: Sequence[_Holder]) -> None:
-    """Tell all of them: what one handler raises keeps no other from its signal."""
+    """Deliver all delayed signals, also if a handler raises."""
     if holders:
         try:
             holders[0].tell()

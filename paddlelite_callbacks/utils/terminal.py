@@ -1,4 +1,4 @@
-"""Write on terminals that know fewer letters than the text has."""
+"""Print on terminals with a limited encoding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ codecs.register_error(LOOKALIKES, _lookalikes)
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """Return ``text`` in letters that ``encoding`` knows: look-alikes in ASCII, a question mark where there is none.
+    """Replace letters that ``encoding`` lacks by look-alikes or question marks.
 
     Args:
         text: to be written.
@@ -40,7 +40,7 @@ def printable(text: str, encoding: str | None) -> str:
 
 @contextmanager
 def degrading(stream: Any) -> Iterator[None]:
-    """Let ``stream`` write look-alikes in the block instead of raising at a letter that it does not know.
+    """Make ``stream`` replace unknown letters instead of raising, in the block.
 
     Args:
         stream: ``sys.stdout``, or what stands in its place; without effect on one that chose otherwise itself.

@@ -1,4 +1,4 @@
-"""Tensors made without the list that Paddle's constructor leaks for each."""
+"""Avoid the list that Paddle's tensor constructor leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEYWORDS = ("value", "place", "persistable", "zero_copy", "name", "stop_gradien
 
 @contextmanager
 def without_argument_lists() -> Iterator[None]:
-    """Let ``paddle.Tensor(...)`` inside the block reach Paddle's constructor without keywords.
+    """Call Paddle's constructor without keywords inside the block.
 
     Paddle 3.3 makes a list of the keywords of each tensor and parameter that is built from a value, an empty one too,
     and never frees it: 70 to 180 bytes for every ``paddle.to_tensor`` and every parameter of a ``copy.deepcopy``.
@@ -45,5 +45,5 @@ def without_argument_lists() -> Iterator[None]:
 
 
 def _a_shape_or_list(args: tuple[Any, ...]) -> bool:
-    """Whether Paddle's Python constructor does more with ``args`` than hand them on."""
+    """Return whether Paddle's Python constructor interprets ``args``."""
     return all(isinstance(arg, int) for arg in args) or (len(args) == 1 and isinstance(args[0], (list, tuple)))

@@ -1,4 +1,4 @@
-"""Data loaders whose worker processes and threads end with the one who read from them, and whose errors reach him."""
+"""Shut down data loaders with their epoch, and pass on their errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and 
 
 
 class _RaisingIterator(_DataLoaderIterSingleProcess):
-    """Paddle's iterator without workers, but what the data set raises is raised where the batch is asked for.
+    """Single-process iterator that raises the data set's errors to the reader.
 
     Paddle's own reads in a thread which ends with the exception, while the one who waits for its batch waits for ever,
     deaf to Ctrl-C.
@@ -52,7 +52,7 @@ class _RaisingIterator(_DataLoaderIterSingleProcess):
 
 
 class _Watched:
-    """Stands in for a loader for one epoch and remembers the iterators it gave; has what hapi asks of a loader."""
+    """Proxy of a loader for one epoch that remembers its iterators."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -78,7 +78,7 @@ class _Watched:
 
 
 def known_length(data: Any) -> int | None:
-    """Return ``len(data)``; ``None`` where that is not known, as of a loader over an ``IterableDataset``.
+    """Return ``len(data)``; ``None`` where unknown.
 
     Args:
         data: a data set, a loader, or any iterable of batches.
@@ -90,7 +90,7 @@ def known_length(data: Any) -> int | None:
 
 
 def loader_of(data: Any, *, batch_size: int) -> Any:
-    """Return a loader over ``data`` if it is a data set, and ``data`` itself if it gives batches already.
+    """Return a loader over a data set; batches are returned as they are.
 
     ``paddle.Model.evaluate`` makes one of a data set too, but fails on an ``IterableDataset``, whose samples have no
     numbers.
@@ -104,7 +104,7 @@ def loader_of(data: Any, *, batch_size: int) -> Any:
 
 @contextlib.contextmanager
 def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
-    """Give a stand-in for ``loader`` whose iterators are shut down at the end of the block.
+    """Yield a proxy of ``loader`` whose iterators are shut down after the block.
 
     Paddle's own iterators end their worker processes and threads only where the data run out: left in the middle, by
     an exception, Ctrl-C or ``num_iters``, they stay until the process ends, since the thread holds the iterator that
@@ -124,7 +124,7 @@ def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
-    """Give a stand-in for a loader of our own, which leaves no trace in the user's process.
+    """Yield a proxy of our own loader, without side effects on the process.
 
     Besides what `ended_with_the_epoch` does: NumPy's random stream, from which workers are seeded, comes back, and so
     does the user's handler of SIGCHLD, which Paddle's first loader with workers takes over for good.
@@ -142,13 +142,13 @@ def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
 
 
 def _starts_processes(loader: Any) -> bool:
-    """Whether ``iter(loader)`` makes worker processes, and waits for none of an earlier epoch."""
+    """Return whether ``iter(loader)`` starts worker processes."""
     kept = getattr(loader, "_persistent_workers", False)
     return isinstance(loader, paddle.io.DataLoader) and bool(loader.num_workers) and not kept
 
 
 def _shut_down(iterator: Any) -> None:
-    """End thread and workers; where the data ran out, Paddle has done so but for a thread that waits up to 5 s."""
+    """Shut down thread and workers of an iterator."""
     many = isinstance(iterator, _DataLoaderIterMultiProcess)
     if not iterator._shutdown:
         iterator._exit_thread_expectedly()

@@ -1,4 +1,4 @@
-"""Repairs of other makers' networks that Paddle 3.3 cannot export or quantise as they stand.
+"""Repairs of paddleclas networks that Paddle 3.3 cannot export or quantise.
 
 Each cure states its cause, keeps the keys of ``state_dict`` and the numbers of ``forward``, and is applied to a
 freshly built network.
@@ -17,7 +17,7 @@ __all__ = ["FusedBranches", "LayersOf", "cure_", "upsample_nearest"]
 
 
 def cure_(network: Layer) -> list[str]:
-    """Apply the cures that ``network`` needs, in place; return the names of those applied."""
+    """Apply the needed repairs to ``network`` in place; return their names."""
     applied = set()
     for layer in network.sublayers(include_self=True):
         for key, child in list(layer.named_children()):
@@ -41,7 +41,7 @@ def upsample_nearest(x: Tensor, factor: int) -> Tensor:
 
 
 class FusedBranches(Layer):
-    """The exchange unit of paddleclas's HRNet (Wang et al. 2019, arXiv:1908.07919) with `upsample_nearest`.
+    """HRNet's exchange unit (arXiv:1908.07919) with `upsample_nearest`.
 
     Args:
         original: paddleclas's ``FuseLayers``, whose layers are taken over under their names.
@@ -53,7 +53,7 @@ class FusedBranches(Layer):
         self._branches = len(original._in_channels)
 
     def forward(self, x: list[Tensor], res_dict: Any = None) -> list[Tensor]:
-        """Maps of falling size, ``[N, C_i, H / 2^i, W / 2^i]``, to as many of the same shapes."""
+        """Fuse maps ``[N, C_i, H / 2^i, W / 2^i]`` to maps of the same shapes."""
         remaining = iter(self.residual_func_list)
         fused = []
         for i in range(self._branches):
@@ -71,7 +71,7 @@ class FusedBranches(Layer):
 
 
 class LayersOf(Sequence[Any]):
-    """The sublayers ``keys`` of ``owner``, as they are now.
+    """Live view of the sublayers ``keys`` of ``owner``.
 
     Many networks keep their blocks in a plain list beside ``add_sublayer``; a layer that is replaced, for instance by
     a quantised one, would go on running from that list. Layers that are gone are left out.

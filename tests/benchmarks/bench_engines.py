@@ -22,9 +22,10 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.benchmark.bench import load_files, time_files
 from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.benchmark.timing import time_files
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.export.variants import export_forms, references

@@ -18,7 +18,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import DistillCallback, FeatureTerm, prepare_pact_
-from paddlelite_callbacks.benchmark.bench import load_files
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.export.variants import export_forms, references
 

@@ -14,7 +14,7 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.benchmark.bench import load_files
+from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.paddle_program import export_paddle

@@ -1,4 +1,4 @@
-"""`DistillCallback`: the shell around the distillation objective."""
+"""`DistillCallback`: arguments, set-up and checkpoints of distillation."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class DistillCallback(ScopedCallback):
             self.load(resume)
 
     def __repr__(self) -> str:
-        """Return the call that makes one like this, with the options that are not as by default."""
+        """Return the constructor call with all options that are not defaults."""
         options = {
             name: getattr(self, name)
             for name, parameter in inspect.signature(type(self).__init__).parameters.items()
@@ -175,17 +175,17 @@ class DistillCallback(ScopedCallback):
 
     @property
     def teacher(self) -> Layer | None:
-        """The (first) network that teaches; ``None`` while there is none yet."""
+        """Return the (first) teacher network; ``None`` before it is loaded."""
         return next(iter(self._source.networks), None)
 
     @property
     def bridges(self) -> Layer:
-        """The trainable projections and losses; empty before the first batch."""
+        """Return the trainable projections and losses; empty before the first batch."""
         return self.objective.bridges
 
     @property
     def objective(self) -> Objective:
-        """The terms, resolved against the networks.
+        """Return the objective, its terms resolved against the networks.
 
         Raises:
             RuntimeError: no training has begun.
@@ -195,7 +195,7 @@ class DistillCallback(ScopedCallback):
         return self._objective
 
     def check(self) -> None:
-        """Settle teacher and terms; refuse what does not fit."""
+        """Load the teacher, resolve the terms, and check that they fit."""
         super().check()
         task_loss = task_loss_of(self.model)
         networks = self._source.settle(self.model)
@@ -223,7 +223,7 @@ class DistillCallback(ScopedCallback):
         self._take_up_state()
 
     def attach(self, scope: ExitStack) -> None:
-        """Set the hooks, wrap the loss, announce the figures."""
+        """Register hooks, wrap the loss and declare the metrics."""
         mine, theirs = layers_to_tap(self.objective, len(self._shares))
         self._position.begin(self.params)
         if self._position.steps is None and any(callable(weight) for weight in (self.weight, self.task_weight)):
@@ -250,17 +250,17 @@ class DistillCallback(ScopedCallback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where the schedules stand (called by hapi)."""
+        """Set the schedules to this epoch (called by hapi)."""
         super().on_epoch_begin(epoch, logs)
         self._position.at_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where the schedules stand (called by hapi)."""
+        """Set the schedules to the next epoch (called by hapi)."""
         self._position.at_epoch(epoch + 1)
         super().on_epoch_end(epoch, logs)
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Put the peer's figures beside the student's (called by hapi)."""
+        """Add the peer's metrics to ``logs`` (called by hapi)."""
         if logs is None or self._session is None:
             return
         for name, value in self._source.after_evaluation(logs).items():
@@ -268,30 +268,38 @@ class DistillCallback(ScopedCallback):
             self.session.late.callback(logs.pop, name, None)  # hapi shares this dictionary among all models
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Let the source finish, then undo the edits (called by hapi)."""
+        """Finish the teacher source, then undo the edits (called by hapi)."""
         self._source.end(self.model)
         super().on_train_end(logs)
 
     def after_batch(self, updated: bool) -> None:
-        """Step what is trained or averaged beside the student."""
+        """Update projections, EMA or peer after the batch."""
         self._bridges.after_batch(updated)
         self._source.after_batch(updated)
         self._position.after_batch()
 
     def after_skipped(self, updated: bool) -> None:
-        """Drop what was prepared for the batch, then go on."""
+        """Discard what was computed for a skipped batch."""
         self._source.skipped()
         self.after_batch(updated)
 
     def save(self, path: str | Path) -> None:
-        """Write ``path.pddistill``, whole or not at all; ``fit`` does so beside each of hapi's checkpoints.
+        """Write ``path.pddistill`` atomically.
+
+        ``fit`` does so beside each of hapi's checkpoints.
+
+        ``fit`` does so beside each of hapi's checkpoints.
 
         It holds the projections with their optimizer state, the average or the peer, and the schedules' position.
         """
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Take up what `save` wrote, at the next train begin; ``model.load(path)`` takes up the network.
+        """Load what `save` wrote, at the next train begin.
+
+        ``model.load(path)`` loads the network.
+
+        ``model.load(path)`` loads the network.
 
         Raises:
             FileNotFoundError: there is no ``path.pddistill``.
@@ -300,7 +308,7 @@ class DistillCallback(ScopedCallback):
         self.set_state_dict(load_state(path))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed training needs beside hapi's checkpoint."""
+        """Return all that resuming needs beside hapi's checkpoint."""
         return {
             "position": self._position.epoch,
             "bridges": {} if self._objective is None else self._bridges.state_dict(self._objective),
@@ -309,7 +317,7 @@ class DistillCallback(ScopedCallback):
         }
 
     def _teacher_options(self) -> dict[str, Any]:
-        """Return the options that a resumed training needs again, as a file can hold them."""
+        """Return the teacher options that a checkpoint must agree with."""
         return {
             "teacher_mode": self.teacher_mode if isinstance(self.teacher_mode, str) else list(self.teacher_mode),
             "teacher_inputs": function_names(self.teacher_inputs),
@@ -317,7 +325,7 @@ class DistillCallback(ScopedCallback):
         }
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned, at the next train begin."""
+        """Load what `state_dict` returned, at the next train begin."""
         self._loaded = dict(state)
 
     def _take_up_state(self) -> None:
@@ -336,7 +344,7 @@ class DistillCallback(ScopedCallback):
 
 
 def _shown(value: Any) -> str:
-    """Return ``value`` as a reader wants it: functions by name, networks by class."""
+    """Format an option's value for ``repr``: functions by name, networks by class."""
     if isinstance(value, Layer):
         return f"{type(value).__name__}()"
     if isinstance(value, Mapping):
@@ -347,7 +355,7 @@ def _shown(value: Any) -> str:
 
 
 def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[Source, int]:
-    """Return the source and the number of teachers in it.
+    """Resolve the ``teacher`` argument to a source and its number of teachers.
 
     Args:
         teacher: as `DistillCallback` takes it.
@@ -389,7 +397,7 @@ def _refuse_for_a_peer(mode: Any, inputs: Any) -> None:
 
 
 def refuse_misfits(model: paddle.Model, objective: Objective, source: Source, data: Any) -> None:
-    """Refuse what ``objective`` cannot compare, if the inputs' sizes are known.
+    """Check that ``objective`` can compare the networks, if input sizes are known.
 
     Args:
         model: holds the student.

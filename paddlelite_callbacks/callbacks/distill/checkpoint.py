@@ -1,4 +1,4 @@
-"""What distillation trains and remembers beside the network: bridges, their optimizer state, the schedules' clock."""
+"""Projections, their optimizer state and the schedule position, saved and loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SAME = "Give the features= and the teacher that it was written with, or leave r
 
 
 class Position:
-    """Epochs trained, with fractions between the batches where their number is known: by hapi, or by an epoch before.
+    """Count trained epochs, with fractions where the loader's length is known.
 
     Attributes:
         offset: epochs before this ``fit``, of the run that it resumes.
@@ -69,28 +69,28 @@ class Position:
         return self._steps
 
     def at_epoch(self, epoch: int) -> None:
-        """``epoch`` epochs of this ``fit`` are done."""
+        """Set the position to ``epoch`` epochs of this ``fit``."""
         if self._counted and self._batch:
             self._steps = self._batch
         self._epoch, self._batch = epoch, 0
 
     def after_batch(self) -> None:
-        """One more batch is done."""
+        """Advance by one batch."""
         self._batch += 1
 
     @property
     def epoch(self) -> float:
-        """Epochs trained so far."""
+        """Return the epochs trained so far."""
         return self.offset + self._epoch + (min(1.0, self._batch / self._steps) if self._steps else 0.0)
 
     @property
     def epochs(self) -> float:
-        """Epochs in all."""
+        """Return the epochs in all."""
         return self.offset + self._epochs
 
 
 class BridgeTrainer:
-    """Lets the user's optimizer train the bridges of an `Objective` for one ``fit``."""
+    """Train an objective's projections with the user's optimizer, for one ``fit``."""
 
     def __init__(self) -> None:
         self._model: Any = None
@@ -101,12 +101,12 @@ class BridgeTrainer:
         self._objective: Objective | None = None
 
     def attach(self, model: paddle.Model, objective: Objective, scope: ExitStack) -> None:
-        """Begin a ``fit``; the bridges are made, and join the optimizer, in its first batch."""
+        """Begin a ``fit``; projections are made and registered in its first batch."""
         self._model, self._scope, self._objective, self._parameters = model, scope, objective, None
         scope.callback(self._end)
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> None:
-        """In the first batch: refuse misfits, make the bridges, tell the optimizer.
+        """Make the projections in the first batch and register them with the optimizer.
 
         Raises:
             ValueError: see `Objective.refuse_misfits`.
@@ -133,19 +133,19 @@ class BridgeTrainer:
                 scope.callback(parameter.register_hook(mean_over_ranks).remove)
 
     def after_batch(self, updated: bool) -> None:
-        """Clear the gradients after an update: hapi clears those of the network alone."""
+        """Clear the projections' gradients; hapi clears only the network's."""
         if updated and self._parameters:
             for parameter in self._parameters:
                 parameter.clear_gradient()
 
     def state_dict(self, objective: Objective) -> dict[str, Any]:
-        """Return weights and accumulators, by names that hold across processes."""
+        """Return weights and accumulators, by names stable across processes."""
         if self._parameters:
             self._keep_accumulators()
         return {"weights": dict(objective.bridges.state_dict()), "accumulators": self._accumulators}
 
     def take_up(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned, when the bridges are made."""
+        """Load what `state_dict` returned, once the projections are made."""
         self._weights, self._accumulators = state.get("weights", {}), state.get("accumulators", {})
 
     def _keep_accumulators(self) -> None:
@@ -166,7 +166,7 @@ class BridgeTrainer:
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
-    """Write ``state`` to ``path.pddistill``, whole or not at all."""
+    """Write ``state`` to ``path.pddistill`` atomically."""
     file = Path(f"{path}{_ENDING}")
     file.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(file) as partial:
@@ -174,7 +174,7 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 
 def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
-    """Do what `save_state` does, and note which checkpoint ``path.pdparams`` it belongs to.
+    """Write ``state`` and record which checkpoint ``path.pdparams`` it belongs to.
 
     Args:
         state: see `save_state`.
@@ -220,7 +220,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teacher: str) -> None:
-    """Refuse the state of another kind of teacher.
+    """Check that a state belongs to this kind of teacher.
 
     Args:
         saved: what the file holds of it.
@@ -239,7 +239,7 @@ def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teac
 
 
 def refuse_other_options(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to go on with other options of the teacher than a state was written with.
+    """Check that a state was written with these teacher options.
 
     Args:
         saved: what the file holds of them; nothing in a file from before there were any.

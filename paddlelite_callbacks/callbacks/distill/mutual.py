@@ -1,4 +1,4 @@
-"""Deep mutual learning inside one ``fit``: the peer's forward pass, step and evaluation."""
+"""Deep mutual learning: forward pass, update and evaluation of the peer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.batch_state import BatchState
 from paddlelite_callbacks.callbacks.distill.teachers import Source
 from paddlelite_callbacks.distill.load_teacher import load_weights_
 from paddlelite_callbacks.distill.mutual import MutualPeer
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class MutualSource(Source):
-    """Runs, teaches and evaluates a `MutualPeer` beside the student.
+    """Train and evaluate a `MutualPeer` beside the student.
 
     Args:
         peer: with its optimizer.
@@ -55,7 +56,6 @@ class MutualSource(Source):
     def __init__(self, peer: MutualPeer) -> None:
         self.peer = peer
         self.networks = [peer.network]
-        self._outputs: Any = None
         self._watched: Any = None
         self._scaler: paddle.amp.GradScaler | None = None
         self._metrics: dict[str, list[paddle.metric.Metric]] = {}
@@ -65,7 +65,7 @@ class MutualSource(Source):
         self._learnt = False
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Refuse a peer, or an optimizer, that is the student's own."""
+        """Check that peer and optimizer are not the student's own."""
         peer, student = self.peer, {id(parameter) for parameter in model.network.parameters()}
         shared = [name for name, parameter in peer.network.named_parameters() if id(parameter) in student]
         if shared:
@@ -87,7 +87,7 @@ class MutualSource(Source):
         return None if seen is None else [seen]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
-        """Put the peer into training; equal on all ranks."""
+        """Prepare the peer for training; its weights are equal on all ranks."""
         peer = self.peer
         scope.enter_context(same_modes(peer.network))
         scope.callback(self._forget)
@@ -104,21 +104,18 @@ class MutualSource(Source):
                 if parameter.trainable:
                     scope.callback(parameter.register_hook(mean_over_ranks).remove)
 
-    def run(self, inputs: Sequence[Tensor]) -> None:
+    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
         """Run the peer, with gradients."""
         self.peer.network.train()
-        self._outputs = self.peer.network(*inputs)
+        return [Seen(self.peer.network(*inputs))]
 
-    def take(self) -> list[Seen] | None:
-        """Return the peer's outputs; `learn` still needs them."""
-        return None if self._outputs is None else [Seen(self._outputs)]
-
-    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], student: Seen, distil: Any) -> Tensor | None:
-        """Work out the peer's own loss; its backward pass and step follow the student's."""
-        outputs, self._outputs = self._outputs, None
-        loss = distil(task_loss(*_listed(outputs), *labels), Seen(outputs), [student.detached()], labels)
-        self._loss = loss
-        return loss
+    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], batch: BatchState, distil: Any) -> Tensor | None:
+        """Compute the peer's loss; its backward pass follows the student's."""
+        if batch.student is None or not batch.teachers:
+            return None
+        (peer,), student = batch.teachers.values(), batch.student.detached()
+        self._loss = distil(task_loss(*_listed(peer.outputs), *labels), peer, [student], labels)
+        return self._loss
 
     def after_batch(self, updated: bool) -> None:
         """Backpropagate; step the peer's optimizer where the student's stepped."""
@@ -138,8 +135,8 @@ class MutualSource(Source):
             self._own_rate.step()
 
     def skipped(self) -> None:
-        """Forget the peer's loss."""
-        self._loss = self._outputs = None
+        """Discard the peer's loss."""
+        self._loss = None
 
     def watch(self, inputs: Sequence[Tensor]) -> None:
         """Run the peer on a batch of the evaluation."""
@@ -148,7 +145,7 @@ class MutualSource(Source):
             self._watched = self.peer.network(*inputs)
 
     def evaluated(self, task_loss: LossFunction, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """Add a batch to the figures of both."""
+        """Add a batch to both networks' metrics."""
         watched, self._watched = self._watched, None
         if watched is None:
             return
@@ -161,7 +158,7 @@ class MutualSource(Source):
                 metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in _listed(result)])
 
     def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
-        """Settle which of the two is better; the same on all ranks."""
+        """Decide which network is better, equally on all ranks."""
         if not self._losses["peer"]:
             return {}
         figures = {who: self._figures_of(who) for who in ("student", "peer")}
@@ -172,7 +169,7 @@ class MutualSource(Source):
         return {f"peer_{name}": value for name, value in figures["peer"].items()}
 
     def _figures_of(self, who: str) -> dict[str, float]:
-        """Return the means over all samples, of all ranks, and begin anew."""
+        """Return the mean metrics over all samples of all ranks, and reset them."""
         losses, self._losses[who] = self._losses[who], []
         count = sum(size for _, size in losses)
         figures = {"loss": sum(loss * size for loss, size in losses) / count}
@@ -187,7 +184,7 @@ class MutualSource(Source):
         return figures
 
     def end(self, model: paddle.Model) -> None:
-        """Put the better one into the model, where the two are of one architecture."""
+        """Put the better network's weights into the model, if architectures agree."""
         if self.peer.better != "peer" or self.peer.keep != "better":
             return
         student, peer = model.network.state_dict(), self.peer.network.state_dict()
@@ -215,7 +212,7 @@ class MutualSource(Source):
         }
 
     def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
-        """Take up a saved peer."""
+        """Load a saved peer."""
         network, optimizer = self.peer.network, self.peer.optimizer
         load_weights_(network, state["network"], "The saved peer")
         set_optimizer_state_of(optimizer, dict(network.named_parameters()), state["optimizer"])
@@ -224,7 +221,7 @@ class MutualSource(Source):
             rate.set_state_dict(state["rate"])
 
     def _forget(self) -> None:
-        self._outputs, self._watched, self._loss, self._learnt = None, None, None, False
+        self._watched, self._loss, self._learnt = None, None, False
         self._losses = {"student": [], "peer": []}
 
 

@@ -1,4 +1,4 @@
-"""One training step with distillation: the teacher's pass, the objective, the figures."""
+"""The distillation step of a batch: teachers, objective, metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
-from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.batch_state import BatchState
 from paddlelite_callbacks.callbacks.distill.checkpoint import BridgeTrainer, Position
 from paddlelite_callbacks.callbacks.distill.teachers import Source
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.schedules import Weight, value_at
-from paddlelite_callbacks.hapi import LossFunction, replaced_loss
+from paddlelite_callbacks.hapi import LossFunction
 from paddlelite_callbacks.nn.hooks import Taps
 from paddlelite_callbacks.nn.nested import Seen
 
@@ -25,7 +25,7 @@ _NEVER = float("inf")
 
 
 class DistillStep:
-    """The hooks of one ``fit``. hapi runs the network (hooks before and behind), then the loss, then the backward pass.
+    """Run the teachers before the student, and add the objective to its loss.
 
     Args:
         source: says what to learn.
@@ -51,18 +51,13 @@ class DistillStep:
         self._source, self._objective, self._bridges, self._position = source, objective, bridges, position
         self._weight, self._task_weight, self._session = weight, task_weight, session
         self._taps = Taps([])
-        self._outputs: Any = None
         self._watched = False
 
     def attach(self, model: paddle.Model, features: Sequence[str], scope: ExitStack) -> None:
-        """Set the hooks, wrap the loss, announce the figures."""
-        network = model.network
+        """Register the taps' hooks, join the loss and declare the metrics."""
         self._taps = Taps(features)
-        self._taps.attach(network, scope)
-        scope.callback(self._forget)
-        scope.callback(network.register_forward_pre_hook(self._before_forward).remove)
-        scope.callback(network.register_forward_post_hook(self._behind_forward).remove)
-        scope.enter_context(replaced_loss(model, lambda task_loss: self._wrapped(task_loss, network)))
+        self._taps.attach(model.network, scope)
+        self._session.add_step(self)
         for figure in self._figures():
             self._session.declare_figure(figure)
         for index, teacher in enumerate(self._source.networks):
@@ -80,79 +75,70 @@ class DistillStep:
             *self._source.figures,
         ]
 
-    def _before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
-        if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
-            return
-        self._outputs = None
-        if not network.training:
-            if self._session.model.mode == "eval":
+    def before_forward(self, batch: BatchState, inputs: Sequence[Tensor]) -> None:
+        """Run the teachers, unless every remaining weight is 0."""
+        model = self._session.model
+        if not model.network.training:
+            if model.mode == "eval":
                 self._source.watch(inputs)
         elif self._source.learns or not self._silent():
-            self._source.run(inputs)
+            seen = self._source.run(inputs, batch)
+            batch.teachers = None if seen is None else {self._who(i): one for i, one in enumerate(seen)}
             self._taps.start()
 
-    def _behind_forward(self, network: Layer, inputs: tuple[Tensor, ...], outputs: Any) -> None:
-        if paddle.in_dynamic_mode():
-            self._outputs = outputs
-
     def _silent(self) -> bool:
-        """Whether no distillation is left to come: the teacher need not run any more."""
+        """Return whether every remaining weight is 0."""
         epoch = self._position.epoch
         return epoch >= getattr(self._weight, "silent_from", _NEVER) or self._objective.silent(epoch)
 
-    def _wrapped(self, task_loss: LossFunction, network: Layer) -> LossFunction:
-        def loss(*outputs_and_labels: Any) -> Any:
-            outputs, self._outputs = self._outputs, None
-            count = len(outputs) if isinstance(outputs, (list, tuple)) else 1
-            given, labels = outputs_and_labels[:count], outputs_and_labels[count:]
-            task = task_loss(*outputs_and_labels)
-            if not network.training:
-                self._source.evaluated(task_loss, given, labels)
-                return task
-            return self._trained(task_loss, _summed(task), outputs, labels)
+    def evaluated(self, task_loss: LossFunction, outputs: Sequence[Any], labels: Sequence[Any]) -> None:
+        """Let a peer be evaluated on the same batch."""
+        self._source.evaluated(task_loss, outputs, labels)
 
-        return loss
-
-    def _trained(self, task_loss: LossFunction, task: Tensor, outputs: Any, labels: Sequence[Any]) -> Tensor:
-        teachers, guard = self._source.take(), self._session.guard
+    def loss(self, task_loss: LossFunction, task: Tensor, batch: BatchState, labels: Sequence[Any]) -> Tensor:
+        """Return the weighted sum of task loss and objective; let a peer learn."""
         self._session.put_figure("task_loss", task)
-        guard.note_term("task_loss", task)
-        guard.note_cause("the network's output", outputs)
-        if teachers is None:
+        batch.terms["task_loss"] = (task, "")
+        if batch.teachers is None or batch.student is None:
             for name in self._figures():
                 if name.startswith("distill_"):
                     self._session.drop_figure(name)
             return self._weighted_task(task)
-        student = Seen(outputs, self._taps.take())
-        self._note(student, teachers)
+        student = batch.student = Seen(batch.student.outputs, self._taps.take())
+        teachers = list(batch.teachers.values())
         self._bridges.build(student, teachers)
         if not self._watched:
             self._watched = True
-            guard.watch("the projections", self._objective.bridges)
-        total = self._combined(task, student, teachers, labels, show=True)
-        peers = self._source.learn(task_loss, labels, student, self._combined)
+            self._session.guard.watch("the projections", self._objective.bridges)
+        total = self._combined(task, student, teachers, labels, batch=batch)
+        peers = self._source.learn(task_loss, labels, batch, self._combined)
         if peers is not None:
             self._session.put_figure("peer_loss", peers)
-            guard.note_loss("peer_loss", peers)
+            batch.terms["peer_loss"] = (peers, "")
+            batch.other_losses.append(peers)
         return total
 
-    def _note(self, student: Seen, teachers: Sequence[Seen]) -> None:
-        """Let the guard know what the terms are made from."""
-        guard = self._session.guard
-        for index, seen in enumerate(teachers):
-            guard.note_cause(f"{self._who(index)}'s output", seen.outputs)
-            guard.note_cause(f"{self._who(index)}'s layer", seen.features)
-        guard.note_cause("the network's layer", student.features)
-
     def _combined(
-        self, task: Any, student: Seen, teachers: Sequence[Seen], labels: Sequence[Any], *, show: bool = False
+        self,
+        task: Any,
+        student: Seen,
+        teachers: Sequence[Seen],
+        labels: Sequence[Any],
+        *,
+        batch: BatchState | None = None,
     ) -> Tensor:
+        """Return the weighted sum of task loss and objective.
+
+        With ``batch``, the student's own, its terms are shown and kept in it.
+
+        With ``batch``, the student's own, its terms are shown and kept in it.
+        """
         epoch, epochs = self._position.epoch, self._position.epochs
         result = self._objective(student, teachers, labels, epoch=epoch, epochs=epochs)
         weight = value_at(self._weight, epoch, epochs)
-        if show:
+        if batch is not None:
             self._show(result.total, result.terms, weight)
-            self._note_terms(result.terms)
+            batch.terms |= {f"distill_{name}": (v, self._objective.describe(name)) for name, v in result.terms.items()}
         total = self._weighted_task(_summed(task))
         return total if weight == 0 or result.total is None else total + weight * result.total
 
@@ -172,18 +158,11 @@ class DistillStep:
         several = len(self._source.networks)
         return f"the {self._source.called}" + (f" {index} of {several}" if several > 1 else "")
 
-    def _note_terms(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._session.guard.note_term(f"distill_{name}", value, self._objective.describe(name))
-
     def _weighted_task(self, task: Tensor) -> Tensor:
         weight = value_at(self._task_weight, self._position.epoch, self._position.epochs)
         if callable(self._task_weight):
             self._session.put_figure("task_weight", weight)
         return task if weight == 1 else weight * task
-
-    def _forget(self) -> None:
-        self._outputs = None
 
 
 def _summed(loss: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the knowledge comes from in one ``fit``: frozen networks, or an average of the student."""
+"""Teacher sources: frozen networks, the student's EMA, or cached outputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.batch_state import BatchState
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import (
@@ -31,7 +32,7 @@ __all__ = ["CacheSource", "EMASource", "FrozenSource", "Source", "layers_to_tap"
 
 
 class Source:
-    """What `DistillCallback` asks of it; the steps are in the order in which they are called."""
+    """Interface of a teacher source; methods in the order of their calls."""
 
     taps_features = True
     has_state = False
@@ -46,7 +47,11 @@ class Source:
         return type(self).__name__.removesuffix("Source")
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Return the networks for names of features to be resolved in; ``None`` where there is none to look into.
+        """Return the teacher networks, for feature names to be resolved in.
+
+        ``None`` stands for a teacher without a network.
+
+        ``None`` stands for a teacher without a network.
 
         Raises:
             ValueError: the student cannot learn from it.
@@ -54,52 +59,49 @@ class Source:
         raise NotImplementedError
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
-        """Return what it gives for zeros, per teacher, to compare shapes; ``None`` where that is not known."""
+        """Return each teacher's outputs for zero inputs; ``None`` where unknown."""
         return None
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
-        """Make the edits; ``features`` are the layers to tap, per network."""
+        """Register hooks and freeze; ``features`` are the layers to tap, per network."""
 
-    def run(self, inputs: Sequence[Tensor]) -> None:
-        """Work out what it has to say on the student's ``inputs``; inside the student's ``auto_cast``."""
-
-    def take(self) -> list[Seen] | None:
-        """Return it, per teacher, and forget it; ``None`` if `run` was not called."""
+    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
+        """Return each teacher's outputs for ``inputs``, inside the student's ``auto_cast``."""
         raise NotImplementedError
 
-    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], student: Seen, distil: Any) -> Tensor | None:
-        """Learn from the student in turn; returns the loss, for a figure."""
+    def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], batch: BatchState, distil: Any) -> Tensor | None:
+        """Learn from the student in turn; return the loss, if any."""
         return None
 
     def skipped(self) -> None:
-        """The batch is left out: forget what was worked out for it."""
+        """Discard what was computed for a skipped batch."""
 
     def watch(self, inputs: Sequence[Tensor]) -> None:
-        """The student is being evaluated on ``inputs``."""
+        """Receive the inputs of an evaluation batch of the student."""
 
     def evaluated(self, task_loss: LossFunction, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """The student gave ``outputs`` in an evaluation."""
+        """Receive the student's outputs of an evaluation batch."""
 
     def after_batch(self, updated: bool) -> None:
-        """The student's optimizer took a step, or a batch without one is done."""
+        """Update after a batch; ``updated`` says whether the optimizer took a step."""
 
     def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
-        """An evaluation is done; returns figures for ``logs``."""
+        """Return metrics for ``logs`` after an evaluation."""
         return {}
 
     def end(self, model: paddle.Model) -> None:
-        """Training came to its end; ``model`` is about to be saved."""
+        """Finish at train end, before ``model`` is saved."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs."""
+        """Return what resuming needs."""
         return {}
 
     def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
-        """Take up what `state_dict` returned; called behind `settle`."""
+        """Load what `state_dict` returned; called after `settle`."""
 
 
 class FrozenSource(Source):
-    """Frozen networks, run once a batch under ``no_grad``.
+    """Frozen networks, run once a batch without gradients.
 
     Args:
         teachers: as `DistillCallback` takes them.
@@ -115,19 +117,22 @@ class FrozenSource(Source):
         self._given = list(teachers)
         self._modes, self._inputs = list(modes), list(inputs)
         self._forwards: list[FrozenForward] = []
-        self._labels: list[Any] = []
         self.networks = [loaded_teacher(teacher) for teacher in teachers]
         self._taps: list[Taps] = []
-        self._seen: list[Seen] | None = None
 
     def described(self) -> str:
-        """Return the classes of the networks, or the paths that they come from."""
+        """Return class names or paths of the networks."""
         pairs = zip(self._given, self.networks, strict=True)
         names = [repr(str(given)) if network is None else type(network).__name__ for given, network in pairs]
         return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Load what needed the student; refuse a network that shares parameters with it, and unfit options."""
+        """Load the remaining networks and check them and their options.
+
+        A network that shares parameters with the student is an error.
+
+        A network that shares parameters with the student is an error.
+        """
         student = model.network
         self.networks = [
             loaded_teacher(given, student) if network is None else network
@@ -168,38 +173,25 @@ class FrozenSource(Source):
         return [network for network in self.networks if network is not None]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
-        """Freeze the networks and set their taps."""
+        """Freeze the networks and register their taps."""
         self._taps, self._forwards = [Taps(names) for names in features], self._ready_forwards()
-        scope.callback(self._forget)
         for forward, taps in zip(self._forwards, self._taps, strict=True):
             forward.attach(scope)
             taps.attach(forward.network, scope)
-        if any(function is not None and wants_labels(function) for function in self._inputs):
-            scope.enter_context(labels_through(model, self._note_labels))
 
-    def _note_labels(self, inputs: list[Any], labels: list[Any]) -> list[Any]:
-        self._labels = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in labels]
-        return labels
-
-    def _forget(self) -> None:
-        self._seen, self._labels = None, []
-
-    def run(self, inputs: Sequence[Tensor]) -> None:
+    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
         """Run every network."""
-        self._seen = []
+        wanted = any(function is not None and wants_labels(function) for function in self._inputs)
+        labels, seen = batch.label_tensors() if wanted else [], []
         for forward, taps in zip(self._forwards, self._taps, strict=True):
             taps.start()
-            outputs = forward(inputs, self._labels)
-            self._seen.append(Seen(outputs, taps.take()))
-
-    def take(self) -> list[Seen] | None:
-        """Return what the last `run` gave."""
-        seen, self._seen = self._seen, None
+            outputs = forward(inputs, labels)
+            seen.append(Seen(outputs, taps.take()))
         return seen
 
 
 class EMASource(FrozenSource):
-    """The average of the student.
+    """Exponential moving average of the student.
 
     Args:
         average: that follows it.
@@ -226,7 +218,7 @@ class EMASource(FrozenSource):
         return list(self.networks)
 
     def after_batch(self, updated: bool) -> None:
-        """Average after each step of the optimizer."""
+        """Update the average after each optimizer step."""
         if updated:
             self.average.update()
 
@@ -235,12 +227,12 @@ class EMASource(FrozenSource):
         return self.average.state_dict()
 
     def set_state_dict(self, state: dict[str, Any], model: paddle.Model) -> None:
-        """Take up a saved average."""
+        """Load a saved average."""
         self.average.set_state_dict(state, model.network)
 
 
 def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[list[str]]]:
-    """Return the layers that the terms of ``objective`` look at: the student's, and each teacher's.
+    """Return the layers that ``objective`` compares: the student's and each teacher's.
 
     Args:
         objective: with its terms.
@@ -254,7 +246,7 @@ def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[
 
 
 class CacheSource(Source):
-    """Takes the stored outputs off each batch before the loss and the metrics see it.
+    """Cached teacher outputs, removed from each batch before loss and metrics.
 
     Args:
         cached: the data set that `cache_teacher` returned.
@@ -267,19 +259,18 @@ class CacheSource(Source):
         self._cached = cached
         self.networks = [None]
         self._given: list[Tensor] | None = None
-        self._ran = False
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """There is no network to look into."""
+        """Return ``[None]``: there is no network."""
         return [None]
 
     def seen_on_zeros(self, specs: InputSpecs, features: Sequence[Sequence[str]], hooks: bool) -> list[Seen] | None:
-        """Return zeros in the stored outputs' shapes."""
+        """Return zeros in the shapes of the cached outputs."""
         shapes = [[specs[0][0][0] or UNKNOWN_BATCH, *array.shape[1:]] for array in self._cached.arrays()]
         return [Seen(self._cached.outputs_from([paddle.zeros(shape, dtype="float32") for shape in shapes]))]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
-        """Stand between the loader and the loss."""
+        """Take the cached outputs off each batch's labels."""
         scope.callback(self._forget)
         scope.enter_context(labels_through(model, self._without_outputs))
 
@@ -301,21 +292,17 @@ class CacheSource(Source):
         self._given = added[:-1]
         return kept
 
-    def run(self, inputs: Sequence[Tensor]) -> None:
-        """Nothing runs: the outputs came with the batch."""
-        self._ran = True
-
-    def take(self) -> list[Seen] | None:
-        """Return the batch's outputs."""
-        given, ran, self._given, self._ran = self._given, self._ran, None, False
-        return [Seen(self._cached.outputs_from(given))] if ran and given is not None else None
+    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
+        """Return the outputs that came with the batch."""
+        given, self._given = self._given, None
+        return None if given is None else [Seen(self._cached.outputs_from(given))]
 
     def _forget(self) -> None:
-        self._given, self._ran = None, False
+        self._given = None
 
 
 def refuse_other_cache_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs | None) -> None:
-    """Refuse options of a teacher that runs, unless the stored outputs were made with them.
+    """Check that the cached outputs were made with these teacher options.
 
     Args:
         cached: the stored outputs.

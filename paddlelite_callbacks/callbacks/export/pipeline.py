@@ -13,8 +13,9 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics, measure_metrics
-from paddlelite_callbacks.benchmark.bench import LoadedFiles, Timing, load_files, time_files
+from paddlelite_callbacks.benchmark.load import LoadedFiles, load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.benchmark.timing import Timing, time_files
 from paddlelite_callbacks.benchmark.verdicts import file_verdicts, validate_files, violations
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.clean_onnx import describe_onnx

@@ -1,4 +1,4 @@
-"""What the forward pass of a training batch moves, so that it can be put back."""
+"""Snapshot and restore buffers and batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StillBuffers"]
 
 
 class StillBuffers:
-    """Copies of buffers and batch-norm statistics of networks, one concatenation a batch for the vectors among them.
+    """Snapshot of buffers and batch-norm statistics, one concatenation a batch.
 
     The grid of a quantiser belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
     but not probed. A buffer that holds no memory yet (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
@@ -30,7 +30,7 @@ class StillBuffers:
         self._joined: list[tuple[list[Tensor], Tensor]] = []
 
     def follow(self, network: Layer) -> None:
-        """Take in the buffers of ``network``."""
+        """Add the buffers of ``network``."""
         for layer in network.sublayers(include_self=True):
             if isinstance(layer, Switched):
                 continue
@@ -44,7 +44,7 @@ class StillBuffers:
 
     @paddle.no_grad()
     def keep(self) -> None:
-        """Copy the buffers as they are now."""
+        """Copy the buffers."""
         groups = self._filled_vectors()
         self._joined = [(group, paddle.concat(group)) for group in groups]
         others = _filled([*self._others.values(), *self._infinite.values()])
@@ -52,20 +52,20 @@ class StillBuffers:
 
     @paddle.no_grad()
     def probes(self) -> list[Tensor]:
-        """Return scalars that are 0 while every buffer that was finite still is, NaN otherwise."""
+        """Return scalars that are NaN where a finite buffer became non-finite, else 0."""
         held = [paddle.concat(group) for group in self._filled_vectors()]
         others = _filled(self._others.values())
         return [x.astype("float32").sum() * 0 for x in [*held, *others] if x.is_floating_point()]
 
     @paddle.no_grad()
     def broken(self) -> list[Tensor]:
-        """Return the buffers that were finite and are not any more, looked at one by one."""
+        """Return the buffers that became non-finite."""
         held = [*(x for group in self._vectors.values() for x in group.values()), *self._others.values()]
         return [x for x in held if x.is_floating_point() and x.size and not bool(paddle.isfinite(x).all())]
 
     @paddle.no_grad()
     def put_back(self) -> None:
-        """Give the buffers the values of the last `keep`."""
+        """Restore the buffers of the last `keep`."""
         for group, joined in self._joined:
             for buffer, value in zip(group, paddle.split(joined, [b.shape[0] for b in group]), strict=True):
                 buffer.set_value(value)

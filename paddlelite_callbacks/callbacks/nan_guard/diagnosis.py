@@ -1,4 +1,4 @@
-"""Where a loss that is not finite comes from; looked for only once it has happened."""
+"""Locate the source of a non-finite loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Finding:
-    """One place with values that are not finite.
+    """One tensor, array or loss term with non-finite values.
 
     Args:
         name: of the place.
@@ -40,7 +40,7 @@ class Finding:
 
 
 def not_finite(name: str, values: Any) -> list[Finding]:
-    """Return which of the tensors and arrays in ``values`` hold NaN or infinite values.
+    """Return the tensors and arrays in ``values`` that hold NaN or Inf.
 
     Args:
         name: of ``values`` as a whole.
@@ -58,13 +58,13 @@ def not_finite(name: str, values: Any) -> list[Finding]:
 
 
 def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
-    """Return the tensors and arrays of one batch: ``values`` itself, or those in a list."""
+    """Return the tensors and arrays in ``values``."""
     items = values if isinstance(values, (list, tuple)) else [values]
     return [item for item in items if isinstance(item, (Tensor, np.ndarray))]
 
 
 def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return a scalar per floating tensor: 0 if all of it is finite, NaN otherwise; nothing waits for the device.
+    """Return a scalar per floating tensor: 0 if all of it is finite, else NaN.
 
     Args:
         tensors: of any type; those of integers are passed over.
@@ -73,12 +73,12 @@ def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether every value of ``x`` is finite, looked at one by one in its own type."""
+    """Return whether every value of ``x`` is finite, in its own type."""
     return not x.is_floating_point() or x.size == 0 or bool(paddle.isfinite(_comparable(x)).all())
 
 
 def host_is_finite(values: Sequence[Any]) -> bool:
-    """Whether the arrays among ``values``, which are on the host, are finite.
+    """Return whether the NumPy arrays among ``values`` are finite.
 
     Args:
         values: of a batch; tensors among them are passed over.
@@ -88,7 +88,7 @@ def host_is_finite(values: Sequence[Any]) -> bool:
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:
-    """Return which weights of ``network`` are not finite, see `broken_tensors`.
+    """Return the non-finite weights of ``network``.
 
     Args:
         name: of ``network``, for messages.

@@ -1,4 +1,4 @@
-"""A batch whose loss is NaN or infinite stops the training, or is left out, before it touches a weight."""
+"""Stop at, or skip, a batch with a non-finite loss before it changes a weight."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.batch_state import BatchState
 from paddlelite_callbacks.callbacks.nan_guard.buffer_snapshot import StillBuffers
 from paddlelite_callbacks.callbacks.nan_guard.diagnosis import (
     Finding,
@@ -24,7 +25,7 @@ from paddlelite_callbacks.callbacks.nan_guard.diagnosis import (
     zero_times,
 )
 from paddlelite_callbacks.errors import NonFiniteLossError
-from paddlelite_callbacks.hapi import LossFunction, SkipBatch, prepared_optimizer, replaced_loss, skippable_batches
+from paddlelite_callbacks.hapi import SkipBatch, prepared_optimizer, skippable_batches
 from paddlelite_callbacks.utils.distributed import several_ranks
 
 __all__ = ["FIGURE", "ON_NAN", "NaNGuard", "agreed_policy", "checked_policy"]
@@ -36,11 +37,11 @@ _SPOKEN = 3  # skips that are logged one by one
 
 
 class NaNGuard:
-    """Looks at each batch's loss before the backward pass: one number is read from the device, as hapi does behind it.
+    """Check each batch's loss before the backward pass, reading one number.
 
     A ReLU turns NaN into 0, so the loss may stay finite where the gradients do not: the sum that is read holds zero
-    times the inputs, the batch-norm statistics and the alphas, too. What a batch computed is noted by name as
-    references, and looked through only when that sum is not finite. Batch-norm statistics, which the forward pass
+    times the inputs, the batch-norm statistics and the alphas, too. What a batch computed is in its `BatchState`,
+    and looked through only when that sum is not finite. Batch-norm statistics, which the forward pass
     moves, are put back for such a batch.
 
     Args:
@@ -61,41 +62,21 @@ class NaNGuard:
         self._networks: dict[str, Layer] = {"the network": model.network}
         self._others: dict[str, Layer] = {}
         self._probes: list[Tensor] = []
-        self._values: dict[str, Tensor] = {}
-        self._terms: dict[str, tuple[Tensor, str]] = {}
-        self._losses: list[Tensor] = []
-        self._causes: dict[str, Any] = {}
         self._buffers = StillBuffers()
 
     def watch(self, name: str, network: Layer, *, trained: bool = True) -> None:
-        """Look into ``network``, too, when the loss is not finite; keep the statistics of one that is trained clean."""
+        """Include ``network`` in diagnoses; restore the statistics of a trained one."""
         (self._networks if trained else self._others)[name] = network
         if trained:
             self._buffers.follow(network)
 
     def probe(self, values: Sequence[Tensor]) -> None:
-        """Look at these parameters with each batch, besides the loss: a ReLU may swallow the NaN that they make."""
+        """Check these parameters with each batch: a ReLU may hide the NaN they cause."""
         self._probes = list(values)
-
-    def note_term(self, name: str, value: Tensor, what: str = "") -> None:
-        """Note a part of the loss; ``what`` is what it compares."""
-        if self.policy != "ignore":
-            self._terms[name] = (value, what)
-
-    def note_loss(self, name: str, value: Tensor) -> None:
-        """Note a part of the loss that is minimised beside the model's own."""
-        self.note_term(name, value)
-        if self.policy != "ignore":
-            self._losses.append(value)
-
-    def note_cause(self, name: str, values: Any) -> None:
-        """Note what the loss was made from: tensors, lists or dictionaries of them."""
-        if self.policy != "ignore":
-            self._causes[name] = values
 
     @paddle.no_grad()
     def check_weights(self) -> None:
-        """Look at the weights at the end of an epoch, before hapi saves them: a gradient may have broken them unseen.
+        """Check the weights at the end of an epoch, before hapi saves them.
 
         Raises:
             NonFiniteLossError: names those that are not finite.
@@ -117,7 +98,7 @@ class NaNGuard:
         )
 
     def notes(self) -> list[str]:
-        """Return what a report should say of the batches that were left out."""
+        """Return the report's notes on skipped batches."""
         if not self.skipped:
             return []
         (epoch, batch), count = self.skipped[0], len(self.skipped)
@@ -136,17 +117,11 @@ class NaNGuard:
             return
         self._buffers.follow(self.model.network)
         self._refuse_broken()
-        with (
-            replaced_loss(self.model, self._examined),
-            skippable_batches(self.model, before=self._begin, skipped=skipped),
-        ):
-            try:
-                yield
-            finally:
-                self._forget()
+        with skippable_batches(self.model, before=lambda *_: self._buffers.keep(), skipped=skipped):
+            yield
 
     def _refuse_broken(self) -> None:
-        """Refuse weights that are not finite before training begins."""
+        """Check that all weights are finite before training."""
         networks = {**self._networks, **self._others}
         broken = [found.text for name, network in networks.items() for found in broken_state(name, network)]
         if broken:
@@ -155,29 +130,24 @@ class NaNGuard:
                 "in all). A network must have finite weights to be trained or to teach: load another checkpoint."
             )
 
-    def _begin(self, inputs: Any, labels: Any) -> None:
-        self._forget()
-        self._causes = {"input": inputs, "label": labels}
-        self._buffers.keep()
+    def examine(self, parts: list[Tensor], batch: BatchState, outputs: Sequence[Any]) -> None:
+        """Raise if the loss of a training batch is not finite, with the batch undone.
 
-    def _forget(self) -> None:
-        self._terms, self._causes, self._losses = {}, {}, []
+        Args:
+            parts: of the loss.
+            batch: what it was made from; emptied before an exception.
+            outputs: of the network, as the loss was given them.
 
-    def _examined(self, task_loss: LossFunction) -> LossFunction:
-        def loss(*outputs_and_labels: Any) -> Any:
-            result = task_loss(*outputs_and_labels)
-            if self.model.mode == "train" and self.model.network.training:
-                parts = list(result) if isinstance(result, (list, tuple)) else [result]
-                if not self._finite(parts):
-                    self._leave(parts, outputs_and_labels)
-                self._forget()
-            return result
+        Raises:
+            NonFiniteLossError: names the terms and where they come from.
+            SkipBatch: the batch is to be left out.
+        """
+        if self.policy != "ignore" and not self._finite(parts, batch):
+            self._leave(parts, batch, outputs)
 
-        return loss
-
-    def _finite(self, parts: list[Tensor]) -> bool:
-        """Read one number, and look closer where it is not finite; of several processes, all say the same."""
-        good = math.isfinite(float(self._sum(parts))) or self._each_finite(parts)
+    def _finite(self, parts: list[Tensor], batch: BatchState) -> bool:
+        """Return whether the batch is finite, equally on all ranks."""
+        good = math.isfinite(float(self._sum(parts, batch))) or self._each_finite(parts, batch)
         if several_ranks():
             flag = paddle.to_tensor([float(good)], dtype="float32")
             paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
@@ -185,10 +155,10 @@ class NaNGuard:
         return good
 
     @paddle.no_grad()
-    def _each_finite(self, parts: list[Tensor]) -> bool:
-        """Whether the batch is finite after all: a sum of large numbers may overflow where none of them is at fault."""
-        inputs = tensors_and_arrays(self._causes["input"])
-        values = [*parts, *self._losses, *self._probes, *(x for x in inputs if isinstance(x, Tensor))]
+    def _each_finite(self, parts: list[Tensor], batch: BatchState) -> bool:
+        """Return whether each part is finite, where only their sum overflowed."""
+        inputs = tensors_and_arrays(batch.inputs)
+        values = [*parts, *batch.other_losses, *self._probes, *(x for x in inputs if isinstance(x, Tensor))]
         arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
         return (
             all(is_finite(x) for x in values)
@@ -196,31 +166,31 @@ class NaNGuard:
             and not self._buffers.broken()
         )
 
-    def _sum(self, parts: list[Tensor]) -> Tensor:
-        """Return a scalar that is finite where all is; it may overflow, too."""
-        values = [part.detach().astype("float32").sum() for part in (*parts, *self._losses)]
+    def _sum(self, parts: list[Tensor], batch: BatchState) -> Tensor:
+        """Return a scalar that is non-finite if anything in the batch is."""
+        values = [part.detach().astype("float32").sum() for part in (*parts, *batch.other_losses)]
         if self._probes:
             values.append(paddle.concat([probe.detach().reshape([-1]) for probe in self._probes]).sum() * 0)
-        inputs = tensors_and_arrays(self._causes["input"])
+        inputs = tensors_and_arrays(batch.inputs)
         values += [*self._buffers.probes(), *zero_times([x for x in inputs if isinstance(x, Tensor)])]
         if not host_is_finite(inputs):
             values.append(paddle.full([], math.nan, dtype="float32"))
         return values[0] if len(values) == 1 else paddle.add_n(values)
 
     @paddle.no_grad()
-    def _leave(self, parts: list[Tensor], outputs: Sequence[Any]) -> None:
-        """Raise, with the batch's traces undone."""
+    def _leave(self, parts: list[Tensor], batch: BatchState, outputs: Sequence[Any]) -> None:
+        """Undo the batch, then raise or skip it."""
         moved = self._moved()
         self._buffers.put_back()
         broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
-        terms = self._bad_terms(parts)
+        terms = _bad_terms(parts, batch)
         still = [found for name, network in self._others.items() for found in broken_state(name, network)]
-        seen = [found for name, values in self._causes.items() for found in not_finite(name, values)]
+        seen = [found for name, values in batch.sources().items() for found in not_finite(name, values)]
         causes = [*broken, *still, *seen]
-        if not any(name.endswith("network's output") for name in self._causes):
-            causes += not_finite("the network's output", list(outputs)[: max(1, len(outputs) - self._labels())])
+        if batch.student is None:
+            causes += not_finite("the network's output", list(outputs))
         causes = causes or moved
-        self._forget()
+        batch.clear()
         message = self._message(terms, causes, broken)
         if self.policy == "raise" or broken:
             prepared_optimizer(self.model).clear_grad()
@@ -232,7 +202,7 @@ class NaNGuard:
         raise SkipBatch(parts)
 
     def _moved(self) -> list[Finding]:
-        """Return the buffers and statistics that this batch's forward pass made NaN or infinite."""
+        """Return the statistics that this batch's forward pass made non-finite."""
         wrong = {id(tensor) for tensor in self._buffers.broken()}
         named = [
             (f"{key} of {name} behind this batch", tensor)
@@ -241,29 +211,6 @@ class NaNGuard:
             if id(tensor) in wrong
         ]
         return [found for name, tensor in named for found in not_finite(name, tensor)]
-
-    def _labels(self) -> int:
-        labels = self._causes.get("label")
-        return len(labels) if isinstance(labels, (list, tuple)) else int(labels is not None)
-
-    def _bad_terms(self, parts: list[Tensor]) -> list[Finding]:
-        if not any(name.startswith("task_loss") for name in self._terms):
-            for index, part in enumerate(parts):
-                self._terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
-        bad = [
-            Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
-            for name, (value, what) in self._terms.items()
-            if not is_finite(value)
-        ]
-        return bad or self._overflows(parts)
-
-    def _overflows(self, parts: list[Tensor]) -> list[Finding]:
-        """Return a finding where the loss is not finite though none of its terms is at fault."""
-        if all(is_finite(part) for part in parts):
-            return []
-        terms = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in self._terms.items())
-        total = sum(_value(part) for part in parts)
-        return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {terms}")]
 
     def _message(self, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
         where = f"epoch {self.epoch}, batch {self.batch} (both counted from 0)"
@@ -279,6 +226,28 @@ class NaNGuard:
         traced = "; ".join(cause.text for cause in causes[:6]) or nothing
         more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
         return f"{what} It comes from {traced}{more}. {_remedy(causes, broken, overflow=overflow)}"
+
+
+def _bad_terms(parts: list[Tensor], batch: BatchState) -> list[Finding]:
+    terms = dict(batch.terms)
+    if not any(name.startswith("task_loss") for name in terms):
+        for index, part in enumerate(parts):
+            terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
+    bad = [
+        Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
+        for name, (value, what) in terms.items()
+        if not is_finite(value)
+    ]
+    return bad or _overflows(parts, terms)
+
+
+def _overflows(parts: list[Tensor], terms: Mapping[str, tuple[Tensor, str]]) -> list[Finding]:
+    """Return a finding where finite terms sum to a non-finite loss."""
+    if all(is_finite(part) for part in parts):
+        return []
+    finite = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in terms.items())
+    total = sum(_value(part) for part in parts)
+    return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {finite}")]
 
 
 def _value(value: Tensor) -> float:
@@ -307,7 +276,7 @@ ON_NAN = ("raise", "skip", "ignore")
 
 
 def checked_policy(on_nan: str | None) -> str | None:
-    """Return ``on_nan`` where it is allowed.
+    """Validate ``on_nan``.
 
     Raises:
         ValueError: it is not.
@@ -321,7 +290,7 @@ def checked_policy(on_nan: str | None) -> str | None:
 
 
 def agreed_policy(wishes: Mapping[str, str | None]) -> str:
-    """Return what one ``fit`` does, from what its callbacks want.
+    """Return the one ``on_nan`` policy of all callbacks of a ``fit``.
 
     Args:
         wishes: ``on_nan`` by the callback's class; empty if none of them guards.

@@ -1,4 +1,4 @@
-"""`PACTQuantCallback`: the shell around quantisation-aware training."""
+"""`PACTQuantCallback`: quantisation-aware training inside ``fit``."""
 
 from __future__ import annotations
 
@@ -113,11 +113,16 @@ class PACTQuantCallback(ScopedCallback):
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTQuantCallback:
-        """Take the guide's dictionary as it stands, see `fields_of_guide`; ``changes`` are fields that override it."""
+        """Build from the guide's dictionary, see `fields_of_guide`.
+
+        ``changes`` are fields that override it.
+
+        ``changes`` are fields that override it.
+        """
         return cls(PACTConfig.from_guide(mapping, **changes))
 
     def check(self) -> None:
-        """Refuse mixed precision, networks without a layer to convert, and a start that is never reached."""
+        """Validate mixed precision, convertible layers and ``start_epoch``."""
         super().check()
         if amp_level(self.model) != "O0":
             raise ValueError(
@@ -144,13 +149,13 @@ class PACTQuantCallback(ScopedCallback):
             )
 
     def _noise(self) -> list[Tensor] | None:
-        """Return noise of the shape of the network's inputs, where it is known before the first batch."""
+        """Return noise in the shape of the inputs, where it is known."""
         with same_random_streams():
             specs = input_specs(self.model, self.session.data)
         return None if specs is None else noise([([2, *shape[1:]], dtype) for shape, dtype in specs])
 
     def convert(self, scope: ExitStack) -> None:
-        """Convert the layers and let the optimizer train their alphas."""
+        """Convert layers and register their alphas with the optimizer."""
         network, optimizer = self.model.network, prepared_optimizer(self.model)
         self._trained, self._named_idle, self._epoch, self.diagnosis = False, False, 0, None
         undo = prepare_pact_(network, self.config, inputs=self._inputs)
@@ -167,7 +172,7 @@ class PACTQuantCallback(ScopedCallback):
             scope.callback(switch_quantisers_, network, True)
 
     def attach(self, scope: ExitStack) -> None:
-        """Follow the schedule of batch-norm statistics and scales."""
+        """Start the schedule of batch-norm statistics and scales."""
         network = self.model.network
         self.session.guard.probe(trained_scales(network))
         if self.config.freeze_bn_after is not None:
@@ -179,7 +184,7 @@ class PACTQuantCallback(ScopedCallback):
             self._freeze_scales()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Move along the schedule (called by hapi)."""
+        """Advance the schedule (called by hapi)."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if self.config.start_epoch and epoch == self.config.start_epoch:
@@ -187,7 +192,7 @@ class PACTQuantCallback(ScopedCallback):
         self._freeze_scales()
 
     def after_batch(self, updated: bool) -> None:
-        """Behind the first quantised batch: name the layers that were converted but did not run."""
+        """After the first quantised batch, name converted layers that did not run."""
         first, self._trained = not self._trained, True
         if self.config.start_epoch > self._epoch or not (first or self._epoch == self.config.start_epoch > 0):
             return
@@ -200,16 +205,16 @@ class PACTQuantCallback(ScopedCallback):
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
 
     def after_skipped(self, updated: bool) -> None:
-        """A batch that was left out is no first batch."""
+        """Do nothing: a skipped batch is no first batch."""
         if updated:
             self.after_batch(updated)
 
     def finish(self) -> None:
-        """Diagnose, where data were given for it."""
+        """Diagnose the metric's drop, if evaluation data were given."""
         self.notes()
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a report of this ``fit`` should say: the diagnosis, made when first asked for."""
+        """Return the report's notes: the diagnosis, made on first use."""
         left = unquantized_lines(self.unquantized) if self._trained else ()
         if self.evaluate_on is None or not self._trained:
             return left
@@ -220,7 +225,7 @@ class PACTQuantCallback(ScopedCallback):
         return (*left, *self.diagnosis.lines())
 
     def find_skips(self, budget: float, *, most: int = 5) -> list[str]:
-        """Return the layers to leave in fp32 (``skip``) so that the drop of the metric is at most ``budget``.
+        """Return layers to leave in fp32 (``skip``) for a drop of at most ``budget``.
 
         Args:
             budget: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.
@@ -238,7 +243,7 @@ class PACTQuantCallback(ScopedCallback):
         return find_skips(network, lambda: score_of(self.model, self.evaluate_on, self.mode), budget=budget, most=most)
 
     def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
-        """Average the alphas' gradients over the processes: hapi's ``DataParallel`` was made before and ignores them.
+        """Average the alphas' gradients over ranks; hapi's ``DataParallel`` ignores them.
 
         LSQ divides the gradient of an activation's step by the root of the number of values in the batch, of which
         each process sees its share.

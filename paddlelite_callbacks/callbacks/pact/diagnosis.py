@@ -1,4 +1,4 @@
-"""What quantisation cost: the metric in fp32, fake-quantised and of the real int8 file, and the layers that cost it."""
+"""Diagnose quantisation: metrics in fp32, fake-quantised and int8, and culprits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BATCH, _FEW, _TRIED = 32, 2, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The cost of quantisation.
+    """Metric before and after quantisation, and the layers that cost most.
 
     Args:
         metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given.
@@ -56,18 +56,18 @@ class Diagnosis:
 
     @property
     def drop(self) -> float:
-        """Loss of the real file (of the fake-quantised network where there is none), as a share of ``fp32``."""
+        """Return the drop of the int8 file (or of the fake-quantised network), as a share."""
         shipped = self.fake_quant if self.int8 is None else self.int8
         lost = self.fp32 - shipped if self.higher_is_better else shipped - self.fp32
         return lost / max(abs(self.fp32), 1e-12)
 
     @property
     def too_much(self) -> bool:
-        """Whether the drop is beyond the allowed one."""
+        """Return whether the drop exceeds the allowed one."""
         return self.drop > self.allowed_drop
 
     def lines(self) -> tuple[str, ...]:
-        """Return it in words, for a report."""
+        """Return the diagnosis as lines for a report."""
         real = f"{self.int8:.4f} ({self.engine})" if self.int8 is not None else f"not measured ({self.engine})"
         lines = [
             f"{self.metric}: fp32 {self.fp32:.4f}, fake-quantised {self.fake_quant:.4f}, int8 file {real}; drop "
@@ -85,7 +85,7 @@ class Diagnosis:
 
 
 def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
-    """Evaluate ``model`` in fp32, fake-quantised and as an int8 file; look for culprits where the drop is too large.
+    """Evaluate fp32, fake-quantised and int8, and search culprits if the drop is large.
 
     Args:
         model: prepared, with a quantised network; not changed.
@@ -125,7 +125,7 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode
 
 
 def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
-    """Return the first metric of ``model.evaluate`` and its value; the loss where there is none.
+    """Return name and value of the first metric of ``model.evaluate``, or the loss.
 
     Args:
         model: prepared.
@@ -151,7 +151,7 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
 
 
 def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
-    """Return what `metric_of` does, negated where the smaller figure is the better one: the higher, the better.
+    """Return the metric with a sign such that higher is better.
 
     Args:
         model: see `metric_of`.
@@ -164,7 +164,7 @@ def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
 
 @contextmanager
 def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
-    """Give a list that fills with the inputs of the first few batches that ``network`` runs inside the block."""
+    """Collect the inputs of the first batches that ``network`` runs in the block."""
     seen: list[list[paddle.Tensor]] = []
 
     def keep(_: Layer, inputs: Sequence[paddle.Tensor]) -> None:
@@ -179,7 +179,7 @@ def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
 
 
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
-    """Return the metric of the exported int8 file and the engine that ran it, or ``None`` and why not."""
+    """Return the metric of the exported int8 file and its engine, or why there is none."""
     from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
     from paddlelite_callbacks.export.variants import export_forms
 

@@ -1,4 +1,4 @@
-"""Feature distillation that learns which of the student's layers listens to which of the teacher's."""
+"""Feature distillation with learnt links between layers (AFD)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AttentionFeatureLoss(Layer):
         self.bilinear = Linear(width, width, bias_attr=False)
 
     def prepare_for(self, student: Sequence[list[int]], teacher: Sequence[list[int]]) -> None:
-        """Make the parameters for features of these shapes; does nothing a second time.
+        """Make the parameters for these feature shapes, once.
 
         Raises:
             ValueError: a feature that is no map ``[N, C, H, W]``.

@@ -10,10 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from paddlelite_callbacks.errors import near_names
-
 __all__ = [
-    "LOSSES",
     "DistillLoss",
     "bce",
     "check_temperature",
@@ -26,10 +23,8 @@ __all__ = [
     "l1",
     "loss_for_task",
     "mse",
-    "named_loss",
     "same_shape",
     "smooth_l1",
-    "sum_over_outputs",
 ]
 
 DistillLoss = Callable[[Tensor, Tensor], Tensor]
@@ -123,39 +118,6 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
     return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "kl": kl,
-    "jsdiv": jsdiv,
-    "mse": mse,
-    "l2": mse,
-    "l1": l1,
-    "smooth_l1": smooth_l1,
-}
-
-_TEMPERED = ("kl", "jsdiv")
-
-
-def named_loss(name: str, *, temperature: float | None = None) -> DistillLoss:
-    """Return the loss ``name`` of `LOSSES` (case does not matter: the guide writes ``JSDIV``).
-
-    Args:
-        name: a key of `LOSSES`.
-        temperature: for ``kl`` and ``jsdiv``; ``None`` takes the loss's own default.
-
-    Raises:
-        ValueError: no such loss, a temperature that is not positive, or one for a loss that has none.
-    """
-    key = name.lower()
-    if key not in LOSSES:
-        raise ValueError(f"No distillation loss {name!r}; near names: {near_names(key, LOSSES)}, or pass a callable.")
-    if temperature is None:
-        return LOSSES[key]
-    if key not in _TEMPERED:
-        raise ValueError(f"The loss {key!r} has no temperature; only {list(_TEMPERED)} have. Leave it out.")
-    check_temperature(temperature)
-    return lambda student, teacher: LOSSES[key](student, teacher, temperature=temperature)
-
-
 def loss_for_task(task_loss: Any) -> str:
     """Choose by the task's loss: ``kl`` for classes, ``bce`` for independent labels, ``mse`` for regressions.
 
@@ -177,26 +139,6 @@ def loss_for_task(task_loss: Any) -> str:
         "labels an image, loss='mse' (or 'l1', 'smooth_l1') for regressions, or a callable (student, teacher) -> "
         "scalar."
     )
-
-
-def sum_over_outputs(loss: DistillLoss, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum ``loss`` over pairs of outputs in their order.
-
-    Args:
-        loss: of one pair.
-        student: the student's outputs.
-        teacher: the teacher's, as many.
-
-    Raises:
-        ValueError: the networks give different numbers of outputs.
-    """
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"The student gives {len(student)} outputs {_shapes(student)}, the teacher {len(teacher)} "
-            f"{_shapes(teacher)}: distillation pairs them in order, so the numbers must be equal. Give lists of the "
-            "same length, or the pairs that you want."
-        )
-    return paddle.add_n([loss(s, t) for s, t in zip(student, teacher, strict=True)])
 
 
 def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
@@ -264,10 +206,6 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(
             f"temperature must be positive, got {temperature!r}: a finite number, or None for the loss's own default."
         )
-
-
-def _shapes(outputs: Sequence[Tensor]) -> list[list[int]]:
-    return [list(output.shape) for output in outputs]
 
 
 _TINY = 1e-12

@@ -1,4 +1,4 @@
-"""All distillation losses by name, and what each needs beside the two tensors.
+"""Registry of distillation losses and what each needs.
 
 ============= ============================================================ =========== ==============================
 name          compares                                                     temperature outputs or features
@@ -42,7 +42,7 @@ AnyLoss = Callable[..., Tensor]  # (student, teacher) or (student, teacher, labe
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """One loss and its needs.
+    """A loss function and its requirements.
 
     Args:
         function: ``(student, teacher) -> scalar``, or with a third argument where ``label`` is given.
@@ -87,7 +87,7 @@ LOSSES: dict[str, LossSpec] = {
 
 
 def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int | None = None) -> LossSpec:
-    """Return what `LOSSES` says of the name ``loss`` (case does not matter), or a spec for a callable.
+    """Return the registry entry of a name, or a spec for a callable.
 
     Args:
         loss: a key of `LOSSES`, or a callable (also a ``paddle.nn.Layer``) ``(student, teacher[, label]) -> scalar``.
