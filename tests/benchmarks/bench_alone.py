@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from growth import CALLS, Alone

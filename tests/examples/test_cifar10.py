@@ -1,0 +1,264 @@
+"""The CIFAR-10 ladder: its data against a loop by hand, its trainings after a kill, its tables, the whole command."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import paddle
+import pytest
+from installed import needs
+from PIL import Image
+from places import ROOT
+
+SCRIPTS = ROOT / "examples" / "cifar10"
+sys.path.insert(0, str(SCRIPTS))
+
+import data  # noqa: E402
+import networks  # noqa: E402
+import table  # noqa: E402
+import training  # noqa: E402
+
+
+def windows(image, crop, *, mirrored):
+    """All crops of one normalised picture, by hand."""
+    padded = np.stack([np.pad(channel, crop, mode="reflect") for channel in image])
+    side = image.shape[1]
+    found = [padded[:, i : i + side, j : j + side] for i in range(2 * crop + 1) for j in range(2 * crop + 1)]
+    return [window[:, :, ::-1] if mirrored else window for window in found]
+
+
+def test_batches_are_crops_mirrored_in_every_other_epoch():
+    pictures = data.Pictures(np.random.default_rng(0).integers(0, 256, [20, 3, 8, 8], "uint8"), np.arange(20))
+    batches = data.Batches(pictures, 6, seed=3, crop=1)
+    whole = (pictures.images - np.array(data.MEAN).reshape(3, 1, 1)) / np.array(data.STD).reshape(3, 1, 1)
+    sides, seen = {}, []
+    for epoch in (0, 1):
+        batches.epoch = epoch
+        for images, labels in batches:
+            assert (images.dtype, images.shape) == (np.float32, (6, 3, 8, 8))
+            for image, label in zip(images, labels, strict=True):
+                fits = [
+                    mirrored
+                    for mirrored in (False, True)
+                    if any(np.allclose(image, w, atol=1e-5) for w in windows(whole[label], 1, mirrored=mirrored))
+                ]
+                assert len(fits) == 1
+                sides[epoch, int(label)] = fits[0]
+        seen.append([int(label) for _, labels in batches for label in labels])
+    assert all(len(set(order)) == 18 for order in seen)  # no picture twice, 2 of 20 left over
+    assert seen[0] != seen[1]
+    both = [label for label in range(20) if (0, label) in sides and (1, label) in sides]
+    assert all(sides[0, label] != sides[1, label] for label in both)
+    assert {sides[0, label] for label in both} == {False, True}
+
+
+def test_batches_of_an_epoch_are_the_same_whatever_was_read_before():
+    pictures = data.drawn(64, seed=0)
+    first, second = data.Batches(pictures, 16, seed=1, cutout=6), data.Batches(pictures, 16, seed=1, cutout=6)
+    list(first)
+    first.epoch = second.epoch = 2
+    for (a, labels), (b, same) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(labels, same)
+    with pytest.raises(ValueError, match="64 pictures make no batch of 65"):
+        data.Batches(pictures, 65, seed=0)
+
+
+def test_cutout_blanks_one_square():
+    pictures = data.Pictures(np.full([4, 3, 32, 32], 255, "uint8"), np.zeros(4, "int64"))
+    for image in next(iter(data.Batches(pictures, 4, seed=0, cutout=10)))[0]:
+        rows, columns = (np.nonzero((image == 0).any(axis=(0, axis)))[0] for axis in (2, 1))
+        assert (len(rows), len(columns)) == (10, 10)
+        assert (image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 0).all()
+        assert (image == 0).sum() == 300
+
+
+def archive(path, images, labels):
+    """A file as the makers of CIFAR-10 hand it out."""
+    parts = {f"data_batch_{k + 1}": slice(10 * k, 10 * k + 10) for k in range(5)} | {"test_batch": slice(50, 60)}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, part in parts.items():
+            held = {b"data": images[part].reshape(-1, 3072), b"labels": labels[part].tolist()}
+            content = pickle.dumps(held, protocol=2)
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def test_archive_and_folder_give_the_same_pictures_from_the_cache_too(tmp_path):
+    pictures = data.drawn(60, seed=5)
+    archive(tmp_path / "cifar.tar.gz", pictures.images, pictures.labels)
+    for k, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+        folder = tmp_path / "images" / ("test" if k >= 50 else "train") / data.CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{k:02d}.png")
+    sources = {"archive": tmp_path / "cifar.tar.gz", "folder": tmp_path / "images"}
+    for name, path in sources.items():
+        for _ in ("read", "from the cache"):
+            given = {"archive": None, "folder": None, name: path}
+            train, test = data.load(**given, cache=tmp_path / "cache")
+            assert (len(train), len(test), train.labels.dtype) == (50, 10, np.int64)
+            for part, own in ((train, slice(0, 50)), (test, slice(50, 60))):
+                order, mine = np.lexsort(part.images.reshape(len(part), -1).T), pictures.part(own)
+                other = np.lexsort(mine.images.reshape(len(mine), -1).T)
+                np.testing.assert_array_equal(part.images[order], mine.images[other])
+                np.testing.assert_array_equal(part.labels[order], mine.labels[other])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    with pytest.raises(SystemExit, match="Give either --data"):
+        data.load(archive=None, folder=None, cache=tmp_path)
+    with pytest.raises(SystemExit, match="There is no"):
+        data.load(archive=tmp_path / "none", folder=None, cache=tmp_path)
+    with pytest.raises(SystemExit, match="must hold 10 folders"):
+        data.load(archive=None, folder=tmp_path / "cache", cache=tmp_path)
+
+
+def test_the_pictures_held_out_are_as_many_of_each_class_and_apart():
+    train = data.drawn(200, seed=0)
+    rest, apart = data.held_out(train, 50)
+    assert (len(rest), len(apart)) == (150, 50)
+    assert np.bincount(apart.labels).tolist() == [5] * 10
+    keys = [{image.tobytes() for image in part.images} for part in (rest, apart)]
+    assert not keys[0] & keys[1]
+
+
+def test_whitened_patches_are_uncorrelated():
+    images = np.random.default_rng(0).integers(0, 256, [40, 3, 32, 32], "uint8")
+    images[:, 1] = images[:, 0] // 2 + images[:, 1] // 2  # correlated channels
+    network = networks.whiten_(networks.ResNet9((4, 4, 4)), images, least=0.0)
+    outputs = paddle.nn.functional.conv2d(paddle.to_tensor(data.normalized(images)), network.stem.weight).numpy()
+    covariance = np.cov(outputs.transpose(1, 0, 2, 3).reshape(24, -1)[:12])
+    np.testing.assert_allclose(covariance, np.eye(12), atol=1e-3)
+    np.testing.assert_allclose(outputs[:, 12:], -outputs[:, :12], atol=1e-5)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(paddle.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_batch_end(self, step, logs=None):
+        if step == 1 and self.epoch == 0:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch -= 1
+
+
+def trained(folder, *callbacks, cutout=4):
+    """Train in a process's own way: the names of parameters count from 0."""
+    with paddle.utils.unique_name.guard():
+        paddle.seed(7)
+        network = networks.whiten_(networks.ResNet9((4, 8, 8)), data.drawn(64, seed=0).images)
+        recipe = training.Recipe(epochs=3, batch=16, cutout=cutout)
+        training.fit(network, data.drawn(64, seed=0), recipe, folder, seed=5, callbacks=callbacks)
+    return {key: value.numpy() for key, value in network.state_dict().items()}
+
+
+def test_a_training_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path):
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", KillAt(2))
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+    again = trained(tmp_path / "killed")
+    for key, value in whole.items():
+        np.testing.assert_array_equal(again[key], value, err_msg=key)
+    last = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("whole", "killed")]
+    assert last[0]["loss"] == last[1]["loss"]
+    finished = trained(tmp_path / "killed")
+    np.testing.assert_array_equal(finished["fc.weight"], whole["fc.weight"])
+    with pytest.raises(SystemExit, match="give the same options, or remove"):
+        trained(tmp_path / "killed", cutout=5)
+
+
+def test_the_rate_rises_and_falls_to_zero():
+    at = training.Recipe(epochs=1, warmup=0.25).rate_at(40)
+    values = [at(step) for step in range(41)]
+    assert values[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(values) == values[9] == values[10] == 1
+    assert values[25] == pytest.approx(0.5)
+    assert values[40] == 0
+
+
+def line(rung, seed, accuracy, *, int8=None, failed=()):
+    files = {"model.onnx on openvino": accuracy, "model.onnx on onnxruntime": accuracy + 0.01}
+    precision = "fp32" if int8 is None else "int8"
+    if int8 is not None:
+        files |= {"model.int8.onnx on openvino": int8, "model.int8.onnx on onnxruntime": int8 + 0.02}
+    return {
+        "rung": rung, "seed": seed, "light": None if rung == "teacher" else "lcnet", "holdout": False,
+        "accuracy": accuracy, "recipe": {"epochs": 4}, "files": {**files, "model.json on paddle": "no such engine"},
+        "failed": dict.fromkeys(failed, "differs"), "parameters": 250_000, "cpu": "a CPU",
+        "size_mb": {f"{precision} paddle": 1.1, f"{precision} onnx": 1.0},
+    }  # fmt: skip
+
+
+def test_gains_are_paired_by_seed_and_on_the_worst_engine_of_the_right_precision():
+    lines = [line("teacher", 0, 0.93), *(line("light", s, 0.80 + s / 100) for s in (0, 1, 2))]
+    lines += [line("kl+pact", s, 0.85 + s / 100, int8=0.84 + s / 100) for s in (2, 0)]
+    text = table.markdown(lines)
+    assert "| kl+pact, int8 file, against light | +4.00 ± 0.00 | 2 |" in text
+    assert "| kl+pact, int8 file, against its own weights in fp32 | -1.00 ± 0.00 | 2 |" in text
+    assert "kl against light" not in text
+    half = 4.303 * np.std([0.80, 0.81, 0.82], ddof=1) / np.sqrt(3)
+    assert f"| light | 3 | 4 | 81.00 ± {100 * half:.2f} | 81.00 ± {100 * half:.2f} |" in text
+    assert table.file_accuracy(line("kl+pact", 0, 0.8, int8=0.7, failed=["int8 openvino"]), "int8") == 0.72
+    assert np.isnan(table.file_accuracy(line("light", 0, 0.8), "int8"))
+
+
+@pytest.mark.slow
+@needs("paddleclas", "paddle2onnx", "onnxruntime")
+def test_the_ladder_quick(tmp_path):
+    rungs = ["teacher", "light", "kl", "kl+ptq", "kl+pact"]
+    command = [sys.executable, str(SCRIPTS / "ladder.py"), "--quick", "--out", "out", "--engines", "onnxruntime"]
+    done = subprocess.run(
+        [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=800
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    lines = [json.loads(text) for text in (tmp_path / "out" / "ladder.jsonl").read_text().splitlines()]
+    assert [entry["rung"] for entry in lines] == ["teacher", "light", "kl", "kl+ptq", "kl+pact"]
+    for entry in lines:
+        assert not entry["failed"], entry["rung"]
+        file = "model.int8.onnx" if "+" in entry["rung"] else "model.onnx"
+        assert entry["files"][f"{file} on onnxruntime"] == pytest.approx(entry["accuracy"], abs=0.04)
+    assert lines[2]["distillation"]["teacher_sha256"]
+    assert (lines[4]["pact"]["weight_bits"], lines[4]["pact"]["lr_scale"]) == (8, 1.0)
+    assert lines[4]["size_mb"]["int8 onnx"] < 0.35 * lines[1]["size_mb"]["fp32 onnx"]
+    assert (tmp_path / "out" / "logs" / "lcnet-kl-0.jsonl").is_file()
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| kl+pact (int8) | 1 | 1 |" in text
+    again = subprocess.run(
+        [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100
+    )
+    assert again.returncode == 0
+    assert "===" not in again.stdout  # all finished: nothing is run
+    assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+@pytest.mark.slow
+@needs("paddleclas")
+def test_the_ladder_goes_on_past_a_rung_that_fails(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lcnet-light-0").write_text("a file where the rung's folder has to be")
+    rungs = ["teacher", "light", "light-longer", "kl"]
+    command = [sys.executable, str(SCRIPTS / "ladder.py"), "--quick", "--out", "out", "--engines", "paddle"]
+    done = subprocess.run(
+        [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=800
+    )
+    assert done.returncode == 1, done.stdout[-1000:] + done.stderr[-2000:]
+    lines = [json.loads(text) for text in (tmp_path / "out" / "ladder.jsonl").read_text().splitlines()]
+    assert [entry["rung"] for entry in lines] == ["teacher", "kl"]
+    ended = [line for line in done.stdout.splitlines() if line.startswith("Not finished: ")]
+    assert [line.split(".")[0] for line in ended] == [f"Not finished: {n}, seed 0" for n in ("light", "light-longer")]

@@ -1,0 +1,154 @@
+"""Write every network of the catalogue in Paddle 2's format and run the files: ``sweep_legacy_programs.py RESULTS``.
+
+For the maintainer; hours on one core. A line of JSON a network is added to RESULTS, what stands there is not done
+again. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2, which then runs every file too. With ``--work`` the
+exported programs are kept for another time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from places import HELPERS
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import paddle
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.backbone.catalogue import DATA
+from paddlelite_callbacks.backbone.registry import build
+from paddlelite_callbacks.export.legacy_program import write_legacy_program
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.nn.nested import flat_outputs
+
+CHILD = HELPERS.joinpath("paddle_child.py")
+SIZE, SECONDS = 224, 600
+ATOL, RTOL = 1e-4, 1e-3  # as the export holds its files against the network
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Build, give the batch norms statistics of the picture, export; keep what comes out."""
+    if (folder / "ok").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    paddle.seed(0)
+    network, x = build(name), paddle.rand([2, 3, SIZE, SIZE])
+    settle_(network, x)
+    network.eval()
+    with paddle.no_grad():
+        outputs = [one.numpy() for one in flat_outputs(network(x))]
+    export_paddle(network, folder, input_spec=[InputSpec([None, 3, SIZE, SIZE], name="x0")])
+    np.savez(folder / "io.npz", x=x.numpy(), **{f"y{i}": value for i, value in enumerate(outputs)})
+    (folder / "ok").write_text("ok")
+
+
+def convert(folder: Path) -> dict:
+    """Write the pair; returns its bytes."""
+    program, parameters = write_legacy_program(folder / "model.json", folder / "model")
+    with np.load(folder / "io.npz") as file:
+        np.savez(folder / "inputs.npz", x0=file["x"])
+    return {"pdmodel": program.stat().st_size, "pdiparams": parameters.stat().st_size}
+
+
+def compare(folder: Path) -> dict | str:
+    """Return how far what a Paddle gave is off, or its error."""
+    if (folder / "error.txt").exists():
+        return (folder / "error.txt").read_text()[-300:]
+    with np.load(folder / "io.npz") as file:
+        expected = [file[key] for key in file.files if key != "x"]
+    with np.load(folder / "outputs.npz") as file:
+        got = [file[f"y{i}"] for i in range(len(file.files))]
+    if [a.shape for a in expected] != [b.shape for b in got]:
+        return f"outputs {[b.shape for b in got]}, expected {[a.shape for a in expected]}"
+    off = max(float(np.abs(a - b).max()) for a, b in zip(expected, got, strict=True))
+    largest = max(float(np.abs(a).max()) for a in expected)
+    return {"off": off, "of": largest, "passed": off <= ATOL + RTOL * largest}
+
+
+def _child(name: str, folder: str, sender) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        prepare(name, Path(folder))
+        sender.send(convert(Path(folder)))
+    except Exception as error:
+        sender.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"})
+
+
+def _converted(name: str, folder: Path) -> dict:
+    """Build, export and convert in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(name, str(folder), sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else {"error": f"took longer than {SECONDS} s"}
+    except EOFError:
+        return {"error": "the process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(batch: dict[str, tuple[Path, dict]], pythons: dict[str, str]) -> None:
+    """Run what was converted with each Paddle, one process for all, and note what comes out."""
+    for version, python in pythons.items():
+        waiting = [str(folder) for folder, noted in batch.values() if "error" not in noted]
+        while waiting:
+            subprocess.run([python, str(CHILD), *waiting], check=False, capture_output=True)
+            died = [i for i, f in enumerate(waiting) if _said(Path(f)) == "the process died"]
+            waiting = waiting[died[0] + 1 :] if died else []
+        for folder, noted in batch.values():
+            if "error" not in noted:
+                noted[version] = compare(folder)
+
+
+def _said(folder: Path) -> str | None:
+    return (folder / "error.txt").read_text() if (folder / "error.txt").exists() else None
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--work", type=Path, help="folder to keep the exported programs in")
+    parser.add_argument("--kept", action="store_true", help="only what is in --work already")
+    parser.add_argument("--millions", type=float, default=1e9, help="leave out networks with more parameters")
+    parser.add_argument("--batch", type=int, default=8, help="networks at a time (default 8)")
+    options = parser.parse_args()
+    pythons = {"3.3.1": sys.executable}
+    if os.environ.get("PADDLE_2_PYTHON"):
+        pythons["2.6.2"] = os.environ["PADDLE_2_PYTHON"]
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    done = {json.loads(line)["name"] for line in lines}
+    entries = json.loads(DATA.read_text(encoding="utf-8"))["backbones"]
+    names = [
+        entry["name"]
+        for entry in sorted(entries, key=lambda entry: entry["parameters"])
+        if entry["name"] not in done
+        and entry["parameters"] <= options.millions * 1e6
+        and (not options.kept or (options.work / entry["name"] / "ok").exists())
+    ]
+    for start in range(0, len(names), options.batch):
+        with tempfile.TemporaryDirectory() as home:
+            batch = {}
+            for name in names[start : start + options.batch]:
+                folder = (options.work or Path(home)) / name
+                batch[name] = folder, _converted(name, folder)
+            _run(batch, pythons)
+            with options.results.open("a") as file:
+                file.writelines(json.dumps({"name": name, **noted}) + "\n" for name, (_, noted) in batch.items())
+
+
+if __name__ == "__main__":
+    main()
