@@ -15,7 +15,6 @@ from places import ROOT
 
 import paddlelite_callbacks
 
-ROOT = ROOT
 PACKAGE = ROOT / "paddlelite_callbacks"
 HEAVY = ("paddleclas", "paddleslim", "onnx", "onnxruntime", "openvino", "paddle2onnx", "matplotlib", "cv2", "sklearn")
 

@@ -11,7 +11,6 @@ import pytest
 from installed import needs
 from places import ROOT
 
-ROOT = ROOT
 READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md")}
 
 

@@ -7,7 +7,6 @@ import re
 import pytest
 from places import ROOT
 
-ROOT = ROOT
 FILES = sorted(
     path.relative_to(ROOT)
     for path in ROOT.rglob("*.md")
