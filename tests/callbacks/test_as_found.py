@@ -55,7 +55,10 @@ WHOLE = {
 }
 BESIDE = {
     "maintainer_tools.measure_backbones.main",  # writes the catalogue of this package
-    "export.old_program.translate_old_program",  # runs in the converter's process alone, which ends with it
+    # run in the converter's process alone, which ends with it
+    "export.clean_onnx.clean_onnx",
+    "export.clean_onnx.sign_onnx",
+    "export.old_program.translate_old_program",
 }
 
 
