@@ -20,7 +20,7 @@ from toy import Images, TinyNet
 
 import paddlelite_callbacks
 from paddlelite_callbacks import ExportBenchCallback, ptq_int8
-from paddlelite_callbacks.export.fold_bn import folded
+from paddlelite_callbacks.export.fold_bn import fold_batch_norms_
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle, output_names
 from paddlelite_callbacks.export.variants import export_forms
@@ -120,7 +120,7 @@ def test_a_clean_file_computes_the_same_with_fewer_nodes(case, tmp_path):
     paddle.seed(3)
     network = make()
     network.eval()
-    network = folded(network, [paddle.to_tensor(item) for item in batches[1]])  # as every export does
+    fold_batch_norms_(network, [paddle.to_tensor(item) for item in batches[1]])  # as every export does
     program = export_paddle(network, tmp_path, input_spec=specs)
     raw = export_onnx(program, tmp_path / "raw.onnx", clean=False).path
     clean = export_onnx(program, tmp_path / "clean.onnx").path
