@@ -48,7 +48,13 @@ def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, n
         shown = name or artefact.path.name
         try:
             done = run_module(
-                "deploy.probe", engine, "1", str(arrays), *files, seconds=_SECONDS, environment={"OMP_NUM_THREADS": "1"}
+                "benchmark.crash_probe",
+                engine,
+                "1",
+                str(arrays),
+                *files,
+                seconds=_SECONDS,
+                environment={"OMP_NUM_THREADS": "1"},
             )
         except subprocess.TimeoutExpired:
             return f"{engine} did not load and run {shown} in {_SECONDS} s"

@@ -150,3 +150,18 @@ def test_all_modules_import_without_what_windows_lacks():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) > 100
+
+
+def test_every_module_that_is_run_in_a_child_is_there():
+    """A child without its module ends with 1, as one in which Python raised: the crash probe would see no crash."""
+    named = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_module":
+                assert isinstance(node.args[0], ast.Constant), (path, node.lineno)
+                named[node.args[0].value] = path
+    assert {"export.onnx_worker", "benchmark.crash_probe", "benchmark.footprint", "benchmark.roofline"} <= named.keys()
+    for name in named:
+        source = PACKAGE / f"{name.replace('.', '/')}.py"
+        assert source.is_file(), name
+        assert '__name__ == "__main__"' in source.read_text(encoding="utf-8"), name
