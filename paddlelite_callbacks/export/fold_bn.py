@@ -8,6 +8,7 @@ a negative sign into its integers. Which norm stands behind which convolution is
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -103,14 +104,15 @@ def _places(network: Layer) -> dict[int, list[tuple[Layer, str]]]:
 
 def _pairs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, str]:
     """Return by the name of a normalisation that of its convolution."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its id stays its own
+    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # as long as the tensor lives: its id is then another's
     found: dict[str, str] = {}
     runs: Counter[str] = Counter()
 
     def behind(name: str) -> Any:
         def note(_: Layer, __: Any, output: Any) -> None:
             runs[name] += 1
-            made[id(output)] = name, output
+            key = id(output)
+            made[key] = name, weakref.ref(output, lambda _: made.pop(key, None))
 
         return note
 

@@ -122,6 +122,7 @@ class Variants:
         return self._folded(lambda: _converted(self.network), "int8")
 
     def _folded(self, make: Callable[[], Layer], precision: str) -> Layer:
+        release_free_memory()
         if self.inputs is None:
             return make()
 
@@ -131,7 +132,10 @@ class Variants:
                 known.outputs, got, engine="folded", noise=known.noise, middle=known.middle, flips=known.flips
             ).passed
 
-        return folded(make, self.inputs, same)
+        try:
+            return folded(make, self.inputs, same)
+        finally:
+            release_free_memory()
 
     def _make_clipped(self) -> Layer:
         return clip_activations_(copy_with_hooks(self.network))

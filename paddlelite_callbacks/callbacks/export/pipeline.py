@@ -30,7 +30,7 @@ from paddlelite_callbacks.nn.cost import count_macs
 from paddlelite_callbacks.quant.prepare import quantization_of
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import undisturbed
-from paddlelite_callbacks.utils.peak_memory import MemoryMeter, PeakMemory
+from paddlelite_callbacks.utils.peak_memory import MemoryMeter, PeakMemory, release_free_memory
 from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
 from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch
 
@@ -132,6 +132,7 @@ def hand_out(
         describe_onnx(forms.artefacts, sidecar or {})
         macs = _macs(network, sample)
         meter = MemoryMeter("") if meter is None else meter
+        release_free_memory()
         meter.stage("engines")
         files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
         files, said = validate_files(forms, files, variants, sample, options)
