@@ -102,8 +102,8 @@ def places(value, path=()):
 PLACES = [place for place in places(json.loads(full().to_json_line())) if place]
 
 
-def changed(place, new, *, delete=False):
-    data = json.loads(full("changed").to_json_line())
+def changed(place, new, *, delete=False, name="changed"):
+    data = json.loads(full(name).to_json_line())
     holder = data
     for key in place[:-1]:
         holder = holder[key]
@@ -169,50 +169,61 @@ def drawn(*lines, **options):
     return Page(page), text
 
 
+AT_ONCE = 5  # with the good runs before and behind, all of them are shown whole and in each picture
+FIELDS = [
+    (("name",), "a\n# b"),
+    (("metrics",), [1]),
+    (("metrics", "acc"), True),
+    (("latencies", 0, "p50_ms"), 10**400),
+    (("history", 0, "epoch"), 1e300),
+    (("history", 0), {"loss": 1.0}),
+    (("artefacts", 0, "path"), "a/\x00"),
+    (("artefacts", 0, "path"), "/" + "x" * 5000),
+    (("config", "script"), 5),
+    (("config", "budget"), {"size_mb": "20", "engine": 3}),
+    (("config", "budget"), {"size_mb": 10**400}),
+    (("machine", "flags"), "avx"),
+    (("parameters",), 10**400),
+]
 SLOW = settings(  # each example draws a report
-    max_examples=10,
+    max_examples=2,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 
 
+def several(strategy):
+    """Lists of what goes into one report: drawing the pictures takes nearly all of the time."""
+    return st.lists(strategy, min_size=AT_ONCE, max_size=AT_ONCE)
+
+
 @SLOW
-@given(st.sampled_from(PLACES), JSON)
-@example(("name",), "a\n# b")
-@example(("metrics",), [1])
-@example(("metrics", "acc"), True)
-@example(("latencies", 0, "p50_ms"), 10**400)
-@example(("history", 0, "epoch"), 1e300)
-@example(("history", 0), {"loss": 1.0})
-@example(("artefacts", 0, "path"), "a/\x00")
-@example(("artefacts", 0, "path"), "/" + "x" * 5000)
-@example(("config", "script"), 5)
-@example(("config", "budget"), {"size_mb": "20", "engine": 3})
-@example(("config", "budget"), {"size_mb": 10**400})
-@example(("machine", "flags"), "avx")
-@example(("parameters",), 10**400)
-def test_a_field_of_any_content(place, new):
-    """The two good runs are drawn, and the other one too, or it is named with its line."""
-    page, text = drawn(changed(place, new))
-    assert ("\n## changed\n" in text) or "line 2" in text or place == ("name",)
+@given(several(st.tuples(st.sampled_from(PLACES), JSON)))
+@example(FIELDS[:5])
+@example(FIELDS[5:10])
+@example(FIELDS[10:])
+def test_a_field_of_any_content(fields):
+    """The two good runs are drawn, and each other one too, or it is named with its line."""
+    page, text = drawn(*(changed(*field, name=f"changed-{line}") for line, field in enumerate(fields, 2)))
+    for line, (place, _) in enumerate(fields, 2):
+        assert f"\n## changed-{line}\n" in text or f"- line {line} " in text or place == ("name",)
     assert page.heads >= 3
 
 
 @SLOW
-@given(st.sampled_from(PLACES))
-def test_a_field_that_is_missing(place):
-    _, text = drawn(changed(place, None, delete=True))
-    assert "\n## changed\n" in text or ("line 2" in text and "cannot be read" in text)
+@given(several(st.sampled_from(PLACES)))
+def test_a_field_that_is_missing(places):
+    _, text = drawn(*(changed(place, None, delete=True, name=f"changed-{n}") for n, place in enumerate(places, 2)))
+    for line in range(2, 2 + len(places)):
+        assert f"\n## changed-{line}\n" in text or re.search(rf"^- line {line} .*cannot be read", text, re.MULTILINE)
 
 
 @SLOW
-@given(st.lists(TEXT, min_size=12, max_size=12))
-@example(NASTY[:12])
-@example(NASTY[12:24])
-@example(NASTY[-12:])
-def test_texts_of_any_content_are_read_and_never_act(texts):
-    """The page and the Markdown have as many parts as those of a record with plain texts."""
+@given(several(st.lists(TEXT, min_size=12, max_size=12)))
+@example([NASTY[:12], NASTY[12:24], NASTY[-12:]])
+def test_texts_of_any_content_are_read_and_never_act(many):
+    """The page and the Markdown have as many parts as those of records with plain texts."""
 
     def run(texts):
         a, b, c, d, e, f, g, h, i, j, k, m = texts
@@ -230,15 +241,17 @@ def test_texts_of_any_content_are_read_and_never_act(texts):
             log=g,
         )
 
+    columns = list(zip(*many, strict=True))  # texts that are the same stay so: engines are columns of one table
+    plain = [[f"plain{columns[n].index(text)}-{n}" for n, text in enumerate(texts)] for texts in many]
     (strange, text), (_, other) = (
-        drawn(run(given).to_json_line().encode("utf-8", "backslashreplace"), budget=BUDGET)
-        for given in (texts, [f"plain{n}" for n in range(12)])
+        drawn(*(run(texts).to_json_line().encode("utf-8", "backslashreplace") for texts in given), budget=BUDGET)
+        for given in (many, plain)
     )
     assert shape(text) == shape(other)
-    words = "".join(strange.words)
-    for note in texts[3:5]:
+    words = re.sub(r"[\s\ufffd]+", "", "".join(strange.words))
+    for note in [note for texts in many for note in texts[3:5]]:
         kept = re.sub(rf"[\s\x00-\x1f\x7f-\x9f{UNSHOWN}]+", "", note)
-        assert kept[:4000] in re.sub(r"[\s\ufffd]+", "", words)
+        assert kept[:4000] in words
 
 
 def shape(text):
@@ -252,37 +265,42 @@ def shape(text):
     return kinds
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"[]",
-        b"5",
-        b'"text"',
-        b"null",
-        b"true",
-        b"{}",
-        b'{"schema": 2, "name": "new"}',
-        b'{"schema": 1}',
-        b'{"schema": "1", "name": "x"}',
-        b'{"schema": 1, "name": {"a": 1}}',
-        b"[" * 100_000,
-        b'{"schema": 1, "a": ' + b"[" * 3000 + b"]" * 3000 + b"}",
-        b'{"schema": 1, "name": ' + b"9" * 10_000 + b"}",
-        b"\xff\xfe\x00",
-        b"\0" * 50,
-        b'{"schema": 1, "name": "torn',
-        b"| a | b |",
-        b"# heading",
-        b"<script>alert(1)</script>",
-        json.dumps({**json.loads(record("deep").to_json_line()), "config": {"a": [[[[[{}]]]]]}}).encode()[:-9],
-    ],
-)
-def test_a_line_of_any_content_is_named_and_left_out(line, caplog):
-    _, text = drawn(line)
-    assert "## Left out" in text
-    assert "- line 2 " in text
-    assert "# " + Path("x").name not in text
-    assert scan_records(line)[0].line == 1
+LINES = [
+    b"[]",
+    b"5",
+    b'"text"',
+    b"null",
+    b"true",
+    b"{}",
+    b'{"schema": 2, "name": "new"}',
+    b'{"schema": 1}',
+    b'{"schema": "1", "name": "x"}',
+    b'{"schema": 1, "name": {"a": 1}}',
+    b"[" * 100_000,
+    b'{"schema": 1, "a": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    b'{"schema": 1, "name": ' + b"9" * 10_000 + b"}",
+    b"\xff\xfe\x00",
+    b"\0" * 50,
+    b'{"schema": 1, "name": "torn',
+    b"| a | b |",
+    b"# heading",
+    b"<script>alert(1)</script>",
+    json.dumps({**json.loads(record("deep").to_json_line()), "config": {"a": [[[[[{}]]]]]}}).encode()[:-9],
+]
+
+
+@pytest.fixture(scope="module")
+def of_lines():
+    """The report of a file that has all of `LINES` between two good ones."""
+    return drawn(*LINES)[1]
+
+
+@pytest.mark.parametrize("number", range(len(LINES)))
+def test_a_line_of_any_content_is_named_and_left_out(number, of_lines):
+    assert "## Left out" in of_lines
+    assert of_lines.count(f"\n- line {number + 2} ") == 1
+    assert "# " + Path("x").name not in of_lines
+    assert scan_records(LINES[number])[0].line == 1
 
 
 def test_a_config_nested_too_deeply_is_left_out_and_a_deep_one_is_shown():
