@@ -13,6 +13,10 @@ import signal
 import numpy as np
 import paddle
 import pytest
+from warm_converter import WarmConverter
+
+from paddlelite_callbacks.export import onnx_export
+from paddlelite_callbacks.utils.child_process import run_module
 
 pytest.register_assert_rewrite("faults")
 with contextlib.suppress(ImportError):  # without it its tests are skipped
@@ -33,3 +37,16 @@ def _seeded():
     paddle.seed(0)
     yield
     assert paddle.in_dynamic_mode(), "a test, or what it calls, left static mode on"
+
+
+@pytest.fixture(scope="session")
+def _warm_converter():
+    converter = WarmConverter()
+    yield converter
+    converter.close()
+
+
+@pytest.fixture(autouse=True)
+def _conversions(request, _warm_converter):
+    own = request.node.get_closest_marker("own_children")
+    onnx_export.run_module = run_module if own else _warm_converter.run_module

@@ -131,6 +131,7 @@ class Heavy(nn.Layer):
         return self.fc(self.blocks(self.stem(x)).mean([2, 3]))
 
 
+@pytest.mark.own_children
 @needs("paddle2onnx", "onnxruntime")
 @pytest.mark.parametrize("quantised", [False, True])
 def test_writing_takes_at_most_four_times_the_network(quantised, tmp_path):
