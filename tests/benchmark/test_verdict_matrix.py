@@ -19,7 +19,15 @@ from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback, ptq_int
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.utils.cpu import has_vnni
 
-QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
+QUICK = {
+    "warmup": 0,
+    "repeats": 1,
+    "verbose": 0,
+    "peak_memory": False,
+    "roofline": False,
+    "report": False,
+    "preflight": False,
+}
 RANGES = {
     "8 bits, half": {"weight_bits": 8},
     "8 bits, full": {"weight_bits": 8, "reduce_range": False},
