@@ -344,6 +344,8 @@ class _Conversion:
         self._complete(op, rule, inputs, attributes)
         outputs: dict[str, list[str]] = {}
         for place, value in zip(rule.outputs, op.results, strict=False):
+            if place is None:
+                continue
             if isinstance(place, InPlace):
                 outputs[place.slot] = inputs[place.input]
                 self.names[value.number] = inputs[place.input][0]

@@ -57,7 +57,7 @@ class Operator:
     Args:
         name: in Paddle 2.
         inputs: of each operand in turn, its slot; ``None`` for an operand that Paddle 2 does not know.
-        outputs: of each result in turn, its slot.
+        outputs: of each result in turn, its slot; ``None`` for a result that only training needs.
         renamed: attributes that have another name in Paddle 2.
         fixed: attributes that the operator of Paddle 3 does not have, since they are part of what it is.
         left_out: attributes that Paddle 2 does not know, by the only value that can be left out; ``None`` for any.
@@ -65,7 +65,7 @@ class Operator:
 
     name: str
     inputs: Sequence[str | Constant | Int32 | None] = ("X",)
-    outputs: Sequence[str | InPlace] = ("Out",)
+    outputs: Sequence[str | InPlace | None] = ("Out",)
     renamed: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +124,7 @@ _TRANSPOSED = ("Input", "Filter", Constant("output_size"))
 _BATCH_NORM = Operator(
     "batch_norm",
     ("X", "Mean", "Variance", "Scale", "Bias"),
-    ("Y", InPlace("MeanOut", "Mean"), InPlace("VarianceOut", "Variance"), "SavedMean", "SavedVariance", "ReserveSpace"),
+    ("Y", InPlace("MeanOut", "Mean"), InPlace("VarianceOut", "Variance"), "SavedMean", "SavedVariance", None),
     renamed={"data_format": "data_layout"},
 )
 _POOL = {"kernel_size": "ksize"}

@@ -373,6 +373,19 @@ def test_attributes_that_paddle_ignores_but_paddle_lite_reads(tmp_path):
     assert ops["relu6"]["threshold"] == 6.0
 
 
+def test_results_that_only_training_needs_are_left_out(tmp_path):
+    """Paddle Lite for x86 knows no ReserveSpace and ends the process."""
+    case = CASES["layer-batch_norm"]
+    exported(network_of(case), tmp_path / "a", case.inputs(), case.specs())
+    program, _ = write_legacy_program(tmp_path / "a/model.json", tmp_path / "a/model")
+    block = read_program_desc(program).blocks[0]
+    (norm,) = [op for op in block.ops if op.type == "batch_norm"]
+    slots = {item.parameter for item in norm.outputs}
+    assert slots == {"Y", "MeanOut", "VarianceOut", "SavedMean", "SavedVariance"}
+    used = {name for op in block.ops for item in (*op.inputs, *op.outputs) for name in item.arguments}
+    assert {item.name for item in block.vars} == used
+
+
 def test_the_table_and_the_converter_know_each_other():
     assert legacy_program.OPERATORS is pir_operators.OPERATORS
     assert all(isinstance(case, Case) for case in CASES.values())
