@@ -5,11 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import paddle
 from paddle import Tensor
-from paddle.hapi.callbacks import CallbackList
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.batch_state import BatchState, LossStep
@@ -24,6 +23,9 @@ from paddlelite_callbacks.hapi import (
 )
 from paddlelite_callbacks.nn.nested import Seen
 from paddlelite_callbacks.utils.signals import uninterrupted
+
+if TYPE_CHECKING:
+    from paddle.hapi.callbacks import CallbackList
 
 __all__ = ["FitSession", "Member", "joined_session"]
 

@@ -13,13 +13,12 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.io import Dataset
-from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.distill.forward import FrozenForward
 from paddlelite_callbacks.nn.nested import comparable, shapes_of
 from paddlelite_callbacks.utils.atomic_files import staged_folder
 from paddlelite_callbacks.utils.progress import tqdm
-from paddlelite_callbacks.workarounds.data_loader import read_undisturbed
+from paddlelite_callbacks.workarounds.data_loader import default_collate, read_undisturbed
 
 __all__ = ["FORMAT", "checksum", "fields_of", "meta_of", "stored_array", "write_cache"]
 
@@ -129,7 +128,8 @@ def _rows(outputs: Any, samples: int) -> dict[str, Tensor]:
 
 @contextmanager
 def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterator[Iterable[Any]]:
-    if num_workers:
+    collate = default_collate()
+    if num_workers or collate is None:
         loader = paddle.io.DataLoader(data, batch_size=batch_size, shuffle=False, num_workers=num_workers)
         with read_undisturbed(loader) as batches:
             yield batches
@@ -137,7 +137,7 @@ def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterator[Itera
     # Without worker processes Paddle's loader waits for ever once a sample has raised (in a thread of its own).
     starts = range(0, len(data), batch_size)
     samples = ([data[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
-    yield ([paddle.to_tensor(field) for field in default_collate_fn(batch)] for batch in samples)
+    yield ([paddle.to_tensor(field) for field in collate(batch)] for batch in samples)
 
 
 def _begun(file: Path, shape: tuple[int, ...], dtype: str) -> BinaryIO:

@@ -78,10 +78,10 @@ def still_functions() -> Iterator[None]:
     For forwards that call them with ``training=self.training``. What is not there in this version of Paddle is passed
     over.
     """
-    functions, common = paddle.nn.functional, paddle.nn.functional.common
+    functions = paddle.nn.functional
     with ExitStack() as scope:
         for name in ("dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu"):
-            for module in (functions, common):
+            for module in (functions, getattr(functions, "common", None)):
                 _replaced(scope, module, name, _without_training)
         operators = getattr(paddle, "_C_ops", None)
         for name in ("dropout", "dropout_"):

@@ -18,11 +18,11 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.nn.quant.qat import QuantedConv2D
 
 from paddlelite_callbacks.nn.kinds import foldable_norm
 from paddlelite_callbacks.nn.nested import flat_outputs
 from paddlelite_callbacks.quant.convert import Int8Conv2D
+from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D
 
 __all__ = ["Shift", "fold_batch_norms_", "folded"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
+from paddlelite_callbacks.utils.private_names import require_private
 
 __all__ = ["DTYPES", "OldOperator", "ProgramWriter", "old_operator", "read_program_desc"]
 
@@ -53,6 +54,14 @@ _OLDER = {  # attributes that the installed Paddle no longer lists, but older re
 _LISTS = ("INTS", "LONGS", "FLOATS", "FLOAT64S", "STRINGS", "BOOLEANS")
 
 
+_NEEDED_FOR = "A program of Paddle 2 (.pdmodel)"
+
+
+def _framework_pb2() -> Any:
+    """Return Paddle's own protobuf classes of a ``.pdmodel``."""
+    return require_private("paddle.base.proto.framework_pb2", "ProgramDesc", "AttrType", needed_for=_NEEDED_FOR)
+
+
 class OldOperator:
     """What the installed Paddle says of an operator of Paddle 2.
 
@@ -68,11 +77,11 @@ class OldOperator:
     """
 
     def __init__(self, name: str) -> None:
-        from paddle.base import core
-        from paddle.base.framework import OpProtoHolder
-        from paddle.base.proto import framework_pb2
+        core = require_private("paddle.base.core", "get_op_attrs_default_value", needed_for=_NEEDED_FOR)
+        framework = require_private("paddle.base.framework", "OpProtoHolder.instance", needed_for=_NEEDED_FOR)
+        framework_pb2 = _framework_pb2()
 
-        proto = OpProtoHolder.instance().get_op_proto(name)
+        proto = framework.OpProtoHolder.instance().get_op_proto(name)
         defaults = core.get_op_attrs_default_value(name.encode())
         self.name = name
         self.inputs = tuple(item.name for item in proto.inputs)
@@ -103,8 +112,7 @@ class ProgramWriter:
     """Build a program of one block, variable by variable and operator by operator."""
 
     def __init__(self) -> None:
-        from paddle.base.proto import framework_pb2
-
+        framework_pb2 = _framework_pb2()
         self._pb = framework_pb2
         self._desc = framework_pb2.ProgramDesc()
         self._block = self._desc.blocks.add()
@@ -229,8 +237,7 @@ def read_program_desc(path: str | Path) -> Any:
     Raises:
         ValueError: it is something else, or truncated.
     """
-    from paddle.base.proto import framework_pb2
-
+    framework_pb2 = _framework_pb2()
     path = Path(path)
     if (what := mistaken_kind(path)) is not None:
         raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}.")

@@ -7,13 +7,13 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import paddle
 from paddle import Tensor
-from paddle.hapi.callbacks import CallbackList
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
+from paddlelite_callbacks.utils.private_names import require_private
 from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch
 
 __all__ = [
@@ -27,7 +27,11 @@ __all__ = [
 ]
 
 
+if TYPE_CHECKING:
+    from paddle.hapi.callbacks import CallbackList
+
 _BEGINS = ("on_train_begin", "on_eval_begin", "on_predict_begin")
+_NEEDED_FOR = "A callback in Model.fit"
 
 
 class FitGuard(Protocol):
@@ -49,8 +53,11 @@ def calling_list() -> CallbackList | None:
     hapi hands a callback the model but not the list that it belongs to, so this looks one frame up.
     """
     frame = sys._getframe(2)
+    if frame.f_code.co_name != "set_model":
+        return None
+    hapi = require_private("paddle.hapi.callbacks", "CallbackList._call", needed_for=_NEEDED_FOR)
     owner = frame.f_locals.get("self")
-    return owner if isinstance(owner, CallbackList) and frame.f_code.co_name == "set_model" else None
+    return owner if isinstance(owner, hapi.CallbackList) else None
 
 
 def training_data() -> Any:
@@ -80,6 +87,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
         callbacks: hapi's list of this ``fit``.
         guard: is told.
     """
+    require_private("paddle.hapi.model", "Model._run_one_epoch", needed_for=_NEEDED_FOR)
     call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
     # not callbacks._call: a bound method would keep the list alive in a circle, and what was left unhealed with it
     begun: list[str] = []  # the outermost of train, eval, predict

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddle.io.dataloader.collate import default_collate_fn
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
 from paddlelite_callbacks.nn.attributes import same_attributes
 from paddlelite_callbacks.utils.isolation import same_generators
-from paddlelite_callbacks.workarounds.data_loader import known_length
+from paddlelite_callbacks.workarounds.data_loader import default_collate, known_length
 
 __all__ = [
     "LossFunction",
@@ -127,7 +126,7 @@ def sample_inputs(model: paddle.Model, loader: Any) -> list[np.ndarray] | None:
 def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
     """Return the inputs in sample 0; the data set, its random generators and files that it opens are left as found."""
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-    stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate_fn)
+    stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate())
     if dataset is None or not stacks or isinstance(dataset, paddle.io.IterableDataset):
         return None
     try:

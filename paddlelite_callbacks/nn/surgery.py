@@ -21,7 +21,7 @@ from paddlelite_callbacks.workarounds.constructor_leak import without_argument_l
 try:
     from paddle.nn.utils.spectral_norm_hook import SpectralNorm
     from paddle.nn.utils.weight_norm_hook import WeightNorm
-except ImportError:  # moved by a later Paddle: their hooks are kept like any other
+except (ImportError, AttributeError):  # moved by a later Paddle: their hooks are kept like any other
     _REPARAMETRISED: tuple[type, ...] = ()
 else:
     _REPARAMETRISED = (WeightNorm, SpectralNorm)

@@ -22,7 +22,7 @@ from paddlelite_callbacks.utils.isolation import same_random_streams
 
 try:
     from paddle import _C_ops as operators
-except ImportError:  # a later Paddle: products that forward() computes itself are not seen then
+except (ImportError, AttributeError):  # a later Paddle: products that forward() computes itself are not seen then
     operators = None  # type: ignore[assignment]
 
 __all__ = ["Call", "Product", "Trace", "example_inputs", "noise", "tensors_in", "trace"]

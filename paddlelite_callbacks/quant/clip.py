@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.quantization.base_quanter import BaseQuanter
+from paddle.quantization import BaseQuanter
 
 from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.quant.convert import FixedActivation, has_run

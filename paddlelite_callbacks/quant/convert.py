@@ -9,12 +9,12 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
-from paddle.quantization.base_quanter import BaseQuanter
+from paddle.quantization import BaseQuanter
 
 from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
 from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.subclasses import keep_additions_

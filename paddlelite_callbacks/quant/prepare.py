@@ -11,8 +11,6 @@ import paddle
 import paddle.quantization.quanters
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
-from paddle.quantization.config import SingleLayerConfig
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.nn.kinds import computes_as
@@ -28,6 +26,7 @@ from paddlelite_callbacks.quant.output_quantizers import (
     detach_output_quanter_,
     output_places,
 )
+from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear, single_layer_config
 from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
 from paddlelite_callbacks.quant.subclasses import keep_additions_
 from paddlelite_callbacks.utils.isolation import same_random_streams
@@ -250,7 +249,7 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
         )
     else:
         weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=config.reduce_range))
-    new = _QUANTED[kind](layer, SingleLayerConfig(_activation_factory(config), weight))
+    new = _QUANTED[kind](layer, single_layer_config(_activation_factory(config), weight))
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
     new._forward_post_hooks = layer._forward_post_hooks

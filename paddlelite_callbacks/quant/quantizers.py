@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddle.quantization.base_quanter import BaseQuanter
+from paddle.quantization import BaseQuanter
 
 from paddlelite_callbacks.quant.calibration import ForwardPasses
 from paddlelite_callbacks.quant.functional import (

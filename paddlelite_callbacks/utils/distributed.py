@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import paddle
 from paddle import Tensor
-from paddle.base import core
+
+from paddlelite_callbacks.utils.private_names import require_private
 
 __all__ = [
     "Turn",
@@ -103,6 +104,9 @@ def first_rank_works() -> Iterator[Turn]:
         return
     if not paddle.distributed.is_initialized():
         paddle.distributed.init_parallel_env()  # hapi would do it in paddle.Model(...)
+    core = require_private(
+        "paddle.base.core", "create_or_get_global_tcp_store", needed_for="A training on several processes"
+    )
     store, key = core.create_or_get_global_tcp_store(), f"paddlelite_callbacks/{next(_turns)}"
     if not turn.mine:
         yield turn

@@ -1,4 +1,9 @@
-"""Shut down data loaders with their epoch, and pass on their errors."""
+"""Shut down data loaders with their epoch, and pass on their errors.
+
+Each function works around a defect of paddlepaddle 3.3.1 (no report of it upstream is known) and has a test in
+``tests/workarounds`` that fails on the day it is mended. Where a later Paddle lacks the private names that it needs, it
+does nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +15,29 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.io import multiprocess_utils
-from paddle.io.dataloader.dataloader_iter import (
-    _DataLoaderIterBase,
-    _DataLoaderIterMultiProcess,
-    _DataLoaderIterSingleProcess,
-    _ResumeIteration,
-)
 
+from paddlelite_callbacks.utils.private_names import private_module
 from paddlelite_callbacks.utils.signals import uninterrupted
 
-__all__ = ["ended_with_the_epoch", "known_length", "loader_of", "read_undisturbed"]
+__all__ = ["default_collate", "ended_with_the_epoch", "known_length", "loader_of", "read_undisturbed"]
 
 _SECONDS = 5  # for a worker process or thread to end by itself
-_WAKE = (_ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
+_collate = private_module("paddle.io.dataloader.collate", "default_collate_fn")
+_processes = private_module("paddle.io.multiprocess_utils", "_SIGCHLD_handler_set")
+_iterators = private_module(
+    "paddle.io.dataloader.dataloader_iter",
+    "_DataLoaderIterBase._exit_thread_expectedly",
+    "_DataLoaderIterMultiProcess._try_shutdown_all",
+    "_DataLoaderIterSingleProcess._thread_loop",
+    "_DataLoaderIterSingleProcess._try_shutdown_all",
+    "_ResumeIteration",
+)
+_OneProcess: Any = object if _iterators is None else _iterators._DataLoaderIterSingleProcess
+_ATTRIBUTES = ("_shutdown", "_thread", "_reader")  # of an iterator
+_OF_WORKERS = ("_data_queue", "_workers")
 
 
-class _RaisingIterator(_DataLoaderIterSingleProcess):
+class _RaisingIterator(_OneProcess):
     """Single-process iterator that raises the data set's errors to the reader.
 
     Paddle's own reads in a thread which ends with the exception, while the one who waits for its batch waits for ever,
@@ -60,7 +71,7 @@ class _Watched:
 
     def __iter__(self) -> Iterator[Any]:
         paddles = getattr(type(self._loader), "__iter__", None) is paddle.io.DataLoader.__iter__
-        alone = paddles and not self._loader.num_workers
+        alone = _iterators is not None and paddles and not self._loader.num_workers
         with uninterrupted() if _starts_processes(self._loader) else contextlib.nullcontext():
             iterator = _RaisingIterator(self._loader) if alone else iter(self._loader)  # half made, it would stay
         if iterator is not self._loader:  # else it is the user's own, who may want to go on with it
@@ -77,8 +88,15 @@ class _Watched:
         return getattr(self._loader, name)
 
 
+def default_collate() -> Any:
+    """Return the function with which Paddle's loader stacks samples, or ``None`` where it is not known."""
+    return getattr(_collate, "default_collate_fn", None)
+
+
 def known_length(data: Any) -> int | None:
     """Return ``len(data)``; ``None`` where unknown.
+
+    Paddle 3.3's loader over an ``IterableDataset`` raises a ValueError, which ``list()`` does not take for "unknown".
 
     Args:
         data: a data set, a loader, or any iterable of batches.
@@ -92,8 +110,8 @@ def known_length(data: Any) -> int | None:
 def loader_of(data: Any, *, batch_size: int) -> Any:
     """Return a loader over a data set; batches are returned as they are.
 
-    ``paddle.Model.evaluate`` makes one of a data set too, but fails on an ``IterableDataset``, whose samples have no
-    numbers.
+    Paddle 3.3's ``paddle.Model.evaluate`` makes one of a data set too, but fails on an ``IterableDataset``, whose
+    samples have no numbers.
 
     Args:
         data: a data set, a loader, or any iterable of batches.
@@ -106,8 +124,8 @@ def loader_of(data: Any, *, batch_size: int) -> Any:
 def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
     """Yield a proxy of ``loader`` whose iterators are shut down after the block.
 
-    Paddle's own iterators end their worker processes and threads only where the data run out: left in the middle, by
-    an exception, Ctrl-C or ``num_iters``, they stay until the process ends, since the thread holds the iterator that
+    Paddle 3.3's iterators end their worker processes and threads only where the data run out: left in the middle, by an
+    exception, Ctrl-C or ``num_iters``, they stay until the process ends, since the thread holds the iterator that
     would have to be freed first. The loader itself is not touched, nor are iterators of other libraries; workers that
     the user wants to keep (``persistent_workers=True``) stay. What a data set raises without workers is raised by the
     iterator, behind the batches before it; Paddle's own waits for ever.
@@ -117,7 +135,7 @@ def ended_with_the_epoch(loader: Any) -> Iterator[Any]:
         yield watched
     finally:
         for iterator in watched.given:
-            if isinstance(iterator, _DataLoaderIterBase) and not getattr(iterator, "_persistent_workers", False):
+            if _is_known(iterator) and not getattr(iterator, "_persistent_workers", False):
                 with uninterrupted():  # a worker that was killed is told by SIGCHLD, and Paddle then raises
                     _shut_down(iterator)
 
@@ -127,18 +145,18 @@ def read_undisturbed(loader: paddle.io.DataLoader) -> Iterator[Any]:
     """Yield a proxy of our own loader, without side effects on the process.
 
     Besides what `ended_with_the_epoch` does: NumPy's random stream, from which workers are seeded, comes back, and so
-    does the user's handler of SIGCHLD, which Paddle's first loader with workers takes over for good.
+    does the user's handler of SIGCHLD, which Paddle 3.3's first loader with workers takes over for good.
     """
-    handler, known = signal.getsignal(signal.SIGCHLD), multiprocess_utils._SIGCHLD_handler_set
+    handler, known = signal.getsignal(signal.SIGCHLD), _processes is None or _processes._SIGCHLD_handler_set
     stream = np.random.get_state()
     try:
         with ended_with_the_epoch(loader) as watched:
             yield watched
     finally:
         np.random.set_state(stream)
-        if multiprocess_utils._SIGCHLD_handler_set and not known:
+        if not known and _processes._SIGCHLD_handler_set:
             signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
-            multiprocess_utils._SIGCHLD_handler_set = False  # the next loader with workers sets it again
+            _processes._SIGCHLD_handler_set = False  # the next loader with workers sets it again
 
 
 def _starts_processes(loader: Any) -> bool:
@@ -147,16 +165,25 @@ def _starts_processes(loader: Any) -> bool:
     return isinstance(loader, paddle.io.DataLoader) and bool(loader.num_workers) and not kept
 
 
+def _is_known(iterator: Any) -> bool:
+    """Return whether ``iterator`` is one of Paddle's, with the attributes of one in 3.3."""
+    if _iterators is None or not isinstance(iterator, _iterators._DataLoaderIterBase):
+        return False
+    names = _ATTRIBUTES + (_OF_WORKERS if isinstance(iterator, _iterators._DataLoaderIterMultiProcess) else ())
+    return all(hasattr(iterator, name) for name in names)
+
+
 def _shut_down(iterator: Any) -> None:
     """Shut down thread and workers of an iterator."""
-    many = isinstance(iterator, _DataLoaderIterMultiProcess)
+    many = isinstance(iterator, _iterators._DataLoaderIterMultiProcess)
+    wake = (_iterators._ResumeIteration(), None, None)  # a message that the thread takes and that means nothing
     if not iterator._shutdown:
         iterator._exit_thread_expectedly()
         if many:
-            iterator._data_queue.put(_WAKE)
+            iterator._data_queue.put(wake)
     elif many:
         with contextlib.suppress(OSError):
-            iterator._data_queue._writer.send_bytes(pickle.dumps(_WAKE))  # the queue itself is closed
+            iterator._data_queue._writer.send_bytes(pickle.dumps(wake))  # the queue itself is closed
     if iterator._thread is not None:
         iterator._thread.join(_SECONDS)
     told = iterator._shutdown

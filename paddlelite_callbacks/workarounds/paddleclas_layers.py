@@ -1,7 +1,7 @@
 """Repairs of paddleclas networks that Paddle 3.3 cannot export or quantise.
 
 Each cure states its cause, keeps the keys of ``state_dict`` and the numbers of ``forward``, and is applied to a
-freshly built network.
+freshly built network. Each has a test in ``tests/workarounds`` that fails on the day its cause is mended.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from paddle.nn import Layer
 __all__ = ["FusedBranches", "LayersOf", "cure_", "upsample_nearest"]
 
 
+_OF_FUSE_LAYERS = ("residual_func_list", "relu", "_in_channels")  # what `FusedBranches` reads of one
+
+
 def cure_(network: Layer) -> list[str]:
     """Apply the needed repairs to ``network`` in place; return their names."""
     applied = set()
     for layer in network.sublayers(include_self=True):
         for key, child in list(layer.named_children()):
-            if type(child).__name__ == "FuseLayers" and hasattr(child, "residual_func_list"):
+            if type(child).__name__ == "FuseLayers" and all(hasattr(child, name) for name in _OF_FUSE_LAYERS):
                 setattr(layer, key, FusedBranches(child))
                 applied.add("interpolation")
     for layer in network.sublayers(include_self=True):
@@ -34,7 +37,8 @@ def upsample_nearest(x: Tensor, factor: int) -> Tensor:
     """Repeat every pixel of ``[N, C, H, W]`` ``factor`` times in both directions.
 
     Equal bit for bit to ``F.interpolate(x, scale_factor=factor, mode="nearest")``, whose operation neither oneDNN in
-    Paddle 3.3 (``ConvertPirAttribute2RuntimeAttribute``) nor paddle2onnx 2.1.0 can read.
+    Paddle 3.3 (``ConvertPirAttribute2RuntimeAttribute``, https://github.com/PaddlePaddle/Paddle/issues/79749) nor
+    paddle2onnx 2.1.0 can read.
     """
     repeated = paddle.tile(paddle.unsqueeze(x, [3, 5]), [1, 1, 1, factor, 1, factor])
     return paddle.flatten(paddle.flatten(repeated, 4, 5), 2, 3)
@@ -73,8 +77,8 @@ class FusedBranches(Layer):
 class LayersOf(Sequence[Any]):
     """Live view of the sublayers ``keys`` of ``owner``.
 
-    Many networks keep their blocks in a plain list beside ``add_sublayer``; a layer that is replaced, for instance by
-    a quantised one, would go on running from that list. Layers that are gone are left out.
+    Many networks of paddleclas 2.6.0 keep their blocks in a plain list beside ``add_sublayer``: a layer replaced by a
+    quantised one would go on running from that list. Layers that are gone are left out.
     """
 
     def __init__(self, owner: Layer, keys: Sequence[str]) -> None:

@@ -1,4 +1,9 @@
-"""Programs traced without what Paddle keeps of each for good: names of scopes, generated source files."""
+"""Programs traced without what Paddle keeps of each for good: names of scopes, generated source files.
+
+Each function works around one defect of paddlepaddle 3.3.1 (no report of it upstream is known, unless one is named)
+and has a test in ``tests/workarounds`` that fails on the day it is mended. Where a later Paddle lacks the private names
+that it needs, it does nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from paddle.base import framework
-from paddle.jit.dy2static import origin_info, program_translator
-from paddle.jit.dy2static import utils as translator_utils
-from paddle.jit.dy2static.parameter_recorder import _global_inplace_map, _global_parameter_recorder
+
+from paddlelite_callbacks.utils.private_names import private_module
 
 __all__ = [
     "clean_trace",
@@ -31,6 +34,18 @@ __all__ = [
     "without_generated_sources",
     "without_scope_names",
 ]
+
+_DY2STATIC = "paddle.jit.dy2static"
+_framework = private_module("paddle.base.framework", "_name_struct", "NameStruct")
+_origin_info = private_module(f"{_DY2STATIC}.origin_info", "global_origin_info_map")
+_recorders = private_module(
+    f"{_DY2STATIC}.parameter_recorder",
+    "_global_parameter_recorder.params_dict",
+    "_global_parameter_recorder.tensor2value",
+    "_global_inplace_map.params_dict",
+)
+_sources = private_module(f"{_DY2STATIC}.utils", "get_temp_dir", "DEL_TEMP_DIR")
+_translator = private_module(f"{_DY2STATIC}.program_translator", "ast_to_func")
 
 _generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
 _lock = threading.Lock()
@@ -56,13 +71,16 @@ def with_own_source_folder() -> Iterator[None]:
     Paddle 3.3 writes them to ``~/.cache/paddle/to_static_tmp/PID``: a HOME that cannot be written to ends the trace,
     and of two containers that share one the first to end removes the other's files, where both have the same PID.
     """
-    real, remove_at_exit = translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR
-    translator_utils.get_temp_dir = lambda: _source_folder(os.getpid())
-    translator_utils.DEL_TEMP_DIR = False
+    if _sources is None:
+        yield
+        return
+    real, remove_at_exit = _sources.get_temp_dir, _sources.DEL_TEMP_DIR
+    _sources.get_temp_dir = lambda: _source_folder(os.getpid())
+    _sources.DEL_TEMP_DIR = False
     try:
         yield
     finally:
-        translator_utils.get_temp_dir, translator_utils.DEL_TEMP_DIR = real, remove_at_exit
+        _sources.get_temp_dir, _sources.DEL_TEMP_DIR = real, remove_at_exit
 
 
 @functools.cache
@@ -85,12 +103,15 @@ def without_scope_names() -> Iterator[None]:
     and numbers on: every program writes other names (``TinyNet_7/Conv2D_3/``) into its operations, each of which PIR's
     context keeps as well. Numbered from zero they are the same in every program of a network.
     """
-    outer = framework._name_struct
-    framework._name_struct = framework.NameStruct()
+    if _framework is None:
+        yield
+        return
+    outer = _framework._name_struct
+    _framework._name_struct = _framework.NameStruct()
     try:
         yield
     finally:
-        framework._name_struct = outer
+        _framework._name_struct = outer
 
 
 @contextmanager
@@ -101,7 +122,10 @@ def without_generated_sources() -> Iterator[None]:
     back, and keeps file, text (``linecache``) and a map of its lines until the process ends: 3 KB a function. Files of
     functions that are still in use, Paddle's own cache of converted functions among them, stay.
     """
-    real, owner = program_translator.ast_to_func, threading.get_ident()
+    if _translator is None:
+        yield
+        return
+    real, owner = _translator.ast_to_func, threading.get_ident()
 
     def ast_to_func(*args: Any, **options: Any) -> tuple[Callable[..., Any], str]:
         function, file = real(*args, **options)
@@ -110,11 +134,11 @@ def without_generated_sources() -> Iterator[None]:
                 _generated.append((weakref.ref(function), file))
         return function, file
 
-    program_translator.ast_to_func = ast_to_func
+    _translator.ast_to_func = ast_to_func
     try:
         yield
     finally:
-        program_translator.ast_to_func = real
+        _translator.ast_to_func = real
         _forget_dead()
 
 
@@ -124,7 +148,7 @@ def _forget_dead() -> None:
         _generated[:] = [pair for pair in _generated if pair[1] not in dead]
     if not dead:
         return
-    lines = origin_info.global_origin_info_map
+    lines = {} if _origin_info is None else _origin_info.global_origin_info_map
     for place in [place for place in list(lines) if place[0] in dead]:
         lines.pop(place, None)
     for file in dead:
@@ -165,7 +189,8 @@ def without_failed_traces() -> Iterator[None]:
 
     Paddle 3.3 notes the parameters of a program that it traces under the program's address, and takes them back when
     the trace is done. Where ``forward`` raises they stay, and a later program that happens to get the same address is
-    given them: ``paddle.jit.save`` then ends in a KeyError. Inside a trace nothing is done.
+    given them: ``paddle.jit.save`` then ends in a KeyError. Inside a trace nothing is done. Paddle
+    mended it for traces that succeed: https://github.com/PaddlePaddle/Paddle/pull/71503.
     """
     if paddle.in_dynamic_mode():
         _forget()
@@ -178,6 +203,8 @@ def without_failed_traces() -> Iterator[None]:
 
 
 def _forget() -> None:
-    for table in (_global_parameter_recorder.params_dict, _global_parameter_recorder.tensor2value):
+    if _recorders is None:
+        return
+    parameters = _recorders._global_parameter_recorder
+    for table in (parameters.params_dict, parameters.tensor2value, _recorders._global_inplace_map.params_dict):
         table.clear()
-    _global_inplace_map.params_dict.clear()

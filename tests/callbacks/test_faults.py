@@ -10,8 +10,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import paddle
@@ -241,41 +239,6 @@ def test_a_sample_that_raises_in_the_evaluation_of_the_files_does_not_lose_the_e
     hapi_model().fit(Images(16), batch_size=4, verbose=0, callbacks=[bench])
     assert any("sample 9" in note for note in bench.record.notes)
     assert (tmp_path / type(bench.model.network).__name__ / "model.json").is_file()
-
-
-ALONE_IN_PADDLE = """
-import paddle
-class Data(paddle.io.Dataset):
-    def __len__(self): return 8
-    def __getitem__(self, index):
-        if index == 5: raise RuntimeError("sample 5")
-        return paddle.zeros([2])
-print("reads", flush=True)
-for batch in paddle.io.DataLoader(Data(), batch_size=2): pass
-"""
-
-
-def test_paddle_alone_waits_for_ever():
-    """The reproduction without us. Should Paddle mend it one day, `_RaisingIterator` can go."""
-    with subprocess.Popen([sys.executable, "-c", ALONE_IN_PADDLE], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"reads\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(5)
-        child.kill()
-
-
-def test_paddle_alone_leaves_its_workers_behind():
-    """The reproduction without us. Should Paddle mend it one day, `loaders.py` can go."""
-    with pytest.raises(Boom):
-        hapi_model().fit(Images(64), batch_size=4, num_workers=2, verbose=0, callbacks=[Crash("on_train_batch_end")])
-    gc.collect()
-    workers = multiprocessing.active_children()
-    iterators = [o for o in gc.get_objects() if type(o).__name__ == "_DataLoaderIterMultiProcess" and not o._shutdown]
-    for iterator in iterators:
-        shut_down(iterator)
-    assert len(workers) == 2
-    assert len(iterators) == 1
 
 
 class KilledAt(Images):

@@ -1,0 +1,55 @@
+"""Look up private modules and names of Paddle, which a later release may move or drop."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import Any
+
+import paddle
+
+__all__ = ["private_module", "require_private"]
+
+
+def private_module(module: str, *names: str) -> Any:
+    """Return a private module of Paddle, or ``None`` where it or one of ``names`` is missing.
+
+    Args:
+        module: dotted name, such as ``"paddle.base.framework"``.
+        names: what is used of it; dotted for attributes of a class or an object.
+    """
+    return _found(module, names)[0]
+
+
+def require_private(module: str, *names: str, needed_for: str) -> Any:
+    """Return a private module of Paddle that a feature cannot do without.
+
+    Args:
+        module: dotted name.
+        names: what is used of it; dotted for attributes of a class or an object.
+        needed_for: the feature, for the message.
+
+    Raises:
+        RuntimeError: the module or a name is missing in the installed Paddle.
+    """
+    found, missing = _found(module, names)
+    if missing is not None:
+        raise RuntimeError(
+            f"{needed_for} needs {missing}, which paddlepaddle {paddle.__version__} does not have: "
+            "pip install 'paddlepaddle>=3.3.1,<3.4'."
+        )
+    return found
+
+
+def _found(module: str, names: tuple[str, ...]) -> tuple[Any, str | None]:
+    """Return the module and ``None``, or ``None`` and what is missing."""
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, AttributeError):
+        return None, module
+    for name in names:
+        try:
+            operator.attrgetter(name)(found)
+        except AttributeError:
+            return None, f"{module}.{name}"
+    return found, None
