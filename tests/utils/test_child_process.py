@@ -100,7 +100,7 @@ def test_paths_and_output_of_children_are_utf8_in_an_ascii_locale(tmp_path):
         "sys.stdout.write(f'{done.returncode}{done.stderr!a}')\n"
     )
     target = program.path.with_suffix(".onnx")
-    command = [sys.executable, "-c", code, *map(str, program.files), str(target), "17"]
+    command = [sys.executable, "-c", code, *map(str, program.files), str(target), "17", "yes"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ASCII})
     assert done.stdout.startswith("0"), (done.stdout, done.stderr)
     assert target.is_file()

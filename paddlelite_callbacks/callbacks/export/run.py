@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from paddlelite_callbacks.callbacks.export.pipeline import HandedOut, hand_out
 from paddlelite_callbacks.callbacks.export.record import draw_report, record_of
 from paddlelite_callbacks.callbacks.export.run_folder import LOG, WEIGHTS, staged_export, write_training
 from paddlelite_callbacks.callbacks.session import FitSession
-from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
 from paddlelite_callbacks.export.variants import said_of
@@ -236,7 +235,7 @@ def _import_engines(options: BenchOptions) -> None:
     packages = [engine.package for engine in options.chosen() if engine.kind == "onnx"]
     for package in [*packages, "onnx"] if packages else []:
         with contextlib.suppress(ImportError):  # said when it is needed
-            importlib.import_module(package)
+            require(package, needed_for="the export")  # without its telemetry
 
 
 def _refuse_nothing(made: HandedOut) -> None:

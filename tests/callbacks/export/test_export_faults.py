@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 STEPS = {  # what is about to be written or renamed, in the order of a run
     "program": ("paddle.jit", "save"),
     "onnx": ("paddlelite_callbacks.export.variants", "export_onnx"),
-    "fp16": ("paddlelite_callbacks.callbacks.export.pipeline", "write_fp16_onnx"),
+    "fp16": ("paddlelite_callbacks.export.variants", "write_fp16_onnx"),
     "check": ("paddlelite_callbacks.callbacks.export.pipeline", "load_files"),
     "sidecar": ("paddlelite_callbacks.callbacks.export.pipeline", "write_sidecar"),
     "timing": ("paddlelite_callbacks.callbacks.export.pipeline", "time_files"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 
@@ -98,7 +99,17 @@ def test_layers_hooks_and_names_come_back_after_an_error():
     assert not told
 
 
+def in_own_process(function, *given) -> None:
+    """Run ``function`` where no other test has left freed memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(function, given)
+
+
 def test_memory_is_measured_by_stage_and_in_children():
+    in_own_process(memory_by_stage)
+
+
+def memory_by_stage() -> None:
     meter = MemoryMeter("first")
     meter.stage("nothing is measured yet")
     assert not meter.peaks
@@ -135,6 +146,10 @@ class Heavy(nn.Layer):
 @needs("paddle2onnx", "onnxruntime")
 @pytest.mark.parametrize("quantised", [False, True])
 def test_writing_takes_at_most_four_times_the_network(quantised, tmp_path):
+    in_own_process(writing_takes_at_most_four_times_the_network, quantised, tmp_path)
+
+
+def writing_takes_at_most_four_times_the_network(quantised, tmp_path) -> None:
     network = Heavy()
     network.eval()
     callback = ExportBenchCallback(tmp_path, name="n", engines=["onnxruntime"], **QUICK)
