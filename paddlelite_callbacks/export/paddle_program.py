@@ -19,11 +19,10 @@ from paddlelite_callbacks.export.legacy_program import legacy_program, write_leg
 from paddlelite_callbacks.export.pir_program import read_pir_program
 from paddlelite_callbacks.export.signature import has_plain_signature, named_specs, plain_signature_
 from paddlelite_callbacks.export.slim_program import make_program_lean, name_outputs, number_parameters
-from paddlelite_callbacks.nn.surgery import copy_network, restored
-from paddlelite_callbacks.utils.atomic_files import staged_folder
+from paddlelite_callbacks.nn.surgery import restored
 from paddlelite_callbacks.workarounds.tracing import clean_trace
 
-__all__ = ["copy_network", "export_paddle", "export_pdmodel", "output_names", "refuse_older_programs", "staged_folder"]
+__all__ = ["export_paddle", "export_pdmodel", "output_names", "refuse_older_programs"]
 
 
 _UNUSED = "is not involved in the target_vars"  # Paddle's words

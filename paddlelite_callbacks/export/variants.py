@@ -327,6 +327,7 @@ def _write_int8(
         return write_int8_onnx(export_onnx(program, work / "int8.onnx"), folder / "model.int8.onnx")
 
     _attempt(forms, "paddle", "int8", small)
+    release_free_memory()
     if onnx:
         _attempt(forms, "onnx", "int8", whole)
 

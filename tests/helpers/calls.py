@@ -240,6 +240,7 @@ def records(folder, watch):
 @watched
 def commands(folder, watch):
     from paddlelite_callbacks.export.paddle_program import export_paddle
+    from paddlelite_callbacks.export.separate_parameters import parameter_files
 
     network, inputs = TinyNet(), ["--input", "1x3x8x8"]
     quick = ["--warmup", "0", "--repeats", "2", "--no-memory", "--engines", "paddle"]
@@ -247,6 +248,9 @@ def commands(folder, watch):
         export_paddle(network, folder / "program", input_spec=SPEC)
         assert main(["bench", str(folder / "program"), *inputs, *quick, "--record", str(folder / "runs")]) == 0
         assert main(["export", str(folder / "program"), str(folder / "onnx"), *inputs]) == 0
+        assert main(["export", str(folder / "program"), str(folder / "pair"), *inputs, "--forms", "pdmodel"]) == 0
+        with contextlib.suppress(ValueError):  # its parameters are in one file
+            parameter_files(folder / "pair" / "model.pdmodel")
         assert main(["gate", str(folder / "runs"), "--size-mb", "20", "--latency-ms", "1000"]) == 0
         assert main(["report", str(folder / "runs")]) == 0
         assert main(["backbones", "MobileNetV3_small_x1_0", "--left-out"]) == 0
@@ -289,6 +293,7 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.distill import resize
     from paddlelite_callbacks.errors import require
     from paddlelite_callbacks.export.onnx_files import onnx_files
+    from paddlelite_callbacks.export.onnx_graph import rename_tensors
     from paddlelite_callbacks.export.signature import plain_signature_
     from paddlelite_callbacks.export.validate import own_movement
     from paddlelite_callbacks.export.variants import said_of
@@ -316,6 +321,7 @@ def small_parts(folder, watch):
         said_of(ValueError("no"))
         has_vnni("openvino")
         onnx_files(folder / "x.onnx")
+        rename_tensors(graph, {"x": "z"})
         plain_signature_(other, 1)
         resize.differ_in_size([1, 2, 4, 4], [1, 2, 8, 8])
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])

@@ -145,11 +145,11 @@ class Heavy(nn.Layer):
 @pytest.mark.own_children
 @needs("paddle2onnx", "onnxruntime")
 @pytest.mark.parametrize("quantised", [False, True])
-def test_writing_takes_at_most_four_times_the_network(quantised, tmp_path):
-    in_own_process(writing_takes_at_most_four_times_the_network, quantised, tmp_path)
+def test_writing_takes_about_four_times_the_network(quantised, tmp_path):
+    in_own_process(writing_takes_about_four_times_the_network, quantised, tmp_path)
 
 
-def writing_takes_at_most_four_times_the_network(quantised, tmp_path) -> None:
+def writing_takes_about_four_times_the_network(quantised, tmp_path) -> None:
     network = Heavy()
     network.eval()
     callback = ExportBenchCallback(tmp_path, name="n", engines=["onnxruntime"], **QUICK)
@@ -159,7 +159,7 @@ def writing_takes_at_most_four_times_the_network(quantised, tmp_path) -> None:
     peak = callback.record.peak_memory
     assert peak == read_records(tmp_path / "runs.jsonl")[-1].peak_memory
     assert peak.network_mb == pytest.approx(38, abs=2)
-    assert 1 < peak.times(peak.writing_mb) <= 4
+    assert 1 < peak.times(peak.writing_mb) <= (4.4 if quantised else 4)  # it has its integers beside the weights
     assert peak.engines_mb > 0
     assert peak.children_mb > peak.network_mb  # the converter holds the weights too
     assert f"network {peak.network_mb:.1f} MB: {peak.writing_mb:.0f} MB" in noted(callback.record)
