@@ -219,7 +219,8 @@ def records(folder, watch):
     )
     model, image = hapi_model(), [Images(1).images]
     _fit([callback], watch, network=model.network)
-    later = pc.ExportBenchCallback(folder / "later", engines=["paddle"], eval_data=Images(8), roofline=False, **QUICK)
+    quick = {"engines": ["paddle"], "roofline": False, **QUICK}
+    later = pc.ExportBenchCallback(folder / "later", eval_data=Images(8), forms=["pdmodel"], **quick)
     with watch:
         later.export(model, Images(8))
     rows, options = [callback.record], BenchOptions(engines=["paddle"], warmup=0, repeats=2)
