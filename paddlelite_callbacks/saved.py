@@ -6,6 +6,6 @@ __getattr__, __dir__ = forwarded(
     __name__,
     {
         "read_saved": "utils.safe_load",
-        "refuse_code": "utils.safe_load",
+        "check_no_code": "utils.safe_load",
     },
 )

@@ -8,7 +8,7 @@ from paddle.nn import Conv2D, Layer
 
 from paddlelite_callbacks.nn.surgery import same_modes
 
-__all__ = ["channels_taken", "refuse_other_channels", "runs_on"]
+__all__ = ["channels_taken", "check_input_channels", "runs_on"]
 
 
 def channels_taken(network: Layer) -> int | None:
@@ -21,7 +21,7 @@ def channels_taken(network: Layer) -> int | None:
     return None if first is None else int(first.weight.shape[1]) * int(first._groups)
 
 
-def refuse_other_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
+def check_input_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
     """Raise if a backbone cannot run on ``x`` because of its number of channels.
 
     Args:

@@ -12,7 +12,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.backbone.channels import refuse_other_channels
+from paddlelite_callbacks.backbone.channels import check_input_channels
 from paddlelite_callbacks.backbone.classifier import fit_head_, number_of_classes
 from paddlelite_callbacks.backbone.comparison import SwapSummary, compare
 from paddlelite_callbacks.backbone.descriptions import describe_
@@ -27,8 +27,8 @@ from paddlelite_callbacks.backbone.trunk import ArgumentTrunk, Trunk
 from paddlelite_callbacks.backbone.validate import (
     Rebuild,
     check_options,
+    check_swappable,
     own_layer,
-    refuse_unswappable,
     run_on_zeros,
     seen_at,
     zeros_of,
@@ -144,7 +144,7 @@ class BackboneSwap:
             RuntimeError: weights that cannot be downloaded.
             MissingDependencyError: the package that makes the network is not installed.
         """
-        refuse_unswappable(network)
+        check_swappable(network)
         weights = self._weights_file()
         if self.at is None:
             return self._swap_whole(network, input_spec, weights)
@@ -183,7 +183,7 @@ class BackboneSwap:
         inputs = [paddle.zeros([1, 3, 224, 224], dtype="float32")] if input_spec is None else zeros_of(input_spec)
         x = self._image_of(inputs)
         new = self._made(classes)
-        refuse_other_channels(self.name, new, x, instead_of=network if input_spec is None else None)
+        check_input_channels(self.name, new, x, instead_of=network if input_spec is None else None)
         fit_head_(new, classes, x)
         if weights is not None:
             self.report = load_weights(new, weights, strict=self.strict, num_classes=classes, name=self.name)
@@ -203,7 +203,7 @@ class BackboneSwap:
         x, place, old_output = seen_at(network, at, input_spec, image=self.image)
         wanted = unpack(old_output)
         new = taking_image(self._made(1000), x, place)
-        refuse_other_channels(self.name, new, x)
+        check_input_channels(self.name, new, x)
         taps = taps_of(new, x, end=self._end())
         names = chosen_taps(self.name, new, taps, wanted, x, self.taps, end=self._end())
         kind = structure_of(old_output)

@@ -17,10 +17,10 @@ from paddlelite_callbacks.backbone.weights import is_url, local_weights
 from paddlelite_callbacks.hapi import in_use_by
 from paddlelite_callbacks.nn.surgery import find_sublayer, same_modes
 
-__all__ = ["Rebuild", "check_options", "own_layer", "refuse_unswappable", "run_on_zeros", "seen_at", "zeros_of"]
+__all__ = ["Rebuild", "check_options", "check_swappable", "own_layer", "run_on_zeros", "seen_at", "zeros_of"]
 
 
-def refuse_unswappable(network: Any) -> None:
+def check_swappable(network: Any) -> None:
     """Check that ``network`` is a plain network that nothing holds yet.
 
     Raises:

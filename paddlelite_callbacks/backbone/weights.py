@@ -17,9 +17,9 @@ from typing import Any
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.utils.atomic_files import refuse_unwritable, staged_file
+from paddlelite_callbacks.utils.atomic_files import check_writable, staged_file
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
-from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
+from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
 __all__ = ["DownloadError", "LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
 
@@ -120,7 +120,7 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float =
     if target.is_file() and (_is_weights(target) if sha256 is None else sha256.lower() == _sha256(target)):
         return target
     try:
-        refuse_unwritable(target.parent)
+        check_writable(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PermissionError(
@@ -189,7 +189,7 @@ def _why_no_weights(file: Path) -> str | None:
             return "what came is no file of paddle.save"
     with suppress(MemoryError):
         try:
-            refuse_code(file)
+            check_no_code(file)
         except ValueError as error:
             return f"what came cannot be read: {error}".replace(str(file), "it")
     return None

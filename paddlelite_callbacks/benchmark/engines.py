@@ -13,7 +13,7 @@ import numpy as np
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.separate_parameters import as_pair
 from paddlelite_callbacks.utils.error_text import reason
-from paddlelite_callbacks.utils.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated
 from paddlelite_callbacks.utils.signals import same_signal_stack
 
 if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
@@ -84,7 +84,7 @@ class PaddleInference:
         inference = require("paddle.inference", needed_for="Paddle Inference")
         try:
             for file in artefact.files[1:]:
-                refuse_torn(file)
+                check_not_truncated(file)
             with as_pair(artefact.files) as files:
                 predictor = inference.create_predictor(self._config(inference, files, threads))
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 
 from paddlelite_callbacks.callbacks.session import FitSession, joined_session
-from paddlelite_callbacks.hapi import calling_list, prepared_optimizer, refuse_foreign_parameters, training_data
+from paddlelite_callbacks.hapi import calling_list, check_optimizer_parameters, prepared_optimizer, training_data
 
 __all__ = ["ScopedCallback"]
 
@@ -40,7 +40,7 @@ class ScopedCallback(paddle.callbacks.Callback):
             RuntimeError: ``model.prepare`` was not called.
             ValueError: the optimizer has parameter groups, or none of the network's parameters.
         """
-        refuse_foreign_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
+        check_optimizer_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
 
     def convert(self, scope: ExitStack) -> None:
         """Replace layers and register new parameters with the optimizer."""

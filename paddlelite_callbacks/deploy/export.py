@@ -11,7 +11,7 @@ __getattr__, __dir__ = forwarded(
         "export_onnx": "export.onnx_export",
         "export_paddle": "export.paddle_program",
         "flat_outputs": "nn.nested",
-        "refuse_older_programs": "export.paddle_program",
+        "check_program_format": "export.paddle_program",
         "staged_folder": "utils.atomic_files",
     },
 )

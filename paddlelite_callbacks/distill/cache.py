@@ -14,14 +14,14 @@ from paddlelite_callbacks.distill.cache_format import FORMAT, checksum, fields_o
 from paddlelite_callbacks.distill.forward import (
     FrozenForward,
     TeacherInputs,
+    check_no_saved_program,
+    check_signature,
     checked_inputs,
     checked_modes,
-    refuse_programs,
-    refuse_signature,
 )
 from paddlelite_callbacks.distill.identity import function_digest
 from paddlelite_callbacks.distill.load_teacher import TeacherLike, digest_of, loaded_teacher
-from paddlelite_callbacks.utils.atomic_files import refuse_unwritable
+from paddlelite_callbacks.utils.atomic_files import check_writable
 from paddlelite_callbacks.utils.distributed import first_rank_works
 
 __all__ = ["CachedTeacher", "cache_teacher"]
@@ -155,7 +155,7 @@ def cache_teacher(
         )
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}: 'float16' takes half the space.")
-    _refuse_numbers(batch_size=(batch_size, 1), num_workers=(num_workers, 0), inputs=(inputs, 1))
+    _check_label_numbers(batch_size=(batch_size, 1), num_workers=(num_workers, 0), inputs=(inputs, 1))
     if not len(dataset):
         raise ValueError("The data set is empty, so there is nothing to store: give one with at least one sample.")
     if inputs > (fields := len(fields_of(dataset[0]))):
@@ -167,11 +167,11 @@ def cache_teacher(
     if network is None:
         raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
     (mode,), (function,) = checked_modes(teacher_mode, 1), checked_inputs(teacher_inputs, 1)
-    refuse_programs(network, mode)
-    refuse_signature(function, inputs)
-    refuse_unwritable(folder.parent)
+    check_no_saved_program(network, mode)
+    check_signature(function, inputs)
+    check_writable(folder.parent)
     if not allow_random:
-        _refuse_random(dataset)
+        _check_random(dataset)
     wanted = {"format": FORMAT, "teacher": digest_of(network), "count": len(dataset), "dtype": dtype, "inputs": inputs}
     wanted |= {"teacher_mode": mode, "teacher_inputs": "" if function is None else function_digest(function)}
     with first_rank_works() as turn:
@@ -183,13 +183,13 @@ def cache_teacher(
     return CachedTeacher(dataset, folder, verify=not allow_random)
 
 
-def _refuse_numbers(**numbers: tuple[int, int]) -> None:
+def _check_label_numbers(**numbers: tuple[int, int]) -> None:
     for name, (value, least) in numbers.items():
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: leave it out.")
 
 
-def _refuse_random(dataset: Dataset) -> None:
+def _check_random(dataset: Dataset) -> None:
     count = len(dataset)
     for index in sorted({int(i) for i in np.linspace(0, count - 1, min(_PROBES, count))}):
         if checksum(fields_of(dataset[index])) != checksum(fields_of(dataset[index])):

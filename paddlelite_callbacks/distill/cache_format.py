@@ -167,14 +167,14 @@ def meta_of(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} is of format {found!r}, this version reads {FORMAT}: store the outputs anew with overwrite=True."
         )
-    _refuse_misfits(folder, meta)
+    _check_fit(folder, meta)
     return {"teacher_mode": "eval", "teacher_inputs": "", **meta}  # of a folder from before there were these
 
 
 _META = {"count": int, "outputs": list, "fields": int, "kind": str, "dtype": str, "inputs": int}
 
 
-def _refuse_misfits(folder: Path, meta: dict[str, Any]) -> None:
+def _check_fit(folder: Path, meta: dict[str, Any]) -> None:
     """Refuse files that are not as ``meta`` says: what a data set raises later hangs Paddle's loader."""
     strange = [name for name, kind in _META.items() if not isinstance(meta.get(name), kind)]
     found = [f"{name} {meta.get(name)!r} in meta.json" for name in strange]

@@ -21,10 +21,10 @@ __all__ = [
     "MODES",
     "FrozenForward",
     "TeacherInputs",
+    "check_no_saved_program",
+    "check_signature",
     "checked_inputs",
     "checked_modes",
-    "refuse_programs",
-    "refuse_signature",
     "wants_labels",
 ]
 
@@ -147,7 +147,7 @@ def wants_labels(function: TeacherInputs) -> bool:
     return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
 
-def refuse_signature(function: TeacherInputs | None, inputs: int) -> None:
+def check_signature(function: TeacherInputs | None, inputs: int) -> None:
     """Refuse a function that does not take the student's inputs.
 
     Args:
@@ -172,7 +172,7 @@ def refuse_signature(function: TeacherInputs | None, inputs: int) -> None:
         ) from error
 
 
-def refuse_programs(network: Layer, mode: str) -> None:
+def check_no_saved_program(network: Layer, mode: str) -> None:
     """Refuse to run a saved program in train mode.
 
     Args:

@@ -13,10 +13,10 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import computes_weight, copy_network
 from paddlelite_callbacks.quant.switch import strip_quantisers_
-from paddlelite_callbacks.utils.parameters_file import refuse_torn
-from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated
+from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
-__all__ = ["TeacherLike", "digest_of", "load_weights_", "loaded_teacher", "refuse_missing_files"]
+__all__ = ["TeacherLike", "check_files_exist", "digest_of", "load_weights_", "loaded_teacher"]
 
 _ARCHITECTURE = "Give the architecture that it was saved from: teacher=(path, network)."
 
@@ -60,7 +60,7 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
     return _from_checkpoint(path, lambda: _like(student, state), state)
 
 
-def refuse_missing_files(teacher: TeacherLike) -> None:
+def check_files_exist(teacher: TeacherLike) -> None:
     """Check that the teacher's path exists.
 
     Args:
@@ -135,8 +135,8 @@ def _program(teacher: str | Path) -> Path | None:
 
 
 def _from_program(prefix: Path) -> Layer:
-    refuse_torn(f"{prefix}.pdiparams")
-    refuse_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
+    check_not_truncated(f"{prefix}.pdiparams")
+    check_no_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
     try:
         return paddle.jit.load(str(prefix))
     except Exception as error:

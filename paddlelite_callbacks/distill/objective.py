@@ -12,7 +12,7 @@ from paddle.nn import Layer, LayerDict
 
 from paddlelite_callbacks.distill.losses.logits import class_axis
 from paddlelite_callbacks.distill.losses.registry import LossSpec
-from paddlelite_callbacks.distill.projection import projection_for, refuse_unbridgeable, resized
+from paddlelite_callbacks.distill.projection import check_projectable, projection_for, resized
 from paddlelite_callbacks.distill.resize import differ_in_size, resized_like
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
@@ -104,7 +104,7 @@ class Objective:
                     self.bridges[_key(name, "loss")] = term.loss
         return list(self.bridges.parameters())
 
-    def refuse_misfits(self, student: Seen, teachers: Sequence[Seen]) -> None:
+    def check_fit(self, student: Seen, teachers: Sequence[Seen]) -> None:
         """Check that all outputs and features can be compared; compute nothing.
 
         Raises:
@@ -114,13 +114,13 @@ class Objective:
             if isinstance(term, OutputTerm):
                 for path, a, b in self._outputs(name, term, student, teachers):
                     channels = self.class_axis if self.specs[name].classes else None
-                    _refuse_shapes(self.specs[name], path, list(a.shape), list(b.shape), channels)
+                    _check_shapes(self.specs[name], path, list(a.shape), list(b.shape), channels)
                     if self.specs[name].classes:
                         class_axis(a.shape, self.class_axis)
             elif not term.grouped:
                 (a,), (b,) = self._features(term, student, teachers)
                 if self._needs_bridge(term, self.specs[name], a, b) and not isinstance(term.project, Layer):
-                    refuse_unbridgeable(list(a.shape), list(b.shape), _pair(term))
+                    check_projectable(list(a.shape), list(b.shape), _pair(term))
 
     def __call__(
         self, student: Seen, teachers: Sequence[Seen], labels: Sequence[Tensor], *, epoch: float, epochs: float
@@ -243,7 +243,7 @@ class Objective:
         return student, teacher
 
 
-def _refuse_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[int], channels: int | None) -> None:
+def _check_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[int], channels: int | None) -> None:
     differ = {"shape": student != teacher, "positions": student[2:] != teacher[2:]}.get(spec.same, False)
     if differ:
         which = f" {path!r}" if path else ""

@@ -6,7 +6,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.nn import Conv2D, Layer, Linear
 
-__all__ = ["Projection", "projection_for", "refuse_unbridgeable", "resized"]
+__all__ = ["Projection", "check_projectable", "projection_for", "resized"]
 
 
 class Projection(Layer):
@@ -46,11 +46,11 @@ def projection_for(student: list[int], teacher: list[int], what: str) -> Project
     Raises:
         ValueError: the shapes are of different kinds, or token sequences of different lengths.
     """
-    refuse_unbridgeable(student, teacher, what)
+    check_projectable(student, teacher, what)
     return Projection(student, teacher)
 
 
-def refuse_unbridgeable(student: list[int], teacher: list[int], what: str) -> None:
+def check_projectable(student: list[int], teacher: list[int], what: str) -> None:
     """Check that a `Projection` can join two shapes.
 
     Args:

@@ -19,7 +19,7 @@ from paddlelite_callbacks.export.pir_operators import OPERATORS, Constant, InPla
 from paddlelite_callbacks.export.pir_program import PirOperation, PirProgram, PirType, PirValue, read_pir_program
 from paddlelite_callbacks.export.program_desc import DTYPES, ProgramWriter, old_operator
 from paddlelite_callbacks.utils.atomic_files import staged_file, staged_files
-from paddlelite_callbacks.utils.parameters_file import refuse_torn, stored_tensors
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated, stored_tensors
 
 __all__ = ["UnknownOperatorError", "legacy_program", "write_legacy_program"]
 
@@ -78,7 +78,7 @@ def _check_parameters(program: PirProgram, parameters: Path) -> None:
     wanted = program.parameters()
     if not parameters.is_file():
         raise ValueError(f"{program.path} has no parameters beside it: {parameters.name} is missing.")
-    refuse_torn(parameters)
+    check_not_truncated(parameters)
     held = stored_tensors(parameters)
     if len(held) != len(wanted):
         raise ValueError(

@@ -20,7 +20,7 @@ from paddlelite_callbacks.export.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.export.separate_parameters import MODEL, parameter_files
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
-from paddlelite_callbacks.utils.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated
 
 __all__ = [
     "complete_inputs",
@@ -81,13 +81,13 @@ def find_model(path: str | Path) -> Artefact:
         if program.suffix == ".json":
             raise ValueError(f"{program} has no parameters beside it: {parameters[0].name} is missing.")
         parameters = parameter_files(program)
-    _refuse_mistaken(program, parameters)
+    _check_kind(program, parameters)
     for file in parameters:
-        refuse_torn(file)
+        check_not_truncated(file)
     return Artefact(kind="paddle", path=program, files=(program, *parameters), precision=_precision(program))
 
 
-def _refuse_mistaken(program: Path, parameters: Sequence[Path]) -> None:
+def _check_kind(program: Path, parameters: Sequence[Path]) -> None:
     """Refuse what only bears the name of a program or of parameters: Paddle would end with the process."""
     for file in (program, *parameters):
         wanted = "a program of Paddle" if file == program else "parameters of Paddle"

@@ -22,7 +22,7 @@ from paddlelite_callbacks.export.slim_program import make_program_lean, name_out
 from paddlelite_callbacks.nn.surgery import restored
 from paddlelite_callbacks.workarounds.tracing import clean_trace
 
-__all__ = ["export_paddle", "export_pdmodel", "output_names", "refuse_older_programs"]
+__all__ = ["check_program_format", "export_paddle", "export_pdmodel", "output_names"]
 
 
 _UNUSED = "is not involved in the target_vars"  # Paddle's words
@@ -55,7 +55,7 @@ def export_paddle(
     Raises:
         ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
     """
-    refuse_older_programs()
+    check_program_format()
     folder.mkdir(parents=True, exist_ok=True)
     input_spec = named_specs(network, input_spec)
     names: list[str] = []
@@ -111,7 +111,7 @@ def export_pdmodel(program: Artefact) -> Artefact:
     return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
 
 
-def refuse_older_programs() -> None:
+def check_program_format() -> None:
     """Refuse a process in which Paddle is told to write the programs of Paddle 2.
 
     Raises:

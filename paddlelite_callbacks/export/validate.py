@@ -17,13 +17,13 @@ from paddlelite_callbacks.nn.nested import flat_outputs
 from paddlelite_callbacks.nn.surgery import broken_tensors
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
-__all__ = ["own_movement", "refuse_indefinite"]
+__all__ = ["check_definite", "own_movement"]
 
 _LOOK = "Its weights and inputs are finite: look for a division, logarithm or root in forward()."
 _CLEAN = "The images of the first training batch, which it was called with, are not finite: clean the data."
 
 
-def refuse_indefinite(network: Layer, sample: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+def check_definite(network: Layer, sample: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
     """Raise where a network gives nothing that its files could be held against.
 
     Args:

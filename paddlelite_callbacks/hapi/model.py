@@ -20,13 +20,13 @@ __all__ = [
     "LossFunction",
     "amp_level",
     "amp_options",
+    "check_data",
     "evaluates_in_fit",
     "input_count",
     "input_specs",
     "labels_through",
     "metrics_of",
     "prepared_optimizer",
-    "refuse_unusable_data",
     "replaced_loss",
     "sample_inputs",
     "task_loss_of",
@@ -139,7 +139,7 @@ def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
     return fields if len(fields) == inputs and stacked else None
 
 
-def refuse_unusable_data(name: str, data: Any) -> None:
+def check_data(name: str, data: Any) -> None:
     """Check that ``model.evaluate`` can read batches from the data.
 
     Args:

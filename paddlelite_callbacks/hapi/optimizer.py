@@ -11,9 +11,9 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 __all__ = [
+    "check_optimizer_parameters",
     "optimizer_state_of",
     "rate_scheduler_of",
-    "refuse_foreign_parameters",
     "scaled_learning_rate",
     "set_optimizer_state_of",
     "trained_also",
@@ -26,7 +26,7 @@ def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer
     return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
 
 
-def refuse_foreign_parameters(optimizer: paddle.optimizer.Optimizer, network: Layer, whose: str) -> None:
+def check_optimizer_parameters(optimizer: paddle.optimizer.Optimizer, network: Layer, whose: str) -> None:
     """Check that an optimizer trains parameters of ``network``.
 
     Args:

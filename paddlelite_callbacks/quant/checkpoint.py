@@ -72,7 +72,7 @@ def load_pact_(
     try:
         own = {key: value for key, value in network.state_dict().items() if key.endswith(f"{_WEIGHT}grid")}
         state = {**(own if not grids else {}), **state}
-        _refuse_misfits(network, state, where)
+        _check_fit(network, state, where)
         network.set_state_dict(_as_in(network, state))
         refresh_quantisers_(network)
     except BaseException:
@@ -165,7 +165,7 @@ def _as_in(network: Layer, state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.astype(types[key]) if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def _refuse_misfits(network: Layer, state: Mapping[str, Any], where: str) -> None:
+def _check_fit(network: Layer, state: Mapping[str, Any], where: str) -> None:
     wanted = {key: list(value.shape) for key, value in network.state_dict().items()}
     given = {key: list(value.shape) for key, value in state.items() if hasattr(value, "shape")}
     wrong = sorted(wanted.keys() ^ given.keys()) or sorted(key for key in wanted if wanted[key] != given[key])

@@ -14,12 +14,12 @@ from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
 from paddlelite_callbacks.nn.trace import tensors_in
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
-__all__ = ["refuse_direct_use"]
+__all__ = ["check_no_direct_use"]
 
 _log = logging.getLogger(__name__)
 
 
-def refuse_direct_use(network: Layer, names: Collection[str], inputs: Sequence[Tensor] | None) -> None:
+def check_no_direct_use(network: Layer, names: Collection[str], inputs: Sequence[Tensor] | None) -> None:
     """Check that no called layer's weight is used outside of its call.
 
     There it would not be quantised, and the int8 layer has no such weight. Reading its type or shape is no use: what

@@ -48,14 +48,14 @@ def fields_of_guide(mapping: Mapping[str, Any]) -> dict[str, Any]:
     for level in ("slim", "quantizer", "quantizer_config"):
         if isinstance(given.get(level), Mapping):
             given = dict(given[level])
-    _refuse_other_schemes(given)
+    _check_schemes(given)
     idle = sorted(key for key in given if key in _NO_EFFECT)
     if idle:
         _log.info("No effect in PACTConfig, since the learned alpha is the scale: %s.", idle)
     return {_FOLLOWED[key]: given[key] for key in given if key in _FOLLOWED}
 
 
-def _refuse_other_schemes(given: Mapping[str, Any]) -> None:
+def _check_schemes(given: Mapping[str, Any]) -> None:
     known = {*_FOLLOWED, *_SCHEMES, *_NO_EFFECT}
     unknown = sorted(set(given) - known)
     if unknown:

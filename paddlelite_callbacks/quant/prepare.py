@@ -18,7 +18,7 @@ from paddlelite_callbacks.nn.surgery import computes_weight, match_sublayers, re
 from paddlelite_callbacks.nn.trace import example_inputs
 from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.direct_use import refuse_direct_use
+from paddlelite_callbacks.quant.direct_use import check_no_direct_use
 from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
 from paddlelite_callbacks.quant.output_quantizers import (
     OutputPlace,
@@ -96,14 +96,14 @@ def prepare_pact_(
         >>> network.set_state_dict(read_saved("quantised.pdparams"))  # doctest: +SKIP
     """
     config = PACTConfig() if config is None else config
-    _refuse_types(network, config)
+    _check_types(network, config)
     undo = ExitStack()
     try:
         layers = convertible_layers(network, config)
         if outputs is None:
             given = [inputs] if isinstance(inputs, Tensor) else inputs
             inputs = example_inputs(network) if given is None else given
-            refuse_direct_use(network, list(layers), inputs)
+            check_no_direct_use(network, list(layers), inputs)
         convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
         places = _output_places(network, config, convolutions, inputs, outputs)
         for name, layer in layers.items():
@@ -145,7 +145,7 @@ def _count_batches(network: Layer, undo: ExitStack) -> None:
         quanter.count_by(passes)
 
 
-def _refuse_types(network: Any, config: Any) -> None:
+def _check_types(network: Any, config: Any) -> None:
     if not isinstance(network, Layer):
         of_model = ": give model.network" if isinstance(network, paddle.Model) else ": build one first"
         raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}{of_model}.")
@@ -166,7 +166,7 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     """
     for pattern in (*config.skip, *(p for p in config.include if p != "*")):
         match_sublayers(network, pattern)
-    _refuse_other_quantisers(network, config)
+    _check_quantizers(network, config)
     types = tuple(getattr(paddle.nn, name) for name in config.layer_types)
     wanted = {
         name: layer
@@ -292,7 +292,7 @@ def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTA
     )
 
 
-def _refuse_other_quantisers(network: Layer, config: PACTConfig) -> None:
+def _check_quantizers(network: Layer, config: PACTConfig) -> None:
     ours = quantized_layers(network)
     for name, layer in network.named_sublayers():
         home = type(layer).__module__

@@ -49,7 +49,7 @@ class Switched(BaseQuanter):
         self._bits = bits
         self.enabled = True
 
-    def refuse_tracing(self) -> None:
+    def check_not_traced(self) -> None:
         """Raise where ``paddle.jit`` traces a fake-quantised network.
 
         Raises:
@@ -137,7 +137,7 @@ class PACTActivationQuanter(Switched):
         """Quantise and dequantise ``input`` (any shape)."""
         if not self.enabled:
             return input
-        self.refuse_tracing()
+        self.check_not_traced()
         if not self.training or self._levels[1] == 0:
             self.refresh()
         if self.training and (self._levels[1] == 0 or self._calibrating()):

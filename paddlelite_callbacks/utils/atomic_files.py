@@ -32,13 +32,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 __all__ = [
+    "check_appendable",
+    "check_path",
+    "check_replaceable",
+    "check_writable",
     "link_or_copy",
     "locked",
     "put_in_place",
-    "refuse_no_folder",
-    "refuse_unusable_path",
-    "refuse_unwritable",
-    "refuse_unwritable_file",
     "staged_file",
     "staged_files",
     "staged_folder",
@@ -55,7 +55,7 @@ _CLAIM_SECONDS = 10.0  # a cleaner holds a lock for an instant
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system that knows none
 
 
-def refuse_unusable_path(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Check that C++ libraries can open a path.
 
     They take UTF-8. In a locale with another encoding Python's own paths are other bytes.
@@ -80,7 +80,7 @@ def refuse_unusable_path(path: Path) -> None:
         )
 
 
-def refuse_unwritable_file(file: Path) -> None:
+def check_appendable(file: Path) -> None:
     """Check that lines can be appended to a file.
 
     Args:
@@ -94,7 +94,7 @@ def refuse_unwritable_file(file: Path) -> None:
         raise PermissionError(f"{file} {what}: give another folder, or move it out of the way.")
 
 
-def refuse_unwritable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Check that a folder can be made and written to.
 
     Args:
@@ -102,9 +102,9 @@ def refuse_unwritable(folder: Path) -> None:
 
     Raises:
         PermissionError: names what stands in the way.
-        ValueError: see `refuse_unusable_path`.
+        ValueError: see `check_path`.
     """
-    refuse_unusable_path(Path(os.path.abspath(folder)))  # noqa: PTH100
+    check_path(Path(os.path.abspath(folder)))  # noqa: PTH100
     existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -115,7 +115,7 @@ def refuse_unwritable(folder: Path) -> None:
         )
 
 
-def refuse_no_folder(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Check that `staged_folder` can replace a path.
 
     Args:
@@ -186,7 +186,7 @@ def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path
         OSError: the parent cannot be written to.
     """
     folder = folder.resolve()
-    refuse_no_folder(folder)
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = folder.with_name(f".{folder.name}.old")
     with _named_in_errors(folder), _temporary(folder) as stage:

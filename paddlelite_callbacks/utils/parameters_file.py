@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["refuse_torn", "stored_tensors"]
+__all__ = ["check_not_truncated", "stored_tensors"]
 
 # Bytes of a value by the number of its type in Paddle's VarType.
 _BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 19: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16, 32: 1, 33: 1}
 _TYPE, _DIM, _DIMS = 0x08, 0x10, 0x12  # fields of the description of a tensor: a varint, a varint, packed varints
 
 
-def refuse_torn(path: str | Path) -> None:
+def check_not_truncated(path: str | Path) -> None:
     """Check that a parameters file is not truncated, by its descriptions alone.
 
     A file that is written otherwise than Paddle does is left to Paddle.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-__all__ = ["read_saved", "refuse_code"]
+__all__ = ["check_no_code", "read_saved"]
 
 _SLICES = "UnpackBigParamInfor@@"  # how Paddle splits arrays of more than 1 GB for old pickle protocols
 _NAMES = "StructuredToParameterName@@"
@@ -41,7 +41,7 @@ def read_saved(path: str | Path) -> Any:
     return _as_tensors(_joined(_unpickled(Path(path))))
 
 
-def refuse_code(path: Path) -> None:
+def check_no_code(path: Path) -> None:
     """Check that a pickle at ``path`` executes no code, before Paddle opens it.
 
     Raises:

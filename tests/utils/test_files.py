@@ -17,8 +17,8 @@ from toy import Images, TinyNet, fit, hapi_model
 from paddlelite_callbacks import ExportBenchCallback, cache_teacher
 from paddlelite_callbacks.utils import atomic_files as files
 from paddlelite_callbacks.utils.atomic_files import (
+    check_writable,
     locked,
-    refuse_unwritable,
     staged_file,
     staged_files,
     staged_folder,
@@ -103,7 +103,7 @@ def test_a_file_at_the_exports_place_is_refused_before_training(tmp_path):
 def test_a_broken_link_is_no_writable_folder(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(PermissionError, match="out is no writable folder"):
-        refuse_unwritable(tmp_path / "out" / "deeper")
+        check_writable(tmp_path / "out" / "deeper")
 
 
 def test_checkpoints_in_the_exports_folder_stay(tmp_path):

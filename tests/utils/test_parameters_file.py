@@ -16,7 +16,7 @@ from paddlelite_callbacks import DistillCallback
 from paddlelite_callbacks.benchmark.engines import EngineError, PaddleInference
 from paddlelite_callbacks.export.model_files import find_model
 from paddlelite_callbacks.export.paddle_program import export_paddle
-from paddlelite_callbacks.utils.parameters_file import refuse_torn
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def cut_to(size, program, folder):
 
 
 def test_a_whole_file_is_taken(program, tmp_path):
-    refuse_torn(program.files[1])
+    check_not_truncated(program.files[1])
     assert find_model(program.path).files == program.files
     assert DistillCallback(str(program.path.with_suffix(""))).teacher is not None
     whole = cut_to(None, program, tmp_path)
@@ -48,7 +48,7 @@ def test_every_cut_is_refused(program, tmp_path):
     for length in range(1, size):
         torn = cut_to(length, program, tmp_path).files[1]
         try:
-            refuse_torn(torn)
+            check_not_truncated(torn)
         except ValueError:
             continue
         ends.append(length)
@@ -59,7 +59,7 @@ def test_every_cut_is_refused(program, tmp_path):
 
 
 def test_paddle_alone_takes_memory_for_what_is_missing(program, tmp_path):
-    """Should Paddle mend it one day, `refuse_torn` can go."""
+    """Should Paddle mend it one day, `check_not_truncated` can go."""
     torn = cut_to(-40, program, tmp_path)
     paddle.jit.load(str(torn.path.with_suffix("")))
 
@@ -96,7 +96,7 @@ class Types(nn.Layer):
 def test_types_of_every_width(tmp_path):
     network = Types()
     program = export_paddle(network, tmp_path, input_spec=[InputSpec([None, 3], "float32", "x")])
-    refuse_torn(program.files[1])
+    check_not_truncated(program.files[1])
     assert program.files[1].stat().st_size > sum(t.size * t.element_size() for t in network.state_dict().values())
 
 
@@ -104,6 +104,6 @@ def test_a_file_of_another_kind_is_left_to_paddle(tmp_path):
     file = tmp_path / "other.pdiparams"
     unknown_field = struct.pack("<IQIi", 0, 0, 0, 2) + b"\x7a\x00"
     file.write_bytes(unknown_field + b"values")
-    refuse_torn(file)
+    check_not_truncated(file)
     file.write_bytes(b"")
-    refuse_torn(file)
+    check_not_truncated(file)

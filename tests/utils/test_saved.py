@@ -12,7 +12,7 @@ import pytest
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback
-from paddlelite_callbacks.utils.safe_load import read_saved, refuse_code
+from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
 
 def same(a, b) -> bool:
@@ -102,7 +102,7 @@ class Called:
 )
 def test_nothing_in_a_file_is_run(attack, protocol, tmp_path):
     (tmp_path / "bad.pdparams").write_bytes(pickle.dumps({"w": np.ones(2), "x": attack(tmp_path / "ran")}, protocol))
-    for read in (read_saved, refuse_code):
+    for read in (read_saved, check_no_code):
         with pytest.raises(ValueError, match=r"asks for .* when it is opened.*not opened.*paddle\.save"):
             read(tmp_path / "bad.pdparams")
     assert not (tmp_path / "ran").exists()

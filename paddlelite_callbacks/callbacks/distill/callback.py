@@ -16,9 +16,9 @@ from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.distill.checkpoint import (
     BridgeTrainer,
     Position,
+    check_same_options,
+    check_same_teacher,
     load_state,
-    refuse_other_options,
-    refuse_other_teacher,
     save_state,
     save_state_beside,
 )
@@ -29,8 +29,8 @@ from paddlelite_callbacks.callbacks.distill.teachers import (
     EMASource,
     FrozenSource,
     Source,
+    check_cache_options,
     layers_to_tap,
-    refuse_other_cache_options,
 )
 from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
 from paddlelite_callbacks.distill.cache import CachedTeacher
@@ -54,7 +54,7 @@ from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_l
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
-__all__ = ["DistillCallback", "refuse_misfits", "source_of"]
+__all__ = ["DistillCallback", "check_fit", "source_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class DistillCallback(ScopedCallback):
         if self._objective is not None:  # an earlier fit trained these
             objective.bridges = self._objective.bridges
         self._objective = objective
-        refuse_misfits(self.model, self.objective, self._source, self.session.data if self._session else None)
+        check_fit(self.model, self.objective, self._source, self.session.data if self._session else None)
         self._take_up_state()
 
     def attach(self, scope: ExitStack) -> None:
@@ -333,8 +333,8 @@ class DistillCallback(ScopedCallback):
         self._position.offset = 0.0 if state is None else float(state["position"])
         if state is not None:
             kind = type(self._source).__name__.removesuffix("Source")
-            refuse_other_options(state.get("options", {}), self._teacher_options())
-            refuse_other_teacher(state["source"], self._source.state_keys, kind)
+            check_same_options(state.get("options", {}), self._teacher_options())
+            check_same_teacher(state["source"], self._source.state_keys, kind)
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])
 
@@ -368,11 +368,11 @@ def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[
         FileNotFoundError: a path to nothing.
     """
     if isinstance(teacher, MutualPeer):
-        _refuse_for_a_peer(mode, inputs)
+        _check_peer_options(mode, inputs)
         return MutualSource(teacher), 1
     if isinstance(teacher, CachedTeacher):
         (one,), (function,) = checked_modes(mode, 1), checked_inputs(inputs, 1)
-        refuse_other_cache_options(teacher, one, function)
+        check_cache_options(teacher, one, function)
         return CacheSource(teacher), 1
     if isinstance(teacher, EMATeacher):
         (one,), (function,) = checked_modes(mode, 1), checked_inputs(inputs, 1)
@@ -385,7 +385,7 @@ def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[
     return FrozenSource(teachers, modes=modes, inputs=functions), len(teachers)
 
 
-def _refuse_for_a_peer(mode: Any, inputs: Any) -> None:
+def _check_peer_options(mode: Any, inputs: Any) -> None:
     given = [
         name for name, value in (("teacher_mode", mode != "eval"), ("teacher_inputs", inputs is not None)) if value
     ]
@@ -396,7 +396,7 @@ def _refuse_for_a_peer(mode: Any, inputs: Any) -> None:
         )
 
 
-def refuse_misfits(model: paddle.Model, objective: Objective, source: Source, data: Any) -> None:
+def check_fit(model: paddle.Model, objective: Objective, source: Source, data: Any) -> None:
     """Check that ``objective`` can compare the networks, if input sizes are known.
 
     Args:
@@ -423,4 +423,4 @@ def _refuse(model: paddle.Model, objective: Objective, source: Source, specs: In
     student = seen_on_zeros(model.network, specs, mine, training=True, hooks=hooks)
     teachers = source.seen_on_zeros(specs, theirs, hooks)
     if student is not None and teachers is not None:
-        objective.refuse_misfits(student, teachers)
+        objective.check_fit(student, teachers)

@@ -30,9 +30,9 @@ from paddlelite_callbacks.utils.signals import uninterrupted
 __all__ = [
     "BridgeTrainer",
     "Position",
+    "check_same_options",
+    "check_same_teacher",
     "load_state",
-    "refuse_other_options",
-    "refuse_other_teacher",
     "save_state",
     "save_state_beside",
 ]
@@ -109,12 +109,12 @@ class BridgeTrainer:
         """Make the projections in the first batch and register them with the optimizer.
 
         Raises:
-            ValueError: see `Objective.refuse_misfits`.
+            ValueError: see `Objective.check_fit`.
         """
         if self._parameters is not None:
             return
         objective, scope = self._ready()
-        objective.refuse_misfits(student, teachers)
+        objective.check_fit(student, teachers)
         parameters = self._parameters = objective.build(student, teachers)
         if not parameters:
             return
@@ -219,7 +219,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teacher: str) -> None:
+def check_same_teacher(saved: Mapping[str, Any], wanted: Collection[str], teacher: str) -> None:
     """Check that a state belongs to this kind of teacher.
 
     Args:
@@ -238,7 +238,7 @@ def refuse_other_teacher(saved: Mapping[str, Any], wanted: Collection[str], teac
         )
 
 
-def refuse_other_options(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_same_options(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Check that a state was written with these teacher options.
 
     Args:

@@ -20,12 +20,12 @@ from paddlelite_callbacks.hapi import (
     LossFunction,
     amp_level,
     amp_options,
+    check_optimizer_parameters,
     metric_names,
     metrics_of,
     optimizer_state_of,
     prepared_optimizer,
     rate_scheduler_of,
-    refuse_foreign_parameters,
     set_optimizer_state_of,
 )
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
@@ -72,7 +72,7 @@ class MutualSource(Source):
             raise ValueError(f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...).")
         if peer.optimizer is prepared_optimizer(model):
             raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
-        refuse_foreign_parameters(peer.optimizer, peer.network, "The peer's optimizer")
+        check_optimizer_parameters(peer.optimizer, peer.network, "The peer's optimizer")
         known = ["loss", *metric_names(model)]
         if peer.monitor is not None and peer.monitor not in known:
             raise ValueError(

@@ -16,19 +16,19 @@ from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import (
     FrozenForward,
     TeacherInputs,
-    refuse_programs,
-    refuse_signature,
+    check_no_saved_program,
+    check_signature,
     wants_labels,
 )
 from paddlelite_callbacks.distill.identity import function_digest, function_name
-from paddlelite_callbacks.distill.load_teacher import TeacherLike, loaded_teacher, refuse_missing_files
+from paddlelite_callbacks.distill.load_teacher import TeacherLike, check_files_exist, loaded_teacher
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.hapi import LossFunction, input_count, labels_through
 from paddlelite_callbacks.nn.dry_run import UNKNOWN_BATCH, InputSpecs, seen_on_zeros
 from paddlelite_callbacks.nn.hooks import Taps
 from paddlelite_callbacks.nn.nested import Seen
 
-__all__ = ["CacheSource", "EMASource", "FrozenSource", "Source", "layers_to_tap", "refuse_other_cache_options"]
+__all__ = ["CacheSource", "EMASource", "FrozenSource", "Source", "check_cache_options", "layers_to_tap"]
 
 
 class Source:
@@ -113,7 +113,7 @@ class FrozenSource(Source):
         self, teachers: Sequence[TeacherLike], *, modes: Sequence[str], inputs: Sequence[TeacherInputs | None]
     ) -> None:
         for teacher in teachers:
-            refuse_missing_files(teacher)
+            check_files_exist(teacher)
         self._given = list(teachers)
         self._modes, self._inputs = list(modes), list(inputs)
         self._forwards: list[FrozenForward] = []
@@ -146,14 +146,14 @@ class FrozenSource(Source):
                     f"The teacher shares {len(shared)} parameters with the student ({shared[:3]} ...): it would be "
                     "frozen with it. Pass a network of its own, for instance copy.deepcopy(network)."
                 )
-        self._refuse_options(model)
+        self._check_options(model)
         return list(self.networks)
 
-    def _refuse_options(self, model: paddle.Model) -> None:
+    def _check_options(self, model: paddle.Model) -> None:
         for network, mode in zip(self._ready(), self._modes, strict=True):
-            refuse_programs(network, mode)
+            check_no_saved_program(network, mode)
         for function in self._inputs:
-            refuse_signature(function, input_count(model))
+            check_signature(function, input_count(model))
 
     def _ready_forwards(self) -> list[FrozenForward]:
         parts = zip(self._ready(), self._modes, self._inputs, strict=True)
@@ -214,7 +214,7 @@ class EMASource(FrozenSource):
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Start to follow the student."""
         self.networks = [self.average.follow(model.network)]
-        self._refuse_options(model)
+        self._check_options(model)
         return list(self.networks)
 
     def after_batch(self, updated: bool) -> None:
@@ -301,7 +301,7 @@ class CacheSource(Source):
         self._given = None
 
 
-def refuse_other_cache_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs | None) -> None:
+def check_cache_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs | None) -> None:
     """Check that the cached outputs were made with these teacher options.
 
     Args:

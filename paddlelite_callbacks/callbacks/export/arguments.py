@@ -9,19 +9,19 @@ from typing import Any
 import paddle
 from paddle.static import InputSpec
 
-from paddlelite_callbacks.hapi import input_specs, metric_names, refuse_unusable_data
+from paddlelite_callbacks.hapi import check_data, input_specs, metric_names
 from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = [
     "FORMS",
+    "check_budget_engine",
+    "check_budget_metric",
     "check_choices",
+    "check_input_sizes",
+    "check_monitor",
     "checked_arguments",
     "checked_forms",
-    "refuse_blind_engine",
-    "refuse_other_inputs",
-    "refuse_unjudged_metric",
-    "refuse_unknown_monitor",
 ]
 
 FORMS = ("pdmodel",)
@@ -52,7 +52,7 @@ def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any)
             "input_spec=[InputSpec([None, 3, 224, 224], 'float32', 'x')], or leave it out."
         )
     if eval_data is not None and eval_data is not False:
-        refuse_unusable_data("eval_data", eval_data)
+        check_data("eval_data", eval_data)
     return Path(folder)
 
 
@@ -104,7 +104,7 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
     return tuple(forms)
 
 
-def refuse_blind_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
+def check_budget_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
     """Refuse a budget for an engine that will not run.
 
     Args:
@@ -121,7 +121,7 @@ def refuse_blind_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
         )
 
 
-def refuse_unjudged_metric(budget: Budget | None, model: paddle.Model, *, evaluated: bool) -> None:
+def check_budget_metric(budget: Budget | None, model: paddle.Model, *, evaluated: bool) -> None:
     """Refuse a budget for a metric that nothing will measure.
 
     Args:
@@ -149,7 +149,7 @@ def refuse_unjudged_metric(budget: Budget | None, model: paddle.Model, *, evalua
     )
 
 
-def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
+def check_monitor(model: paddle.Model, monitor: str | None) -> None:
     """Refuse a ``monitor`` that the evaluation will not give.
 
     Args:
@@ -167,7 +167,7 @@ def refuse_unknown_monitor(model: paddle.Model, monitor: str | None) -> None:
         )
 
 
-def refuse_other_inputs(model: paddle.Model, given: Sequence[InputSpec] | None, data: Any) -> None:
+def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, data: Any) -> None:
     """Refuse an ``input_spec`` that is not that of the training's batches, where those are known.
 
     Args:

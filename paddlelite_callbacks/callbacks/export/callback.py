@@ -17,25 +17,25 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.export.arguments import (
+    check_budget_engine,
+    check_budget_metric,
     check_choices,
+    check_input_sizes,
+    check_monitor,
     checked_arguments,
     checked_forms,
-    refuse_blind_engine,
-    refuse_other_inputs,
-    refuse_unjudged_metric,
-    refuse_unknown_monitor,
 )
 from paddlelite_callbacks.callbacks.export.history import History
 from paddlelite_callbacks.callbacks.export.preflight import Preflight, example_batches
 from paddlelite_callbacks.callbacks.export.record import notes_of, summary_lines
 from paddlelite_callbacks.callbacks.export.run import ExportRun, Trained, trained_before
 from paddlelite_callbacks.export.metadata import checked_sidecar_options
-from paddlelite_callbacks.export.paddle_program import refuse_older_programs
+from paddlelite_callbacks.export.paddle_program import check_program_format
 from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
 from paddlelite_callbacks.nn.surgery import unwrapped
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
-from paddlelite_callbacks.utils.atomic_files import refuse_no_folder, refuse_unwritable, refuse_unwritable_file
+from paddlelite_callbacks.utils.atomic_files import check_appendable, check_replaceable, check_writable
 from paddlelite_callbacks.utils.distributed import first_rank_works
 from paddlelite_callbacks.utils.progress import write_lines
 
@@ -161,7 +161,7 @@ class ExportBenchCallback(ScopedCallback):
             peak_memory=peak_memory,
             roofline=roofline,
         )
-        refuse_blind_engine(budget, [engine.name for engine in self.options.chosen()])
+        check_budget_engine(budget, [engine.name for engine in self.options.chosen()])
         self.sidecar = checked_sidecar_options(sidecar)
         self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
         self.which, self.monitor, self.mode = which, monitor, mode
@@ -196,10 +196,10 @@ class ExportBenchCallback(ScopedCallback):
         Example:
             >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
         """
-        self._refuse_unwritable(model.network if isinstance(model, paddle.Model) else model)
+        self._check_writable(model.network if isinstance(model, paddle.Model) else model)
         evaluated = self._has_eval_data and isinstance(model, paddle.Model) and bool(metric_names(model))
         if isinstance(model, (paddle.Model, Layer)):
-            refuse_unjudged_metric(self.budget, model, evaluated=evaluated)
+            check_budget_metric(self.budget, model, evaluated=evaluated)
         self.record = self.verdict = None
         self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
         return self.record
@@ -207,13 +207,13 @@ class ExportBenchCallback(ScopedCallback):
     def check(self) -> None:
         """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
         super().check()
-        refuse_other_inputs(self.model, self.input_spec, self.session.data)
+        check_input_sizes(self.model, self.input_spec, self.session.data)
         if self.which == "best":
-            refuse_unknown_monitor(self.model, self.monitor)
+            check_monitor(self.model, self.monitor)
         if not self.session.own_loop:
             evaluated = self._has_eval_data or evaluates_in_fit(self.model)
-            refuse_unjudged_metric(self.budget, self.model, evaluated=evaluated)
-        self._refuse_unwritable(self.model.network)
+            check_budget_metric(self.budget, self.model, evaluated=evaluated)
+        self._check_writable(self.model.network)
 
     def dry_run(self) -> None:
         """Export a copy of the network as it will be trained, see the argument; on the first process alone."""
@@ -293,12 +293,12 @@ class ExportBenchCallback(ScopedCallback):
             raise RuntimeError("ExportBenchCallback is not in training: pass it to model.fit(callbacks=[...]).")
         return self._trained
 
-    def _refuse_unwritable(self, network: Layer) -> None:
-        refuse_older_programs()
+    def _check_writable(self, network: Layer) -> None:
+        check_program_format()
         if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
-            refuse_unwritable(self.folder)
-            refuse_no_folder(self.folder / self._name_of(network))
-            refuse_unwritable_file(self.folder / "runs.jsonl")
+            check_writable(self.folder)
+            check_replaceable(self.folder / self._name_of(network))
+            check_appendable(self.folder / "runs.jsonl")
 
     def _name_of(self, network: Layer) -> str:
         return self.name or type(unwrapped(network)).__name__

@@ -24,7 +24,7 @@ from paddlelite_callbacks.export.eval_copy import eval_outputs
 from paddlelite_callbacks.export.metadata import described_outputs, fixed_rows, has_free_sizes, write_sidecar
 from paddlelite_callbacks.export.saturation import saturation_of
 from paddlelite_callbacks.export.signature import named_specs
-from paddlelite_callbacks.export.validate import refuse_indefinite
+from paddlelite_callbacks.export.validate import check_definite
 from paddlelite_callbacks.export.variants import Forms, Variants, write_forms
 from paddlelite_callbacks.nn.cost import count_macs
 from paddlelite_callbacks.quant.prepare import quantization_of
@@ -124,7 +124,7 @@ def hand_out(
     rows, input_spec = fixed_rows(input_spec), named_specs(network, input_spec)
     with undisturbed(), without_argument_lists():
         own = eval_outputs(network, [paddle.to_tensor(item) for item in sample]) if own is None else own
-        refuse_indefinite(network, sample, own)
+        check_definite(network, sample, own)
         variants = Variants(network, [paddle.to_tensor(item) for item in sample], own=own)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
         forms = write_forms(variants, folder, input_spec=input_spec, onnx=onnx, fp16=fp16, pdmodel=pdmodel)

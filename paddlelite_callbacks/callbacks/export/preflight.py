@@ -28,7 +28,7 @@ from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.export.fp16 import write_fp16_onnx
 from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
-from paddlelite_callbacks.export.validate import refuse_indefinite
+from paddlelite_callbacks.export.validate import check_definite
 from paddlelite_callbacks.export.variants import export_forms, said_of
 from paddlelite_callbacks.hapi import input_specs, sample_inputs
 from paddlelite_callbacks.nn.attributes import same_state
@@ -108,7 +108,7 @@ class Preflight:
             ExportError: nothing could be handed out after training, or not what was asked for by name.
             TypeError: the network cannot be copied.
         """
-        self._refuse_missing_engines()
+        self._check_engines_installed()
         name, begin = type(unwrapped(network)).__name__, time.monotonic()
         with ExitStack() as scope:
             if last:
@@ -154,7 +154,7 @@ class Preflight:
         inputs = [paddle.to_tensor(item) for item in batch]
         duplicate = eval_copy(network, inputs, expected=own)
         if again and all(np.isfinite(item).all() for item in own):
-            refuse_indefinite(duplicate, batch, own)
+            check_definite(duplicate, batch, own)
         used = used_inputs(duplicate, inputs, own)
         take_inputs_(duplicate, inputs, used)
         sample = [batch[i] for i in used]
@@ -207,7 +207,7 @@ class Preflight:
                 digest.update(artefact.path.read_bytes())
         return digest.hexdigest()
 
-    def _refuse_missing_engines(self) -> None:
+    def _check_engines_installed(self) -> None:
         """Refuse an engine that was named and is not installed."""
         for name in self._named():
             if (why := missing_reason(ENGINES[name])) is not None:

@@ -146,7 +146,7 @@ class ExportRun:
             try:
                 with staged_export(home) as stage:
                     made = self._made_in(stage, trained, trained.sample, meter)
-                    _refuse_nothing(made)  # and leave the folder as it is
+                    _check_something(made)  # and leave the folder as it is
                     record = self._record_of(made, None, trained, notes)
             except Exception as error:  # the training must not be lost with it
                 failure = error
@@ -238,7 +238,7 @@ def _import_engines(options: BenchOptions) -> None:
             require(package, needed_for="the export")  # without its telemetry
 
 
-def _refuse_nothing(made: HandedOut) -> None:
+def _check_something(made: HandedOut) -> None:
     if made.failure is not None:
         raise ExportError(made.failure)
 

@@ -116,11 +116,11 @@ class NaNGuard:
             yield
             return
         self._buffers.follow(self.model.network)
-        self._refuse_broken()
+        self._check_weights_finite()
         with skippable_batches(self.model, before=lambda *_: self._buffers.keep(), skipped=skipped):
             yield
 
-    def _refuse_broken(self) -> None:
+    def _check_weights_finite(self) -> None:
         """Check that all weights are finite before training."""
         networks = {**self._networks, **self._others}
         broken = [found.text for name, network in networks.items() for found in broken_state(name, network)]

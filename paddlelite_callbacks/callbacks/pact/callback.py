@@ -16,9 +16,9 @@ from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
 from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis, diagnose, score_of
 from paddlelite_callbacks.hapi import (
     amp_level,
+    check_data,
     input_specs,
     prepared_optimizer,
-    refuse_unusable_data,
     scaled_learning_rate,
     trained_also,
 )
@@ -103,7 +103,7 @@ class PACTQuantCallback(ScopedCallback):
                 f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop!r}: leave it out for 0.03."
             )
         if evaluate_on is not None:
-            refuse_unusable_data("evaluate_on", evaluate_on)
+            check_data("evaluate_on", evaluate_on)
         self.config = config or pact_config(**options)
         self.evaluate_on, self.allowed_drop, self.mode = evaluate_on, allowed_drop, checked_mode(mode)
         self.diagnosis: Diagnosis | None = None
