@@ -14,6 +14,7 @@ from paddlelite_callbacks.nn.hooks import Taps
 from paddlelite_callbacks.nn.nested import Seen
 from paddlelite_callbacks.nn.surgery import HOOK_TABLES, computes_weight, copy_network, same_modes
 from paddlelite_callbacks.utils.isolation import same_random_streams
+from paddlelite_callbacks.utils.signals import uninterrupted
 
 __all__ = ["UNKNOWN_BATCH", "Forward", "InputSpecs", "NoInputsError", "seen_on_zeros"]
 
@@ -73,7 +74,10 @@ def seen_on_zeros(
         for shape, dtype in specs
     ]
     taps = Taps(features)
-    with ExitStack() as scope, paddle.no_grad():
+    with ExitStack() as last, paddle.no_grad():
+        scope = ExitStack()
+        last.callback(scope.close)  # should Ctrl-C come before the next one has begun
+        last.callback(_closed, scope)
         scope.enter_context(same_random_streams())
         try:
             if training:
@@ -81,13 +85,14 @@ def seen_on_zeros(
         except Exception as error:
             _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
             return None
-        scope.enter_context(same_modes(network))
-        if not hooks:
-            scope.enter_context(_without_hooks(network))
-        taps.attach(network, scope)
-        network.train() if training else network.eval()
-        if forward is not None:
-            forward.attach(scope)
+        with uninterrupted():
+            scope.enter_context(same_modes(network))
+            if not hooks:
+                scope.enter_context(_without_hooks(network))
+            taps.attach(network, scope)
+            network.train() if training else network.eval()
+            if forward is not None:
+                forward.attach(scope)
         taps.start()
         try:
             outputs = network(*inputs) if forward is None else forward(inputs)
@@ -97,6 +102,12 @@ def seen_on_zeros(
             _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
             return None
         return Seen(outputs, taps.take())
+
+
+def _closed(scope: ExitStack) -> None:
+    """Undo the edits as a whole: Ctrl-C waits."""
+    with uninterrupted():
+        scope.close()
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def test_a_process_killed_while_it_writes_leaves_the_older_folder(tmp_path):
         write(stage, "old")
     code = (
         "import os, pathlib, signal, sys\n"
-        "from paddlelite_callbacks.export.paddle_program import staged_folder\n"
+        "from paddlelite_callbacks.utils.atomic_files import staged_folder\n"
         "with staged_folder(pathlib.Path(sys.argv[1])) as stage:\n"
         "    (stage / 'file').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
