@@ -105,8 +105,6 @@ def render_table(backbones: Iterable[Backbone]) -> str:
     """Format ``backbones`` as a Markdown table.
 
     Parameters and MACs are in millions, the trunk's in brackets.
-
-    Parameters and MACs are in millions, the trunk's in brackets.
     """
     rows = [
         "| name | params M (trunk) | MACs M (trunk) | maps: stride x channels | licence | weights |",

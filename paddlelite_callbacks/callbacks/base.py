@@ -55,8 +55,6 @@ class ScopedCallback(paddle.callbacks.Callback):
         """Run after each training batch.
 
         ``updated`` says whether the optimizer took a step.
-
-        ``updated`` says whether the optimizer took a step.
         """
 
     def after_skipped(self, updated: bool) -> None:
@@ -111,8 +109,6 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Undo the edits (called by hapi).
-
-        Inside ``fit``, `finish` follows hapi's own last checkpoint.
 
         Inside ``fit``, `finish` follows hapi's own last checkpoint.
         """

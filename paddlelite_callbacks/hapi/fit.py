@@ -157,8 +157,6 @@ def around_train_batch(
 
     ``after`` runs before any ``on_train_batch_end``.
 
-    ``after`` runs before any ``on_train_batch_end``.
-
     Args:
         model: the hapi model.
         before: receives the batch's inputs and labels.

@@ -45,8 +45,6 @@ def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
 
     A lone tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
 
-    A lone tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
-
     What is no tensor (``None``, a number) is left out.
     """
     if isinstance(outputs, Tensor):
@@ -137,8 +135,6 @@ def _picked_by(function: Callable[[Any], Tensor], outputs: Any, whose: str) -> T
 
 def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
     """Pair two outputs' tensors: by key for dictionaries, else by position.
-
-    Losses are left out.
 
     Losses are left out.
 

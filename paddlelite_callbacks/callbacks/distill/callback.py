@@ -288,16 +288,12 @@ class DistillCallback(ScopedCallback):
 
         ``fit`` does so beside each of hapi's checkpoints.
 
-        ``fit`` does so beside each of hapi's checkpoints.
-
         It holds the projections with their optimizer state, the average or the peer, and the schedules' position.
         """
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
         """Load what `save` wrote, at the next train begin.
-
-        ``model.load(path)`` loads the network.
 
         ``model.load(path)`` loads the network.
 

@@ -130,8 +130,6 @@ class DistillStep:
         """Return the weighted sum of task loss and objective.
 
         With ``batch``, the student's own, its terms are shown and kept in it.
-
-        With ``batch``, the student's own, its terms are shown and kept in it.
         """
         epoch, epochs = self._position.epoch, self._position.epochs
         result = self._objective(student, teachers, labels, epoch=epoch, epochs=epochs)

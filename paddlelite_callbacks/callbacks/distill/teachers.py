@@ -51,8 +51,6 @@ class Source:
 
         ``None`` stands for a teacher without a network.
 
-        ``None`` stands for a teacher without a network.
-
         Raises:
             ValueError: the student cannot learn from it.
         """
@@ -128,8 +126,6 @@ class FrozenSource(Source):
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Load the remaining networks and check them and their options.
-
-        A network that shares parameters with the student is an error.
 
         A network that shares parameters with the student is an error.
         """

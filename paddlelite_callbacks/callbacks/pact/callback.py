@@ -116,8 +116,6 @@ class PACTQuantCallback(ScopedCallback):
         """Build from the guide's dictionary, see `fields_of_guide`.
 
         ``changes`` are fields that override it.
-
-        ``changes`` are fields that override it.
         """
         return cls(PACTConfig.from_guide(mapping, **changes))
 
