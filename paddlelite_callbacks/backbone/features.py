@@ -8,7 +8,6 @@ trunk in any network, however its ``forward`` is written.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from paddle.nn import AdaptiveAvgPool2D, AdaptiveMaxPool2D, Conv2D, Layer
 from paddlelite_callbacks.backbone.strides import Stride, coarseness, stride_between
 from paddlelite_callbacks.backbone.structure import maps_of
 from paddlelite_callbacks.nn.surgery import frozen
+from paddlelite_callbacks.nn.trace import release_graph
 
 __all__ = ["OUTPUT", "Tap", "find_taps", "tap_spelling"]
 
@@ -73,7 +73,8 @@ def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]
     calls, output = _run(network, x)
     own = {f"{OUTPUT}{suffix}": value for suffix, value in maps_of(output).items()}
     size = (int(x.shape[2]), int(x.shape[3]))
-    graph = _Graph(_deepest(output))
+    deepest = _deepest(output)
+    graph = _Graph(deepest)
     for call in calls.values():
         call.strides = {s for value in call.maps.values() if (s := _stride(value, size)) is not None}
     single = {name: call for name, call in calls.items() if call.calls == 1 and call.maps and call.strides}
@@ -82,7 +83,7 @@ def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]
     given = {_stride(value, size) for value in own.values()}
     chosen = [*own, *(name for stride, name in _defaults(units, size, end).items() if stride not in given)]
     every = {f"{call.name}{suffix}": value for call in units for suffix, value in call.maps.items()} | own
-    graph.release()
+    release_graph([] if deepest is None else [deepest])
     return [
         Tap(name=name, channels=int(value.shape[1]), stride=stride, default=name in chosen)
         for name, value in every.items()
@@ -122,7 +123,6 @@ class _Graph:
         self._next: dict[int, list[int]] = {}
         self._kept: list[Any] = []  # an id is only unique while its node lives
         self._root = 0
-        self._output = output
         if output is None or output.grad_fn is None:
             return
         self._root = output.grad_fn.node_ptr()
@@ -135,12 +135,6 @@ class _Graph:
             following = [item for item in node.next_functions if item is not None]
             self._next[node.node_ptr()] = [item.node_ptr() for item in following]
             waiting += following
-
-    def release(self) -> None:
-        """Free tensors saved for backward, which Paddle keeps after ``grad_fn``."""
-        if self._root and self._output is not None:
-            with suppress(Exception):  # an operation of the user's that has no gradient
-                self._output.sum().backward()
 
     def passes_through(self, maps: Any) -> bool:
         """Return whether every path from input to output crosses ``maps``."""

@@ -18,6 +18,7 @@ from typing import Any
 from paddle.nn import Layer
 
 from paddlelite_callbacks.utils.atomic_files import check_writable, staged_file
+from paddlelite_callbacks.utils.checksum import sha256_of
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
 from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
@@ -93,7 +94,7 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
         file = file.with_name(file.name + ".pdparams")
     if not file.is_file():
         raise ValueError(f"No weights file {place}: give the path of a .pdparams file, an address, or True.")
-    if sha256 is not None and (found := _sha256(file)) != sha256.lower():
+    if sha256 is not None and (found := sha256_of(file)) != sha256.lower():
         raise ValueError(
             f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one. Fetch it again."
         )
@@ -117,7 +118,7 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float =
         ValueError: the file has another checksum.
         PermissionError: ``target`` cannot be written to.
     """
-    if target.is_file() and (_is_weights(target) if sha256 is None else sha256.lower() == _sha256(target)):
+    if target.is_file() and (_is_weights(target) if sha256 is None else sha256.lower() == sha256_of(target)):
         return target
     try:
         check_writable(target.parent)
@@ -129,7 +130,7 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float =
         ) from error
     with staged_file(target) as partial:
         _download(url, partial, seconds)
-        if sha256 is not None and (found := _sha256(partial)) != sha256.lower():
+        if sha256 is not None and (found := sha256_of(partial)) != sha256.lower():
             raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
         if (what := _why_no_weights(partial)) is not None:
             raise _failed(url, what)
@@ -262,14 +263,6 @@ def _matched(
 def _is_head(given: list[int], wanted: list[int], num_classes: int | None) -> bool:
     differing = [want for have, want in zip(given, wanted, strict=False) if have != want]
     return len(given) == len(wanted) and differing == [num_classes]
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cache_of(url: str) -> Path:

@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor
 
 from paddlelite_callbacks.benchmark.engines import Predict, in_batches
+from paddlelite_callbacks.nn.nested import listed
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.progress import tqdm
 from paddlelite_callbacks.workarounds.data_loader import known_length
@@ -87,7 +88,7 @@ class _Run:
         try:
             outputs = [paddle.to_tensor(array) for array in self._predict(arrays)]
             for metric in self._metrics:
-                computed = _listed(metric.compute(*outputs, *labels))
+                computed = listed(metric.compute(*outputs, *labels))
                 metric.update(*[item.numpy() if isinstance(item, Tensor) else item for item in computed])
             self._samples += len(arrays[0])
         except Exception as error:
@@ -97,9 +98,5 @@ class _Run:
         error = self._error or ("the evaluation data gave no batch" if not self._samples else None)
         figures: dict[str, float] = {}
         for metric in self._metrics if error is None else ():
-            figures.update(zip(_listed(metric.name()), map(float, _listed(metric.accumulate())), strict=True))
+            figures.update(zip(listed(metric.name()), map(float, listed(metric.accumulate())), strict=True))
         return FileMetrics(engine=engine, precision=precision, metrics=figures, samples=self._samples, error=error)
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -10,16 +10,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddlelite_callbacks.benchmark.engine_child import file_and_inputs, run_engine_child
 from paddlelite_callbacks.benchmark.engines import ENGINES
-from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.child_process import last_words
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.export.artefact import Artefact
@@ -41,23 +39,13 @@ def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, n
         inputs: of one call.
         name: of the file in the message; ``None`` for its own.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = Path(folder) / "inputs.npz"
-        np.savez(arrays, *inputs)
-        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
-        shown = name or artefact.path.name
-        try:
-            done = run_module(
-                "benchmark.crash_probe",
-                engine,
-                "1",
-                str(arrays),
-                *files,
-                seconds=_SECONDS,
-                environment={"OMP_NUM_THREADS": "1"},
-            )
-        except subprocess.TimeoutExpired:
-            return f"{engine} did not load and run {shown} in {_SECONDS} s"
+    shown = name or artefact.path.name
+    try:
+        done = run_engine_child(
+            "benchmark.crash_probe", engine, artefact, inputs, threads=1, seconds=_SECONDS, environment={}
+        )
+    except subprocess.TimeoutExpired:
+        return f"{engine} did not load and run {shown} in {_SECONDS} s"
     if done.returncode in (0, _FAILED):
         return None
     why = last_words(done) if done.returncode < 0 else f"it ended with {done.returncode}"
@@ -66,11 +54,9 @@ def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, n
     return f"{engine} crashed on {shown}: {why}. The file is damaged, or the engine has a fault that this file meets"
 
 
-def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> None:
-    with np.load(arrays) as stored:
-        inputs = [stored[key] for key in stored.files]
-    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
-    ENGINES[name].load(artefact, threads=int(threads))(inputs)  # type: ignore[arg-type]
+def _child(name: str, threads: str, *given: str) -> None:
+    artefact, inputs = file_and_inputs(*given)
+    ENGINES[name].load(artefact, threads=int(threads))(inputs)
 
 
 if __name__ == "__main__":

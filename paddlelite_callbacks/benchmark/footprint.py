@@ -10,20 +10,19 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
+from paddlelite_callbacks.benchmark.engine_child import file_and_inputs, run_engine_child
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import require
-from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.child_process import last_words
 from paddlelite_callbacks.utils.folder_names import without_folder
 from paddlelite_callbacks.utils.peak_memory import high_water
 
@@ -60,39 +59,32 @@ def measure_footprint(engine: str, artefact: Artefact, inputs: Sequence[np.ndarr
         inputs: of one call.
         threads: CPU threads.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = Path(folder) / "inputs.npz"
-        np.savez(arrays, *inputs)
-        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
-        environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-        try:
-            done = run_module(
-                "benchmark.footprint",
-                engine,
-                str(threads),
-                str(arrays),
-                *files,
-                seconds=_SECONDS,
-                environment=environment,
-            )
-        except subprocess.TimeoutExpired:
-            return Footprint(error=f"did not finish in {_SECONDS} s")
+    try:
+        done = run_engine_child(
+            "benchmark.footprint",
+            engine,
+            artefact,
+            inputs,
+            threads=threads,
+            seconds=_SECONDS,
+            environment={"CUDA_VISIBLE_DEVICES": ""},
+        )
+    except subprocess.TimeoutExpired:
+        return Footprint(error=f"did not finish in {_SECONDS} s")
     answer = next((line for line in reversed(done.stdout.splitlines()) if line.startswith('{"load_ms"')), None)
     if done.returncode or answer is None:
-        said = without_folder(without_folder(last_words(done), artefact.path.parent), folder)
+        said = without_folder(last_words(done), artefact.path.parent)
         return Footprint(error=f"the child process ended with {done.returncode}: {said}")
     return Footprint(**json.loads(answer))
 
 
-def _child(name: str, threads: str, arrays: str, path: str, *files: str) -> dict[str, float]:
+def _child(name: str, threads: str, *given: str) -> dict[str, float]:
     require(_MODULES.get(name, name), needed_for=f"the engine {name}")
-    with np.load(arrays) as stored:
-        inputs = [stored[key] for key in stored.files]
+    artefact, inputs = file_and_inputs(*given)
     _reset_peak()
     before = psutil.Process().memory_info().rss
-    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
     begin = time.perf_counter()
-    predict = ENGINES[name].load(artefact, threads=int(threads))  # type: ignore[arg-type]
+    predict = ENGINES[name].load(artefact, threads=int(threads))
     load_ms = (time.perf_counter() - begin) * 1e3
     for _ in range(3):
         predict(inputs)

@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 
 from paddlelite_callbacks.hapi import LossFunction
-from paddlelite_callbacks.nn.nested import Seen
+from paddlelite_callbacks.nn.nested import Seen, listed
 
 __all__ = ["BatchState", "LossStep"]
 
@@ -42,9 +42,7 @@ class BatchState:
 
     def label_list(self) -> list[Any]:
         """Return the labels as a list."""
-        if self.labels is None:
-            return []
-        return list(self.labels) if isinstance(self.labels, (list, tuple)) else [self.labels]
+        return [] if self.labels is None else listed(self.labels)
 
     def label_tensors(self) -> list[Tensor]:
         """Return the labels as tensors."""

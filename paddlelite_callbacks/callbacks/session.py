@@ -21,7 +21,7 @@ from paddlelite_callbacks.hapi import (
     shown_metrics,
     whole_checkpoints,
 )
-from paddlelite_callbacks.nn.nested import Seen
+from paddlelite_callbacks.nn.nested import Seen, listed, summed
 from paddlelite_callbacks.utils.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -187,9 +187,9 @@ class FitSession:
                 batch.student = None
                 return result
             for step in self._steps:
-                result = step.loss(task_loss, _summed(result), batch, labels)
+                result = step.loss(task_loss, summed(result), batch, labels)
             if self.model.mode == "train":
-                self.guard.examine(list(result) if isinstance(result, (list, tuple)) else [result], batch, outputs)
+                self.guard.examine(listed(result), batch, outputs)
             batch.clear()
             return result
 
@@ -259,16 +259,10 @@ class FitSession:
 def _split(outputs_and_labels: tuple[Any, ...], batch: BatchState) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Tell the outputs from the labels in what hapi gives a loss."""
     if batch.student is not None:
-        outputs = batch.student.outputs
-        count = len(outputs) if isinstance(outputs, (list, tuple)) else 1
+        count = len(listed(batch.student.outputs))
     else:
         count = max(1, len(outputs_and_labels) - len(batch.label_list()))
     return outputs_and_labels[:count], outputs_and_labels[count:]
-
-
-def _summed(loss: Any) -> Tensor:
-    terms = list(loss) if isinstance(loss, (list, tuple)) else [loss]
-    return terms[0] if len(terms) == 1 else paddle.add_n(terms)
 
 
 _sessions: weakref.WeakKeyDictionary[CallbackList, FitSession] = weakref.WeakKeyDictionary()

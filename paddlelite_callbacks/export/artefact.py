@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from paddlelite_callbacks.utils.checksum import sha256_of
 
 __all__ = ["Artefact"]
 
@@ -32,11 +33,4 @@ class Artefact:
 
     def sha256(self) -> dict[str, str]:
         """Return the checksum of each file by its path in the folder of ``path``."""
-        sums = {}
-        for file in self.files:
-            digest = hashlib.sha256()
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            sums[file.relative_to(self.path.parent).as_posix()] = digest.hexdigest()
-        return sums
+        return {file.relative_to(self.path.parent).as_posix(): sha256_of(file) for file in self.files}

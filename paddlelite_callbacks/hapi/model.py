@@ -13,6 +13,7 @@ from paddle import Tensor
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
 from paddlelite_callbacks.nn.attributes import same_attributes
+from paddlelite_callbacks.nn.nested import listed
 from paddlelite_callbacks.utils.isolation import same_generators
 from paddlelite_callbacks.workarounds.data_loader import default_collate, known_length
 
@@ -209,9 +210,7 @@ def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]]
 
 
 def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return [] if value is None else listed(value)
 
 
 @contextmanager

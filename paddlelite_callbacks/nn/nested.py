@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,13 @@ __all__ = [
     "comparable",
     "flat_outputs",
     "full_precision",
+    "listed",
     "mean_of",
     "paired",
     "picked",
     "shapes_of",
+    "summed",
+    "tensors_in",
     "tensors_of",
     "told",
 ]
@@ -47,18 +50,36 @@ def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
 
     What is no tensor (``None``, a number) is left out.
     """
-    if isinstance(outputs, Tensor):
-        return {path: outputs}
-    if isinstance(outputs, Mapping):
-        items: Sequence[tuple[Any, Any]] = list(outputs.items())
-    elif isinstance(outputs, (list, tuple)):
-        items = list(enumerate(outputs))
-    else:
-        return {}
-    found: dict[str, Tensor] = {}
+    return dict(_walk(outputs, path))
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return the tensors in ``values``, in order; one that stands there twice is returned twice."""
+    return [tensor for _, tensor in _walk(values, "")]
+
+
+def _walk(values: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(values, Tensor):
+        yield path, values
+        return
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, (list, tuple)):
+        items = enumerate(values)
     for key, value in items:
-        found.update(tensors_of(value, f"{path}.{key}" if path else str(key)))
-    return found
+        yield from _walk(value, f"{path}.{key}" if path else str(key))
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list or tuple ``value`` as a list, anything else as a list of it."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def summed(loss: Any) -> Tensor:
+    """Return the sum of a ``loss`` of one or several parts."""
+    parts = listed(loss)
+    return parts[0] if len(parts) == 1 else paddle.add_n(parts)
 
 
 def comparable(outputs: Any) -> dict[str, Tensor]:

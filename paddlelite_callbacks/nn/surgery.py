@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import ModuleType
@@ -36,6 +36,7 @@ __all__ = [
     "freeze_parameters_",
     "frozen",
     "match_sublayers",
+    "matches_any",
     "replace_sublayer",
     "restored",
     "same_modes",
@@ -221,14 +222,21 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
         ValueError: none matches.
     """
     names = [name for name, _ in network.named_sublayers()]
-    # A name may hold brackets of its own (paddleclas calls stages "blocks[2]"): the very name always matches.
-    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    found = [name for name in names if matches_any(name, [pattern])]
     if not found:
         raise ValueError(
             f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}. "
             "Names are those of network.named_sublayers()."
         )
     return found
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether one of the globs ``patterns`` matches a layer's ``name``.
+
+    A name may hold brackets of its own (paddleclas calls stages ``blocks[2]``): the very name always matches.
+    """
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:

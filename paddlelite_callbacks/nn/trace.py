@@ -18,6 +18,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.nested import tensors_in
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 try:
@@ -25,7 +26,7 @@ try:
 except (ImportError, AttributeError):  # a later Paddle: products that forward() computes itself are not seen then
     operators = None  # type: ignore[assignment]
 
-__all__ = ["Call", "Product", "Trace", "example_inputs", "noise", "tensors_in", "trace"]
+__all__ = ["Call", "Product", "Trace", "example_inputs", "noise", "release_graph", "trace"]
 
 _SIZE = 64  # of an image of which nothing is known
 _GUESSED = {nn.Conv1D: 1, nn.Conv2D: 2, nn.Linear: 0}  # how many sizes the input has beside its channels
@@ -109,12 +110,16 @@ class Trace:
                     self._takers.setdefault(source.node_ptr(), []).append((node.node_ptr(), node.name()))
             waiting.extend(node.next_functions)
 
-    def release(self) -> None:
-        """Free what the graph has saved for gradients: Paddle never frees an operation asked for by ``grad_fn``."""
-        ends = [item.sum() for item in self.outputs if item.grad_fn is not None and item.is_floating_point()]
-        if ends:
-            with suppress(Exception):  # an operation of the user's that has no gradient
-                paddle.autograd.backward(ends)
+
+def release_graph(outputs: Sequence[Tensor]) -> None:
+    """Free what the graph behind ``outputs`` has saved for gradients.
+
+    Paddle never frees an operation that was asked for by ``grad_fn``.
+    """
+    ends = [item.sum() for item in outputs if item.grad_fn is not None and item.is_floating_point()]
+    if ends:
+        with suppress(Exception):  # an operation of the user's that has no gradient
+            paddle.autograd.backward(ends)
 
 
 def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
@@ -142,7 +147,7 @@ def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
         scope.enter_context(_products_noted(product))
         found.outputs = tensors_in(network(*given))
         found.link()
-        found.release()
+        release_graph(found.outputs)
     return found
 
 
@@ -178,18 +183,6 @@ def example_inputs(network: Layer) -> list[Tensor] | None:
                 last = str(layer._data_format).endswith("C")
                 return noise([([2, *places, channels] if last else [2, channels, *places], dtype)])
     return None
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dictionaries.
-
-    Args:
-        values: what a layer takes or returns.
-    """
-    if isinstance(values, Tensor):
-        return [values]
-    items = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
-    return [tensor for item in items for tensor in tensors_in(item)]
 
 
 def _node(tensor: Tensor) -> int:

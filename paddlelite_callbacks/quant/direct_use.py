@@ -10,8 +10,8 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.nested import tensors_in
 from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
-from paddlelite_callbacks.nn.trace import tensors_in
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["check_no_direct_use"]

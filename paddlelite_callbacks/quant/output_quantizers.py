@@ -19,8 +19,9 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import is_batch_norm
+from paddlelite_callbacks.nn.nested import tensors_in
 from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
-from paddlelite_callbacks.nn.trace import Call, Trace, tensors_in, trace
+from paddlelite_callbacks.nn.trace import Call, Trace, trace
 from paddlelite_callbacks.quant.quantizers import PACTActivationQuanter
 from paddlelite_callbacks.utils.isolation import same_random_streams
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
 from typing import Any
 
 import paddle
@@ -14,7 +13,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.nn.kinds import computes_as
-from paddlelite_callbacks.nn.surgery import computes_weight, match_sublayers, replace_sublayer
+from paddlelite_callbacks.nn.surgery import computes_weight, match_sublayers, matches_any, replace_sublayer
 from paddlelite_callbacks.nn.trace import example_inputs
 from paddlelite_callbacks.quant.calibration import count_passes_, stop_counting_
 from paddlelite_callbacks.quant.config import PACTConfig
@@ -171,7 +170,7 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     wanted = {
         name: layer
         for name, layer in network.named_sublayers()  # names a shared layer once
-        if computes_as(layer, *types) and _matches(name, config.include) and not _matches(name, config.skip)
+        if computes_as(layer, *types) and matches_any(name, config.include) and not matches_any(name, config.skip)
     }
     other = {name: str(layer.weight.dtype) for name, layer in wanted.items() if layer.weight.dtype != paddle.float32}
     if other:
@@ -324,7 +323,3 @@ def _check_quantizers(network: Layer, config: PACTConfig) -> None:
                 f"{name} is already quantised with reduce_range={quanter.reduce_range}; asked is "
                 f"{config.reduce_range}. Start from the fp32 network, or give the same options."
             )
-
-
-def _matches(name: str, patterns: Any) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from paddle import Tensor, nn
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import QUANTIZABLE, computes_as, is_quantized, kind_of
-from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
+from paddlelite_callbacks.nn.surgery import copy_network, matches_any, unwrapped
 from paddlelite_callbacks.nn.trace import trace
 from paddlelite_callbacks.quant.config import PACTConfig
 
@@ -96,10 +95,6 @@ def _why(name: str, layer: Layer, config: PACTConfig) -> str:
         return f"{type(layer).__name__} is a subclass of {kind_of(layer)} with a forward of its own"
     if not isinstance(layer, tuple(getattr(nn, item) for item in config.layer_types)):
         return "not in layer_types"
-    if _matches(name, config.skip):
+    if matches_any(name, config.skip):
         return "in skip"
-    return "not in include" if not _matches(name, config.include) else "never converted"
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+    return "not in include" if not matches_any(name, config.include) else "never converted"

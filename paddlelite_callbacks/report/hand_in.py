@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +10,7 @@ from paddlelite_callbacks.benchmark.exact_reference import EXACT
 from paddlelite_callbacks.report.blocks import Cell, Part
 from paddlelite_callbacks.report.record import ArtefactFigures, Record
 from paddlelite_callbacks.report.tables import number
+from paddlelite_callbacks.utils.checksum import sha256_of
 
 __all__ = ["CheckPoint", "check_points", "file_of"]
 
@@ -134,8 +134,4 @@ def _same(path: Path, checksum: object) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, *_: int) -> str:
     """Return a file's checksum, cached by path, size and time."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+    return sha256_of(path)

@@ -17,7 +17,6 @@ from paddlelite_callbacks.utils.peak_memory import PeakMemory
 __all__ = [
     "DASH",
     "accuracy_block",
-    "accuracy_table",
     "are_shares",
     "check_block",
     "check_table",
@@ -153,15 +152,6 @@ def latency_table(record: Record) -> list[str]:
     """
     table = latency_block(record)
     return [] if table is None else [*table_lines(table), "", latency_note(record)]
-
-
-def accuracy_table(record: Record) -> list[str]:
-    """Return `accuracy_block` as lines of Markdown.
-
-    Args:
-        record: of one run.
-    """
-    return _lines(accuracy_block(record))
 
 
 def check_table(record: Record) -> list[str]:

@@ -55,7 +55,8 @@ WHOLE = {
 }
 BESIDE = {
     "maintainer_tools.measure_backbones.main",  # writes the catalogue of this package
-    # run in the converter's process alone, which ends with it
+    # run in a child process alone, which ends with it
+    "benchmark.engine_child.file_and_inputs",
     "export.clean_onnx.clean_onnx",
     "export.clean_onnx.sign_onnx",
     "export.old_program.translate_old_program",

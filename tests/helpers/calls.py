@@ -211,7 +211,6 @@ def records(folder, watch):
     from paddlelite_callbacks.report.chosen import front_of, point_of
     from paddlelite_callbacks.report.record import read_records
     from paddlelite_callbacks.report.retime import timed_together
-    from paddlelite_callbacks.report.tables import accuracy_table
     from paddlelite_callbacks.report.write import write_ladder
 
     callback = pc.ExportBenchCallback(
@@ -233,7 +232,6 @@ def records(folder, watch):
         time_files(files, image, options, progress=False)
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
         roofline_share(1000, 1, 1.0, measure_roofline(1))
-        accuracy_table(rows[0])
         front_of([point_of(row, "acc") for row in rows], "acc")
         read_records(folder / "later" / "runs.jsonl")
 

@@ -98,6 +98,15 @@ def test_every_error_is_named():
     assert not wrong
 
 
+def test_a_docstring_says_each_paragraph_once():
+    wrong = {}
+    for name, value in CALLABLES.items():
+        paragraphs = [part.strip() for part in (inspect.getdoc(value) or "").split("\n\n")]
+        if twice := {part for part in paragraphs if paragraphs.count(part) > 1}:
+            wrong[name] = twice
+    assert not wrong
+
+
 def test_the_docstrings_render():
     wrong = {}
     for name, value in CALLABLES.items():

@@ -29,7 +29,7 @@ from paddlelite_callbacks.hapi import (
     set_optimizer_state_of,
 )
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
-from paddlelite_callbacks.nn.nested import Seen, tensors_of
+from paddlelite_callbacks.nn.nested import Seen, listed, tensors_of
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
@@ -114,7 +114,7 @@ class MutualSource(Source):
         if batch.student is None or not batch.teachers:
             return None
         (peer,), student = batch.teachers.values(), batch.student.detached()
-        self._loss = distil(task_loss(*_listed(peer.outputs), *labels), peer, [student], labels)
+        self._loss = distil(task_loss(*listed(peer.outputs), *labels), peer, [student], labels)
         return self._loss
 
     def after_batch(self, updated: bool) -> None:
@@ -150,12 +150,12 @@ class MutualSource(Source):
         if watched is None:
             return
         count = int(next(iter(tensors_of(list(outputs)).values())).shape[0])
-        for who, given in (("student", list(outputs)), ("peer", _listed(watched))):
+        for who, given in (("student", list(outputs)), ("peer", listed(watched))):
             with paddle.no_grad():
                 self._losses[who].append((_scalar(task_loss(*given, *labels)), count))
             for metric in self._metrics[who]:
                 result = metric.compute(*given, *labels)
-                metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in _listed(result)])
+                metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in listed(result)])
 
     def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
         """Decide which network is better, equally on all ranks."""
@@ -174,7 +174,7 @@ class MutualSource(Source):
         count = sum(size for _, size in losses)
         figures = {"loss": sum(loss * size for loss, size in losses) / count}
         for metric in self._metrics[who]:
-            for name, value in zip(_listed(metric.name()), _listed(metric.accumulate()), strict=True):
+            for name, value in zip(listed(metric.name()), listed(metric.accumulate()), strict=True):
                 figures[name] = float(value)
             metric.reset()
         if paddle.distributed.get_world_size() > 1:
@@ -226,8 +226,4 @@ class MutualSource(Source):
 
 
 def _scalar(loss: Any) -> float:
-    return float(sum(float(part) for part in _listed(loss)))
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return float(sum(float(part) for part in listed(loss)))

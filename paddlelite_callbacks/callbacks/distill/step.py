@@ -17,7 +17,7 @@ from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.schedules import Weight, value_at
 from paddlelite_callbacks.hapi import LossFunction
 from paddlelite_callbacks.nn.hooks import Taps
-from paddlelite_callbacks.nn.nested import Seen
+from paddlelite_callbacks.nn.nested import Seen, summed
 
 __all__ = ["DistillStep"]
 
@@ -137,7 +137,7 @@ class DistillStep:
         if batch is not None:
             self._show(result.total, result.terms, weight)
             batch.terms |= {f"distill_{name}": (v, self._objective.describe(name)) for name, v in result.terms.items()}
-        total = self._weighted_task(_summed(task))
+        total = self._weighted_task(summed(task))
         return total if weight == 0 or result.total is None else total + weight * result.total
 
     def _show(self, total: Tensor | None, terms: dict[str, Tensor], weight: float) -> None:
@@ -161,8 +161,3 @@ class DistillStep:
         if callable(self._task_weight):
             self._session.put_figure("task_weight", weight)
         return task if weight == 1 else weight * task
-
-
-def _summed(loss: Any) -> Tensor:
-    terms = list(loss) if isinstance(loss, (list, tuple)) else [loss]
-    return terms[0] if len(terms) == 1 else paddle.add_n(terms)

@@ -1,0 +1,70 @@
+"""Start a child process that loads one file with one engine, and read its arguments there."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddlelite_callbacks.utils.child_process import run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.export.artefact import Artefact
+
+__all__ = ["file_and_inputs", "run_engine_child"]
+
+
+def run_engine_child(
+    module: str,
+    engine: str,
+    artefact: Artefact,
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int,
+    seconds: float,
+    environment: Mapping[str, str],
+) -> subprocess.CompletedProcess[str]:
+    """Run ``module`` with the arguments ``ENGINE THREADS INPUTS.npz PATH FILE...``.
+
+    Its messages name no temporary path.
+
+    Args:
+        module: below the package, see `run_module`.
+        engine: name in `ENGINES`.
+        artefact: of its kind.
+        inputs: of one call.
+        threads: CPU threads.
+        seconds: after which it is killed.
+        environment: variables beside those of this process.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "inputs.npz"
+        np.savez(arrays, *inputs)
+        files = [str(file.absolute()) for file in (artefact.path, *artefact.files)]
+        environment = {"OMP_NUM_THREADS": str(threads), **environment}
+        done = run_module(module, engine, str(threads), str(arrays), *files, seconds=seconds, environment=environment)
+    done.stderr = without_folder(done.stderr, folder)
+    return done
+
+
+def file_and_inputs(arrays: str, path: str, *files: str) -> tuple[Artefact, list[np.ndarray]]:
+    """Return what the child was given by `run_engine_child`, the end of its arguments.
+
+    Args:
+        arrays: path of the inputs.
+        path: of the artefact.
+        files: all that belong to it.
+    """
+    with np.load(arrays) as stored:
+        inputs = [stored[key] for key in stored.files]
+    artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
+    return artefact, inputs  # type: ignore[return-value]  # as much of it as an engine reads
