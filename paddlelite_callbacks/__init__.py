@@ -5,8 +5,8 @@ What is wanted, and the name for it:
 - a lighter network in place of a heavy one, before training: `BackboneSwap`, `list_backbones`;
 - a teacher in ``model.fit``: `DistillCallback`, with `OutputTerm` and `FeatureTerm` for more than one loss,
   `MutualPeer` and `EMATeacher` where there is no teacher, `cache_teacher` to run it only once;
-- int8: `PACTQuantCallback` with the options of `PACTConfig`; `prepare_pact_` before a checkpoint of a quantised
-  network is loaded; `ptq_int8` without training;
+- int8: `PACTQuantCallback`, with `AdvancedPACTOptions` or a `PACTConfig`; `prepare_pact_` before a checkpoint of a
+  quantised network is loaded; `ptq_int8` without training;
 - files that are checked and timed: `ExportBenchCallback`, with a `Budget` to keep;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
     from paddlelite_callbacks.errors import ExportError, MissingDependencyError, NonFiniteLossError
     from paddlelite_callbacks.quant.checkpoint import load_pact_
-    from paddlelite_callbacks.quant.config import PACTConfig
+    from paddlelite_callbacks.quant.config import AdvancedPACTOptions, PACTConfig
     from paddlelite_callbacks.quant.prepare import prepare_pact_
     from paddlelite_callbacks.quant.ptq import ptq_int8
     from paddlelite_callbacks.report.gate import Budget, GateError
 
 __all__ = [
+    "AdvancedPACTOptions",
     "BackboneSwap",
     "Budget",
     "DistillCallback",
@@ -69,6 +70,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdvancedPACTOptions": "quant.config",
     "BackboneSwap": "backbone.swap",
     "Budget": "report.gate",
     "DistillCallback": "callbacks.distill.callback",

@@ -13,6 +13,7 @@ from paddle import Tensor
 
 from paddlelite_callbacks.benchmark.engines import Predict, in_batches
 from paddlelite_callbacks.nn.nested import listed
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.progress import tqdm
 from paddlelite_callbacks.workarounds.data_loader import known_length
@@ -39,6 +40,7 @@ class FileMetrics:
     error: str | None = None
 
 
+@old_arguments(progress=Renamed("verbose", int))
 def measure_metrics(
     files: Mapping[tuple[str, str], Predict],
     metrics: Sequence[paddle.metric.Metric],
@@ -47,7 +49,7 @@ def measure_metrics(
     inputs: int = 1,
     used: Sequence[int] | None = None,
     rows: int | None = None,
-    progress: bool = True,
+    verbose: int = 1,
 ) -> tuple[FileMetrics, ...]:
     """Run every file over the same batches; each batch is loaded once and given to all of them.
 
@@ -58,14 +60,14 @@ def measure_metrics(
         inputs: how many of a batch's items the network takes.
         used: which of these the files take; ``None`` for all.
         rows: images a file takes in a call, exactly; ``None`` for any number.
-        progress: whether to show a bar.
+        verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         A row per file, with its reason where it or a metric failed.
     """
     runs = {key: _Run(in_batches(predict, rows), metrics) for key, predict in files.items()}
     total = known_length(batches)  # tqdm asks too, but dies of a loader over an IterableDataset
-    for batch in tqdm(batches, desc="accuracy of the files", total=total, leave=False, disable=not progress):
+    for batch in tqdm(batches, desc="accuracy of the files", total=total, leave=False, disable=not verbose):
         items = paddle.utils.flatten(batch)
         given = [items[i] for i in (range(len(items[:inputs])) if used is None else used)]
         arrays = [np.ascontiguousarray(item.numpy() if isinstance(item, Tensor) else item) for item in given]

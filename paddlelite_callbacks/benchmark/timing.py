@@ -15,6 +15,7 @@ from paddlelite_callbacks.benchmark.load import FileKey, LoadedFiles
 from paddlelite_callbacks.benchmark.machine import noise_notes
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row, repeated_rows
 from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_share
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import hushed_stdout
 from paddlelite_callbacks.utils.progress import tqdm
@@ -37,13 +38,14 @@ class Timing:
     roofline: dict[int, float] = field(default_factory=dict)
 
 
+@old_arguments(progress=Renamed("verbose", int))
 def time_files(
     files: LoadedFiles,
     inputs: Sequence[np.ndarray],
     options: BenchOptions,
     *,
     macs: int | None = None,
-    progress: bool = True,
+    verbose: int = 1,
 ) -> Timing:
     """Time all files in turn, one setting of threads and batch size after the other.
 
@@ -52,13 +54,13 @@ def time_files(
         inputs: rows are repeated up to each batch size.
         options: see `BenchOptions`.
         macs: multiply-accumulates of one image, for the share of the roofline.
-        progress: whether to show bars.
+        verbose: 1 shows progress bars, 0 nothing.
     """
     latencies: list[Latency] = []
     notes: list[str] = []
     roofline: dict[int, float] = {}
     for threads, size in options.settings:
-        rows, said = _timed(files, threads, repeated_rows(inputs, size), options, progress)
+        rows, said = _timed(files, threads, repeated_rows(inputs, size), options, verbose)
         notes += said
         if options.roofline and macs and rows:
             product = measure_roofline(threads)
@@ -69,13 +71,13 @@ def time_files(
             ]
         latencies += rows
     if options.peak_memory:
-        latencies, said = _with_footprints(files, inputs, latencies, options, progress)
+        latencies, said = _with_footprints(files, inputs, latencies, options, verbose)
         notes += said
     return Timing((*latencies, *files.failed), tuple(dict.fromkeys(notes)), roofline)
 
 
 def _timed(
-    files: LoadedFiles, threads: int, batch: list[np.ndarray], options: BenchOptions, progress: bool
+    files: LoadedFiles, threads: int, batch: list[np.ndarray], options: BenchOptions, verbose: int
 ) -> tuple[list[Latency], list[str]]:
     setting = threads, len(batch[0])
     calls: dict[FileKey, Callable[[], object]] = {}
@@ -91,7 +93,7 @@ def _timed(
         text = f"CPU latency, {threads} thread{'s' * (threads > 1)}, batch {setting[1]}"
         limit = 5 * options.warmup if options.max_warmup is None else options.max_warmup
         with tqdm(
-            total=options.warmup + options.repeats, desc=text, unit="round", leave=False, disable=not progress
+            total=options.warmup + options.repeats, desc=text, unit="round", leave=False, disable=not verbose
         ) as bar:
 
             def warmed(how: WarmUp) -> None:
@@ -140,12 +142,12 @@ def _call(
 
 
 def _with_footprints(
-    files: LoadedFiles, inputs: Sequence[np.ndarray], latencies: list[Latency], options: BenchOptions, progress: bool
+    files: LoadedFiles, inputs: Sequence[np.ndarray], latencies: list[Latency], options: BenchOptions, verbose: int
 ) -> tuple[list[Latency], list[str]]:
     threads, size = options.settings[0]
     rows, notes = [], []
     counted = [row for row in latencies if (row.threads, row.batch_size) == (threads, size) and row.p50_ms]
-    with tqdm(total=len(counted), desc="peak memory", unit="file", leave=False, disable=not progress) as bar:
+    with tqdm(total=len(counted), desc="peak memory", unit="file", leave=False, disable=not verbose) as bar:
         for row in latencies:
             if any(row is one for one in counted):
                 artefact = files.ready[row.engine, row.precision][1]

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         chosen = replace(chosen, batch_size=int(specs[0].shape[0]) if len(specs[0].shape) else 1)
     generic = artefact.path.stem in ("inference", "model")
     name = options.name or (artefact.path.resolve().parent.name if generic else artefact.path.stem)
-    record = bench_model(artefact, specs, chosen, name=name, progress=not options.json)
+    record = bench_model(artefact, specs, chosen, name=name, verbose=int(not options.json))
     if options.record:
         _keep(record, Path(options.record))
     verdict = judge(record, budget)
@@ -169,7 +169,7 @@ _ROWS = 2  # images of the check
 
 
 def bench_model(
-    artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, progress: bool = True
+    artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, verbose: int = 1
 ) -> Record:
     """Run a model on every engine, compare the answers, and benchmark.
 
@@ -180,7 +180,7 @@ def bench_model(
         specs: of the inputs, with all sizes.
         options: see `BenchOptions`.
         name: of the record.
-        progress: whether to show bars.
+        verbose: 1 shows progress bars, 0 nothing.
 
     Raises:
         EngineError: no engine could run the model.
@@ -217,7 +217,7 @@ def bench_model(
         saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
         notes += [] if saturation is None else [saturation.note(artefact.path.name)]
         macs, weights = _cost(artefacts, inputs)
-        timing = time_files(files, inputs, options, macs=macs, progress=progress)
+        timing = time_files(files, inputs, options, macs=macs, verbose=verbose)
         sizes = [replace(ArtefactFigures.of(a), path=str(a.path) if a is artefact else None) for a in artefacts]
     return Record(
         name=name,

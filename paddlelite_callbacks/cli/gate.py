@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric-limit", type=float, help="the worst value of the metric that is allowed")
     parser.add_argument("--metric-drop", type=float, help="allowed loss against the baseline (default: 0.05 of it)")
     parser.add_argument("--absolute", action="store_true", help="the drop is not relative to the baseline")
-    parser.add_argument("--lower-is-better", action="store_true", help="of the metric")
+    parser.add_argument(
+        "--mode",
+        choices=["auto", "max", "min"],
+        help="which metric is better: the larger (max), the smaller (min), or by its name (auto, the default)",
+    )
+    parser.add_argument("--lower-is-better", action="store_true", help=argparse.SUPPRESS)  # the old spelling
     parser.add_argument("--engine", help="whose latency counts (default: the fastest)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="NAME", help="judge the latest run of this name alone")
@@ -58,6 +63,10 @@ def run(options: argparse.Namespace) -> int:
             f"--metric {options.metric} has nothing to be held against: give --baseline, the big model's, or "
             "--metric-limit, the worst value that is allowed; without --metric no accuracy is judged."
         )
+    if options.lower_is_better:
+        if options.mode is not None:
+            raise ValueError("--lower-is-better is the old spelling of --mode min, got both: give --mode alone.")
+        sys.stderr.write("--lower-is-better is now --mode min; the old spelling goes with the next release.\n")
     budget = Budget(
         size_mb=options.size_mb,
         latency_ms=options.latency_ms,
@@ -65,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         metric=options.metric,
         baseline=options.baseline,
         metric_limit=options.metric_limit,
-        higher_is_better=not options.lower_is_better,
+        mode="min" if options.lower_is_better else options.mode or "auto",
         relative=not options.absolute,
         engine=options.engine,
     )

@@ -1,6 +1,6 @@
 """Moved to `export.paddle_program`, `export.onnx_export`, `export.artefact`, `errors` and others."""
 
-from paddlelite_callbacks.utils.moved import forwarded
+from paddlelite_callbacks.utils.deprecation import forwarded
 
 __getattr__, __dir__ = forwarded(
     __name__,

@@ -1,6 +1,6 @@
 """Moved to `export.saturation`."""
 
-from paddlelite_callbacks.utils.moved import forwarded
+from paddlelite_callbacks.utils.deprecation import forwarded
 
 __getattr__, __dir__ = forwarded(
     __name__,

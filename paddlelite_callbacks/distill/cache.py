@@ -22,6 +22,7 @@ from paddlelite_callbacks.distill.forward import (
 from paddlelite_callbacks.distill.identity import function_digest
 from paddlelite_callbacks.distill.load_teacher import TeacherLike, digest_of, loaded_teacher
 from paddlelite_callbacks.utils.atomic_files import check_writable
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.distributed import first_rank_works
 
 __all__ = ["CachedTeacher", "cache_teacher"]
@@ -98,6 +99,7 @@ class CachedTeacher(Dataset):
         return dict(zip(paths, tensors, strict=True)) if self.meta["kind"] == "dict" else list(tensors)
 
 
+@old_arguments(progress=Renamed("verbose", int))
 def cache_teacher(
     teacher: TeacherLike,
     dataset: Dataset,
@@ -109,7 +111,7 @@ def cache_teacher(
     dtype: str = "float32",
     allow_random: bool = False,
     overwrite: bool = False,
-    progress: bool = True,
+    verbose: int = 1,
     teacher_mode: str = "eval",
     teacher_inputs: TeacherInputs | None = None,
 ) -> CachedTeacher:
@@ -131,7 +133,7 @@ def cache_teacher(
         allow_random: take a data set whose samples differ from call to call: the teacher's outputs are then those
             for other versions of the image than the student sees, and samples are not verified.
         overwrite: replace what another teacher or data set left in ``path``.
-        progress: show a bar.
+        verbose: 1 shows a progress bar, 0 nothing.
         teacher_mode: as in `DistillCallback`, of the one teacher.
         teacher_inputs: the same. Stored outputs are known by what it computes: its code and what it closes over.
 
@@ -178,7 +180,7 @@ def cache_teacher(
         if turn.mine and not _usable(folder, wanted, dataset, overwrite, allow_random):
             forward = FrozenForward(network, mode=mode, inputs=function)
             write_cache(
-                folder, forward, dataset, wanted, batch_size=batch_size, num_workers=num_workers, progress=progress
+                folder, forward, dataset, wanted, batch_size=batch_size, num_workers=num_workers, verbose=verbose
             )
     return CachedTeacher(dataset, folder, verify=not allow_random)
 

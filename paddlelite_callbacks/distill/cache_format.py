@@ -46,7 +46,7 @@ def write_cache(
     *,
     batch_size: int,
     num_workers: int,
-    progress: bool,
+    verbose: int,
 ) -> None:
     """Run the teacher over ``dataset`` and put the files in place of ``folder``.
 
@@ -57,10 +57,10 @@ def write_cache(
         meta: to be written with them; completed here.
         batch_size: of the pass.
         num_workers: of its loader.
-        progress: show a bar.
+        verbose: 1 shows a progress bar, 0 nothing.
     """
     with staged_folder(folder, dropped=["output_*.npy"]) as stage:
-        _fill(stage, forward, dataset, meta, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        _fill(stage, forward, dataset, meta, batch_size=batch_size, num_workers=num_workers, verbose=verbose)
 
 
 class _Checked(Dataset):
@@ -86,12 +86,12 @@ def _fill(
     *,
     batch_size: int,
     num_workers: int,
-    progress: bool,
+    verbose: int,
 ) -> None:
     checksums, files, done = np.zeros(len(dataset), dtype="int64"), list[BinaryIO](), 0
     with ExitStack() as scope:
         forward.attach(scope)
-        bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not progress))
+        bar = scope.enter_context(tqdm(total=len(dataset), desc="teacher", unit="sample", disable=not verbose))
         for batch in scope.enter_context(_batches(_Checked(dataset), batch_size, num_workers)):
             fields, crc = batch[:-1], batch[-1]
             outputs = forward(fields[: meta["inputs"]], fields[meta["inputs"] :])

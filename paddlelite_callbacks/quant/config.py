@@ -9,7 +9,7 @@ from typing import Any
 
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "PACTConfig", "pact_config"]
+__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig", "pact_config"]
 
 QUANTIZABLE = ("Conv2D", "Conv2DTranspose", "Linear")
 ACTIVATIONS = ("pact", "paddleslim")
@@ -163,6 +163,42 @@ class PACTConfig:
         from paddlelite_callbacks.quant.guide import fields_of_guide
 
         return cls(**{**fields_of_guide(mapping), **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvancedPACTOptions:
+    """Options of `PACTQuantCallback` that are rarely changed.
+
+    They are the fields of `PACTConfig` that are not arguments of the callback.
+
+    Args:
+        layer_types: see `PACTConfig`; the same holds for all.
+        activation: ``"pact"`` or ``"paddleslim"``.
+        alpha_percentile: percentile of the absolute input that ``alpha`` starts at, in (50, 100].
+        calibration_batches: batches that ``alpha`` is calibrated on, at least 1.
+        observer_momentum: of their moving average, in [0, 1).
+        alpha_lr_scale: factor on the learning rate for the alphas, at least 0.
+        alpha_decay: L2 penalty on the alphas; ``None`` for the optimizer's own.
+        fp32_epochs: epochs of the fp32 training; gives a hint where ``fit`` runs more than half of them.
+
+    Raises:
+        ValueError: a value out of range; the message says which are allowed.
+
+    Example:
+        >>> PACTQuantCallback(advanced=AdvancedPACTOptions(alpha_percentile=100))  # doctest: +SKIP
+    """
+
+    layer_types: Sequence[str] = QUANTIZABLE
+    activation: str = "pact"
+    alpha_percentile: float = 99.9
+    calibration_batches: int = 1
+    observer_momentum: float = 0.9
+    alpha_lr_scale: float = 1.0
+    alpha_decay: float | None = None
+    fp32_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        PACTConfig(**vars(self))
 
 
 def pact_config(**options: Any) -> PACTConfig:

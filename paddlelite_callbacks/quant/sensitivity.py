@@ -15,6 +15,7 @@ from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
@@ -78,31 +79,39 @@ def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[s
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
 
 
+@old_arguments(budget=Renamed("metric_drop"))
 def find_skips(
-    network: Layer, score: Callable[[], float], *, budget: float, most: int = 5, candidates: Sequence[str] | None = None
+    network: Layer,
+    score: Callable[[], float],
+    *,
+    metric_drop: float,
+    most: int = 5,
+    candidates: Sequence[str] | None = None,
 ) -> list[str]:
-    """Greedily select layers to leave in float for a drop of at most ``budget``.
+    """Greedily select layers to leave in float for a drop of at most ``metric_drop``.
 
     Args:
         network: quantised; not changed.
         score: evaluates it as it is at the moment; higher is better.
-        budget: allowed drop, as a share of the float network's score.
+        metric_drop: accepted drop, as a share of the float network's score.
         most: layers to return at most.
         candidates: layers to choose from; ``None`` for all quantised ones.
 
     Returns:
-        Names for ``skip``; empty where the budget is kept already, and where leaving ``most`` layers in float wins
+        Names for ``skip``; empty where the drop is smaller already, and where leaving ``most`` layers in float wins
         nothing. Training again with them is still needed: these figures are of the network as it was trained.
 
     Raises:
-        ValueError: ``budget`` is negative, nothing is quantised, or a candidate is no quantised layer.
+        ValueError: ``metric_drop`` is negative, nothing is quantised, or a candidate is no quantised layer.
     """
-    if not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
-        raise ValueError(f"budget is a share of the float score, at least 0, got {budget!r}: 0.01 is one per cent.")
+    if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < math.inf:
+        raise ValueError(
+            f"metric_drop is a share of the float score, at least 0, got {metric_drop!r}: 0.01 is one per cent."
+        )
     left = _quantized(network, candidates)
     with quantisers_off(network):
         wanted = score()
-    wanted -= budget * abs(wanted)
+    wanted -= metric_drop * abs(wanted)
     chosen: list[str] = []
     start = reached = score()
     while reached < wanted and left and len(chosen) < most:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
-from paddlelite_callbacks.utils.metric_direction import falls_with_quality
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
+from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
 
 __all__ = ["Budget"]
 
@@ -20,6 +21,7 @@ class _Unasked(float):
 _GUIDES_DROP = _Unasked(0.05)
 
 
+@old_arguments(higher_is_better=Renamed("mode", lambda higher: "max" if higher else "min"))
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Limits of a shipped model; ``None`` disables one. The defaults are the guide's.
@@ -34,20 +36,21 @@ class Budget:
         metric: name in ``Record.metrics``, for instance ``"acc"``.
         baseline: the big model's metric.
         metric_limit: the worst value of the metric that is allowed, in its own unit.
-        higher_is_better: whether the metric grows with quality.
+        mode: ``"max"`` where the larger metric is better, ``"min"`` where the smaller; ``"auto"`` goes by its name: the
+            smaller for ``loss``, ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
         relative: whether ``metric_drop`` is a share of the baseline.
         engine: whose latency counts; ``None`` for the fastest.
 
     Raises:
         ValueError: a limit that is not a positive finite number, a metric without baseline or limit or the other way
-            round, a baseline that is not finite, a loss or error (``loss``, ``top1_err``, ``rmse``, ``nme``, ...) for
-            which higher would be better, or an unknown engine.
+            round, a baseline that is not finite, ``mode="max"`` for a loss or error (``loss``, ``top1_err``, ``rmse``,
+            ``nme``, ...), an unknown ``mode`` or engine.
 
     Example:
         >>> Budget(size_mb=5, latency_ms=30, metric="acc", baseline=0.93, metric_drop=0.01).size_mb
         5
-        >>> Budget(metric="rmse", baseline=0.12, higher_is_better=False).latency_ms
-        100.0
+        >>> Budget(metric="rmse", baseline=0.12).is_lower_better
+        True
         >>> Budget(metric="acc", metric_limit=0.9).metric_limit
         0.9
     """
@@ -58,11 +61,14 @@ class Budget:
     metric: str | None = None
     baseline: float | None = None
     metric_limit: float | None = None
-    higher_is_better: bool = True
+    mode: str = "auto"
     relative: bool = True
     engine: str | None = None
 
+    higher_is_better = old_attribute("higher_is_better", "mode", read=lambda budget: not budget.is_lower_better)
+
     def __post_init__(self) -> None:
+        checked_mode(self.mode)
         for name in ("size_mb", "latency_ms", "metric_drop"):
             limit = getattr(self, name)
             if limit is not None and not (_finite(limit) and (limit > 0 or (limit == 0 and "drop" in name))):
@@ -75,6 +81,11 @@ class Budget:
                 f"No engine {self.engine!r}; known are {near_names(str(self.engine), ENGINES)}. Leave engine out for "
                 "the fastest."
             )
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Return whether the smaller metric is the better one."""
+        return self.metric is not None and falls_with_quality(self.metric, self.mode)
 
     @property
     def judges_drop(self) -> bool:
@@ -115,10 +126,9 @@ class Budget:
             )
         if self.metric is None or self.baseline is self.metric_limit is None:
             return
-        if self.higher_is_better and falls_with_quality(self.metric):
+        if self.mode == "max" and falls_with_quality(self.metric):
             raise ValueError(
-                f"metric={self.metric!r} falls where quality grows, got higher_is_better=True: give "
-                "higher_is_better=False (--lower-is-better)."
+                f"metric={self.metric!r} falls where quality grows, got mode='max': leave mode out, or give mode='min'."
             )
         if self.judges_drop and self.relative and self.baseline == 0:
             raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")

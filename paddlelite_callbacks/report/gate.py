@@ -73,7 +73,7 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
             "The most accurate of several needs Budget(metric='...'), got metric=None: name a figure such as 'acc', "
             "with baseline=..., metric_limit=... or metric_drop=None."
         )
-    sign = 1.0 if budget.higher_is_better else -1.0
+    sign = -1.0 if budget.is_lower_better else 1.0
 
     def rank(record: Record) -> tuple[float, float, float]:
         best = record.best_latency()
@@ -88,7 +88,7 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
 
 
 def _drop(value: float, baseline: float, budget: Budget) -> float:
-    lost = baseline - value if budget.higher_is_better else value - baseline
+    lost = value - baseline if budget.is_lower_better else baseline - value
     return lost / abs(baseline) if budget.relative else lost
 
 
@@ -114,14 +114,14 @@ def _criteria(budget: Budget, size: _Figure, latency: _Figure, metric: _Figure) 
             reason,
             share=_share(budget, budget.metric_limit, value),
             label=budget.metric,
-            at_least=budget.higher_is_better,
+            at_least=not budget.is_lower_better,
         )
         criteria.append(criterion)
     return tuple(criteria)
 
 
 def _share(budget: Budget, limit: float, value: float | None) -> bool:
-    return budget.higher_is_better and all(0 <= figure <= 1 for figure in (limit, value or 0.0))
+    return not budget.is_lower_better and all(0 <= figure <= 1 for figure in (limit, value or 0.0))
 
 
 def _timed(record: Record, budget: Budget) -> tuple[Latency | None, str]:

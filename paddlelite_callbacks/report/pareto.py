@@ -151,7 +151,7 @@ def _draw_limits(axes: Any, points: Sequence[Point], budget: Budget, metric: str
     limits = []
     if budget.metric == metric and budget.judges_drop and budget.metric_drop is not None:
         lost = budget.metric_drop * (abs(budget.baseline or 0.0) if budget.relative else 1.0)
-        limits.append((budget.baseline or 0.0) + (-lost if budget.higher_is_better else lost))
+        limits.append((budget.baseline or 0.0) + (lost if budget.is_lower_better else -lost))
     if budget.metric == metric and budget.metric_limit is not None:
         limits.append(budget.metric_limit)
     style = {"color": "#e03131", "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 0}

@@ -13,6 +13,7 @@ from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.benchmark.latency import Latency, measure_latency, summarise
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row, repeated_rows
 from paddlelite_callbacks.report.record import Record, append_record, now, read_records
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["append_joint_timing", "timed_together"]
@@ -20,8 +21,9 @@ __all__ = ["append_joint_timing", "timed_together"]
 _Key = tuple[int, str, str]  # number of the record, engine, precision
 
 
+@old_arguments(progress=Renamed("verbose", int))
 def timed_together(
-    records: Sequence[Record], inputs: Sequence[np.ndarray], options: BenchOptions, *, progress: bool = True
+    records: Sequence[Record], inputs: Sequence[np.ndarray], options: BenchOptions, *, verbose: int = 1
 ) -> list[Record]:
     """Benchmark all records' files interleaved in this process.
 
@@ -33,7 +35,7 @@ def timed_together(
         records: whose files still exist.
         inputs: one array ``[N, ...]`` per input of the networks; rows are repeated up to ``options.batch_size``.
         options: engines, threads, batch size (the first of lists), warm-up and repeats.
-        progress: whether to show a bar.
+        verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         The records with the new latencies, whose ``joint`` names this timing. Rows of engines that were not timed, and
@@ -46,7 +48,7 @@ def timed_together(
     batch = repeated_rows(inputs, options.settings[0][1])
     calls = {key: _call(records, key, batch, options) for key in _ran(records, options)}
     rounds = options.warmup + options.repeats
-    with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not progress) as bar:
+    with tqdm(total=rounds, desc="CPU latency", unit="round", leave=False, disable=not verbose) as bar:
         durations = measure_latency(
             calls, warmup=options.warmup, repeats=options.repeats, settle=1, shuffle=True, progress=bar.update
         )

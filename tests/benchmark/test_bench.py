@@ -23,7 +23,7 @@ from paddlelite_callbacks.nn.surgery import copy_network
 
 def checked_and_timed(artefacts, inputs, references, options):
     files = load_files(artefacts, inputs, references, options)
-    return files.checks, time_files(files, inputs, options, progress=False).latencies
+    return files.checks, time_files(files, inputs, options, verbose=0).latencies
 
 
 def test_calls_take_turns_and_warm_up_is_not_counted():

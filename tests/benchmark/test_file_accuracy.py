@@ -252,7 +252,7 @@ def test_metrics_with_several_names_over_two_engines():
     batches = [([np.ones([2, 1], "float32")], [np.zeros([2, 1], "float32")]) for _ in range(2)]
     files = {("a", "fp32"): lambda x: [x[0], 2 * x[0]], ("b", "fp32"): lambda x: [x[0], 3 * x[0]]}
     metric = Both()
-    rows = measure_metrics(files, [metric], batches, progress=False)
+    rows = measure_metrics(files, [metric], batches, verbose=0)
     assert [row.metrics for row in rows] == [{"first": 1.0, "second": 2.0}, {"first": 1.0, "second": 3.0}]
     assert metric.seen == []  # copies were used
 

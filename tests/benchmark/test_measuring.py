@@ -101,7 +101,7 @@ def test_every_setting_has_its_rows_and_the_first_one_counts(network, files):
     options = BenchOptions(threads=[1, 2], batch_size=(2, 5), warmup=1, repeats=3)
     x = [Images(4).images]
     loaded = load_files(files, x, references(network, x), options)
-    rows = time_files(loaded, x, options, macs=1000, progress=False).latencies
+    rows = time_files(loaded, x, options, macs=1000, verbose=0).latencies
     assert [(r.threads, r.batch_size) for r in rows[::4]] == [(1, 2), (1, 5), (2, 2), (2, 5)]
     assert [r.engine for r in rows] == list(ENGINES) * 4
     for row in rows:
@@ -120,7 +120,7 @@ def test_a_file_of_a_fixed_batch(network, tmp_path):
     loaded = load_files(made, x, references(network, x), options, rows=3)  # 8 rows: 3 + 3 + 2 filled up
     assert all(check.passed for check in loaded.checks)
     assert len(loaded.checks) == 4
-    rows = time_files(loaded, x, options, progress=False).latencies
+    rows = time_files(loaded, x, options, verbose=0).latencies
     assert [row.error for row in rows] == [None] * 4 + ["ValueError: the file takes exactly 3 images a call"] * 4
     predict = ENGINES["onnxruntime"].load(made[1], threads=1)
     np.testing.assert_allclose(in_batches(predict, 3)(x)[0], references(network, x)["fp32"].outputs[0], atol=1e-5)
@@ -195,7 +195,7 @@ def test_nothing_of_the_process_is_disturbed(network, tmp_path):
     tmp_path.joinpath("f").mkdir()
     spec = [InputSpec([None, 3, 8, 8], name="x")]
     options = BenchOptions(threads=2, warmup=0, repeats=1)
-    hand_out(network, tmp_path / "f", sample=[Images(2).images], input_spec=spec, options=options, progress=False)
+    hand_out(network, tmp_path / "f", sample=[Images(2).images], input_spec=spec, options=options, verbose=0)
     assert state() == before
     assert streams() == expected
     assert paddle.in_dynamic_mode()

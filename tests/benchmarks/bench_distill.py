@@ -135,7 +135,7 @@ def test_three_feature_taps(interleaved, report):
 
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "unverified"])
 def test_stored_outputs_against_no_teacher(interleaved, report, tmp_path, verify):
-    cached = cache_teacher(networks()[1], Noise(), tmp_path / "t", progress=False)
+    cached = cache_teacher(networks()[1], Noise(), tmp_path / "t", verbose=0)
     cached.verify = verify
     name = "cache" if verify else "cache-unverified"
     measure(interleaved, report, name, [DistillCallback(cached)], Loop(), cached, 1.05)

@@ -78,7 +78,7 @@ def timed(network, shape, folder, *, repeats=REPEATS):
     files = load_files(forms.artefacts, sample, references(network, sample), options, errors=forms.errors)
     assert all(check.passed for check in files.checks), files.checks
     macs = count_macs(network, [paddle.to_tensor(item) for item in sample])
-    return time_files(files, sample, options, macs=macs, progress=False), files, sample
+    return time_files(files, sample, options, macs=macs, verbose=0), files, sample
 
 
 def gain_of_folding(network, shape, files, sample, interleaved, folder):
@@ -118,7 +118,7 @@ def test_a_plain_loop_and_benchmark_app_agree(report, tmp_path):
     options = BenchOptions(engines=["onnxruntime", "openvino"], warmup=10, repeats=60)
     ready = {key: value for key, value in files.ready.items() if key[0] in options.engines}
     while len([run for run in runs if run["spread"] < 0.15]) < 3 and len(runs) < 8:  # others may compute here too
-        timing = time_files(replace(files, ready=ready), sample, options, progress=False)
+        timing = time_files(replace(files, ready=ready), sample, options, verbose=0)
         rows = {row.engine: row for row in timing.latencies}
         runs.append(
             {

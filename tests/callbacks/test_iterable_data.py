@@ -91,8 +91,8 @@ def test_an_export_takes_its_images_from_such_data(tmp_path):
 @pytest.mark.parametrize(
     "callbacks",
     [
-        lambda: [PACTQuantCallback(evaluate_on=DataLoader(Stream(), batch_size=8))],
-        lambda: [PACTQuantCallback(evaluate_on=Stream())],
+        lambda: [PACTQuantCallback(eval_data=DataLoader(Stream(), batch_size=8))],
+        lambda: [PACTQuantCallback(eval_data=Stream())],
         lambda: [DistillCallback(EMATeacher(0.9), weight=0.5)],
         lambda: [DistillCallback(TinyNet(width=8), features={"conv*": "conv*"})],
         lambda: [peer()],

@@ -205,7 +205,7 @@ def test_arrays_of_a_loader_of_ones_own():
 def test_stored_outputs(tmp_path):
     teacher, data = TinyNet(), Images(32)
     Spoilt(teacher.fc)
-    cached = cache_teacher(teacher, data, tmp_path / "stored", batch_size=8, progress=False)
+    cached = cache_teacher(teacher, data, tmp_path / "stored", batch_size=8, verbose=0)
     error = stopped(hapi_model(), [DistillCallback(cached, loss="mse")], data=cached)
     assert error.terms == ("distill_mse",)
     assert "the stored teacher's output" in str(error)

@@ -127,7 +127,7 @@ def cache(folder, watch, *, num_workers):
 
     teacher, data = TinyNet(), Images()
     with watch:
-        cached = pc.cache_teacher(teacher, data, folder / "c", batch_size=4, num_workers=num_workers, progress=False)
+        cached = pc.cache_teacher(teacher, data, folder / "c", batch_size=4, num_workers=num_workers, verbose=0)
     if not num_workers:
         _fit([pc.DistillCallback(cached, loss="kl")], watch, data=cached, evaluate=False)
         with watch:
@@ -137,7 +137,7 @@ def cache(folder, watch, *, num_workers):
 @watched
 def pact(folder, watch):
     with watch:
-        callback = pc.PACTQuantCallback(evaluate_on=Images(), allowed_drop=0.0, start_epoch=1, freeze_bn_after=1)
+        callback = pc.PACTQuantCallback(eval_data=Images(), metric_drop=0.0, start_epoch=1, freeze_bn_after=1)
         pc.PACTQuantCallback.from_config({"activation_preprocess_type": "PACT"})
     _fit([callback], watch, epochs=2)
     with watch:
@@ -225,11 +225,11 @@ def records(folder, watch):
     rows, options = [callback.record], BenchOptions(engines=["paddle"], warmup=0, repeats=2)
     model.network.eval()
     with watch:
-        rows = timed_together(rows, image, options, progress=False)
+        rows = timed_together(rows, image, options, verbose=0)
         write_ladder(folder / "ladder", rows, metric="acc")
         expected = references(model.network, image)
         files = load_files([rows[0].artefacts[0].artefact()], image, expected, options)
-        time_files(files, image, options, progress=False)
+        time_files(files, image, options, verbose=0)
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
         roofline_share(1000, 1, 1.0, measure_roofline(1))
         front_of([point_of(row, "acc") for row in rows], "acc")

@@ -161,7 +161,7 @@ def main(mode: str, folder: Path) -> None:
     fit(hapi_model(network), callbacks, epochs=2)
     told["checks"] = [[check.engine, check.precision, check.passed] for check in export.record.checks]
     told["notes"] = list(export.record.notes)
-    pc.cache_teacher(teacher, Images(), folder / "cache", progress=False)
+    pc.cache_teacher(teacher, Images(), folder / "cache", verbose=0)
     np.savez(folder / "weights.npz", **weights_of(network))
     (folder / "told.json").write_text(json.dumps(told))
 

@@ -87,7 +87,7 @@ class Case:
 def cases(folder, rank):
     """By name; what only the first process may write goes to a folder of each process's own."""
     own = folder / f"rank-{rank}"
-    cached = cache_teacher(teacher(), Images(32), folder / "cache", progress=False)  # before paddle.Model(...)
+    cached = cache_teacher(teacher(), Images(32), folder / "cache", verbose=0)  # before paddle.Model(...)
     quick = {"warmup": 0, "repeats": 1, "peak_memory": False, "roofline": False, "verbose": 0}
     kept = DistillCallback(mutual(monitor="loss"), loss="dml")
     features = {"loss": "kl", "features": {"conv*": "conv*"}}
@@ -107,7 +107,7 @@ def cases(folder, rank):
         "normed": Case(DistillCallback(teacher(), **features), PACTQuantCallback(), network=TinyNet),
         "together": Case(
             ExportBenchCallback(own, name="together", engines=["paddle"], budget=Budget(size_mb=9), **quick),
-            PACTQuantCallback(evaluate_on=Images(24), allowed_drop=0),
+            PACTQuantCallback(eval_data=Images(24), metric_drop=0),
             DistillCallback(teacher(), loss="kl", features={"backbone.2": "conv2"}),
             network=swapped,
             evaluation=Images(24),
@@ -201,7 +201,7 @@ def fail(where: str) -> None:
             raise ValueError("raised on purpose in the cache")
 
     if where == "cache":
-        cache_teacher(teacher(), Data(), "cache", progress=False, allow_random=True)
+        cache_teacher(teacher(), Data(), "cache", verbose=0, allow_random=True)
     model = hapi_model(NoNorm())
     model.fit(Images(64), batch_size=4, verbose=0, callbacks=[DistillCallback(teacher()), Failing()])
 

@@ -135,7 +135,7 @@ def cache(folder, *, weights, overwrite=False):
     paddle.seed(weights)
     network = TinyNet(width=8)
     die_from_now_on(folder)
-    cache_teacher(network, Images(24), Path(folder) / "cache", batch_size=8, overwrite=overwrite, progress=False)
+    cache_teacher(network, Images(24), Path(folder) / "cache", batch_size=8, overwrite=overwrite, verbose=0)
 
 
 class ArmAtTheFinish(ExportBenchCallback):

@@ -88,10 +88,10 @@ def box(tmp_path_factory):
     (home / "runs.jsonl").write_text('{"schema": 9}\n')
     (home / "full").mkdir()
     (home / "full" / "mine.txt").write_text("x")
-    cache_teacher(TinyNet(), Images(16), home / "stored", progress=False)
-    cache_teacher(TinyNet(), Images(16), home / "torn", progress=False)
+    cache_teacher(TinyNet(), Images(16), home / "stored", verbose=0)
+    cache_teacher(TinyNet(), Images(16), home / "torn", verbose=0)
     (home / "torn" / "checksums.npy").write_bytes(b"xx")
-    cache_teacher(TinyNet(), Images(16), home / "torn-meta", progress=False)
+    cache_teacher(TinyNet(), Images(16), home / "torn-meta", verbose=0)
     (home / "torn-meta" / "meta.json").write_text("{")
     return SimpleNamespace(home=home)
 
@@ -555,18 +555,25 @@ ROWS = [
     ("lr-scale", lambda b: PACTConfig(lr_scale=0), V, "got 0", "a finite number above 0", "leave it out for 0.5"),
     ("method", lambda b: PACTConfig(method="dorefa"), V, "got 'dorefa'", "['pact', 'lsq']", "leave it out for 'pact'"),
     ("outputs-text", lambda b: PACTConfig(quantize_outputs="yes"), V, "got 'yes'", "True or False", "True for ONNX"),
-    ("pact-option", lambda b: PACTQuantCallback(bits=4), T, "'bits'", "near names: [", "help(PACTConfig)"),
+    ("pact-option", lambda b: PACTQuantCallback(bits=4), T, "'bits'", "near names: [", "help(PACTQuantCallback)"),
     (
         "pact-both",
         lambda b: PACTQuantCallback(PACTConfig(), weight_bits=4),
         *(T, "config and ['weight_bits']", "either config or options", "Leave one out"),
     ),
     ("pact-config", lambda b: PACTQuantCallback({}), T, "got dict", "must be a PACTConfig", "from_config({...})"),
-    ("allowed-drop", lambda b: PACTQuantCallback(allowed_drop="3"), V, "got '3'", "in [0, 1)", "leave it out for 0.03"),
-    ("evaluate-on", lambda b: PACTQuantCallback(evaluate_on=3), T, "got int", "paddle.io.Dataset", "or leave it out"),
     (
-        "evaluate-on-empty",
-        lambda b: PACTQuantCallback(evaluate_on=Nothing()),
+        "pact-metric-drop",
+        lambda b: PACTQuantCallback(metric_drop="3"),
+        V,
+        "got '3'",
+        "in [0, 1)",
+        "leave it out for 0.03",
+    ),
+    ("pact-eval-data", lambda b: PACTQuantCallback(eval_data=3), T, "got int", "paddle.io.Dataset", "or leave it out"),
+    (
+        "pact-eval-data-empty",
+        lambda b: PACTQuantCallback(eval_data=Nothing()),
         *(V, "an empty Nothing of length 0", "at least one sample", "or leave it out"),
     ),
     (
@@ -626,17 +633,17 @@ ROWS = [
         lambda b: PACTQuantCallback().find_skips(0.1),
         R,
         "NoneType",
-        "evaluate_on=...",
+        "eval_data=...",
         "call model.fit",
     ),
     (
         "skips-budget",
-        lambda b: find_skips(TinyNet(), lambda: 1.0, budget=-1),
+        lambda b: find_skips(TinyNet(), lambda: 1.0, metric_drop=-1),
         *(V, "got -1", "at least 0", "0.01 is one per cent"),
     ),
     (
         "skips-fp32",
-        lambda b: find_skips(TinyNet(), lambda: 1.0, budget=0.1),
+        lambda b: find_skips(TinyNet(), lambda: 1.0, metric_drop=0.1),
         *(V, "TinyNet", "no quantised layer", "convert it first, with prepare_pact_"),
     ),
     (
@@ -815,8 +822,8 @@ ROWS = [
     ("budget-engine", lambda b: Budget(engine="ort"), V, "'ort'", "known are ['paddle'", "Leave engine out"),
     (
         "budget-direction",
-        lambda b: Budget(metric="top1_err", baseline=0.1),
-        *(V, "metric='top1_err'", "falls where quality grows", "give higher_is_better=False"),
+        lambda b: Budget(metric="top1_err", baseline=0.1, mode="max"),
+        *(V, "metric='top1_err'", "falls where quality grows", "leave mode out"),
     ),
     ("most-accurate", lambda b: most_accurate([], Budget()), V, "metric=None", "needs Budget(metric=", "name a figure"),
     (

@@ -54,6 +54,7 @@ def own_parameters(value):
 def raised_by(value):
     """Names of exceptions that the body itself raises by contract; for a class, in the checks when it is made."""
     functions = [vars(value).get("__init__"), vars(value).get("__post_init__")] if inspect.isclass(value) else [value]
+    functions = [inspect.unwrap(f) if inspect.isfunction(f) else f for f in functions]
     written = [
         f for f in functions if inspect.isfunction(f) and "paddlelite_callbacks" in inspect.getmodule(f).__name__
     ]

@@ -29,7 +29,7 @@ ROOMS = {  # floor by floor; a room imports those below, and none of its own flo
     "_version": 0,
 }
 BESIDE = {("utils", "errors"), ("errors", "utils")}
-OLD_PATHS = "paddlelite_callbacks.utils.moved"  # a module that imports this alone forwards to where its names are now
+OLD_PATHS = "paddlelite_callbacks.utils.deprecation"  # who imports this alone forwards to where its names are now
 
 
 def imports_of(path: Path) -> set[str]:

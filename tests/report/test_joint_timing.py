@@ -124,14 +124,14 @@ def test_exported_files_timed_together_are_recorded_with_all_else(tmp_path):
         fit(hapi_model(), [callback])
         records.append(callback.record)
     options = BenchOptions(engines=["paddle"], warmup=0, repeats=3)
-    again = timed_together(records, [Images(1).images], options, progress=False)
+    again = timed_together(records, [Images(1).images], options, verbose=0)
     (first, second), (old, other) = again[0].latencies, records[0].latencies
     assert (first.threads, first.repeats, second) == (1, 3, other)
     assert first.joint == again[1].latencies[0].joint is not None
     assert first.roofline == pytest.approx(old.roofline * old.p50_ms / first.p50_ms)
-    two = timed_together(records, [Images(1).images], replace(options, threads=2), progress=False)
+    two = timed_together(records, [Images(1).images], replace(options, threads=2), verbose=0)
     assert [row.joint is None for row in two[0].latencies] == [True, False]
-    eight = timed_together(records, [Images(1).images], replace(options, batch_size=8), progress=False)
+    eight = timed_together(records, [Images(1).images], replace(options, batch_size=8), verbose=0)
     assert [(row.batch_size, row.joint is None) for row in eight[0].latencies] == [(8, False), (1, True), (1, True)]
     assert eight[0].best_latency().batch_size == 8
     write_ladder(tmp_path, again, metric="acc")

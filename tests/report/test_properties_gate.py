@@ -39,7 +39,7 @@ def budgets(draw):
         metric="acc",
         baseline=draw(st.none() | baseline if drop is None else baseline),
         metric_limit=draw(st.none() | METRIC),
-        higher_is_better=draw(st.booleans()),
+        mode=draw(st.sampled_from(["auto", "max", "min"])),
         relative=draw(st.booleans()),
     )
 
@@ -55,7 +55,7 @@ def runs(draw, name="net"):
 
 def keeps(acc, size, ms, budget):
     """The verdict, by hand."""
-    lost = budget.baseline is not None and (acc - budget.baseline) * (-1 if budget.higher_is_better else 1)
+    lost = budget.baseline is not None and (acc - budget.baseline) * (1 if budget.mode == "min" else -1)
     if budget.baseline is not None and budget.relative:
         lost /= abs(budget.baseline)
     return (
@@ -64,7 +64,7 @@ def keeps(acc, size, ms, budget):
         and (budget.metric_drop is None or budget.baseline is None or lost <= budget.metric_drop + 1e-12)
         and (
             budget.metric_limit is None
-            or (acc >= budget.metric_limit - 1e-12 if budget.higher_is_better else acc <= budget.metric_limit + 1e-12)
+            or (acc <= budget.metric_limit + 1e-12 if budget.mode == "min" else acc >= budget.metric_limit - 1e-12)
         )
     )
 
@@ -82,7 +82,7 @@ def test_the_verdict_is_the_three_comparisons(acc, size, ms, budget):
 
 @given(METRIC, SIZE, MS, budgets(), st.floats(0.0, 1.0), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
 def test_smaller_faster_better_never_fails_what_passed(acc, size, ms, budget, gain, less, faster):
-    better = min(1.0, acc + gain) if budget.higher_is_better else max(0.0, acc - gain)
+    better = max(0.0, acc - gain) if budget.mode == "min" else min(1.0, acc + gain)
     plain, improved = one(acc=acc, size=size, ms=ms), one(acc=better, size=size * less, ms=ms * faster)
     assert judge(improved, budget).passed >= judge(plain, budget).passed
 
@@ -108,7 +108,7 @@ def test_the_best_of_several_passes_and_none_that_passes_is_better(found, budget
     if best is None:
         return
     assert best in passing
-    sign = 1 if budget.higher_is_better else -1
+    sign = -1 if budget.mode == "min" else 1
 
     def rank(run):
         return sign * run.metrics["acc"], -run.size_mb, -run.best_latency().p50_ms

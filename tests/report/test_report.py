@@ -58,7 +58,7 @@ def test_what_fails_the_gate(change, budget, said):
 
 
 def test_lower_may_be_better_and_a_better_model_has_a_negative_drop():
-    lower = replace(BUDGET, higher_is_better=False, baseline=0.8)
+    lower = replace(BUDGET, mode="min", baseline=0.8)
     assert judge(record(acc=0.84), lower).criteria[2].value == pytest.approx(0.05)
     assert judge(record(acc=0.99), BUDGET).criteria[2].value == pytest.approx(-0.05 / 0.94)
 
@@ -170,7 +170,7 @@ def test_files_of_several_runs_are_timed_in_turn(tmp_path):
         fit(hapi_model(), [callback])
         records.append(callback.record)
     options = BenchOptions(engines=["paddle", "onnxruntime"], warmup=1, repeats=4)
-    again = timed_together(records, [Images(1).images], options, progress=False)
+    again = timed_together(records, [Images(1).images], options, verbose=0)
     for old, new in zip(records, again, strict=True):
         assert [row.engine for row in new.latencies] == [row.engine for row in old.latencies]
         repeats = {row.engine: row.repeats for row in new.latencies}
@@ -179,4 +179,4 @@ def test_files_of_several_runs_are_timed_in_turn(tmp_path):
     assert np.isfinite([row.p50_ms for row in again[0].latencies]).all()
     (tmp_path / "a" / "model.onnx").unlink()
     with pytest.raises(ValueError, match=r"model\.onnx'\] are not there any more"):
-        timed_together(records, [Images(1).images], options, progress=False)
+        timed_together(records, [Images(1).images], options, verbose=0)

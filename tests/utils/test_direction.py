@@ -87,13 +87,13 @@ def test_the_diagnosis_of_an_error_counts_its_growth(caplog):
     model = regression()
     fit(model, [], epochs=8)
     data = Images(32, target="mean")
-    callback = PACTQuantCallback(evaluate_on=data, allowed_drop=0.5, lr_scale=1e-9, freeze_scales_after=0)
+    callback = PACTQuantCallback(eval_data=data, metric_drop=0.5, lr_scale=1e-9, freeze_scales_after=0)
     fit(model, [callback])
     spoilt = model.network.fc.activation_quanter.alpha
     spoilt.set_value(spoilt * 0.01)
     fit(model, [callback])
     found = callback.diagnosis
-    assert not found.higher_is_better
+    assert found.mode == "min"
     assert found.fake_quant > found.fp32 > 0
     shipped = found.fake_quant if found.int8 is None else found.int8
     assert found.drop == pytest.approx((shipped - found.fp32) / found.fp32)
@@ -109,14 +109,17 @@ def test_without_a_gain_nothing_is_suggested():
     fit(model, [callback])
     assert leave_one_out(model.network, lambda: 1.0) == {"conv1": 0.0, "conv2": 0.0, "fc": 0.0}
     scores = iter([1.0, *[0.5] * 40])
-    assert find_skips(model.network, lambda: next(scores), budget=0.0) == []
+    assert find_skips(model.network, lambda: next(scores), metric_drop=0.0) == []
 
 
 @pytest.mark.parametrize("metric", ["rmse", "NME", "val_mae"])
-def test_a_budget_for_an_error_asks_for_its_direction(metric):
-    with pytest.raises(ValueError, match="--lower-is-better"):
-        Budget(metric=metric, baseline=0.4)
-    assert Budget(metric=metric, baseline=0.4, higher_is_better=False).baseline == 0.4
+def test_a_budget_for_an_error_knows_its_direction(metric):
+    with pytest.raises(ValueError, match="got mode='max': leave mode out"):
+        Budget(metric=metric, baseline=0.4, mode="max")
+    assert Budget(metric=metric, baseline=0.4).is_lower_better
+    assert Budget(metric=metric, baseline=0.4, mode="min").is_lower_better
+    assert not Budget(metric="acc", baseline=0.4).is_lower_better
+    assert Budget(metric="acc", baseline=0.4, mode="min").is_lower_better
 
 
 def test_an_unknown_mode_is_refused():
@@ -154,4 +157,4 @@ def test_a_diagnosis_of_outputs_in_a_dictionary_is_refused_in_words():
     optimizer = paddle.optimizer.SGD(0.01, parameters=network.parameters())
     model.prepare(optimizer, lambda outputs, label: paddle.nn.functional.cross_entropy(outputs["scores"], label))
     with pytest.raises(ValueError, match="return a tuple"):
-        model.fit(Images(), batch_size=8, verbose=0, callbacks=[PACTQuantCallback(evaluate_on=Images())])
+        model.fit(Images(), batch_size=8, verbose=0, callbacks=[PACTQuantCallback(eval_data=Images())])

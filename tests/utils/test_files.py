@@ -121,7 +121,7 @@ def test_a_cache_takes_nothing_else_away(tmp_path):
     folder.mkdir()
     (folder / "photo.png").write_text("mine")
     (folder / "output_7.npy").write_text("of a teacher with eight outputs")
-    cached = cache_teacher(TinyNet(), Images(8), folder, overwrite=True, progress=False)
+    cached = cache_teacher(TinyNet(), Images(8), folder, overwrite=True, verbose=0)
     assert sorted(path.name for path in folder.iterdir()) == [
         "checksums.npy", "meta.json", "output_0.npy", "photo.png",
     ]  # fmt: skip
@@ -143,7 +143,7 @@ import time
 from toy import Images, TinyNet
 from paddlelite_callbacks import cache_teacher
 try:
-    cache_teacher(TinyNet(width=8), Images(3000), sys.argv[1] + "/cache", progress=False, overwrite=True)
+    cache_teacher(TinyNet(width=8), Images(3000), sys.argv[1] + "/cache", verbose=0, overwrite=True)
 except OSError as error:
     sys.stdout.write(f"told: {error}")
 """

@@ -201,7 +201,7 @@ class ExportBenchCallback(ScopedCallback):
         if isinstance(model, (paddle.Model, Layer)):
             check_budget_metric(self.budget, model, evaluated=evaluated)
         self.record = self.verdict = None
-        self._finish(trained_before(model, data, eval_data=self.eval_data, progress=bool(self.verbose)), [])
+        self._finish(trained_before(model, data, eval_data=self.eval_data, verbose=self.verbose), [])
         return self.record
 
     def check(self) -> None:
@@ -232,7 +232,7 @@ class ExportBenchCallback(ScopedCallback):
                     forms=self.forms,
                     strict=self.strict,
                     engine=None if self.budget is None else self.budget.engine,
-                    progress=bool(self.verbose),
+                    verbose=self.verbose,
                 ).run(self.model.network, batches, last=last)
                 turn.answer = int(not tried)
         self._untried = bool(turn.answer)
@@ -333,7 +333,7 @@ class ExportBenchCallback(ScopedCallback):
             strict=self.strict,
             budget=self.budget,
             report=self.report,
-            progress=bool(self.verbose),
+            verbose=self.verbose,
         )
         record, failure = run.make(trained, notes)
         self.record, self.verdict = record, None if self.budget is None else judge(record, self.budget)

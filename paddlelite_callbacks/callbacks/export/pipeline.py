@@ -96,7 +96,7 @@ def hand_out(
     pdmodel: bool = False,
     evaluation: Evaluation | None = None,
     sidecar: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    verbose: int = 1,
     own: list[np.ndarray] | None = None,
     meter: MemoryMeter | None = None,
 ) -> HandedOut:
@@ -114,7 +114,7 @@ def hand_out(
         pdmodel: whether to write ``model.pdmodel`` too.
         evaluation: measures the metrics on every file.
         sidecar: of `checked_sidecar_options`.
-        progress: whether to show bars.
+        verbose: 1 shows progress bars, 0 nothing.
         own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
         meter: that runs; ``None`` measures no memory.
 
@@ -149,9 +149,9 @@ def hand_out(
             verdicts=file_verdicts(files.checks, files.failed),
             quantization=quantization_of(network),
         )
-        metrics, notes = _metrics_of_files(files, evaluation, progress)
+        metrics, notes = _metrics_of_files(files, evaluation, verbose)
         meter.__exit__()  # it would disturb the timing
-        timing = _timed(files, sample, options, macs, progress)
+        timing = _timed(files, sample, options, macs, verbose)
     return HandedOut(
         artefacts=tuple(forms.artefacts),
         errors=forms.errors,
@@ -175,11 +175,11 @@ def _peak_memory(meter: MemoryMeter, network: Layer) -> PeakMemory | None:
 
 
 def _timed(
-    files: LoadedFiles, sample: Sequence[np.ndarray], options: BenchOptions, macs: int | None, progress: bool
+    files: LoadedFiles, sample: Sequence[np.ndarray], options: BenchOptions, macs: int | None, verbose: int
 ) -> Timing:
     """Time the files; an engine that fails there costs the figures, not the files."""
     try:
-        return time_files(files, sample, options, macs=macs, progress=progress)
+        return time_files(files, sample, options, macs=macs, verbose=verbose)
     except OSError:
         raise
     except Exception as error:
@@ -193,7 +193,7 @@ def _said_of_all(network: Layer, errors: Mapping[tuple[str, str], str]) -> str:
 
 
 def _metrics_of_files(
-    files: LoadedFiles, evaluation: Evaluation | None, progress: bool
+    files: LoadedFiles, evaluation: Evaluation | None, verbose: int
 ) -> tuple[tuple[FileMetrics, ...], list[str]]:
     if evaluation is None or not evaluation.metrics:
         return (), []
@@ -207,7 +207,7 @@ def _metrics_of_files(
                 inputs=evaluation.inputs,
                 used=evaluation.used,
                 rows=files.rows,
-                progress=progress,
+                verbose=verbose,
             )
     except Exception as error:  # the data of the user; the export is good nevertheless
         return (), [f"Accuracy was not measured on the files: {reason(error)}."]

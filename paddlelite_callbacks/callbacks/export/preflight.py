@@ -78,7 +78,7 @@ class Preflight:
         forms: see there.
         strict: see there.
         engine: of the budget; ``None`` for any.
-        progress: whether to say what is done.
+        verbose: 1 says what is done, 0 nothing.
     """
 
     input_spec: Sequence[InputSpec] | None
@@ -88,7 +88,7 @@ class Preflight:
     forms: Sequence[str]
     strict: bool
     engine: str | None
-    progress: bool
+    verbose: int
 
     def run(self, network: Layer, batches: Iterator[Arrays], *, last: bool = False) -> bool:
         """Export a copy of ``network`` into a temporary folder and say what cannot be handed out.
@@ -118,7 +118,7 @@ class Preflight:
             found = self._callable_with(network, batches, name, last=last)
             if found is None:
                 return False
-            if self.progress:
+            if self.verbose:
                 write_lines(f"Preflight: exporting a copy of {name} (preflight=False leaves this out).")
             try:
                 with _temporary_folder() as folder:
@@ -126,7 +126,7 @@ class Preflight:
             except (OSError, MemoryError) as error:  # of this moment, and not of the network
                 _log.warning("Preflight of %s was not completed: %s.", name, reason(error))
                 return True
-        if self.progress:
+        if self.verbose:
             seconds = time.monotonic() - begin
             write_lines(f"Preflight: {', '.join(written)} can be written ({seconds:.1f} s).")
         return True

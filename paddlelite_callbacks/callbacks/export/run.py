@@ -101,7 +101,7 @@ class ExportRun:
         strict: see there.
         budget: for the report.
         report: whether to draw it.
-        progress: whether to show bars.
+        verbose: 1 shows progress bars, 0 nothing.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class ExportRun:
     strict: bool
     budget: Budget | None
     report: bool
-    progress: bool
+    verbose: int
 
     def make(self, trained: Trained, notes: Sequence[str]) -> tuple[Record, Exception | None]:
         """Write weights and log, then export, check and time; append the record and draw the report.
@@ -209,7 +209,7 @@ class ExportRun:
             pdmodel="pdmodel" in self.forms,
             evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
             sidecar=self.sidecar,
-            progress=self.progress,
+            verbose=self.verbose,
             meter=meter,
         )
 
@@ -243,14 +243,14 @@ def _check_something(made: HandedOut) -> None:
         raise ExportError(made.failure)
 
 
-def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, progress: bool) -> Trained:
+def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, verbose: int) -> Trained:
     """Return what there is to export of a network whose training is over.
 
     Args:
         model: a network, or a ``paddle.Model`` that holds one.
         data: a batch (an array or tensor, or a list of one an input), or a data set or loader that gives one.
         eval_data: with a prepared model, what its metrics are computed on; ``None`` or ``False`` for none.
-        progress: whether to show hapi's progress.
+        verbose: 1 shows hapi's progress, 0 nothing.
 
     Raises:
         TypeError: no model, or no data.
@@ -267,7 +267,7 @@ def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, pr
         with same_modes(model.network):
             iterable = isinstance(eval_data, paddle.io.IterableDataset)
             batches = loader_of(eval_data, batch_size=trained.rows) if iterable else eval_data
-            figures = model.evaluate(batches, batch_size=trained.rows, verbose=2 if progress else 0)
+            figures = model.evaluate(batches, batch_size=trained.rows, verbose=2 if verbose else 0)
         trained.history.evaluated(model.network, figures, metric_names(model))
     return trained
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import paddle
 from paddle import Tensor
@@ -25,18 +26,35 @@ from paddlelite_callbacks.hapi import (
 from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.nn.trace import example_inputs, noise
 from paddlelite_callbacks.quant.calibration import stop_counting_
-from paddlelite_callbacks.quant.config import PACTConfig, pact_config
+from paddlelite_callbacks.quant.config import AdvancedPACTOptions, PACTConfig
 from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
 from paddlelite_callbacks.quant.unquantized import Unquantized, unquantized_lines, unquantized_parts
+from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.metric_direction import checked_mode
 
 __all__ = ["PACTQuantCallback"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _log = logging.getLogger(__name__)
+_RARE = tuple(AdvancedPACTOptions.__dataclass_fields__)
+_OFTEN = tuple(name for name in PACTConfig.__dataclass_fields__ if name not in _RARE)
+
+
+def _config_or_options(function: F) -> F:
+    """Refuse options beside ``config``, even those that are given their default."""
+
+    @functools.wraps(function)
+    def init(self: Any, config: Any = None, **given: Any) -> None:
+        if config is not None and (both := sorted({*_OFTEN, "advanced"} & set(given))):
+            raise TypeError(f"Give either config or options, got both: config and {both}. Leave one out.")
+        function(self, config, **given)
+
+    return cast(F, init)
 
 
 class PACTQuantCallback(ScopedCallback):
@@ -52,23 +70,40 @@ class PACTQuantCallback(ScopedCallback):
     What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; after a second
     ``fit`` nothing is converted twice. A ``fit`` that ends before its first batch was trained leaves neither.
 
+    The arguments are those that are changed often; the rare ones are in ``advanced``. A `PACTConfig` holds both kinds,
+    for `prepare_pact_` and for callers who build it elsewhere.
+
     Args:
-        config: a `PACTConfig`, for callers who have one; excludes ``options``.
-        evaluate_on: a ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to
+        config: a `PACTConfig` with all options; excludes ``advanced`` and the options from ``weight_bits`` to
+            ``freeze_scales_after``.
+        weight_bits: 2-8; weights are quantised per output channel, symmetrically.
+        activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
+        reduce_range: train and ship 8-bit weights on half their range, which no CPU saturates; ``False`` where every
+            target has VNNI or is ARM.
+        quantize_outputs: quantise outputs of convolutions too; ONNX Runtime needs it to compute in int8, OpenVINO not.
+        method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (steps of weights learned too).
+        include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
+        skip: globs of layers to leave in fp32; each must match a layer.
+        lr_scale: factor on the learning rate or scheduler of your optimizer for the time of ``fit``.
+        start_epoch: epoch of this ``fit``, from 0, that quantisation starts in; until then the network trains in fp32.
+        freeze_bn_after: epochs of this ``fit`` after which batch-norm statistics are frozen; ``None`` for never.
+        freeze_scales_after: epochs after which the alphas are frozen; ``None`` for never.
+        advanced: an `AdvancedPACTOptions`: layer types, calibration, learning of the alphas; ``None`` for the defaults.
+        eval_data: a ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to
             ``model.prepare`` in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
-        on_nan: what to do with a batch whose loss, or whose alphas, are NaN or infinite, see `DistillCallback`.
-        allowed_drop: of the int8 (else fake-quantised) metric, as a share of the fp32 one; beyond it the diagnosis
-            names the layers that cost most and suggests ``skip``.
+        metric_drop: drop of the int8 (else fake-quantised) metric that is accepted, as a share of the fp32 one, in
+            [0, 1); beyond it the diagnosis names the layers that cost most and suggests ``skip``.
         mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` goes by its name: the smaller for ``loss``,
             ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
-        options: the fields of `PACTConfig`, for instance ``skip=["fc"]`` or ``weight_bits=4``.
+        on_nan: what to do with a batch whose loss, or whose alphas, are NaN or infinite, see `DistillCallback`.
 
     Attributes:
+        config: the `PACTConfig` that all options make.
         unquantized: what stays in float, why, and its share of the multiply-accumulates; in the log and the record.
-        diagnosis: the `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``evaluate_on``.
+        diagnosis: the `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.
 
     Raises:
-        TypeError: an unknown option, or both ``config`` and options.
+        TypeError: an unknown option, both ``config`` and options, or an argument of another type.
         ValueError: an option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on, a
             network quantised otherwise, a ``start_epoch`` that ``fit`` does not reach.
         NonFiniteLossError: in training: see ``on_nan``.
@@ -78,34 +113,69 @@ class PACTQuantCallback(ScopedCallback):
     """
 
     guards_loss = True
+    evaluate_on = old_attribute("evaluate_on", "eval_data")
+    allowed_drop = old_attribute("allowed_drop", "metric_drop")
 
+    @old_arguments(
+        evaluate_on=Renamed("eval_data"),
+        allowed_drop=Renamed("metric_drop"),
+        **dict.fromkeys(_RARE, Moved("advanced", lambda: AdvancedPACTOptions)),
+    )
+    @_config_or_options
     def __init__(
         self,
         config: PACTConfig | None = None,
         *,
-        evaluate_on: Any = None,
-        allowed_drop: float = 0.03,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        reduce_range: bool = True,
+        quantize_outputs: bool = False,
+        method: str = "pact",
+        include: Sequence[str] = ("*",),
+        skip: Sequence[str] = (),
+        lr_scale: float = 0.5,
+        start_epoch: int = 0,
+        freeze_bn_after: int | None = None,
+        freeze_scales_after: int | None = None,
+        advanced: AdvancedPACTOptions | None = None,
+        eval_data: Any = None,
+        metric_drop: float = 0.03,
         mode: str = "auto",
         on_nan: str | None = None,
-        **options: Any,
     ) -> None:
         super().__init__()
         self.on_nan = checked_policy(on_nan)
-        if config is not None and options:
-            raise TypeError(f"Give either config or options, got both: config and {sorted(options)}. Leave one out.")
         if config is not None and not isinstance(config, PACTConfig):
             raise TypeError(
                 f"config must be a PACTConfig, got {type(config).__name__}; for the guide's dictionary use "
                 "PACTQuantCallback.from_config({...})."
             )
-        if not isinstance(allowed_drop, (int, float)) or not 0 <= allowed_drop < 1:
-            raise ValueError(
-                f"allowed_drop is a share of the fp32 metric in [0, 1), got {allowed_drop!r}: leave it out for 0.03."
+        if advanced is not None and not isinstance(advanced, AdvancedPACTOptions):
+            raise TypeError(
+                f"advanced must be an AdvancedPACTOptions, got {type(advanced).__name__}: "
+                "advanced=AdvancedPACTOptions(alpha_percentile=100), or leave it out."
             )
-        if evaluate_on is not None:
-            check_data("evaluate_on", evaluate_on)
-        self.config = config or pact_config(**options)
-        self.evaluate_on, self.allowed_drop, self.mode = evaluate_on, allowed_drop, checked_mode(mode)
+        if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < 1:
+            raise ValueError(
+                f"metric_drop is a share of the fp32 metric in [0, 1), got {metric_drop!r}: leave it out for 0.03."
+            )
+        if eval_data is not None:
+            check_data("eval_data", eval_data)
+        self.config = config or PACTConfig(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            reduce_range=reduce_range,
+            quantize_outputs=quantize_outputs,
+            method=method,
+            include=include,
+            skip=skip,
+            lr_scale=lr_scale,
+            start_epoch=start_epoch,
+            freeze_bn_after=freeze_bn_after,
+            freeze_scales_after=freeze_scales_after,
+            **vars(advanced or AdvancedPACTOptions()),
+        )
+        self.eval_data, self.metric_drop, self.mode = eval_data, metric_drop, checked_mode(mode)
         self.diagnosis: Diagnosis | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
         self._inputs: list[Tensor] | None = None
@@ -214,31 +284,34 @@ class PACTQuantCallback(ScopedCallback):
     def notes(self) -> tuple[str, ...]:
         """Return the report's notes: the diagnosis, made on first use."""
         left = unquantized_lines(self.unquantized) if self._trained else ()
-        if self.evaluate_on is None or not self._trained:
+        if self.eval_data is None or not self._trained:
             return left
         if self.diagnosis is None:
-            self.diagnosis = diagnose(self.model, self.evaluate_on, allowed_drop=self.allowed_drop, mode=self.mode)
+            self.diagnosis = diagnose(self.model, self.eval_data, metric_drop=self.metric_drop, mode=self.mode)
             if self.diagnosis.too_much:
                 _log.warning("%s", " ".join(self.diagnosis.lines()))
         return (*left, *self.diagnosis.lines())
 
-    def find_skips(self, budget: float, *, most: int = 5) -> list[str]:
-        """Return layers to leave in fp32 (``skip``) for a drop of at most ``budget``.
+    @old_arguments(budget=Renamed("metric_drop"))
+    def find_skips(self, metric_drop: float, *, most: int = 5) -> list[str]:
+        """Return layers to leave in fp32 (``skip``) for a drop of at most ``metric_drop``.
 
         Args:
-            budget: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.
+            metric_drop: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.
             most: layers to name at most.
 
         Raises:
-            RuntimeError: there is no ``evaluate_on``, or no ``fit`` has run.
+            RuntimeError: there is no ``eval_data``, or no ``fit`` has run.
         """
-        if self.evaluate_on is None or not self._trained:
+        if self.eval_data is None or not self._trained:
             raise RuntimeError(
-                f"find_skips needs PACTQuantCallback(evaluate_on=...) and a fit that has run; evaluate_on is "
-                f"{type(self.evaluate_on).__name__}. Give the data, and call model.fit first."
+                f"find_skips needs PACTQuantCallback(eval_data=...) and a fit that has run; eval_data is "
+                f"{type(self.eval_data).__name__}. Give the data, and call model.fit first."
             )
         network = self.model.network
-        return find_skips(network, lambda: score_of(self.model, self.evaluate_on, self.mode), budget=budget, most=most)
+        return find_skips(
+            network, lambda: score_of(self.model, self.eval_data, self.mode), metric_drop=metric_drop, most=most
+        )
 
     def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
         """Average the alphas' gradients over ranks; hapi's ``DataParallel`` ignores them.

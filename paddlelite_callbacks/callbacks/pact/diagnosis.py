@@ -17,6 +17,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import mean_figure, of_first_rank
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 from paddlelite_callbacks.workarounds.data_loader import loader_of
@@ -26,6 +27,10 @@ __all__ = ["Diagnosis", "diagnose", "metric_of", "score_of"]
 _BATCH, _FEW, _TRIED = 32, 2, 8
 
 
+@old_arguments(
+    allowed_drop=Renamed("metric_drop"),
+    higher_is_better=Renamed("mode", lambda higher: "max" if higher else "min"),
+)
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """Metric before and after quantisation, and the layers that cost most.
@@ -36,11 +41,11 @@ class Diagnosis:
         fake_quant: with them on.
         int8: of the real int8 file.
         engine: that ran it, or why none did.
-        allowed_drop: share of ``fp32``.
+        metric_drop: accepted drop, as a share of ``fp32``.
         sqnr_db: the noisiest layers, dB.
         gains: how much better the metric is, by the layer that is left in fp32.
         skips: suggested for ``skip``; empty where leaving single layers in fp32 wins nothing.
-        higher_is_better: whether the metric grows with quality.
+        mode: ``"max"`` where the larger metric is better, ``"min"`` where the smaller.
     """
 
     metric: str
@@ -48,30 +53,33 @@ class Diagnosis:
     fake_quant: float
     int8: float | None
     engine: str
-    allowed_drop: float
+    metric_drop: float
     sqnr_db: dict[str, float]
     gains: dict[str, float]
     skips: tuple[str, ...]
-    higher_is_better: bool = True
+    mode: str = "max"
+
+    allowed_drop = old_attribute("allowed_drop", "metric_drop")
+    higher_is_better = old_attribute("higher_is_better", "mode", read=lambda found: found.mode == "max")
 
     @property
     def drop(self) -> float:
         """Return the drop of the int8 file (or of the fake-quantised network), as a share."""
         shipped = self.fake_quant if self.int8 is None else self.int8
-        lost = self.fp32 - shipped if self.higher_is_better else shipped - self.fp32
+        lost = self.fp32 - shipped if self.mode == "max" else shipped - self.fp32
         return lost / max(abs(self.fp32), 1e-12)
 
     @property
     def too_much(self) -> bool:
         """Return whether the drop exceeds the allowed one."""
-        return self.drop > self.allowed_drop
+        return self.drop > self.metric_drop
 
     def lines(self) -> tuple[str, ...]:
         """Return the diagnosis as lines for a report."""
         real = f"{self.int8:.4f} ({self.engine})" if self.int8 is not None else f"not measured ({self.engine})"
         lines = [
             f"{self.metric}: fp32 {self.fp32:.4f}, fake-quantised {self.fake_quant:.4f}, int8 file {real}; drop "
-            f"{100 * self.drop:.2f} %, allowed {100 * self.allowed_drop:.2f} %."
+            f"{100 * self.drop:.2f} %, allowed {100 * self.metric_drop:.2f} %."
         ]
         if self.too_much:
             lines.append("Noisiest layers: " + ", ".join(f"{n} {v:.1f} dB" for n, v in self.sqnr_db.items()) + ".")
@@ -84,13 +92,14 @@ class Diagnosis:
         return tuple(lines)
 
 
-def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
+@old_arguments(allowed_drop=Renamed("metric_drop"))
+def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
     """Evaluate fp32, fake-quantised and int8, and search culprits if the drop is large.
 
     Args:
         model: prepared, with a quantised network; not changed.
         data: a ``Dataset`` or ``DataLoader`` with labels. On several processes all must call, since all evaluate.
-        allowed_drop: share of the fp32 metric.
+        metric_drop: accepted drop, as a share of the fp32 metric.
         mode: which metric is better, see `falls_with_quality`.
     """
     network = model.network
@@ -106,11 +115,11 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode
             fake_quant=quantised,
             int8=real,
             engine=engine,
-            allowed_drop=allowed_drop,
+            metric_drop=metric_drop,
             sqnr_db={},
             gains={},
             skips=(),
-            higher_is_better=not falls_with_quality(metric, mode),
+            mode="min" if falls_with_quality(metric, mode) else "max",
         )
         if not found.too_much:
             return found
@@ -120,7 +129,7 @@ def diagnose(model: paddle.Model, data: Any, *, allowed_drop: float = 0.03, mode
             return score_of(model, data, mode)
 
         gains = leave_one_out(network, score, list(noisy))
-        skips = find_skips(network, score, budget=allowed_drop, candidates=list(noisy))
+        skips = find_skips(network, score, metric_drop=metric_drop, candidates=list(noisy))
         return Diagnosis(**{**vars(found), "sqnr_db": noisy, "gains": gains, "skips": tuple(skips)})
 
 
@@ -142,7 +151,7 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
             raise
         raise ValueError(
             "paddle.Model.evaluate takes no network whose outputs are a dictionary (Paddle's own limit): let forward() "
-            "return a tuple, or leave evaluate_on and eval_data out."
+            "return a tuple, or leave eval_data out."
         ) from error
     for name, value in results.items():
         if name != "loss":

@@ -48,7 +48,7 @@ def train(data, teacher, start, *, workers=0, shuffle=True, **options):
 def test_equals_the_running_teacher_with_shuffling_and_workers(workers, teacher, tmp_path):
     start, data = TinyNet(), Images(40)
     live = train(data, teacher, start)
-    cached = cache_teacher(teacher, data, tmp_path / "t", batch_size=16, progress=False)
+    cached = cache_teacher(teacher, data, tmp_path / "t", batch_size=16, verbose=0)
     calls = []
     teacher.register_forward_post_hook(lambda *_: calls.append(1))
     stored = train(cached, cached, start, workers=workers)
@@ -58,8 +58,8 @@ def test_equals_the_running_teacher_with_shuffling_and_workers(workers, teacher,
 
 def test_half_precision_is_close_and_half_the_size(teacher, tmp_path):
     start, data = TinyNet(), Images(40)
-    full = cache_teacher(teacher, data, tmp_path / "full", progress=False)
-    half = cache_teacher(teacher, data, tmp_path / "half", dtype="float16", progress=False)
+    full = cache_teacher(teacher, data, tmp_path / "full", verbose=0)
+    half = cache_teacher(teacher, data, tmp_path / "half", dtype="float16", verbose=0)
     np.testing.assert_allclose(half.arrays()[0], full.arrays()[0], rtol=5e-4, atol=1e-6)
     assert half.arrays()[0].nbytes * 2 == full.arrays()[0].nbytes
     assert isinstance(full.arrays()[0], np.memmap)
@@ -77,7 +77,7 @@ def test_the_loss_the_metrics_and_the_user_see_the_labels_alone(teacher, tmp_pat
         seen.append(list(label.shape))
         return CE(output, label)
 
-    cached = cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     network = TinyNet()
     model = paddle.Model(network)
     model.prepare(paddle.optimizer.SGD(0.05, parameters=network.parameters()), loss, Picky())
@@ -88,7 +88,7 @@ def test_the_loss_the_metrics_and_the_user_see_the_labels_alone(teacher, tmp_pat
 
 
 def test_a_loader_and_a_sampler_of_ones_own(teacher, tmp_path):
-    cached = cache_teacher(teacher, Images(24), tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, Images(24), tmp_path / "t", verbose=0)
     loader = DataLoader(cached, batch_sampler=BatchSampler(cached, shuffle=True, batch_size=5, drop_last=True))
     model = hapi_model()
     model.fit(loader, epochs=2, verbose=0, callbacks=[DistillCallback(cached)])
@@ -119,7 +119,7 @@ class PairLoss(nn.Layer):
 def test_several_outputs(kind, tmp_path):
     teacher, start = Pair(kind, 8), Pair(kind)
     results = []
-    cached = cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     for who, data in ((teacher, Images()), (cached, cached)):
         student = twin(start, lambda: Pair(kind))
         callback = DistillCallback(who, loss="mse")
@@ -130,33 +130,33 @@ def test_several_outputs(kind, tmp_path):
 
 def test_a_second_call_uses_what_is_there_and_other_weights_or_data_are_refused(teacher, tmp_path):
     data = Images(20)
-    cache_teacher(teacher, data, tmp_path / "t", progress=False)
+    cache_teacher(teacher, data, tmp_path / "t", verbose=0)
     calls = []
     teacher.register_forward_post_hook(lambda *_: calls.append(1))
-    again = cache_teacher(teacher, data, tmp_path / "t", progress=False)
+    again = cache_teacher(teacher, data, tmp_path / "t", verbose=0)
     assert not calls
     assert len(again) == 20
     with pytest.raises(ValueError, match=r"outputs .*\(dtype float32 instead of float16\)"):
-        cache_teacher(teacher, data, tmp_path / "t", dtype="float16", progress=False)
+        cache_teacher(teacher, data, tmp_path / "t", dtype="float16", verbose=0)
     data.images[3] += 1
     with pytest.raises(ValueError, match="1 changed samples, the first is 3"):
-        cache_teacher(teacher, data, tmp_path / "t", progress=False)
+        cache_teacher(teacher, data, tmp_path / "t", verbose=0)
     with pytest.raises(ValueError, match="count 20 instead of 24"):
-        cache_teacher(teacher, Images(24), tmp_path / "t", progress=False)
+        cache_teacher(teacher, Images(24), tmp_path / "t", verbose=0)
     other = TinyNet(width=8)
     with pytest.raises(ValueError, match="give another path, or overwrite=True"):
-        cache_teacher(other, Images(20), tmp_path / "t", progress=False)
-    cached = cache_teacher(other, Images(20), tmp_path / "t", overwrite=True, progress=False)
+        cache_teacher(other, Images(20), tmp_path / "t", verbose=0)
+    cached = cache_teacher(other, Images(20), tmp_path / "t", overwrite=True, verbose=0)
     other.eval()
     expected = other(paddle.to_tensor(Images(20).images)).numpy()
     np.testing.assert_allclose(cached.arrays()[0], expected, atol=1e-6)
 
 
 def test_a_teacher_that_trained_on_is_noticed(teacher, tmp_path):
-    cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     teacher.bn1._mean.set_value(teacher.bn1._mean + 0.1)
     with pytest.raises(ValueError, match=r"teacher .* instead of"):
-        cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+        cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
 
 
 class Flipping(Images):
@@ -167,9 +167,9 @@ class Flipping(Images):
 
 def test_random_augmentation_is_refused_unless_asked_for(teacher, tmp_path):
     with pytest.raises(ValueError, match="differs from call to call: the data set augments at random"):
-        cache_teacher(teacher, Flipping(), tmp_path / "t", progress=False)
+        cache_teacher(teacher, Flipping(), tmp_path / "t", verbose=0)
     assert not list(tmp_path.iterdir())
-    cached = cache_teacher(teacher, Flipping(), tmp_path / "t", allow_random=True, progress=False)
+    cached = cache_teacher(teacher, Flipping(), tmp_path / "t", allow_random=True, verbose=0)
     fit(hapi_model(), [DistillCallback(cached)], data=cached, evaluate=False)
 
 
@@ -177,7 +177,7 @@ def test_random_augmentation_is_refused_unless_asked_for(teacher, tmp_path):
 def test_a_sample_that_changed_is_noticed_in_training(teacher, tmp_path, workers):
     """In the training loop, not in the loader, which an exception hangs; and before any weight changes."""
     data, model = Images(), hapi_model()
-    cached = cache_teacher(teacher, data, tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, data, tmp_path / "t", verbose=0)
     data.images[5] += 1
     before = weights_of(model.network)
     with pytest.raises(ValueError, match="Sample 5 is not the one that the teacher saw"):
@@ -189,7 +189,7 @@ def test_a_sample_that_changed_is_noticed_in_training(teacher, tmp_path, workers
 
 
 def test_misuse(teacher, tmp_path):
-    cached = cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     with pytest.raises(ValueError, match=r"batch has 2 fields; the data set with stored outputs gives 2 \+ 2"):
         fit(hapi_model(), [DistillCallback(cached)])
     with pytest.raises(ValueError, match="features need a teacher that is frozen; Cache gives outputs only"):
@@ -210,7 +210,7 @@ def test_misuse(teacher, tmp_path):
 
 
 def test_outputs_that_do_not_fit_are_refused_at_train_begin(tmp_path):
-    cached = cache_teacher(TinyNet(outputs=5), Images(), tmp_path / "t", progress=False)
+    cached = cache_teacher(TinyNet(outputs=5), Images(), tmp_path / "t", verbose=0)
     network = TinyNet()
     model = paddle.Model(network, InputSpec([None, 3, 8, 8], "float32", "x"), InputSpec([None], "int64", "y"))
     model.prepare(paddle.optimizer.SGD(0.05, parameters=network.parameters()), CE)
@@ -224,7 +224,7 @@ def test_outputs_that_do_not_fit_are_refused_at_train_begin(tmp_path):
 
 
 def test_an_interrupted_run_leaves_no_folder_and_the_old_one_alone(teacher, tmp_path):
-    cached = cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cached = cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     before = {file.name: file.read_bytes() for file in cached.path.iterdir()}
 
     class Fails(TinyNet):
@@ -233,7 +233,7 @@ def test_an_interrupted_run_leaves_no_folder_and_the_old_one_alone(teacher, tmp_
 
     for path in ("t", "new"):
         with pytest.raises(KeyboardInterrupt):
-            cache_teacher(Fails(), Images(), tmp_path / path, overwrite=True, progress=False)
+            cache_teacher(Fails(), Images(), tmp_path / path, overwrite=True, verbose=0)
     assert [file.name for file in tmp_path.iterdir()] == ["t"]
     assert {file.name: file.read_bytes() for file in cached.path.iterdir()} == before
     assert json.loads(before["meta.json"])["count"] == 16
@@ -241,7 +241,7 @@ def test_an_interrupted_run_leaves_no_folder_and_the_old_one_alone(teacher, tmp_
 
 def test_the_teacher_is_left_as_it_was(teacher, tmp_path):
     before, flags = weights_of(teacher), [p.stop_gradient for p in teacher.parameters()]
-    cache_teacher(teacher, Images(), tmp_path / "t", progress=False)
+    cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     assert teacher.training
     assert flags == [p.stop_gradient for p in teacher.parameters()]
     other = TinyNet(width=8)
@@ -279,7 +279,7 @@ class Both(Images):
 
 def test_several_inputs(tmp_path):
     teacher, start, results = Sum(8), Sum(), []
-    cached = cache_teacher(teacher, Both(), tmp_path / "t", inputs=2, progress=False)
+    cached = cache_teacher(teacher, Both(), tmp_path / "t", inputs=2, verbose=0)
     for who, data in ((teacher, Both()), (cached, cached)):
         student = twin(start, Sum)
         fit(hapi_model(student), [DistillCallback(who)], data=data, evaluate=False)
@@ -297,14 +297,14 @@ def test_a_sample_that_cannot_be_read_ends_the_pass(tmp_path):
             return super().__getitem__(index)
 
     with pytest.raises(OSError, match="picture 11 is broken"):
-        cache_teacher(TinyNet(), Broken(), tmp_path / "cache", batch_size=4, progress=False, allow_random=True)
+        cache_teacher(TinyNet(), Broken(), tmp_path / "cache", batch_size=4, verbose=0, allow_random=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
     """The arrays are opened with the first sample, in worker processes too."""
     monkeypatch.chdir(tmp_path)
-    cached = cache_teacher(TinyNet(), Images(8), "stored", progress=False)
+    cached = cache_teacher(TinyNet(), Images(8), "stored", verbose=0)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert len(cached[3]) == 4
@@ -325,7 +325,7 @@ def test_a_relative_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
 )
 def test_files_that_became_others_are_refused_at_once(file, content, tmp_path):
     """In the middle of an epoch an error of the data set hangs Paddle's loader."""
-    cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False)
+    cache_teacher(TinyNet(), Images(16), tmp_path / "c", verbose=0)
     if isinstance(content, dict):
         meta = json.loads((tmp_path / "c" / file).read_text())
         (tmp_path / "c" / file).write_text(json.dumps({**meta, **content}))
@@ -334,6 +334,6 @@ def test_files_that_became_others_are_refused_at_once(file, content, tmp_path):
     with pytest.raises(ValueError, match=r"holds something else than cache_teacher wrote .* overwrite=True"):
         CachedTeacher(Images(16), tmp_path / "c")
     with pytest.raises(ValueError, match="give another path, or overwrite=True"):
-        cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False)
-    cached = cache_teacher(TinyNet(), Images(16), tmp_path / "c", progress=False, overwrite=True)
+        cache_teacher(TinyNet(), Images(16), tmp_path / "c", verbose=0)
+    cached = cache_teacher(TinyNet(), Images(16), tmp_path / "c", verbose=0, overwrite=True)
     assert len(cached[15]) == 4

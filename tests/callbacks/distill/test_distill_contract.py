@@ -48,7 +48,7 @@ def mutual(other, folder):
 
 
 def cached(other, folder):
-    data = cache_teacher(other, Images(), folder / "cache", progress=False)
+    data = cache_teacher(other, Images(), folder / "cache", verbose=0)
     return DistillCallback(data), data
 
 

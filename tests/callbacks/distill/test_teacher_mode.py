@@ -762,7 +762,7 @@ def test_stored_outputs_of_train_mode_and_other_inputs(tmp_path):
     student, teacher, data = NoDrop(), trained_db(), Texts(24)
     running = twin(student, NoDrop)
     options = {"teacher_mode": "train", "teacher_inputs": normalised}
-    cached = cache_teacher(teacher, data, tmp_path / "c", batch_size=8, progress=False, **options)
+    cached = cache_teacher(teacher, data, tmp_path / "c", batch_size=8, verbose=0, **options)
     for network, who, given in ((student, cached, cached), (running, teacher, data)):
         extra = {} if who is cached else options
         model = hapi_model(network, loss=DBLoss(), metrics=False)
@@ -773,10 +773,10 @@ def test_stored_outputs_of_train_mode_and_other_inputs(tmp_path):
     with pytest.raises(ValueError, match=r"were made with another teacher_inputs, got .*larger"):
         DistillCallback(cached, loss="mse", teacher_inputs=larger)
     with pytest.raises(ValueError, match=r"teacher_mode eval instead of train|teacher_mode train instead of eval"):
-        cache_teacher(teacher, data, tmp_path / "c", progress=False)
+        cache_teacher(teacher, data, tmp_path / "c", verbose=0)
     with pytest.raises(ValueError, match=r"teacher_inputs .* instead of"):
-        cache_teacher(teacher, data, tmp_path / "c", progress=False, teacher_mode="train", teacher_inputs=larger)
-    plain = cache_teacher(teacher, data, tmp_path / "plain", progress=False)
+        cache_teacher(teacher, data, tmp_path / "c", verbose=0, teacher_mode="train", teacher_inputs=larger)
+    plain = cache_teacher(teacher, data, tmp_path / "plain", verbose=0)
     with pytest.raises(ValueError, match="were made with teacher_mode='eval', got 'train'"):
         DistillCallback(plain, teacher_mode="train")
     with pytest.raises(ValueError, match="were made with no teacher_inputs"):
@@ -789,12 +789,12 @@ def test_stored_outputs_of_train_mode_and_other_inputs(tmp_path):
 
 def test_a_folder_from_before_these_options_is_one_of_eval_mode(tmp_path):
     teacher, data = TinyNet(), Images(16)
-    cache_teacher(teacher, data, tmp_path / "c", progress=False)
+    cache_teacher(teacher, data, tmp_path / "c", verbose=0)
     file = tmp_path / "c" / "meta.json"
     meta = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in meta.items() if not key.startswith("teacher_")}))
     stamp = (tmp_path / "c" / "output_0.npy").stat().st_mtime_ns
-    cached = cache_teacher(teacher, data, tmp_path / "c", progress=False)
+    cached = cache_teacher(teacher, data, tmp_path / "c", verbose=0)
     assert cached.meta["teacher_mode"] == "eval"
     assert (tmp_path / "c" / "output_0.npy").stat().st_mtime_ns == stamp
 
@@ -806,7 +806,7 @@ def test_losses_are_not_stored_and_outputs_without_samples_are_refused(tmp_path)
             return image, label, label
 
     teacher = Detector()
-    options = {"inputs": 2, "progress": False, "batch_size": 4, "teacher_mode": "train"}
+    options = {"inputs": 2, "verbose": 0, "batch_size": 4, "teacher_mode": "train"}
     cached = cache_teacher(teacher, Labelled(), tmp_path / "c", **options)
     assert cached.meta["outputs"] == ["scores"]
 
@@ -815,7 +815,7 @@ def test_losses_are_not_stored_and_outputs_without_samples_are_refused(tmp_path)
             return super().forward(x).mean(axis=0)
 
     with pytest.raises(ValueError, match=r"\{'': \[4\]\} hold no row for each of the 8 samples"):
-        cache_teacher(Mean(), Images(), tmp_path / "d", batch_size=8, progress=False)
+        cache_teacher(Mean(), Images(), tmp_path / "d", batch_size=8, verbose=0)
     assert not (tmp_path / "d").exists()
 
 

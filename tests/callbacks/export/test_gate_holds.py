@@ -32,7 +32,7 @@ ACC = Budget(size_mb=None, latency_ms=None, metric="acc", baseline=0.94)
         ({"metric_limit": 0.9}, "metric_limit goes with metric"),
         ({"metric": "acc", "metric_limit": 0.9, "metric_drop": 0.01}, "metric_drop=0.01 has nothing"),
         ({"metric": "acc", "metric_limit": math.nan}, "metric_limit must be a finite number"),
-        ({"metric": "rmse", "metric_limit": 0.1}, "falls where quality grows"),
+        ({"metric": "rmse", "metric_limit": 0.1, "mode": "max"}, "falls where quality grows"),
         ({"metric": ""}, "metric must be the name"),
         ({"metric": 3, "baseline": 1.0}, "metric must be the name"),
         ({"size_mb": 10**400}, "size_mb must be a positive finite number"),
@@ -61,8 +61,8 @@ def test_budgets_that_judge_a_metric_or_say_that_they_do_not():
         (0.9, {"metric_limit": 0.9}, "pass: acc 90 >= 90 %"),
         (0.06, {"metric_limit": 0.9}, "fail: acc 6 < 90 %"),
         (71.0, {"metric_limit": 70.0}, "pass: acc 71 >= 70"),
-        (0.06, {"metric_limit": 0.1, "higher_is_better": False}, "pass: acc 0.06 <= 0.1"),
-        (0.2, {"metric_limit": 0.1, "higher_is_better": False}, "fail: acc 0.2 > 0.1"),
+        (0.06, {"metric_limit": 0.1, "mode": "min"}, "pass: acc 0.06 <= 0.1"),
+        (0.2, {"metric_limit": 0.1, "mode": "min"}, "fail: acc 0.2 > 0.1"),
         (0.93, {"metric_limit": 0.9, "baseline": 1.0}, "fail: drop 7 > 5 %, acc 93 >= 90 %"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_metric_that_eval_data_or_the_loss_measures_is_judged(tmp_path):
     )
     fit(hapi_model(), [with_data], evaluate=False)
     assert with_data.verdict.criteria[0].value is not None
-    loss = Budget(metric="loss", metric_limit=100.0, higher_is_better=False)
+    loss = Budget(metric="loss", metric_limit=100.0, mode="min")
     callback = ExportBenchCallback(tmp_path, engines=["paddle"], budget=loss, **FAST)
     fit(hapi_model(metrics=False), [callback])
     assert callback.verdict.criteria[-1].value == callback.record.metrics["loss"]

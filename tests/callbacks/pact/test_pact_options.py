@@ -204,9 +204,9 @@ def test_sensitivity_finds_the_layer_that_was_spoilt():
         return 1 - float((network(x) - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
     assert next(iter(leave_one_out(network, score))) == "conv2"
-    assert find_skips(network, score, budget=0.05)[0] == "conv2"
-    assert find_skips(network, score, budget=0.0, most=2) == ["conv2", "fc"]
-    assert find_skips(network, score, budget=0.99) == []
+    assert find_skips(network, score, metric_drop=0.05)[0] == "conv2"
+    assert find_skips(network, score, metric_drop=0.0, most=2) == ["conv2", "fc"]
+    assert find_skips(network, score, metric_drop=0.99) == []
 
 
 def test_sqnr_is_that_of_the_formula():
@@ -227,7 +227,7 @@ def test_sqnr_is_that_of_the_formula():
 def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     model = hapi_model()
     fit(model, epochs=10, evaluate=False)
-    mild = PACTQuantCallback(evaluate_on=Images(80))  # more batches than the diagnosis keeps
+    mild = PACTQuantCallback(eval_data=Images(80))  # more batches than the diagnosis keeps
     fit(model, [mild], epochs=2)
     found = mild.diagnosis
     assert found.metric == "acc"
@@ -237,7 +237,7 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
     assert found.fp32 > 0.3
     assert mild.find_skips(0.5) == []
     model.network.fc.activation_quanter.alpha.set_value(paddle.to_tensor([1e-4]))
-    harsh = PACTQuantCallback(evaluate_on=Images(), allowed_drop=0.0, lr_scale=1e-9, freeze_scales_after=0)
+    harsh = PACTQuantCallback(eval_data=Images(), metric_drop=0.0, lr_scale=1e-9, freeze_scales_after=0)
     fit(model, [harsh])
     assert harsh.diagnosis.too_much
     assert "fc" in harsh.diagnosis.skips
@@ -250,7 +250,7 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize("export_first", [False, True])
 def test_the_diagnosis_stands_in_the_record(export_first, tmp_path):
-    pact = PACTQuantCallback(evaluate_on=Images())
+    pact = PACTQuantCallback(eval_data=Images())
     export = ExportBenchCallback(tmp_path, engines=["openvino"], warmup=1, repeats=1, verbose=0)
     fit(hapi_model(), [export, pact] if export_first else [pact, export])
     assert any("fp32" in note and "fake-quantised" in note for note in export.record.notes)
@@ -272,7 +272,7 @@ def test_a_hint_when_more_epochs_run_than_the_recipe_needs(caplog):
         ({"lr_scale": 0}, "lr_scale must be a finite number above 0"),
         ({"start_epoch": -1}, "start_epoch"),
         ({"freeze_bn_after": 1.5}, "freeze_bn_after"),
-        ({"allowed_drop": 3}, "allowed_drop is a share"),
+        ({"metric_drop": 3}, "metric_drop is a share"),
         ({"activation": "paddleslim", "quantize_outputs": True}, "goes with quantize_outputs=False"),
     ],
 )

@@ -1,0 +1,199 @@
+"""Old names of modules, functions and arguments that keep working, with a warning."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from paddlelite_callbacks.errors import near_names
+
+__all__ = ["Folded", "Moved", "Renamed", "forwarded", "old_arguments", "old_attribute"]
+
+T = TypeVar("T")
+_GOES = "the old spelling goes with the next release"
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An argument that has another name now.
+
+    Args:
+        new: its name.
+        convert: makes the new value of the old one; ``None`` where it is the same.
+    """
+
+    new: str
+    convert: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An argument that is a field of an options object now.
+
+    Args:
+        into: the argument that takes the object.
+        kind: returns the object's class.
+        convert: from the old value to the fields that say it; ``None`` for the field of the same name.
+    """
+
+    into: str
+    kind: Callable[[], Callable[..., Any]]
+    convert: Callable[[Any], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """An argument that each entry of another argument says now.
+
+    Args:
+        into: the other argument.
+        fold: returns its new value, from its present one (``None`` if it was left out), the old ones that go into it
+            by name, and all arguments that were given.
+        example: the new spelling, with ``{}`` in place of the old arguments.
+    """
+
+    into: str
+    fold: Callable[[Any, dict[str, Any], Mapping[str, Any]], Any]
+    example: str
+
+
+def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
+    """Decorate a function or class so that old argument names still work and warn.
+
+    ``inspect.signature`` and ``help`` show the new ones alone. An unknown name is refused with the near ones.
+
+    Args:
+        rules: by the old name.
+
+    Raises:
+        TypeError: at the call: the old and the new spelling at once, or an unknown argument.
+    """
+
+    def decorate(target: T) -> T:
+        if isinstance(target, type):
+            target.__init__ = _accepting(target.__init__, rules, target.__name__)  # type: ignore[misc]
+            return target
+        name = getattr(target, "__qualname__", "").removesuffix(".__init__")
+        return _accepting(target, rules, name)  # type: ignore[return-value, arg-type]
+
+    return decorate
+
+
+def old_attribute(old: str, new: str, *, read: Callable[[Any], Any] | None = None) -> Any:
+    """Return a property that warns and returns what the new attribute holds.
+
+    Args:
+        old: its name.
+        new: the new one, dotted for one of an options object.
+        read: makes the old value of the object; ``None`` where it is the new attribute's.
+    """
+
+    def get(self: Any) -> Any:
+        warnings.warn(f"{type(self).__name__}.{old} is now {new}; {_GOES}.", DeprecationWarning, stacklevel=2)
+        return read(self) if read else functools.reduce(getattr, new.split("."), self)
+
+    get.__doc__ = f"Return ``{new}`` (the old name of it)."
+    return property(get)
+
+
+def forwarded(old: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a module whose names have moved.
+
+    Args:
+        old: name of the module.
+        homes: the new module of each name, below the package; ``"module:Name"`` for one that is called otherwise too.
+
+    Raises:
+        AttributeError: by the returned function, for other names.
+    """
+    package = old.partition(".")[0]
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        module, _, new = homes[name].partition(":")
+        home = f"{package}.{module}"
+        warnings.warn(
+            f"{old}.{name} has moved to {home}.{new or name}; the old path goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(home), new or name)
+
+    return get, lambda: sorted(homes)
+
+
+def _accepting(
+    function: Callable[..., Any], rules: Mapping[str, Renamed | Moved | Folded], name: str
+) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+    known = [one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    is_open = len(known) < len(signature.parameters)
+
+    @functools.wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        if unknown := [key for key in given if key not in known and key not in rules and not is_open]:
+            near = near_names(unknown[0], [key for key in known if key not in ("self", "cls")])
+            raise TypeError(f"{name} has no argument {unknown[0]!r}; near names: {near}. See help({name}) for all.")
+        if old := {key: value for key, value in given.items() if key in rules}:
+            rest = {key: value for key, value in given.items() if key not in rules}
+            present = {**signature.bind_partial(*args).arguments, **rest}
+            changes, said = _translated(name, old, rules, present)
+            warnings.warn(f"{name}: {'; '.join(said)}; {_GOES}.", DeprecationWarning, stacklevel=2)
+            given = {**rest, **changes}
+        return function(*args, **given)
+
+    return call
+
+
+def _translated(
+    name: str,
+    old: Mapping[str, Any],
+    rules: Mapping[str, Renamed | Moved | Folded],
+    present: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the new arguments, and a line on each.
+
+    Raises:
+        TypeError: one of the new arguments is given too.
+    """
+    changes: dict[str, Any] = {}
+    said: list[str] = []
+    groups: dict[str, list[str]] = {}
+    for key in old:
+        one = rules[key]
+        groups.setdefault(one.new if isinstance(one, Renamed) else one.into, []).append(key)
+    for new, keys in groups.items():
+        rule, values = rules[keys[0]], {key: old[key] for key in keys}
+        doubled = len(keys) > 1 or new in present if isinstance(rule, Renamed) else present.get(new) is not None
+        if doubled and not isinstance(rule, Folded):
+            both = " and ".join(f"{key}=" for key in (*keys, new) if key in old or new in present)
+            raise TypeError(f"{name} was given {both}: these are old and new spellings. Give {new}= alone.")
+        if isinstance(rule, Renamed):
+            value = values[keys[0]] if rule.convert is None else rule.convert(values[keys[0]])
+            changes[new], written = value, f"{new}={_short(value)}"
+        elif isinstance(rule, Moved):
+            fields: dict[str, Any] = {}
+            for key in keys:
+                one = rules[key]
+                fields |= one.convert(old[key]) if isinstance(one, Moved) and one.convert else {key: old[key]}
+            kind = rule.kind()
+            changes[new] = kind(**fields)
+            written = f"{new}={kind.__name__}({', '.join(f'{key}={_short(value)}' for key, value in fields.items())})"
+        else:
+            changes[new] = rule.fold(present.get(new), values, present)
+            written = rule.example.format(", ".join(f"{key}={_short(value)}" for key, value in values.items()))
+        said.append(f"{', '.join(f'{key}={_short(value)}' for key, value in values.items())} is now {written}")
+    return changes, said
+
+
+def _short(value: Any) -> str:
+    """Format plain values; leave out data and networks."""
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
+        return repr(value)
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else "..."

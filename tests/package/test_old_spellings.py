@@ -1,0 +1,218 @@
+"""Old spellings of public arguments and attributes: they work, warn with the new spelling, and exclude it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from toy import Images, TinyNet
+
+import paddlelite_callbacks as pc
+from paddlelite_callbacks.__main__ import main
+from paddlelite_callbacks.benchmark.accuracy import measure_metrics
+from paddlelite_callbacks.benchmark.timing import time_files
+from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis
+from paddlelite_callbacks.quant.sensitivity import find_skips
+from paddlelite_callbacks.report.retime import timed_together
+
+DATA = Images(8)
+FOUND = {"metric": "acc", "fp32": 0.5, "fake_quant": 0.4, "int8": None, "engine": "none"}
+FOUND |= {"sqnr_db": {}, "gains": {}, "skips": ()}
+
+
+class Old(NamedTuple):
+    """One old spelling: what takes it, the two spellings, the warning's words, and what must come out the same."""
+
+    target: Callable[..., Any]
+    old: dict[str, Any]
+    new: dict[str, Any]
+    said: str
+    same: Callable[[Any], Any] = vars
+
+
+def budget(made):
+    return vars(made)
+
+
+def pact(made):
+    return made.config, made.eval_data, made.metric_drop, made.mode
+
+
+SPELLINGS = {
+    "PACTQuantCallback-evaluate_on": Old(
+        pc.PACTQuantCallback, {"evaluate_on": DATA}, {"eval_data": DATA}, "evaluate_on=... is now eval_data=...", pact
+    ),
+    "PACTQuantCallback-allowed_drop": Old(
+        pc.PACTQuantCallback,
+        {"allowed_drop": 0.1},
+        {"metric_drop": 0.1},
+        "allowed_drop=0.1 is now metric_drop=0.1",
+        pact,
+    ),
+    **{
+        f"PACTQuantCallback-{name}": Old(
+            pc.PACTQuantCallback,
+            {name: value},
+            {"advanced": pc.AdvancedPACTOptions(**{name: value})},
+            f"{name}={value!r} is now advanced=AdvancedPACTOptions({name}={value!r})",
+            pact,
+        )
+        for name, value in {
+            "layer_types": ["Conv2D"],
+            "activation": "paddleslim",
+            "alpha_percentile": 99.0,
+            "calibration_batches": 3,
+            "observer_momentum": 0.5,
+            "alpha_lr_scale": 2.0,
+            "alpha_decay": 0.1,
+            "fp32_epochs": 7,
+        }.items()
+    },
+    "Diagnosis-allowed_drop": Old(
+        Diagnosis,
+        {**FOUND, "allowed_drop": 0.1},
+        {**FOUND, "metric_drop": 0.1},
+        "allowed_drop=0.1 is now metric_drop=0.1",
+    ),
+    "Diagnosis-higher_is_better": Old(
+        Diagnosis,
+        {**FOUND, "metric_drop": 0.1, "higher_is_better": False},
+        {**FOUND, "metric_drop": 0.1, "mode": "min"},
+        "higher_is_better=False is now mode='min'",
+    ),
+    "Budget-lower": Old(
+        pc.Budget,
+        {"metric": "acc", "baseline": 0.5, "higher_is_better": False},
+        {"metric": "acc", "baseline": 0.5, "mode": "min"},
+        "Budget: higher_is_better=False is now mode='min'",
+    ),
+    "Budget-higher": Old(
+        pc.Budget,
+        {"metric": "acc", "baseline": 0.5, "higher_is_better": True},
+        {"metric": "acc", "baseline": 0.5, "mode": "max"},
+        "Budget: higher_is_better=True is now mode='max'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_an_old_spelling_works_and_says_the_new_one(name):
+    target, old, new, said, same = SPELLINGS[name]
+    with pytest.warns(DeprecationWarning, match=re.escape(said)) as told:
+        made = target(**old)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(target(**new)) == same(made)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_old_and_new_at_once_are_refused(name):
+    target, old, new, _, _ = SPELLINGS[name]
+    first = next(key for key in old if key not in new)
+    with pytest.raises(TypeError, match=rf"was given {first}= and \w+=.* Give \w+= alone"):
+        target(**{**old, **new})
+
+
+@pytest.mark.parametrize(
+    "target", [*{old.target for old in SPELLINGS.values()}, pc.PACTQuantCallback.find_skips, pc.cache_teacher], ids=str
+)
+def test_signatures_show_the_new_spellings_alone(target):
+    parameters = inspect.signature(target).parameters
+    gone = {key for old in SPELLINGS.values() if old.target is target for key in old.old if key not in old.new}
+    assert not gone & set(parameters)
+    assert {key for old in SPELLINGS.values() if old.target is target for key in old.new} <= set(parameters)
+    assert not [one.name for one in parameters.values() if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    assert all(one.annotation is not one.empty for one in parameters.values() if one.name != "self")
+
+
+def test_an_unknown_argument_is_refused_with_near_names():
+    with pytest.raises(TypeError, match=r"has no argument 'metrics_drop'; near names: \['metric_drop'"):
+        pc.PACTQuantCallback(metrics_drop=0.1)
+    with pytest.raises(TypeError, match=r"Budget has no argument 'latency'; near names: \['latency_ms'"):
+        pc.Budget(latency=3)
+
+
+ATTRIBUTES = {
+    "evaluate_on": (lambda: pc.PACTQuantCallback(eval_data=DATA), DATA, "eval_data"),
+    "allowed_drop": (lambda: pc.PACTQuantCallback(metric_drop=0.2), 0.2, "metric_drop"),
+    "higher_is_better": (lambda: pc.Budget(metric="rmse", baseline=1.0), False, "mode"),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_old_attribute_works_and_says_the_new_one(name):
+    make, value, new = ATTRIBUTES[name]
+    made = make()
+    with pytest.warns(DeprecationWarning, match=rf"{type(made).__name__}\.{name} is now {new};") as told:
+        assert getattr(made, name) is value
+    assert told[0].filename == __file__
+
+
+def test_old_attributes_of_a_diagnosis():
+    found = Diagnosis(**FOUND, metric_drop=0.1, mode="min")
+    with pytest.warns(DeprecationWarning, match="metric_drop"):
+        assert found.allowed_drop == 0.1
+    with pytest.warns(DeprecationWarning, match="mode"):
+        assert found.higher_is_better is False
+
+
+def test_the_drop_of_find_skips_was_called_budget():
+    with (
+        pytest.warns(DeprecationWarning, match=r"find_skips: budget=-1 is now metric_drop=-1"),
+        pytest.raises(ValueError, match="metric_drop is a share of the float score, at least 0, got -1"),
+    ):
+        find_skips(TinyNet(), lambda: 1.0, budget=-1)
+    with (
+        pytest.warns(DeprecationWarning, match=r"PACTQuantCallback.find_skips: budget=0.1 is now metric_drop=0.1"),
+        pytest.raises(RuntimeError, match="needs PACTQuantCallback"),
+    ):
+        pc.PACTQuantCallback().find_skips(budget=0.1)
+    with pytest.raises(TypeError, match="budget= and metric_drop="):
+        pc.PACTQuantCallback().find_skips(0.1, budget=0.1)  # by position, too
+
+
+@pytest.mark.parametrize("function", [pc.cache_teacher, time_files, timed_together, measure_metrics], ids=str)
+def test_progress_bars_are_switched_by_verbose(function):
+    assert "verbose" in inspect.signature(function).parameters
+    assert "progress" not in inspect.signature(function).parameters
+    with pytest.raises(TypeError, match="progress= and verbose="):
+        function(progress=False, verbose=0)
+    positional = [None] * sum(
+        one.kind is one.POSITIONAL_OR_KEYWORD for one in inspect.signature(function).parameters.values()
+    )
+    with pytest.warns(DeprecationWarning, match="progress=False is now verbose=0"), contextlib.suppress(Exception):
+        function(*positional, progress=False)
+
+
+def test_a_cache_is_stored_under_the_old_spelling(tmp_path, capfd):
+    with pytest.warns(DeprecationWarning, match="cache_teacher: progress=False is now verbose=0"):
+        stored = pc.cache_teacher(TinyNet(), DATA, tmp_path / "c", progress=False)
+    assert len(stored) == len(DATA)
+    assert "teacher" not in capfd.readouterr().err
+    pc.cache_teacher(TinyNet(), DATA, tmp_path / "d", verbose=1)
+    assert "teacher" in capfd.readouterr().err
+
+
+def test_the_gate_takes_mode(tmp_path, capsys):
+    from records import record
+
+    from paddlelite_callbacks.report.record import append_record
+
+    append_record(tmp_path / "runs.jsonl", record())
+    value = record().metrics["acc"]
+    limit = ["gate", str(tmp_path), "--metric", "acc", "--metric-limit"]
+    below, above = str(value - 0.1), str(min(1.0, value + 0.05))
+    assert main([*limit, below]) == main([*limit, below, "--mode", "max"]) == 0
+    assert main([*limit, below, "--mode", "min"]) == 3
+    assert main([*limit, above, "--mode", "min"]) == 0
+    capsys.readouterr()
+    assert main([*limit, above, "--lower-is-better"]) == 0
+    assert "--lower-is-better is now --mode min" in capsys.readouterr().err
+    assert main([*limit, above, "--lower-is-better", "--mode", "min"]) == 1
+    assert "give --mode alone" in capsys.readouterr().err
