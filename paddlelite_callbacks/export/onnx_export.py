@@ -19,15 +19,17 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.child_process import run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
 
-__all__ = ["export_onnx"]
+__all__ = ["DEFAULT_OPSET", "checked_opset", "export_onnx"]
 
+DEFAULT_OPSET = 17
+_OPSETS = (13, 19)  # from per-channel DequantizeLinear to the last that the converter knows
 _log = logging.getLogger(__name__)
 _ONNX_SECONDS = 600
 _HIDDEN = re.compile(r"\b(tmp|paddlelite_traces_)[a-z0-9_]{8}[/\\\\]")  # of folders that the child made in ours
 _NOT_CLEANED = "clean"  # of `clean_onnx`
 
 
-def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool | None = None) -> Artefact:
+def export_onnx(program: Artefact, path: Path, *, opset: int = DEFAULT_OPSET, clean: bool | None = None) -> Artefact:
     """Convert a Paddle program to ONNX, in a child process since the converter can abort its own.
 
     Names of inputs and outputs are those of the program; the producer is this package.
@@ -70,6 +72,23 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = 17, clean: bool |
             if _NOT_CLEANED in line:
                 _log.warning("%s: %s", path.name, line)
     return Artefact(kind="onnx", path=path, files=(path,), precision=program.precision)
+
+
+def checked_opset(opset: int) -> int:
+    """Return ``opset`` if all kinds of ONNX files can be written with it.
+
+    Args:
+        opset: of ONNX.
+
+    Raises:
+        ValueError: it is no whole number, or out of range.
+    """
+    least, most = _OPSETS
+    if isinstance(opset, bool) or not isinstance(opset, int) or not least <= opset <= most:
+        raise ValueError(
+            f"onnx_opset must be a whole number in [{least}, {most}], got {opset!r}: leave it out for {DEFAULT_OPSET}."
+        )
+    return opset
 
 
 def _telling(stdout: str, stderr: str) -> str:

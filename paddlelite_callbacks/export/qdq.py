@@ -7,7 +7,8 @@ normalisation is folded by one rule: the scale of output channel ``c`` is multip
 negative sign goes into the channel's integers, and the rest into the bias; the integers stay those of training.
 
 Activations are uint8, non-negative ones with zero point 0 and the others with zero point 128: with int8 activations
-ONNX Runtime takes three times as long. Grids below 8 bits are kept by a ``Clip`` in front of the quantiser, those of
+ONNX Runtime takes three times as long. Those trained on a symmetric grid (``activation_symmetric``) are int8 with zero
+point 0, as TensorRT and NPUs want them. Grids below 8 bits are kept by a ``Clip`` in front of the quantiser, those of
 weights by integers that are multiples of a power of two.
 """
 
@@ -27,6 +28,11 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 __all__ = ["rewrite_as_qdq", "write_int8_onnx"]
 
 _UNSATURATED = 64  # 2 x 64 x 255 fits into the 16 bits in which CPUs without VNNI add two products
+_NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
+_KEEPS_SIGN = (
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Reshape", "Flatten", "Transpose"),
+    *("Squeeze", "Unsqueeze", "Concat", "Add", "Mul", "Identity", "QuantizeLinear", "DequantizeLinear"),
+)
 _WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of the output channels
 
 
@@ -84,12 +90,14 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     step = _scalar(graph, after.input[1])
     low, high = (int(_scalar(graph, name)) for name in clip.input[1:3])
     output = _past_idle_add(graph, after)
-    signed = low < 0
+    signed, symmetric = low < 0, low == -high
     prefix = f"{output}.quantized"
     scale = graph.constant(f"{prefix}.scale", np.asarray(step, "float32"))
-    zero = graph.constant(f"{prefix}.zero_point", np.asarray(128 if signed else 0, "uint8"))
+    point = np.asarray(0, "int8") if symmetric else np.asarray(128 if signed else 0, "uint8")
+    zero = graph.constant(f"{prefix}.zero_point", point)
     source = before.input[0]
-    if (low, high) != ((-128, 127) if signed else (0, 255)):
+    reached = (0, high) if symmetric and _not_negative(graph, source) else (low, high)
+    if reached not in (((0, 127),) if symmetric else ((-128, 127), (0, 255))):  # where the type itself ends
         limits = [
             graph.constant(f"{prefix}.{k}", np.asarray(v * step, "float32")) for k, v in (("low", low), ("high", high))
         ]
@@ -101,6 +109,35 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     for node in graph.consumers(f"{prefix}.back"):
         if node.op_type == "Relu" and not signed and node.output[0] not in graph.outputs:
             graph.redirect(node.output[0], f"{prefix}.back")  # of values that are not negative
+
+
+def _not_negative(graph: OnnxGraph, name: str) -> bool:
+    """Return whether the tensor ``name`` cannot hold a value below zero, as far as its producers tell."""
+    waiting, seen = [name], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if (value := graph.constants.get(name)) is not None:
+            if (value < 0).any():
+                return False
+            continue
+        node = graph.producer(name)
+        kind = None if node is None else node.op_type
+        if node is None or kind in _NOT_NEGATIVE:
+            if node is None:
+                return False
+        elif kind == "Clip":
+            least = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+            if least is None or float(least) < 0:
+                waiting.append(node.input[0])
+        elif kind in _KEEPS_SIGN:
+            every = kind in ("Concat", "Add", "Mul")
+            waiting += list(node.input) if every else [node.input[0]]
+        else:
+            return False
+    return True
 
 
 def _weight(graph: OnnxGraph, cast: Any) -> None:

@@ -21,7 +21,7 @@ from paddlelite_callbacks.export.eval_copy import eval_copy
 from paddlelite_callbacks.export.fold_bn import folded
 from paddlelite_callbacks.export.fp16 import round_to_fp16_, write_fp16_onnx
 from paddlelite_callbacks.export.hooks import carry_hooks_, copy_with_hooks
-from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.onnx_export import DEFAULT_OPSET, checked_opset, export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle, export_pdmodel
 from paddlelite_callbacks.export.qdq import write_int8_onnx
 from paddlelite_callbacks.export.slim_program import number_parameters
@@ -198,6 +198,7 @@ def export_forms(
     input_spec: Sequence[InputSpec],
     onnx: bool = True,
     pdmodel: bool = False,
+    onnx_opset: int = DEFAULT_OPSET,
     sample: Sequence[np.ndarray] | None = None,
 ) -> Forms:
     """Write every form of ``network`` into ``folder``, with its batch norms folded (see `folded`).
@@ -212,16 +213,17 @@ def export_forms(
         input_spec: one per input.
         onnx: whether to write the ONNX files.
         pdmodel: whether to write Paddle's program in the format of Paddle 2, too.
+        onnx_opset: of the ONNX files, 13-19: below 13 there are no weight scales per channel.
         sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
             leaves only the batch open (otherwise nothing is folded).
 
     Raises:
         ExportError: no file could be written; a file that could not, where others could, is an entry of ``errors``.
-        ValueError: a quantised layer has seen no batch.
+        ValueError: a quantised layer has seen no batch, or ``onnx_opset`` is out of range.
     """
     inputs = _inputs(sample, input_spec)
     variants = Variants(eval_copy(network, inputs), inputs)
-    return write_forms(variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel)
+    return write_forms(variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset)
 
 
 def write_forms(
@@ -232,6 +234,7 @@ def write_forms(
     onnx: bool,
     fp16: bool = False,
     pdmodel: bool = False,
+    onnx_opset: int = DEFAULT_OPSET,
 ) -> Forms:
     """Write the files of `export_forms`; at no time are more than two forms beside the trained network in memory.
 
@@ -242,18 +245,19 @@ def write_forms(
         onnx: whether to write the ONNX files.
         fp16: whether to write ``model.fp16.onnx`` too.
         pdmodel: see `export_forms`.
+        onnx_opset: see `export_forms`.
 
     Raises:
         ExportError: see `export_forms`.
         ValueError: see `export_forms`.
     """
-    forms, work = Forms([], {}), folder / ".work"
+    forms, work, opset = Forms([], {}), folder / ".work", checked_opset(onnx_opset)
     try:
         if variants.is_quantised:
-            _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx)
+            _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx, opset)
             release_free_memory()
         if onnx or not variants.is_quantised:
-            _write_float(forms, variants, folder, work, input_spec, onnx, fp16)
+            _write_float(forms, variants, folder, work, input_spec, onnx, fp16, opset)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         release_free_memory()
@@ -277,6 +281,7 @@ def _write_float(
     input_spec: Sequence[InputSpec],
     onnx: bool,
     fp16: bool,
+    opset: int,
 ) -> None:
     network, target = variants.float_network(), folder / "model.onnx"
     shipped = not variants.is_quantised  # else the program is only a step to the ONNX file
@@ -289,10 +294,10 @@ def _write_float(
     if not onnx:
         return
     if not shipped:
-        _attempt(forms, "onnx", "fp32", lambda: export_onnx(program(), target))
+        _attempt(forms, "onnx", "fp32", lambda: export_onnx(program(), target, opset=opset))
     elif forms.artefacts:
         source = forms.artefacts[0]
-        _attempt(forms, "onnx", "fp32", lambda: export_onnx(source, target))
+        _attempt(forms, "onnx", "fp32", lambda: export_onnx(source, target, opset=opset))
     else:
         forms.errors["onnx", "fp32"] = "there is no Paddle program to convert"
     if fp16:
@@ -314,7 +319,7 @@ def _write_fp16(variants: Variants, network: Layer, plain: Artefact) -> Artefact
 
 
 def _write_int8(
-    forms: Forms, network: Layer, folder: Path, work: Path, input_spec: Sequence[InputSpec], onnx: bool
+    forms: Forms, network: Layer, folder: Path, work: Path, input_spec: Sequence[InputSpec], onnx: bool, opset: int
 ) -> None:
     def small() -> Artefact:
         with restored(network):
@@ -324,7 +329,8 @@ def _write_int8(
     def whole() -> Artefact:
         # The same network once more, with the integers of every layer in it: engines want them all.
         program = export_paddle(network, work, input_spec=input_spec, precision="int8", name="int8", in_place=True)
-        return write_int8_onnx(export_onnx(program, work / "int8.onnx"), folder / "model.int8.onnx")
+        source = export_onnx(program, work / "int8.onnx", opset=opset)
+        return write_int8_onnx(source, folder / "model.int8.onnx")
 
     _attempt(forms, "paddle", "int8", small)
     release_free_memory()

@@ -117,13 +117,15 @@ def _options(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     options: dict[str, Any] = {"quantize_outputs": any(_OUTPUT in key for key in state)}
     options["method"] = "lsq" if any(key.endswith(f"{_WEIGHT}alpha") for key in state) else "pact"
     grids = {key: read_grid(state[key]) for key in state if key.endswith((f"{_INPUT}grid", f"{_OUTPUT}grid"))}
-    bits = {_one(activation_settings(*grid)): key for key, grid in grids.items() if grid[1] > 0}  # zeros: no batch yet
-    if len(bits) > 1 or None in bits:
+    found = {_one(activation_settings(*grid)): key for key, grid in grids.items() if any(grid)}  # zeros: no batch yet
+    if len(found) > 1 or None in found:
         raise ValueError(
             f"{where} holds grids of activations that belong to no one setting: "
-            f"{ {key: list(grids[key]) for key in bits.values()} }. Give a checkpoint of one PACT training."
+            f"{ {key: list(grids[key]) for key in found.values()} }. Give a checkpoint of one PACT training."
         )
-    return {**options, **({"activation_bits": next(iter(bits))} if bits else {})}
+    for setting in found:
+        options["activation_bits"], options["activation_symmetric"] = setting
+    return options
 
 
 def _weight_grids(state: Mapping[str, Any]) -> dict[str, float]:

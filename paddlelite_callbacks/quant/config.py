@@ -33,6 +33,10 @@ class PACTConfig:
             products in 16 bits, and compute something else from a file on the full range. ``False`` for targets with
             VNNI or ARM. Fewer bits are not touched.
         activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
+        activation_symmetric: whether activations are signed integers with zero point 0 that reach as far below zero as
+            above, ``[-127, 127]`` of 8 bits, also those that are never negative. Paddle Lite, TensorRT and NPUs have
+            no other grid: a network for them is trained on it. ``False`` uses all ``2^bits`` values, which ONNX
+            Runtime and OpenVINO on x86 want.
         layer_types: names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``, and subclasses
             with the same ``forward``.
         include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
@@ -66,6 +70,7 @@ class PACTConfig:
     weight_bits: int = 8
     reduce_range: bool = True
     activation_bits: int = 8
+    activation_symmetric: bool = False
     layer_types: Sequence[str] = QUANTIZABLE
     include: Sequence[str] = ("*",)
     skip: Sequence[str] = ()
@@ -130,6 +135,11 @@ class PACTConfig:
             raise ValueError(
                 f"quantize_outputs must be True or False, got {self.quantize_outputs!r}: True for ONNX Runtime."
             )
+        if not isinstance(self.activation_symmetric, bool):
+            raise ValueError(
+                f"activation_symmetric must be True or False, got {self.activation_symmetric!r}: True for Paddle Lite, "
+                "TensorRT and NPUs."
+            )
         for name, allowed in (("activation", ACTIVATIONS), ("method", METHODS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -142,7 +152,13 @@ class PACTConfig:
                 f"activation='paddleslim' quantises to 8 bits, got activation_bits={self.activation_bits}: leave one "
                 "of the two out."
             )
-        ours = {"method": "pact", "quantize_outputs": False, "start_epoch": 0, "calibration_batches": 1}
+        ours = {
+            "method": "pact",
+            "quantize_outputs": False,
+            "start_epoch": 0,
+            "calibration_batches": 1,
+            "activation_symmetric": False,
+        }
         for name, only in ours.items():
             if getattr(self, name) != only:
                 raise ValueError(

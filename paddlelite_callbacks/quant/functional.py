@@ -31,13 +31,16 @@ _TINY = float(np.finfo("float32").tiny)
 _NO_STEP = 128 * _TINY
 
 
-def grid_levels(bits: int, signed: bool) -> tuple[float, float]:
-    """Return the lowest and highest integer of a grid of ``2^bits`` values with 0.
+def grid_levels(bits: int, signed: bool, *, symmetric: bool = False) -> tuple[float, float]:
+    """Return the lowest and highest integer of a grid of ``2^bits`` values with 0, or of one less.
 
     Args:
         bits: 2-8.
         signed: whether the grid reaches below zero.
+        symmetric: whether it reaches as far below zero as above, whatever ``signed`` says: ``[-127, 127]`` of 8 bits.
     """
+    if symmetric:
+        return -float(2 ** (bits - 1) - 1), float(2 ** (bits - 1) - 1)
     return (-float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)) if signed else (0.0, float(2**bits - 1))
 
 
@@ -54,7 +57,9 @@ def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
     return 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
 
 
-def pact_fake_quantize(x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False) -> Tensor:
+def pact_fake_quantize(
+    x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False, symmetric: bool = False
+) -> Tensor:
     """PACT: clip to the learned range, then round to its grid (arXiv:1805.06085, eq. 1-3).
 
     Unsigned, for inputs that are never negative: ``clip(round(x / s), 0, 2^bits - 1) s`` with
@@ -68,11 +73,12 @@ def pact_fake_quantize(x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool 
         alpha: shape ``[1]``, the largest value that can be represented, in units of ``x``.
         bits: 2-8.
         signed: whether the grid reaches below zero.
+        symmetric: whether it ends at ``-alpha`` below, see `grid_levels`; the gradient of ``alpha`` is -1 there.
 
     Returns:
         A tensor like ``x`` with at most ``2^bits`` different values.
     """
-    return _PACT.apply(x, alpha, *grid_levels(bits, signed))
+    return _PACT.apply(x, alpha, *grid_levels(bits, signed, symmetric=symmetric))
 
 
 def lsq_fake_quantize(

@@ -199,7 +199,7 @@ def quantized_layers(network: Layer) -> dict[str, Layer]:
 
 
 def quantization_of(network: Layer) -> dict[str, Any] | None:
-    """Return method, bits and range that ``network`` was quantised with; ``None`` for a network in float.
+    """Return method, bits and kinds of grids that ``network`` was quantised with; ``None`` for a network in float.
 
     Args:
         network: looked through.
@@ -212,6 +212,7 @@ def quantization_of(network: Layer) -> dict[str, Any] | None:
                 "weight_bits": weight.bit_length(),
                 "reduce_range": weight.reduce_range,
                 "activation_bits": int(activation.bit_length()),
+                "activation_symmetric": getattr(activation, "symmetric", False),
             }
     return None
 
@@ -288,6 +289,7 @@ def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTA
         batches=config.calibration_batches,
         momentum=config.observer_momentum,
         rectified=rectified,
+        symmetric=config.activation_symmetric,
     )
 
 
@@ -317,6 +319,12 @@ def _check_quantizers(network: Layer, config: PACTConfig) -> None:
                 f"{name} is already quantised with weight_bits={has[0]}, activation_bits={has[1]}, method={method!r}; "
                 f"asked are {config.weight_bits}, {config.activation_bits}, {config.method!r}. Start from the fp32 "
                 "network, or give the same options."
+            )
+        symmetric = getattr(layer.activation_quanter, "symmetric", False)
+        if symmetric != config.activation_symmetric:
+            raise ValueError(
+                f"{name} is already quantised with activation_symmetric={symmetric}; asked is "
+                f"{config.activation_symmetric}. Start from the fp32 network, or give the same options."
             )
         if config.weight_bits == 8 and quanter.reduce_range != config.reduce_range:
             raise ValueError(

@@ -35,6 +35,7 @@ __all__ = [
 _SAMPLE = 1 << 18  # values that a percentile is taken from
 _BITS = range(2, 9)
 _NEAR = 0.1  # an average of equal integers is as near to them
+_SAME = 0.03  # the same, where an average of other integers may come near by chance
 
 
 class Switched(BaseQuanter):
@@ -86,7 +87,7 @@ class PACTActivationQuanter(Switched):
     batch (one head on all levels of a pyramid) it becomes the largest of its calls' percentiles, so that no call is
     clipped by more than the percentile says. ``alpha`` (parameter, ``[1]``) and
     ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros before the first batch) are in the ``state_dict``, so
-    that a loaded checkpoint needs no first batch.
+    that a loaded checkpoint needs no first batch. A symmetric grid's lowest integer stands there from the beginning.
 
     Args:
         bits: 2-8.
@@ -99,6 +100,7 @@ class PACTActivationQuanter(Switched):
         momentum: of that average, in [0, 1).
         rectified: whether nothing but ReLUs takes what it gives: negative values are not looked at, and an unsigned
             grid cuts them off.
+        symmetric: whether the grid is that of ``[-alpha, alpha]`` for all inputs, see `grid_levels`.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class PACTActivationQuanter(Switched):
         batches: int = 1,
         momentum: float = 0.9,
         rectified: bool = False,
+        symmetric: bool = False,
     ) -> None:
         super().__init__(bits)
         self._percentile, self._batches, self._momentum = percentile, batches, momentum
-        self._rectified = rectified
-        self._function = pact_fake_quantize if method == "pact" else lsq_fake_quantize
+        self._rectified, self.symmetric = rectified, symmetric
+        self._method = method
         self.alpha = self.create_parameter(
             [1],
             dtype="float32",
@@ -126,7 +129,9 @@ class PACTActivationQuanter(Switched):
             ),
             default_initializer=paddle.nn.initializer.Constant(0.0),
         )
-        self.register_buffer("grid", paddle.zeros([2], dtype="float32"))
+        # What is not yet calibrated tells its grid all the same, by the end that no batch changes.
+        self._unset = (grid_levels(bits, True, symmetric=True)[0], 0.0) if symmetric else (0.0, 0.0)
+        self.register_buffer("grid", paddle.to_tensor(self._unset, dtype="float32"))
         # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
         self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
         self._passes: ForwardPasses | None = None
@@ -144,7 +149,12 @@ class PACTActivationQuanter(Switched):
             self.observe(input)
         if self._levels[1] == 0:
             return input
-        return self._function(input, self.alpha, bits=self._bits, signed=self._levels[0] < 0)
+        signed, symmetric = self._levels[0] < 0, self.symmetric
+        if self._method == "pact":
+            return pact_fake_quantize(input, self.alpha, bits=self._bits, signed=signed, symmetric=symmetric)
+        return lsq_fake_quantize(
+            input, self.alpha, bits=self._bits, signed=signed, symmetric=symmetric, reduce_range=False
+        )
 
     def refresh(self) -> None:
         """Re-read the grid after a checkpoint was loaded.
@@ -153,25 +163,46 @@ class PACTActivationQuanter(Switched):
         of before the first batch, which are no values, ``alpha`` is freed too.
 
         Raises:
-            ValueError: the checkpoint is of other bits.
+            ValueError: the checkpoint is of other bits, or of another kind of grid.
         """
         low, high = read_grid(self.grid)
-        self._levels = grid_levels(self._bits, low < 0) if high > 0 else (0.0, 0.0)
-        if (low, high) == self._levels:
+        self._levels = self._calibrated_levels(low < 0) if high > 0 else (0.0, 0.0)
+        if (low, high) == (self._levels if high > 0 else self._unset):
             return
-        for bits in activation_settings(low, high):
-            if bits != self._bits:
-                raise ValueError(
-                    f"A grid of activations from {low:g} to {high:g} was loaded, of activation_bits={bits}; this "
-                    f"network was prepared with activation_bits={self._bits}: give the options of the training, or "
-                    "let load_pact_ find them."
-                )
+        self._check_loaded(low, high)
+        if high > 0:
+            share = self._share_of_calibrated(low, high)
+            if 0 < share < 0.999:
+                _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
+        _set_(self.grid, self._levels if high > 0 else self._unset)
+
+    def _calibrated_levels(self, signed: bool) -> tuple[float, float]:
+        return grid_levels(self._bits, signed, symmetric=self.symmetric)
+
+    def _check_loaded(self, low: float, high: float) -> None:
+        """Refuse a grid that this quantizer has not, of which perhaps an average was loaded."""
+        settings = activation_settings(low, high)
+        bits, symmetric = settings[0] if settings else (self._bits, self.symmetric)
+        if self.symmetric and not settings and abs(low - self._unset[0]) > _NEAR:  # an average of other grids
+            symmetric = False
+        if (bits, symmetric) == (self._bits, self.symmetric):
+            return
+        names = [("activation_bits", bits, self._bits)] if bits != self._bits else []
+        if symmetric != self.symmetric:
+            names.append(("activation_symmetric", symmetric, self.symmetric))
+        loaded, own = (", ".join(f"{item[0]}={item[place]}" for item in names) for place in (1, 2))
+        raise ValueError(
+            f"A grid of activations from {low:g} to {high:g} was loaded, of {loaded}; this network was prepared with "
+            f"{own}: give the options of the training, or let load_pact_ find them."
+        )
+
+    def _share_of_calibrated(self, low: float, high: float) -> float:
+        """Return the share of calibrated grids in the average that was loaded; the others are of before."""
+        if self.symmetric:
+            return high / self._levels[1]
         below, above = grid_levels(self._bits, True)
         signed_share = low / below
-        share = signed_share + (high - signed_share * above) / grid_levels(self._bits, False)[1]
-        if 0 < share < 0.999:
-            _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
-        _set_(self.grid, self._levels)
+        return signed_share + (high - signed_share * above) / grid_levels(self._bits, False)[1]
 
     def count_by(self, passes: ForwardPasses) -> None:
         """Calibrate once per pass counted by ``passes``, not per call."""
@@ -219,10 +250,10 @@ class PACTActivationQuanter(Switched):
 
         Args:
             alpha: finite, above 0.
-            signed: whether the grid reaches below zero.
+            signed: whether the grid reaches below zero; a symmetric one does.
         """
         _set_(self.alpha, [alpha])
-        self._levels = grid_levels(self._bits, signed)
+        self._levels = self._calibrated_levels(signed)
         _set_(self.grid, self._levels)
 
     @paddle.no_grad()
@@ -371,19 +402,24 @@ def weight_settings(high: float) -> list[tuple[int, bool]]:
     return [(bits, half) for bits, half in settings if abs(highest_weight(bits, reduce_range=half) - high) < _NEAR]
 
 
-def activation_settings(low: float, high: float) -> list[int]:
-    """Return the bits of an activation grid from ``low`` to ``high``.
+def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
+    """Return bits, and whether it is symmetric, of an activation grid from ``low`` to ``high``; empty for no batch yet.
 
     Args:
         low: read from a checkpoint, perhaps averaged.
         high: the same.
     """
-    ends = np.array([low, high])
-    return [
-        bits
-        for bits in _BITS
-        if any(np.abs(np.array(grid_levels(bits, signed)) - ends).max() < _NEAR for signed in (False, True))
-    ]
+
+    def near(levels: tuple[float, float]) -> bool:
+        return max(abs(levels[0] - low), abs(levels[1] - high)) < _NEAR
+
+    found = [(bits, False) for bits in _BITS if near(grid_levels(bits, False)) or near(grid_levels(bits, True))]
+    for bits in _BITS:
+        least, most = grid_levels(bits, True, symmetric=True)
+        # Between these ends it is the average of a grid and of what stands there before the first batch.
+        if abs(least - low) < _SAME and -_SAME < high < most + _NEAR:
+            found.append((bits, True))
+    return found
 
 
 def _words(bits: int, reduce_range: bool) -> str:

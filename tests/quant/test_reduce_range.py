@@ -95,6 +95,7 @@ def test_after_training_and_without_any():
         "weight_bits": 8,
         "reduce_range": True,
         "activation_bits": 8,
+        "activation_symmetric": False,
     }
     assert quantization_of(TinyNet()) is None
     for options, high in (({}, 64), ({"reduce_range": False}, 127)):
