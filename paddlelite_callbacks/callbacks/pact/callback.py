@@ -80,6 +80,8 @@ class PACTQuantCallback(ScopedCallback):
         activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
         reduce_range: train and ship 8-bit weights on half their range, which no CPU saturates; ``False`` where every
             target has VNNI or is ARM.
+        activation_symmetric: train and ship activations on the grid of Paddle Lite, TensorRT and NPUs, signed with zero
+            point 0; ``False`` for x86.
         quantize_outputs: quantise outputs of convolutions too; ONNX Runtime needs it to compute in int8, OpenVINO not.
         method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (steps of weights learned too).
         include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
@@ -129,6 +131,7 @@ class PACTQuantCallback(ScopedCallback):
         weight_bits: int = 8,
         activation_bits: int = 8,
         reduce_range: bool = True,
+        activation_symmetric: bool = False,
         quantize_outputs: bool = False,
         method: str = "pact",
         include: Sequence[str] = ("*",),
@@ -165,6 +168,7 @@ class PACTQuantCallback(ScopedCallback):
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             reduce_range=reduce_range,
+            activation_symmetric=activation_symmetric,
             quantize_outputs=quantize_outputs,
             method=method,
             include=include,
