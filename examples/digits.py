@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.utils.cpu import mkl_environment
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # measured: batches this small train faster on one thread than on two
+os.environ.update(mkl_environment())
 warnings.filterwarnings("ignore", message=".*(ccache|track global mean|To copy construct).*")
 
 print("Loading Paddle ...", flush=True)

@@ -18,7 +18,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from paddlelite_callbacks.utils.cpu import mkl_environment
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(mkl_environment())
 
 import numpy as np
 import paddle

@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.utils.cpu import mkl_environment
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(mkl_environment())
 warnings.filterwarnings("ignore", message=".*(ccache|track global mean|To copy construct).*")
 
 print("Loading Paddle ...", flush=True)

@@ -7,12 +7,14 @@ What is wanted, and the name for it:
   `MutualPeer` and `EMATeacher` where there is no teacher, `cache_teacher` to run it only once;
 - int8: `PACTQuantCallback`, with `AdvancedPACTOptions` or a `PACTConfig`; `prepare_pact_` before a checkpoint of a
   quantised network is loaded; `ptq_int8` without training;
+- an installation and a machine that fit: `doctor`;
 - files that are checked and timed: `ExportBenchCallback`, with a `Budget` to keep;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
 The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
 lives in modules of the package: ``backbone.catalogue.Backbone``, ``backbone.catalogue.render_table``,
-``backbone.comparison.SwapSummary``, ``backbone.weights.LoadReport``, ``export.variants.export_forms``,
+``backbone.comparison.SwapSummary``, ``backbone.weights.LoadReport``, ``benchmark.doctor.Finding``,
+``export.variants.export_forms``,
 ``distill.losses.afd.AttentionFeatureLoss``, ``distill.losses.registry.LOSSES``, ``distill.projection.Projection``,
 ``callbacks.pact.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.output_quantizers.output_places``,
 ``quant.quantizers.ChannelWeightQuanter``, ``quant.quantizers.PACTActivationQuanter``, ``report.record.Record``,
@@ -31,6 +33,7 @@ from paddlelite_callbacks._version import __version__
 if TYPE_CHECKING:
     from paddlelite_callbacks.backbone.catalogue import list_backbones
     from paddlelite_callbacks.backbone.swap import BackboneSwap
+    from paddlelite_callbacks.benchmark.doctor import doctor
     from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
     from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
     from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
@@ -63,6 +66,7 @@ __all__ = [
     "PACTQuantCallback",
     "__version__",
     "cache_teacher",
+    "doctor",
     "list_backbones",
     "load_pact_",
     "prepare_pact_",
@@ -86,6 +90,7 @@ _HOMES = {
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact.callback",
     "cache_teacher": "distill.cache",
+    "doctor": "benchmark.doctor",
     "list_backbones": "backbone.catalogue",
     "load_pact_": "quant.checkpoint",
     "prepare_pact_": "quant.prepare",

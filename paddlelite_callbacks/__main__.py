@@ -43,6 +43,7 @@ COMMANDS = {
     "export": Command("cli.export", "write a Paddle program as ONNX, checked"),
     "gate": Command("cli.gate", "hold recorded runs against a budget; exit code 3 if none keeps it"),
     "report": Command("cli.report", "draw the report of a folder of runs"),
+    "doctor": Command("cli.doctor", "check the installation and this machine; exit code 1 if something is broken"),
     "backbones": Command("cli.backbones", "list the backbones that BackboneSwap can put in, with measured figures"),
 }
 

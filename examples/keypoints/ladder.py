@@ -22,7 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paddlelite_callbacks.utils.cpu import mkl_environment
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several single-threaded processes do more than one with many threads
+os.environ.update(mkl_environment())
 
 import numpy as np
 import paddle

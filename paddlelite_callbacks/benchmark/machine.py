@@ -11,7 +11,7 @@ from pathlib import Path
 
 from paddlelite_callbacks.utils.cpu import cpu_info
 
-__all__ = ["Machine", "noise_notes", "this_machine"]
+__all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
 
 _SPREAD = 0.2  # between the quartiles, as a share of the median
 _SHARE = 0.9  # of the wall clock that one busy thread should get
@@ -60,7 +60,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         packages=versions,
-        governor=_governor(),
+        governor=clock_governor(),
     )
 
 
@@ -88,13 +88,14 @@ def noise_notes(
         notes.append(f"Noise ({where}): {', '.join(dict.fromkeys(unsteady))} had not become steady in the warm-up.")
     if setting[0] == 1 and share < _SHARE:
         notes.append(f"Noise ({where}): the timed process got {share:.0%} of a CPU; others were running.")
-    governor = _governor()
+    governor = clock_governor()
     if governor not in (None, "performance"):
         notes.append(f"Noise: the CPU's governor is {governor!r}, so its clock rate changes; 'performance' holds it.")
     return notes
 
 
-def _governor() -> str | None:
+def clock_governor() -> str | None:
+    """Return how the system chooses the clock rate; ``None`` where it does not say."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip() or None
     except OSError:

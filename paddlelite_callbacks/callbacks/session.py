@@ -22,6 +22,7 @@ from paddlelite_callbacks.hapi import (
     whole_checkpoints,
 )
 from paddlelite_callbacks.nn.nested import Seen, listed, summed
+from paddlelite_callbacks.utils.cpu import log_mkl_hint
 from paddlelite_callbacks.utils.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class FitSession:
         if self.started:
             return
         self.started = True
+        if paddle.get_device() == "cpu":
+            log_mkl_hint()
         try:
             wishes = {type(member).__name__: member.on_nan for member in self.members if member.guards_loss}
             self.guard = NaNGuard(self.model, agreed_policy(wishes))

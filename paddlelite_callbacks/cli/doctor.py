@@ -1,0 +1,62 @@
+"""``paddlelite-callbacks doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from paddlelite_callbacks.benchmark.doctor import LEVELS, Finding, doctor
+
+__all__ = ["add_arguments", "run"]
+
+_WIDTH = 110
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Args:
+        parser: of the command.
+    """
+    parser.description = (
+        "Check that the packages fit each other, that a small network runs on every engine, and processor, threads, "
+        "disk and locale. Exit code 0; 1 if something is broken (with --strict: also at a warning)."
+    )
+    parser.add_argument("folder", nargs="?", default=".", help="where results will be written (default: this one)")
+    parser.add_argument("--quick", action="store_true", help="versions and settings alone: run no network")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 at a warning, too")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        0, or 1 where something is broken.
+    """
+    found = doctor(options.folder, probe=not options.quick)
+    counts = {level: sum(finding.level == level for finding in found) for level in LEVELS}
+    if options.json:
+        text = json.dumps({"findings": [asdict(finding) for finding in found], "counts": counts}) + "\n"
+    else:
+        text = _lines(found) + ", ".join(f"{count} {level}" for level, count in counts.items()) + "\n"
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return 1 if counts["error"] or (options.strict and counts["warning"]) else 0
+
+
+def _lines(found: Sequence[Finding]) -> str:
+    lines = []
+    for finding in found:
+        head, rest = f"{finding.level:8}{finding.topic:10}", " " * 18
+        lines += textwrap.wrap(finding.text, _WIDTH, initial_indent=head, subsequent_indent=rest)
+        if finding.remedy:
+            lines += textwrap.wrap(f"Remedy: {finding.remedy}.", _WIDTH, initial_indent=rest, subsequent_indent=rest)
+    return "".join(line + "\n" for line in lines)
