@@ -14,8 +14,8 @@ What is wanted, and the name for it:
 The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
 lives in modules of the package: ``backbone.catalogue.Backbone``, ``backbone.catalogue.render_table``,
 ``backbone.comparison.SwapSummary``, ``backbone.weights.LoadReport``, ``benchmark.doctor.Finding``,
-``export.variants.export_forms``,
-``distill.losses.afd.AttentionFeatureLoss``, ``distill.losses.registry.LOSSES``, ``distill.projection.Projection``,
+``export.variants.export_forms``, ``distill.losses.afd.AttentionFeatureLoss``, ``distill.losses.registry.LOSSES``,
+``distill.losses.features.Projection``,
 ``callbacks.pact.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.output_quantizers.output_places``,
 ``quant.quantizers.ChannelWeightQuanter``, ``quant.quantizers.PACTActivationQuanter``, ``report.record.Record``,
 ``report.gate.Verdict``, ``utils.safe_load.read_saved``.

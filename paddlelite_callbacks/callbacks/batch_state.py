@@ -17,7 +17,7 @@ __all__ = ["BatchState", "LossStep"]
 
 @dataclass
 class BatchState:
-    """Hold one batch from ``train_batch`` to its loss; cleared once that is computed.
+    """Hold one batch from ``train_batch`` to its loss; a new one each.
 
     Args:
         inputs: of the network, as ``train_batch`` was given them.
@@ -71,3 +71,9 @@ class LossStep(Protocol):
 
     def evaluated(self, task_loss: LossFunction, outputs: Sequence[Any], labels: Sequence[Any]) -> None:
         """Receive the network's outputs of an evaluation batch."""
+
+    def after_batch(self, updated: bool) -> None:
+        """Run after the batch; ``updated`` says whether the optimizer took a step."""
+
+    def skipped(self) -> None:
+        """Discard what was computed for a batch that is skipped; `after_batch` follows."""

@@ -1,11 +1,15 @@
-"""The session of one ``fit``: run the callbacks' steps together, and undo them."""
+"""The session of one ``fit``: run the callbacks' steps together, and undo them.
+
+`FitSession` makes a `BatchState` a batch; its members are `ScopedCallback`, and those that add to the loss give it a
+`LossStep`.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle import Tensor
@@ -16,9 +20,13 @@ from paddlelite_callbacks.callbacks.nan_guard.guard import FIGURE, NaNGuard, agr
 from paddlelite_callbacks.hapi import (
     LossFunction,
     around_train_batch,
+    calling_list,
+    check_optimizer_parameters,
     guard_fit,
+    prepared_optimizer,
     replaced_loss,
     shown_metrics,
+    training_data,
     whole_checkpoints,
 )
 from paddlelite_callbacks.nn.nested import Seen, listed, summed
@@ -28,40 +36,7 @@ from paddlelite_callbacks.utils.signals import uninterrupted
 if TYPE_CHECKING:
     from paddle.hapi.callbacks import CallbackList
 
-__all__ = ["FitSession", "Member", "joined_session"]
-
-
-class Member(Protocol):
-    """Steps of a callback; each runs for all callbacks before the next begins.
-
-    Attributes:
-        on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
-        guards_loss: whether it wants such batches looked for.
-    """
-
-    on_nan: str | None
-    guards_loss: bool
-
-    def check(self) -> None:
-        """Validate; change nothing."""
-
-    def convert(self, scope: ExitStack) -> None:
-        """Replace layers and register new parameters with the optimizer."""
-
-    def dry_run(self) -> None:
-        """Try on a copy of the converted network what comes after training; changes nothing, and may be interrupted."""
-
-    def attach(self, scope: ExitStack) -> None:
-        """Register hooks and wrap the loss."""
-
-    def after_batch(self, updated: bool) -> None:
-        """Run after a training batch; ``updated`` says whether the optimizer took a step."""
-
-    def after_skipped(self, updated: bool) -> None:
-        """Run after a skipped batch."""
-
-    def finish(self) -> None:
-        """Run at the end, after hapi's last checkpoint, with every scoped edit undone."""
+__all__ = ["FitSession", "ScopedCallback"]
 
 
 class FitSession:
@@ -86,7 +61,7 @@ class FitSession:
     def __init__(self, model: paddle.Model, *, own_loop: bool = False) -> None:
         self.model = model
         self.own_loop = own_loop
-        self.members: list[Member] = []
+        self.members: list[ScopedCallback] = []
         self.started = False
         self.logs: dict[str, Any] | None = None
         self.data: Any = None
@@ -99,7 +74,7 @@ class FitSession:
         self._scope = ExitStack()
         self._failed = False
 
-    def join(self, member: Member) -> None:
+    def join(self, member: ScopedCallback) -> None:
         """Add ``member``, unless the session has started or has it."""
         if not self.started and all(member is not other for other in self.members):
             self.members.append(member)
@@ -155,7 +130,7 @@ class FitSession:
             yield
             return
         with ExitStack() as scope:
-            scope.callback(self.batch.clear)
+            scope.callback(self._forget_batch)
             if self._steps:
                 network = self.model.network
                 scope.callback(network.register_forward_pre_hook(self._before_forward).remove)
@@ -164,8 +139,10 @@ class FitSession:
             yield
 
     def _before_batch(self, inputs: Any, labels: Any) -> None:
-        self.batch.clear()
-        self.batch.inputs, self.batch.labels = inputs, labels
+        self.batch = BatchState(inputs=inputs, labels=labels)
+
+    def _forget_batch(self) -> None:
+        self.batch = BatchState()
 
     def _before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
         if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
@@ -193,7 +170,7 @@ class FitSession:
                 result = step.loss(task_loss, summed(result), batch, labels)
             if self.model.mode == "train":
                 self.guard.examine(listed(result), batch, outputs)
-            batch.clear()
+            self.batch = BatchState()  # frees the tensors
             return result
 
         return loss
@@ -242,11 +219,16 @@ class FitSession:
         self.eval_loader = data_loader
 
     def _after_batch(self, updated: bool) -> None:
+        for step in self._steps:
+            step.after_batch(updated)
         for member in self.members:
             member.after_batch(updated)
         self._batch_done()
 
     def _after_skipped(self, updated: bool) -> None:
+        for step in self._steps:
+            step.skipped()
+            step.after_batch(updated)
         for member in self.members:
             member.after_skipped(updated)
         self._batch_done()
@@ -271,7 +253,7 @@ def _split(outputs_and_labels: tuple[Any, ...], batch: BatchState) -> tuple[tupl
 _sessions: weakref.WeakKeyDictionary[CallbackList, FitSession] = weakref.WeakKeyDictionary()
 
 
-def joined_session(member: Member, model: paddle.Model, callbacks: CallbackList | None) -> FitSession:
+def _joined_session(member: ScopedCallback, model: paddle.Model, callbacks: CallbackList | None) -> FitSession:
     """Return the session of the ``fit`` that uses ``callbacks``, with ``member`` in it; one of its own without a list.
 
     Args:
@@ -287,3 +269,110 @@ def joined_session(member: Member, model: paddle.Model, callbacks: CallbackList 
             guard_fit(model, callbacks, session)
     session.join(member)
     return session
+
+
+class ScopedCallback(paddle.callbacks.Callback):
+    """A hapi callback whose edits last for one ``fit`` and are always undone.
+
+    Subclasses override the steps `check`, `convert`, `dry_run`, `attach`, `after_batch` and `finish`; each runs for all
+    callbacks before the next begins. An edit goes on the ``scope`` that a step is given, as a context manager or an
+    undo function. A subclass that keeps an edit says in its docstring which.
+
+    Outside ``paddle.Model.fit`` (a training loop of one's own that calls the hooks) the edits last from
+    ``on_train_begin`` to ``on_train_end`` or `close`.
+
+    Attributes:
+        on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
+        guards_loss: whether it wants such batches looked for.
+    """
+
+    model: paddle.Model
+    params: dict[str, Any]
+    on_nan: str | None = None
+    guards_loss = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session: FitSession | None = None
+
+    def check(self) -> None:
+        """Validate model and options before anything is changed.
+
+        Raises:
+            RuntimeError: ``model.prepare`` was not called.
+            ValueError: the optimizer has parameter groups, or none of the network's parameters.
+        """
+        check_optimizer_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
+
+    def convert(self, scope: ExitStack) -> None:
+        """Replace layers and register new parameters with the optimizer."""
+
+    def dry_run(self) -> None:
+        """Try on a copy of the converted network what comes after training; changes nothing, may be interrupted."""
+
+    def attach(self, scope: ExitStack) -> None:
+        """Register hooks and wrap the loss."""
+
+    def after_batch(self, updated: bool) -> None:
+        """Run after each training batch; ``updated`` says whether the optimizer took a step."""
+
+    def after_skipped(self, updated: bool) -> None:
+        """Run after a batch that was skipped for a non-finite loss; `after_batch` by default."""
+        self.after_batch(updated)
+
+    def finish(self) -> None:
+        """Run once ``fit`` has ended well, after hapi's last checkpoint, with every scoped edit undone."""
+
+    @property
+    def session(self) -> FitSession:
+        """Return the session of the running ``fit``.
+
+        Raises:
+            RuntimeError: no training is under way.
+        """
+        if self._session is None:
+            raise RuntimeError(f"{type(self).__name__} is not in training: pass it to model.fit(callbacks=[...]).")
+        return self._session
+
+    def close(self) -> None:
+        """Undo the edits of a training that was left without ``on_train_end``."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def set_model(self, model: paddle.Model) -> None:
+        """Join the session of the calling ``fit`` (called by hapi)."""
+        super().set_model(model)
+        self.close()  # heals a training that was left without a word
+        self._session = _joined_session(self, model, calling_list())
+        self._session.data = training_data()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start the session: check, convert and attach (called by hapi)."""
+        if self._session is None:
+            self._session = _joined_session(self, self.model, None)
+        self._session.start(self.params)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record the epoch (called by hapi)."""
+        self.session.guard.epoch, self.session.guard.batch = epoch, 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Check the weights before hapi saves them (called by hapi)."""
+        if self.guards_loss:
+            self.session.guard.check_weights()
+
+    def on_train_batch_begin(self, step: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep ``logs``, which the batch's metrics are written to (called by hapi)."""
+        self.session.logs, self.session.guard.batch = logs, step
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Undo the edits (called by hapi).
+
+        Inside ``fit``, `finish` follows hapi's own last checkpoint.
+        """
+        session = self.session
+        session.close(late=False)
+        if session.own_loop:
+            self._session = None
+            session.finish()

@@ -13,13 +13,16 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.teacher_mode import same_buffers, still_functions, train_branches_
 from paddlelite_callbacks.nn.dry_run import NoInputsError
-from paddlelite_callbacks.nn.nested import told
+from paddlelite_callbacks.nn.nested import Seen, Taps, told
 from paddlelite_callbacks.nn.surgery import frozen
 from paddlelite_callbacks.utils.isolation import RandomStreams
 
 __all__ = [
     "MODES",
     "FrozenForward",
+    "FrozenTeachers",
+    "Labels",
+    "TeacherForward",
     "TeacherInputs",
     "check_no_saved_program",
     "check_signature",
@@ -30,6 +33,8 @@ __all__ = [
 
 MODES = ("eval", "train")
 TeacherInputs = Callable[..., Any]  # (*the student's inputs[, labels=[...]]) -> the teacher's
+Labels = Callable[[], list[Tensor]]  # makes tensors of the batch's labels
+TeacherForward = Callable[[Sequence[Tensor], Labels], "list[Seen] | None"]  # (inputs, labels) -> of each teacher
 
 
 class FrozenForward:
@@ -91,6 +96,37 @@ class FrozenForward:
             "teacher_inputs must return a tensor or a dictionary, the teacher's one input, or a tuple of its inputs; "
             f"got {type(found).__name__}: return what the teacher's forward takes."
         )
+
+
+class FrozenTeachers:
+    """Run frozen teachers on a batch, with taps on their layers.
+
+    Args:
+        forwards: one a teacher.
+        features: names of the layers to tap, of each.
+        scope: thaws the networks and removes the hooks.
+    """
+
+    def __init__(self, forwards: Sequence[FrozenForward], features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+        self._teachers = [(forward, Taps(names)) for forward, names in zip(forwards, features, strict=True)]
+        self._want_labels = any(forward.inputs is not None and wants_labels(forward.inputs) for forward in forwards)
+        for forward, taps in self._teachers:
+            forward.attach(scope)
+            taps.attach(forward.network, scope)
+
+    def __call__(self, inputs: Sequence[Tensor], labels: Labels) -> list[Seen]:
+        """Return each teacher's outputs and features.
+
+        Args:
+            inputs: of the student.
+            labels: gives those of the batch, where a ``teacher_inputs`` asks for them.
+        """
+        given, seen = labels() if self._want_labels else [], []
+        for forward, taps in self._teachers:
+            taps.start()
+            outputs = forward(inputs, given)
+            seen.append(Seen(outputs, taps.take()))
+        return seen
 
 
 def checked_modes(mode: Any, count: int) -> list[str]:

@@ -10,9 +10,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer, LayerDict
 
+from paddlelite_callbacks.distill.losses.features import check_projectable, projection_for, resized
 from paddlelite_callbacks.distill.losses.logits import class_axis
 from paddlelite_callbacks.distill.losses.registry import LossSpec
-from paddlelite_callbacks.distill.projection import check_projectable, projection_for, resized
 from paddlelite_callbacks.distill.resize import differ_in_size, resized_like
 from paddlelite_callbacks.distill.schedules import value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm, Term
@@ -59,6 +59,12 @@ class Objective:
     ) -> None:
         self.terms = dict(zip(_names(terms), terms, strict=True))
         self.specs = {name: term.spec() for name, term in self.terms.items()}
+        outputs = {name: term for name, term in self.terms.items() if isinstance(term, OutputTerm)}
+        features = {name: term for name, term in self.terms.items() if isinstance(term, FeatureTerm)}
+        self._pairs_of = {name: term.pairs() for name, term in outputs.items()}
+        self._sides_of = {name: (*term.layers(), *term.keys()) for name, term in features.items()}
+        self._grouped = {name for name, term in features.items() if term.grouped}
+        self._described = {name: _described(term) for name, term in self.terms.items()}
         self.teacher_weights = list(teacher_weights)
         self.class_axis, self.ignore_index = class_axis, ignore_index
         self.bridges = LayerDict()
@@ -73,12 +79,7 @@ class Objective:
 
     def describe(self, name: str) -> str:
         """Return what a term compares, for messages."""
-        term = self.terms[name]
-        if isinstance(term, FeatureTerm):
-            return _pair(term)
-        pairs = [tuple(_spelled(key) if callable(key) else repr(key) for key in pair) for pair in term.pairs()]
-        named = ", ".join(a if a == b else f"{a} -> {b}" for a, b in pairs)
-        return f"output {named}" if named else "outputs"
+        return self._described[name]
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
         """Make the projections that these features need.
@@ -92,7 +93,7 @@ class Objective:
         with same_random_streams():  # dropout goes on as it would without
             for name, term in self.terms.items():
                 if isinstance(term, FeatureTerm):
-                    ours, theirs = self._features(term, student, teachers)
+                    ours, theirs = self._features(name, term, student, teachers)
                     if not term.grouped:
                         self._build_bridge(name, term, ours[0], theirs[0])
                     if hasattr(term.loss, "prepare_for"):
@@ -118,7 +119,7 @@ class Objective:
                     if self.specs[name].classes:
                         class_axis(a.shape, self.class_axis)
             elif not term.grouped:
-                (a,), (b,) = self._features(term, student, teachers)
+                (a,), (b,) = self._features(name, term, student, teachers)
                 if self._needs_bridge(term, self.specs[name], a, b) and not isinstance(term.project, Layer):
                     check_projectable(list(a.shape), list(b.shape), _pair(term))
 
@@ -140,7 +141,7 @@ class Objective:
         values: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for name, term in self.terms.items():
-            weight = value_at(term.weight, epoch, epochs)
+            weight = value_at(term.weight, epoch, epochs) if callable(term.weight) else term.weight
             if weight == 0 and callable(term.weight):
                 continue
             value = values[name] = self._value(name, term, student, teachers, labels)
@@ -154,13 +155,14 @@ class Objective:
     ) -> Tensor:
         spec = self.specs[name]
         extra = [] if spec.label is None else [_label(labels, spec)]
-        if isinstance(term, FeatureTerm) and term.grouped:
-            ours, theirs = ([full_precision(x) for x in side] for side in self._features(term, student, teachers))
+        if isinstance(term, FeatureTerm) and name in self._grouped:
+            sides = self._features(name, term, student, teachers)
+            ours, theirs = ([full_precision(x) for x in side] for side in sides)
             return spec.function(ours, [x.detach() for x in theirs], *extra)
         if isinstance(term, OutputTerm):
             pairs = [(a, b) for _, a, b in self._outputs(name, term, student, teachers)]
         else:
-            (one,), (other,) = self._features(term, student, teachers)
+            (one,), (other,) = self._features(name, term, student, teachers)
             pairs = [self._bridged(name, spec, one, other)]
         options = self._class_options(spec) if isinstance(term, OutputTerm) else {}
         values = [spec.function(full_precision(a), full_precision(b).detach(), *extra, **options) for a, b in pairs]
@@ -187,18 +189,20 @@ class Objective:
         """Return the tensors that ``term`` compares, the teacher's resized if asked for."""
         found = [
             (_spelled(a), picked(ours, a, "The student's output"), picked(theirs, b, "The teacher's output"))
-            for a, b in term.pairs()
+            for a, b in self._pairs_of[name]
         ] or paired(ours, theirs)
+        if term.resize is None:
+            return found
         channels = self.class_axis if self.specs[name].classes else None
         return [(path, a, resized_like(b, a, term.resize, channels=channels)) for path, a, b in found]
 
     def _features(
-        self, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]
+        self, name: str, term: FeatureTerm, student: Seen, teachers: Sequence[Seen]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        (mine, theirs), (ours, others) = term.layers(), term.keys()
+        mine, theirs, ours, others = self._sides_of[name]
         given = teachers[term.of].features
-        features = [picked(student.features[name], ours, f"The student's feature {name!r}") for name in mine]
-        targets = [picked(given[name], others, f"The teacher's feature {name!r}") for name in theirs]
+        features = [picked(student.features[layer], ours, f"The student's feature {layer!r}") for layer in mine]
+        targets = [picked(given[layer], others, f"The teacher's feature {layer!r}") for layer in theirs]
         if term.resize is not None:
             targets = [self._fitted(term, *pair) for pair in zip(targets, features, strict=True)]
         return features, targets
@@ -257,6 +261,14 @@ def _check_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[i
             f"The student's output{which} {student} and the teacher's {teacher} must have the same shape for the loss "
             f"{spec.name!r}: {remedy}, or distil with a callable that bridges them."
         )
+
+
+def _described(term: Term) -> str:
+    if isinstance(term, FeatureTerm):
+        return _pair(term)
+    pairs = [tuple(_spelled(key) if callable(key) else repr(key) for key in pair) for pair in term.pairs()]
+    named = ", ".join(a if a == b else f"{a} -> {b}" for a, b in pairs)
+    return f"output {named}" if named else "outputs"
 
 
 def _spelled(key: Any) -> str:

@@ -112,7 +112,7 @@ class FeatureTerm:
             be of another length than the student's.
         loss: as in `OutputTerm`.
         weight: of this term (of each pair, with globs) inside ``distill_loss``.
-        project: ``None`` puts a trainable `distill.projection.Projection` where the loss needs one shape and the
+        project: ``None`` puts a trainable `distill.losses.features.Projection` where the loss needs one shape and the
             shapes differ; ``True`` always; ``False`` never; or a layer of your own ``student's feature -> teacher's``.
         of: index among several teachers.
         pick: where the layers return several tensors: an index, key or function, or a pair ``(student's, teacher's)``.

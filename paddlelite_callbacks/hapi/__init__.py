@@ -8,11 +8,13 @@ from __future__ import annotations
 from paddlelite_callbacks.hapi.checkpoints import WEIGHTS, alongside_checkpoints, whole_checkpoints
 from paddlelite_callbacks.hapi.fit import (
     FitGuard,
+    SkipBatch,
     around_train_batch,
     calling_list,
     guard_fit,
     in_use_by,
     shown_metrics,
+    skippable_batches,
     training_data,
 )
 from paddlelite_callbacks.hapi.model import (
@@ -39,7 +41,6 @@ from paddlelite_callbacks.hapi.optimizer import (
     set_optimizer_state_of,
     trained_also,
 )
-from paddlelite_callbacks.hapi.skip import SkipBatch, skippable_batches
 
 __all__ = [
     "WEIGHTS",

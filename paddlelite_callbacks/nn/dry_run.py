@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import paddle
 from paddle.nn import Layer
 
-from paddlelite_callbacks.nn.hooks import Taps
-from paddlelite_callbacks.nn.nested import Seen
+from paddlelite_callbacks.nn.nested import Seen, Taps
 from paddlelite_callbacks.nn.surgery import HOOK_TABLES, computes_weight, copy_network, same_modes
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.signals import uninterrupted

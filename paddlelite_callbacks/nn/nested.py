@@ -1,19 +1,25 @@
-"""Nested inputs and outputs: tensors in lists, tuples and dictionaries."""
+"""What networks take and give: tensors in lists, tuples and dictionaries, and outputs of inner layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
+from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import ExportError, near_names
+from paddlelite_callbacks.nn.surgery import find_sublayer
 
 __all__ = [
     "Key",
     "Seen",
+    "Taps",
+    "check_same_shape",
     "comparable",
     "flat_outputs",
     "full_precision",
@@ -23,6 +29,7 @@ __all__ = [
     "picked",
     "shapes_of",
     "summed",
+    "tensors_and_arrays",
     "tensors_in",
     "tensors_of",
     "told",
@@ -41,6 +48,59 @@ class Seen:
     def detached(self) -> Seen:
         """Return the same without gradients."""
         return Seen(mapped(self.outputs, lambda x: x.detach()), mapped(self.features, lambda x: x.detach()))
+
+
+class Taps:
+    """Capture the outputs of named layers, from `start` to `take`.
+
+    Args:
+        names: as in ``named_sublayers()``.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(dict.fromkeys(names))
+        self._kept: dict[str, list[Any]] | None = None
+
+    def attach(self, network: Layer, scope: ExitStack) -> None:
+        """Register the hooks; ``scope`` removes them.
+
+        Raises:
+            ValueError: no such layer.
+        """
+        for name in self.names:
+            hook = find_sublayer(network, name).register_forward_post_hook(self._keep(name))
+            scope.callback(hook.remove)
+        scope.callback(self.forget)
+
+    def start(self) -> None:
+        """Start capturing; earlier captures are dropped."""
+        self._kept = {name: [] for name in self.names}
+
+    def forget(self) -> None:
+        """Stop capturing."""
+        self._kept = None
+
+    def take(self) -> dict[str, Any]:
+        """Return the captured outputs by name, and drop them.
+
+        Raises:
+            ValueError: a layer did not run, or ran several times, so that its output is not one.
+        """
+        kept, self._kept = self._kept or {}, None
+        wrong = {name: len(found) for name, found in kept.items() if len(found) != 1}
+        if wrong:
+            raise ValueError(
+                f"These layers did not run exactly once in the forward pass, so their feature is not one: {wrong} "
+                "(name: times). Choose the layer around them, or one behind them."
+            )
+        return {name: found[0] for name, found in kept.items()}
+
+    def _keep(self, name: str) -> Callable[[Layer, Any, Any], None]:
+        def hook(layer: Layer, inputs: Any, output: Any) -> None:
+            if self._kept is not None:
+                self._kept[name].append(output)
+
+        return hook
 
 
 def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
@@ -69,6 +129,14 @@ def _walk(values: Any, path: str) -> Iterator[tuple[str, Tensor]]:
         items = enumerate(values)
     for key, value in items:
         yield from _walk(value, f"{path}.{key}" if path else str(key))
+
+
+def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
+    """Return the tensors and arrays in nested ``values``, in order."""
+    if isinstance(values, (Tensor, np.ndarray)):
+        return [values]
+    items = values.values() if isinstance(values, Mapping) else values if isinstance(values, (list, tuple)) else ()
+    return [item for value in items for item in tensors_and_arrays(value)]
 
 
 def listed(value: Any) -> list[Any]:
@@ -196,6 +264,27 @@ def shapes_of(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
         return found
     return found[""] if list(found) == [""] else list(found.values())
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Check that a pair of outputs has one shape.
+
+    Args:
+        student: what the student gives.
+        teacher: what the teacher gives.
+
+    Raises:
+        TypeError: one of them is no tensor.
+        ValueError: names both shapes.
+    """
+    for who, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
+    if list(student.shape) != list(teacher.shape):
+        raise ValueError(
+            f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
+            "shape: give both the same number of classes or outputs, or distil with a callable that bridges them."
+        )
 
 
 def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:

@@ -42,7 +42,7 @@ GENERATOR = "paddle's generator and gradient mode"
 BUILDS = {
     "backbone.registry.build": GENERATOR,
     "maintainer_tools.measure_backbones.measure": GENERATOR,
-    "distill.projection.projection_for": GENERATOR,
+    "distill.losses.features.projection_for": GENERATOR,
     "BackboneSwap": "environment: KMP_",  # set by scikit-learn, which paddleclas imports, for the OpenMP it brings
     "backbone.registry.source_of": "environment: KMP_",
     "backbone.registry.known_names": "environment: KMP_",

@@ -16,6 +16,7 @@ OLD = {
     "deploy.saturation": ["saturating_channels"],
     "distill.afd": ["AttentionFeatureLoss"],
     "distill.catalogue": ["LOSSES"],
+    "distill.projection": ["Projection"],
     "files": ["staged_file"],
     "quant.diagnosis": ["Diagnosis"],
     "quant.outputs": ["output_places"],

@@ -12,10 +12,7 @@ from typing import Any
 import paddle
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.distill.checkpoint import (
-    BridgeTrainer,
-    Position,
     check_same_options,
     check_same_teacher,
     load_state,
@@ -23,7 +20,7 @@ from paddlelite_callbacks.callbacks.distill.checkpoint import (
     save_state_beside,
 )
 from paddlelite_callbacks.callbacks.distill.mutual import MutualSource
-from paddlelite_callbacks.callbacks.distill.step import DistillStep
+from paddlelite_callbacks.callbacks.distill.step import BridgeTrainer, DistillStep, Position
 from paddlelite_callbacks.callbacks.distill.teachers import (
     CacheSource,
     EMASource,
@@ -33,6 +30,7 @@ from paddlelite_callbacks.callbacks.distill.teachers import (
     layers_to_tap,
 )
 from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
+from paddlelite_callbacks.callbacks.session import ScopedCallback
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import TeacherInputs, checked_inputs, checked_modes
@@ -224,7 +222,6 @@ class DistillCallback(ScopedCallback):
 
     def attach(self, scope: ExitStack) -> None:
         """Register hooks, wrap the loss and declare the metrics."""
-        mine, theirs = layers_to_tap(self.objective, len(self._shares))
         self._position.begin(self.params)
         if self._position.steps is None and any(callable(weight) for weight in (self.weight, self.task_weight)):
             _log.warning(
@@ -232,8 +229,6 @@ class DistillCallback(ScopedCallback):
                 "still, from the second on they move with each batch, by the number that the epoch before had. A "
                 "loader with __len__ lets them move from the start."
             )
-        self._source.attach(self.model, theirs, scope)
-        self._bridges.attach(self.model, self.objective, scope)
         step = DistillStep(
             source=self._source,
             objective=self.objective,
@@ -243,7 +238,7 @@ class DistillCallback(ScopedCallback):
             task_weight=self.task_weight,
             session=self.session,
         )
-        step.attach(self.model, mine, scope)
+        step.attach(self.model, scope)
         if self._has_state():
             self.session.late.enter_context(
                 alongside_checkpoints(self.model, lambda path: save_state_beside(self.state_dict(), path))
@@ -271,17 +266,6 @@ class DistillCallback(ScopedCallback):
         """Finish the teacher source, then undo the edits (called by hapi)."""
         self._source.end(self.model)
         super().on_train_end(logs)
-
-    def after_batch(self, updated: bool) -> None:
-        """Update projections, EMA or peer after the batch."""
-        self._bridges.after_batch(updated)
-        self._source.after_batch(updated)
-        self._position.after_batch()
-
-    def after_skipped(self, updated: bool) -> None:
-        """Discard what was computed for a skipped batch."""
-        self._source.skipped()
-        self.after_batch(updated)
 
     def save(self, path: str | Path) -> None:
         """Write ``path.pddistill`` atomically.

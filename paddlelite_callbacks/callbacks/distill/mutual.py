@@ -14,6 +14,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.batch_state import BatchState
 from paddlelite_callbacks.callbacks.distill.teachers import Source
+from paddlelite_callbacks.distill.forward import Labels, TeacherForward
 from paddlelite_callbacks.distill.load_teacher import load_weights_
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.hapi import (
@@ -86,7 +87,7 @@ class MutualSource(Source):
         seen = seen_on_zeros(self.peer.network, specs, (), training=True, hooks=hooks)
         return None if seen is None else [seen]
 
-    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
         """Prepare the peer for training; its weights are equal on all ranks."""
         peer = self.peer
         scope.enter_context(same_modes(peer.network))
@@ -103,8 +104,9 @@ class MutualSource(Source):
             for parameter in peer.network.parameters():  # the peer is outside hapi's DataParallel
                 if parameter.trainable:
                     scope.callback(parameter.register_hook(mean_over_ranks).remove)
+        return self._run
 
-    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
+    def _run(self, inputs: Sequence[Tensor], labels: Labels) -> list[Seen]:
         """Run the peer, with gradients."""
         self.peer.network.train()
         return [Seen(self.peer.network(*inputs))]

@@ -1,4 +1,4 @@
-"""The distillation step of a batch: teachers, objective, metrics."""
+"""The distillation step of a batch: teachers, objective, metrics, projections, schedule position."""
 
 from __future__ import annotations
 
@@ -10,18 +10,154 @@ import paddle
 from paddle import Tensor
 
 from paddlelite_callbacks.callbacks.batch_state import BatchState
-from paddlelite_callbacks.callbacks.distill.checkpoint import BridgeTrainer, Position
-from paddlelite_callbacks.callbacks.distill.teachers import Source
+from paddlelite_callbacks.callbacks.distill.teachers import Source, layers_to_tap
 from paddlelite_callbacks.callbacks.session import FitSession
+from paddlelite_callbacks.distill.forward import TeacherForward
+from paddlelite_callbacks.distill.load_teacher import load_weights_
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.schedules import Weight, value_at
-from paddlelite_callbacks.hapi import LossFunction
-from paddlelite_callbacks.nn.hooks import Taps
-from paddlelite_callbacks.nn.nested import Seen, summed
+from paddlelite_callbacks.hapi import (
+    LossFunction,
+    optimizer_state_of,
+    prepared_optimizer,
+    set_optimizer_state_of,
+    trained_also,
+)
+from paddlelite_callbacks.nn.nested import Seen, Taps, summed
+from paddlelite_callbacks.utils.distributed import mean_over_ranks
+from paddlelite_callbacks.utils.signals import uninterrupted
 
-__all__ = ["DistillStep"]
+__all__ = ["BridgeTrainer", "DistillStep", "Position"]
 
 _NEVER = float("inf")
+_SAME = "Give the features= and the teacher that it was written with, or leave resume= out."
+
+
+class Position:
+    """Count trained epochs, with fractions where the loader's length is known.
+
+    Attributes:
+        offset: epochs before this ``fit``, of the run that it resumes.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self._epochs: float = 1
+        self._steps: int | None = None
+        self._counted = False  # by us, epoch for epoch
+        self._epoch, self._batch = 0, 0
+
+    def begin(self, params: dict[str, Any]) -> None:
+        """Start a ``fit`` with hapi's ``Callback.params``."""
+        self._epochs = params.get("epochs") or 1
+        self._steps = params.get("steps")
+        self._counted = self._steps is None
+        self._epoch, self._batch = 0, 0
+
+    @property
+    def steps(self) -> int | None:
+        """Batches of an epoch; ``None`` in the first epoch over a loader that has no length."""
+        return self._steps
+
+    def at_epoch(self, epoch: int) -> None:
+        """Set the position to ``epoch`` epochs of this ``fit``."""
+        if self._counted and self._batch:
+            self._steps = self._batch
+        self._epoch, self._batch = epoch, 0
+
+    def after_batch(self) -> None:
+        """Advance by one batch."""
+        self._batch += 1
+
+    @property
+    def epoch(self) -> float:
+        """Return the epochs trained so far."""
+        return self.offset + self._epoch + (min(1.0, self._batch / self._steps) if self._steps else 0.0)
+
+    @property
+    def epochs(self) -> float:
+        """Return the epochs in all."""
+        return self.offset + self._epochs
+
+    def value_of(self, weight: Weight) -> float:
+        """Return a weight, or a schedule's value, at this position."""
+        return value_at(weight, self.epoch, self.epochs) if callable(weight) else weight
+
+
+class BridgeTrainer:
+    """Train an objective's projections with the user's optimizer, for one ``fit``."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._scope: ExitStack | None = None
+        self._accumulators: dict[str, Any] = {}
+        self._weights: dict[str, Any] = {}
+        self._parameters: list[Tensor] | None = None
+        self._objective: Objective | None = None
+
+    def attach(self, model: paddle.Model, objective: Objective, scope: ExitStack) -> None:
+        """Begin a ``fit``; projections are made and registered in its first batch."""
+        self._model, self._scope, self._objective, self._parameters = model, scope, objective, None
+        scope.callback(self._end)
+
+    def build(self, student: Seen, teachers: Sequence[Seen]) -> None:
+        """Make the projections in the first batch and register them with the optimizer.
+
+        Raises:
+            ValueError: see `Objective.check_fit`.
+        """
+        if self._parameters is not None:
+            return
+        objective, scope = self._ready()
+        objective.check_fit(student, teachers)
+        parameters = self._parameters = objective.build(student, teachers)
+        if not parameters:
+            return
+        if self._weights:
+            load_weights_(objective.bridges, self._weights, "The saved projections", cure=_SAME)
+            self._weights = {}
+        optimizer = prepared_optimizer(self._model)
+        with uninterrupted():
+            scope.callback(objective.bridges.clear_gradients)
+            scope.enter_context(trained_also(optimizer, parameters, keep=lambda: False))
+            set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
+            scope.callback(self._keep_accumulators)  # before the optimizer drops them
+        if paddle.distributed.get_world_size() > 1:
+            for parameter in parameters:  # made behind hapi's DataParallel, which does not know them
+                paddle.distributed.broadcast(parameter, src=0)
+                scope.callback(parameter.register_hook(mean_over_ranks).remove)
+
+    def after_batch(self, updated: bool) -> None:
+        """Clear the projections' gradients; hapi clears only the network's."""
+        if updated and self._parameters:
+            for parameter in self._parameters:
+                parameter.clear_gradient()
+
+    def state_dict(self, objective: Objective) -> dict[str, Any]:
+        """Return weights and accumulators, by names stable across processes."""
+        if self._parameters:
+            self._keep_accumulators()
+        return {"weights": dict(objective.bridges.state_dict()), "accumulators": self._accumulators}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, once the projections are made."""
+        self._weights, self._accumulators = state.get("weights", {}), state.get("accumulators", {})
+
+    def _keep_accumulators(self) -> None:
+        objective, _ = self._ready()
+        self._accumulators = optimizer_state_of(prepared_optimizer(self._model), self._named(objective))
+
+    def _ready(self) -> tuple[Objective, ExitStack]:
+        if self._objective is None or self._scope is None:
+            raise RuntimeError("The bridges are made in training, which is not under way.")
+        return self._objective, self._scope
+
+    @staticmethod
+    def _named(objective: Objective) -> dict[str, Tensor]:
+        return dict(objective.bridges.named_parameters())
+
+    def _end(self) -> None:
+        self._scope, self._parameters = None, None
 
 
 class DistillStep:
@@ -51,11 +187,15 @@ class DistillStep:
         self._source, self._objective, self._bridges, self._position = source, objective, bridges, position
         self._weight, self._task_weight, self._session = weight, task_weight, session
         self._taps = Taps([])
+        self._run_teachers: TeacherForward | None = None
         self._watched = False
 
-    def attach(self, model: paddle.Model, features: Sequence[str], scope: ExitStack) -> None:
-        """Register the taps' hooks, join the loss and declare the metrics."""
-        self._taps = Taps(features)
+    def attach(self, model: paddle.Model, scope: ExitStack) -> None:
+        """Freeze the teachers, register the taps' hooks, join the loss and declare the metrics."""
+        mine, theirs = layers_to_tap(self._objective, len(self._objective.teacher_weights))
+        self._run_teachers = self._source.attach(model, theirs, scope)
+        self._bridges.attach(model, self._objective, scope)
+        self._taps = Taps(mine)
         self._taps.attach(model.network, scope)
         self._session.add_step(self)
         for figure in self._figures():
@@ -81,8 +221,8 @@ class DistillStep:
         if not model.network.training:
             if model.mode == "eval":
                 self._source.watch(inputs)
-        elif self._source.learns or not self._silent():
-            seen = self._source.run(inputs, batch)
+        elif self._run_teachers is not None and (self._source.learns or not self._silent()):
+            seen = self._run_teachers(inputs, batch.label_tensors)
             batch.teachers = None if seen is None else {self._who(i): one for i, one in enumerate(seen)}
             self._taps.start()
 
@@ -111,12 +251,28 @@ class DistillStep:
             self._watched = True
             self._session.guard.watch("the projections", self._objective.bridges)
         total = self._combined(task, student, teachers, labels, batch=batch)
+        if self._source.learns:
+            self._learn(task_loss, labels, batch)
+        return total
+
+    def _learn(self, task_loss: LossFunction, labels: Sequence[Any], batch: BatchState) -> None:
+        """Let a peer learn from the student in turn."""
         peers = self._source.learn(task_loss, labels, batch, self._combined)
         if peers is not None:
             self._session.put_figure("peer_loss", peers)
             batch.terms["peer_loss"] = (peers, "")
             batch.other_losses.append(peers)
-        return total
+
+    def after_batch(self, updated: bool) -> None:
+        """Update projections, EMA or peer; advance the schedules."""
+        self._bridges.after_batch(updated)
+        if self._source.has_state:  # it follows the student or learns itself
+            self._source.after_batch(updated)
+        self._position.after_batch()
+
+    def skipped(self) -> None:
+        """Discard what was computed for a skipped batch."""
+        self._source.skipped()
 
     def _combined(
         self,
@@ -133,7 +289,7 @@ class DistillStep:
         """
         epoch, epochs = self._position.epoch, self._position.epochs
         result = self._objective(student, teachers, labels, epoch=epoch, epochs=epochs)
-        weight = value_at(self._weight, epoch, epochs)
+        weight = self._position.value_of(self._weight)
         if batch is not None:
             self._show(result.total, result.terms, weight)
             batch.terms |= {f"distill_{name}": (v, self._objective.describe(name)) for name, v in result.terms.items()}
@@ -157,7 +313,7 @@ class DistillStep:
         return f"the {self._source.called}" + (f" {index} of {several}" if several > 1 else "")
 
     def _weighted_task(self, task: Tensor) -> Tensor:
-        weight = value_at(self._task_weight, self._position.epoch, self._position.epochs)
+        weight = self._position.value_of(self._task_weight)
         if callable(self._task_weight):
             self._session.put_figure("task_weight", weight)
         return task if weight == 1 else weight * task

@@ -15,6 +15,9 @@ from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import (
     FrozenForward,
+    FrozenTeachers,
+    Labels,
+    TeacherForward,
     TeacherInputs,
     check_no_saved_program,
     check_signature,
@@ -25,7 +28,6 @@ from paddlelite_callbacks.distill.load_teacher import TeacherLike, check_files_e
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.hapi import LossFunction, input_count, labels_through
 from paddlelite_callbacks.nn.dry_run import UNKNOWN_BATCH, InputSpecs, seen_on_zeros
-from paddlelite_callbacks.nn.hooks import Taps
 from paddlelite_callbacks.nn.nested import Seen
 
 __all__ = ["CacheSource", "EMASource", "FrozenSource", "Source", "check_cache_options", "layers_to_tap"]
@@ -60,11 +62,12 @@ class Source:
         """Return each teacher's outputs for zero inputs; ``None`` where unknown."""
         return None
 
-    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
-        """Register hooks and freeze; ``features`` are the layers to tap, per network."""
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
+        """Register hooks and freeze; ``features`` are the layers to tap, per network.
 
-    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
-        """Return each teacher's outputs for ``inputs``, inside the student's ``auto_cast``."""
+        Returns:
+            What is run before each of the student's forward passes, inside its ``auto_cast``.
+        """
         raise NotImplementedError
 
     def learn(self, task_loss: LossFunction, labels: Sequence[Tensor], batch: BatchState, distil: Any) -> Tensor | None:
@@ -114,9 +117,7 @@ class FrozenSource(Source):
             check_files_exist(teacher)
         self._given = list(teachers)
         self._modes, self._inputs = list(modes), list(inputs)
-        self._forwards: list[FrozenForward] = []
         self.networks = [loaded_teacher(teacher) for teacher in teachers]
-        self._taps: list[Taps] = []
 
     def described(self) -> str:
         """Return class names or paths of the networks."""
@@ -168,22 +169,9 @@ class FrozenSource(Source):
     def _ready(self) -> list[Layer]:
         return [network for network in self.networks if network is not None]
 
-    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
         """Freeze the networks and register their taps."""
-        self._taps, self._forwards = [Taps(names) for names in features], self._ready_forwards()
-        for forward, taps in zip(self._forwards, self._taps, strict=True):
-            forward.attach(scope)
-            taps.attach(forward.network, scope)
-
-    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
-        """Run every network."""
-        wanted = any(function is not None and wants_labels(function) for function in self._inputs)
-        labels, seen = batch.label_tensors() if wanted else [], []
-        for forward, taps in zip(self._forwards, self._taps, strict=True):
-            taps.start()
-            outputs = forward(inputs, labels)
-            seen.append(Seen(outputs, taps.take()))
-        return seen
+        return FrozenTeachers(self._ready_forwards(), features, scope)
 
 
 class EMASource(FrozenSource):
@@ -265,10 +253,11 @@ class CacheSource(Source):
         shapes = [[specs[0][0][0] or UNKNOWN_BATCH, *array.shape[1:]] for array in self._cached.arrays()]
         return [Seen(self._cached.outputs_from([paddle.zeros(shape, dtype="float32") for shape in shapes]))]
 
-    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> None:
+    def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
         """Take the cached outputs off each batch's labels."""
         scope.callback(self._forget)
         scope.enter_context(labels_through(model, self._without_outputs))
+        return self._stored
 
     def _without_outputs(self, inputs: list[Any], labels: list[Any]) -> list[Any]:
         cached = self._cached
@@ -288,7 +277,7 @@ class CacheSource(Source):
         self._given = added[:-1]
         return kept
 
-    def run(self, inputs: Sequence[Tensor], batch: BatchState) -> list[Seen] | None:
+    def _stored(self, inputs: Sequence[Tensor], labels: Labels) -> list[Seen] | None:
         """Return the outputs that came with the batch."""
         given, self._given = self._given, None
         return None if given is None else [Seen(self._cached.outputs_from(given))]

@@ -15,7 +15,6 @@ from paddle.nn import Layer
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.options import BenchOptions
-from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.export.arguments import (
     check_budget_engine,
     check_budget_metric,
@@ -29,6 +28,7 @@ from paddlelite_callbacks.callbacks.export.history import History
 from paddlelite_callbacks.callbacks.export.preflight import Preflight, example_batches
 from paddlelite_callbacks.callbacks.export.record import notes_of, summary_lines
 from paddlelite_callbacks.callbacks.export.run import ExportRun, Trained, trained_before
+from paddlelite_callbacks.callbacks.session import ScopedCallback
 from paddlelite_callbacks.export.metadata import checked_sidecar_options
 from paddlelite_callbacks.export.paddle_program import check_program_format
 from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names

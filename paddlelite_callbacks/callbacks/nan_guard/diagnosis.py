@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +11,14 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.nn.nested import tensors_of
+from paddlelite_callbacks.callbacks.batch_state import BatchState
+from paddlelite_callbacks.nn.nested import tensors_and_arrays, tensors_of
 from paddlelite_callbacks.nn.surgery import broken_tensors
+from paddlelite_callbacks.utils.distributed import several_ranks
 
-__all__ = [
-    "Finding",
-    "broken_state",
-    "host_is_finite",
-    "is_finite",
-    "not_finite",
-    "tensors_and_arrays",
-    "zero_times",
-]
+__all__ = ["Finding", "bad_terms", "broken_state", "cure_for", "explained", "is_finite", "not_finite"]
+
+_SUM = "loss"  # name of the finding where the terms are finite and their weighted sum is not
 
 
 @dataclass(frozen=True)
@@ -57,34 +52,9 @@ def not_finite(name: str, values: Any) -> list[Finding]:
     return found
 
 
-def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
-    """Return the tensors and arrays in ``values``."""
-    items = values if isinstance(values, (list, tuple)) else [values]
-    return [item for item in items if isinstance(item, (Tensor, np.ndarray))]
-
-
-def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return a scalar per floating tensor: 0 if all of it is finite, else NaN.
-
-    Args:
-        tensors: of any type; those of integers are passed over.
-    """
-    return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
-
-
 def is_finite(x: Tensor) -> bool:
     """Return whether every value of ``x`` is finite, in its own type."""
     return not x.is_floating_point() or x.size == 0 or bool(paddle.isfinite(_comparable(x)).all())
-
-
-def host_is_finite(values: Sequence[Any]) -> bool:
-    """Return whether the NumPy arrays among ``values`` are finite.
-
-    Args:
-        values: of a batch; tensors among them are passed over.
-    """
-    arrays = [x for x in values if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
-    return all(math.isfinite(float(x.sum(dtype="float64"))) for x in arrays)
 
 
 def broken_state(name: str, network: Layer) -> list[Finding]:
@@ -111,3 +81,81 @@ def _counted(tensor: Tensor) -> str:
 def _comparable(x: Tensor) -> Tensor:
     x = x.detach()
     return x if x.dtype == paddle.float64 else x.astype("float32")
+
+
+def bad_terms(parts: list[Tensor], batch: BatchState) -> list[Finding]:
+    """Return the terms of the loss that are not finite.
+
+    Args:
+        parts: of the loss.
+        batch: whose loss it is.
+    """
+    terms = dict(batch.terms)
+    if not any(name.startswith("task_loss") for name in terms):
+        for index, part in enumerate(parts):
+            terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
+    bad = [
+        Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
+        for name, (value, what) in terms.items()
+        if not is_finite(value)
+    ]
+    return bad or _overflows(parts, terms)
+
+
+def _overflows(parts: list[Tensor], terms: Mapping[str, tuple[Tensor, str]]) -> list[Finding]:
+    """Return a finding where finite terms sum to a non-finite loss."""
+    if all(is_finite(part) for part in parts):
+        return []
+    finite = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in terms.items())
+    total = sum(_value(part) for part in parts)
+    return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {finite}")]
+
+
+def _value(value: Tensor) -> float:
+    return float(value.astype("float64").sum())
+
+
+def explained(where: str, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
+    """Return what is said of a non-finite loss.
+
+    Args:
+        where: epoch and batch.
+        terms: of `bad_terms`.
+        causes: that were found.
+        broken: those of them that are weights.
+    """
+    what = f"The loss is not finite at {where}: {'; '.join(term.text for term in terms)}."
+    if not terms:
+        elsewhere = not causes and several_ranks()
+        hidden = "it is on another process" if elsewhere else "the loss hides it, since a ReLU turns NaN into 0"
+        what = f"NaN or infinite values at {where}; {hidden}."
+    overflow = [term.name for term in terms] == [_SUM] and not causes
+    nothing = "weights too large for these terms" if overflow else "finite weights, inputs and outputs: the loss itself"
+    traced = "; ".join(cause.text for cause in causes[:6]) or nothing
+    more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
+    return f"{what} It comes from {traced}{more}. {cure_for(causes, broken, overflow=overflow)}"
+
+
+def cure_for(causes: list[Finding], broken: list[Finding], *, overflow: bool = False) -> str:
+    """Return what to do.
+
+    Args:
+        causes: that were found.
+        broken: those of them that are weights.
+        overflow: whether finite terms have an infinite sum.
+    """
+    if broken:
+        return (
+            "An earlier step made these weights so, with a gradient that was not finite: go back to a checkpoint, and "
+            "lower the learning rate or clip gradients (grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))."
+        )
+    first = causes[0].name if causes else ""
+    if overflow:
+        cure = "Lower weight= and task_weight=, or scale the loss"
+    elif first.startswith(("input", "label")):
+        cure = "Clean this batch of the data"
+    elif "teacher" in first:
+        cure = "Check the teacher's weights and that it takes these inputs as they are scaled here"
+    else:
+        cure = "Lower the learning rate, clip gradients, or look for a division or logarithm in the loss"
+    return f"The weights are those before this batch. {cure}; on_nan='skip' leaves such batches out."

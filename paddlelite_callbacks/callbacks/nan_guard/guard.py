@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,25 +14,26 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.batch_state import BatchState
-from paddlelite_callbacks.callbacks.nan_guard.buffer_snapshot import StillBuffers
 from paddlelite_callbacks.callbacks.nan_guard.diagnosis import (
     Finding,
+    bad_terms,
     broken_state,
-    host_is_finite,
+    cure_for,
+    explained,
     is_finite,
     not_finite,
-    tensors_and_arrays,
-    zero_times,
 )
 from paddlelite_callbacks.errors import NonFiniteLossError
 from paddlelite_callbacks.hapi import SkipBatch, prepared_optimizer, skippable_batches
+from paddlelite_callbacks.nn.kinds import running_statistics
+from paddlelite_callbacks.nn.nested import tensors_and_arrays
+from paddlelite_callbacks.quant.quantizers import Switched
 from paddlelite_callbacks.utils.distributed import several_ranks
 
 __all__ = ["FIGURE", "ON_NAN", "NaNGuard", "agreed_policy", "checked_policy"]
 
 _log = logging.getLogger(__name__)
 FIGURE = "skipped_batches"
-_SUM = "loss"  # name of the finding where the terms are finite and their weighted sum is not
 _SPOKEN = 3  # skips that are logged one by one
 
 
@@ -63,6 +64,7 @@ class NaNGuard:
         self._others: dict[str, Layer] = {}
         self._probes: list[Tensor] = []
         self._buffers = StillBuffers()
+        self._several_ranks = False
 
     def watch(self, name: str, network: Layer, *, trained: bool = True) -> None:
         """Include ``network`` in diagnoses; restore the statistics of a trained one."""
@@ -91,7 +93,7 @@ class NaNGuard:
             return
         raise NonFiniteLossError(
             f"Weights are not finite at the end of epoch {self.epoch} (counted from 0): "
-            f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {_remedy(broken, broken)}",
+            f"{'; '.join(found.text for found in broken[:6])} ({len(broken)} in all). {cure_for(broken, broken)}",
             epoch=self.epoch,
             batch=max(self.batch - 1, 0),
             terms=[],
@@ -115,6 +117,7 @@ class NaNGuard:
         if self.policy == "ignore":
             yield
             return
+        self._several_ranks = several_ranks()
         self._buffers.follow(self.model.network)
         self._check_weights_finite()
         with skippable_batches(self.model, before=lambda *_: self._buffers.keep(), skipped=skipped):
@@ -148,7 +151,7 @@ class NaNGuard:
     def _finite(self, parts: list[Tensor], batch: BatchState) -> bool:
         """Return whether the batch is finite, equally on all ranks."""
         good = math.isfinite(float(self._sum(parts, batch))) or self._each_finite(parts, batch)
-        if several_ranks():
+        if self._several_ranks:
             flag = paddle.to_tensor([float(good)], dtype="float32")
             paddle.distributed.all_reduce(flag, op=paddle.distributed.ReduceOp.MIN)
             return bool(float(flag) > 0)
@@ -183,7 +186,7 @@ class NaNGuard:
         moved = self._moved()
         self._buffers.put_back()
         broken = [found for name, network in self._networks.items() for found in broken_state(name, network)]
-        terms = _bad_terms(parts, batch)
+        terms = bad_terms(parts, batch)
         still = [found for name, network in self._others.items() for found in broken_state(name, network)]
         seen = [found for name, values in batch.sources().items() for found in not_finite(name, values)]
         causes = [*broken, *still, *seen]
@@ -191,7 +194,8 @@ class NaNGuard:
             causes += not_finite("the network's output", list(outputs))
         causes = causes or moved
         batch.clear()
-        message = self._message(terms, causes, broken)
+        where = f"epoch {self.epoch}, batch {self.batch} (both counted from 0)"
+        message = explained(where, terms, causes, broken)
         if self.policy == "raise" or broken:
             prepared_optimizer(self.model).clear_grad()
             raise NonFiniteLossError(message, epoch=self.epoch, batch=self.batch, terms=[term.name for term in terms])
@@ -212,64 +216,95 @@ class NaNGuard:
         ]
         return [found for name, tensor in named for found in not_finite(name, tensor)]
 
-    def _message(self, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
-        where = f"epoch {self.epoch}, batch {self.batch} (both counted from 0)"
-        what = f"The loss is not finite at {where}: {'; '.join(term.text for term in terms)}."
-        if not terms:
-            elsewhere = not causes and several_ranks()
-            hidden = "it is on another process" if elsewhere else "the loss hides it, since a ReLU turns NaN into 0"
-            what = f"NaN or infinite values at {where}; {hidden}."
-        overflow = [term.name for term in terms] == [_SUM] and not causes
-        nothing = (
-            "weights too large for these terms" if overflow else "finite weights, inputs and outputs: the loss itself"
-        )
-        traced = "; ".join(cause.text for cause in causes[:6]) or nothing
-        more = f" and {len(causes) - 6} more" if len(causes) > 6 else ""
-        return f"{what} It comes from {traced}{more}. {_remedy(causes, broken, overflow=overflow)}"
+
+class StillBuffers:
+    """Snapshot of buffers and batch-norm statistics, one concatenation a batch.
+
+    The grid of a quantiser belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
+    but not probed. A buffer that holds no memory yet (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
+    fills) is passed over until it does.
+    """
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, dict[int, Tensor]] = {}
+        self._others: dict[int, Tensor] = {}
+        self._infinite: dict[int, Tensor] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._joined: list[tuple[list[Tensor], Tensor]] = []
+
+    def follow(self, network: Layer) -> None:
+        """Add the buffers of ``network``."""
+        for layer in network.sublayers(include_self=True):
+            if isinstance(layer, Switched):
+                continue
+            for buffer in [*layer.buffers(include_sublayers=False), *running_statistics(layer)]:
+                if _is_infinite(buffer):
+                    self._infinite[id(buffer)] = buffer
+                elif len(buffer.shape) == 1:
+                    self._vectors.setdefault(str(buffer.dtype), {})[id(buffer)] = buffer
+                else:
+                    self._others[id(buffer)] = buffer
+
+    @paddle.no_grad()
+    def keep(self) -> None:
+        """Copy the buffers."""
+        groups = self._filled_vectors()
+        self._joined = [(group, paddle.concat(group)) for group in groups]
+        others = _filled([*self._others.values(), *self._infinite.values()])
+        self._kept = [(buffer, buffer.detach().clone()) for buffer in others]
+
+    @paddle.no_grad()
+    def probes(self) -> list[Tensor]:
+        """Return scalars that are NaN where a finite buffer became non-finite, else 0."""
+        held = [paddle.concat(group) for group in self._filled_vectors()]
+        others = _filled(self._others.values())
+        return [x.astype("float32").sum() * 0 for x in [*held, *others] if x.is_floating_point()]
+
+    @paddle.no_grad()
+    def broken(self) -> list[Tensor]:
+        """Return the buffers that became non-finite."""
+        held = [*(x for group in self._vectors.values() for x in group.values()), *self._others.values()]
+        return [x for x in held if x.is_floating_point() and x.size and not bool(paddle.isfinite(x).all())]
+
+    @paddle.no_grad()
+    def put_back(self) -> None:
+        """Restore the buffers of the last `keep`."""
+        for group, joined in self._joined:
+            for buffer, value in zip(group, paddle.split(joined, [b.shape[0] for b in group]), strict=True):
+                buffer.set_value(value)
+        for buffer, value in self._kept:
+            buffer.set_value(value)
+
+    def _filled_vectors(self) -> list[list[Tensor]]:
+        groups = [_filled(group.values()) for group in self._vectors.values()]
+        return [group for group in groups if group]
 
 
-def _bad_terms(parts: list[Tensor], batch: BatchState) -> list[Finding]:
-    terms = dict(batch.terms)
-    if not any(name.startswith("task_loss") for name in terms):
-        for index, part in enumerate(parts):
-            terms[f"task_loss[{index}]" if len(parts) > 1 else "task_loss"] = (part, "")
-    bad = [
-        Finding(name, f"{name} is {_value(value)}{f' ({what})' if what else ''}")
-        for name, (value, what) in terms.items()
-        if not is_finite(value)
-    ]
-    return bad or _overflows(parts, terms)
+def _filled(buffers: Iterable[Tensor]) -> list[Tensor]:
+    return [buffer for buffer in buffers if buffer._is_initialized()]
 
 
-def _overflows(parts: list[Tensor], terms: Mapping[str, tuple[Tensor, str]]) -> list[Finding]:
-    """Return a finding where finite terms sum to a non-finite loss."""
-    if all(is_finite(part) for part in parts):
-        return []
-    finite = " and ".join(f"{name} {_value(value):g}" for name, (value, _) in terms.items())
-    total = sum(_value(part) for part in parts)
-    return [Finding(_SUM, f"{_SUM} is {total}, the weighted sum of the finite {finite}")]
+def _is_infinite(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and bool(paddle.isinf(buffer.detach().astype("float32")).any())
 
 
-def _value(value: Tensor) -> float:
-    return float(value.astype("float64").sum())
+def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a scalar per floating tensor: 0 if all of it is finite, else NaN.
+
+    Args:
+        tensors: of any type; those of integers are passed over.
+    """
+    return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
 
 
-def _remedy(causes: list[Finding], broken: list[Finding], *, overflow: bool = False) -> str:
-    if broken:
-        return (
-            "An earlier step made these weights so, with a gradient that was not finite: go back to a checkpoint, and "
-            "lower the learning rate or clip gradients (grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))."
-        )
-    first = causes[0].name if causes else ""
-    if overflow:
-        cure = "Lower weight= and task_weight=, or scale the loss"
-    elif first.startswith(("input", "label")):
-        cure = "Clean this batch of the data"
-    elif "teacher" in first:
-        cure = "Check the teacher's weights and that it takes these inputs as they are scaled here"
-    else:
-        cure = "Lower the learning rate, clip gradients, or look for a division or logarithm in the loss"
-    return f"The weights are those before this batch. {cure}; on_nan='skip' leaves such batches out."
+def host_is_finite(values: Sequence[Any]) -> bool:
+    """Return whether the NumPy arrays among ``values`` are finite.
+
+    Args:
+        values: of a batch; tensors among them are passed over.
+    """
+    arrays = [x for x in values if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+    return all(math.isfinite(float(x.sum(dtype="float64"))) for x in arrays)
 
 
 ON_NAN = ("raise", "skip", "ignore")

@@ -12,9 +12,9 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
-from paddlelite_callbacks.callbacks.base import ScopedCallback
 from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
 from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis, diagnose, score_of
+from paddlelite_callbacks.callbacks.session import ScopedCallback
 from paddlelite_callbacks.hapi import (
     amp_level,
     check_data,

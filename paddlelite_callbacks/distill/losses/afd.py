@@ -9,8 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.nn import Layer, LayerList, Linear
 
-from paddlelite_callbacks.distill.losses.features import attention_map
-from paddlelite_callbacks.distill.projection import resized
+from paddlelite_callbacks.distill.losses.features import attention_map, resized
 
 __all__ = ["AttentionFeatureLoss"]
 

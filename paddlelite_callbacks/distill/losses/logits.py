@@ -10,6 +10,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from paddlelite_callbacks.nn.nested import check_same_shape
+
 __all__ = [
     "DistillLoss",
     "bce",
@@ -23,7 +25,6 @@ __all__ = [
     "l1",
     "loss_for_task",
     "mse",
-    "same_shape",
     "smooth_l1",
 ]
 
@@ -83,7 +84,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     return F.mse_loss(student, teacher.detach())
 
 
@@ -97,7 +98,7 @@ def l1(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     return F.l1_loss(student, teacher.detach())
 
 
@@ -112,7 +113,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
     Raises:
         ValueError: the shapes differ, or ``delta`` is not positive.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     if delta <= 0:
         raise ValueError(f"delta must be positive, got {delta}: leave it out for 1, the usual Huber loss.")
     return F.smooth_l1_loss(student, teacher.detach(), delta=delta)
@@ -163,7 +164,7 @@ def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
 
 
 def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axis: int) -> tuple[Tensor, Tensor]:
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     check_temperature(temperature)
     log_p = F.log_softmax(student / temperature, axis=axis)
     log_q = F.log_softmax(teacher.detach() / temperature, axis=axis)
@@ -173,27 +174,6 @@ def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axi
 def _kl(log_a: Tensor, log_b: Tensor, axis: int) -> Tensor:
     """``KL(a ‖ b)``: sum over the axis of the classes, mean over the others."""
     return (log_a.exp() * (log_a - log_b)).sum(axis=axis).mean()
-
-
-def same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Refuse a pair of different shapes.
-
-    Args:
-        student: what the student gives.
-        teacher: what the teacher gives.
-
-    Raises:
-        TypeError: one of them is no tensor.
-        ValueError: names both shapes.
-    """
-    for who, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
-    if list(student.shape) != list(teacher.shape):
-        raise ValueError(
-            f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
-            "shape: give both the same number of classes or outputs, or distil with a callable that bridges them."
-        )
 
 
 def check_temperature(temperature: float) -> None:
@@ -248,7 +228,7 @@ def bce(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor
     Raises:
         ValueError: the shapes differ, or ``temperature`` is not positive.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     check_temperature(temperature)
     s, t = student / temperature, teacher.detach() / temperature
     q = F.sigmoid(t)
@@ -293,7 +273,7 @@ def dkd(
     Raises:
         ValueError: shapes that do not fit, or ``temperature`` is not positive.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     check_temperature(temperature)
     axis = class_axis(student.shape, axis)
     target, labelled = _target_classes(label, list(student.shape), axis, ignore_index)
@@ -356,7 +336,7 @@ def dist(
     Raises:
         ValueError: the shapes differ or are not ``[N, C]``, or ``temperature`` is not positive.
     """
-    same_shape(student, teacher)
+    check_same_shape(student, teacher)
     check_temperature(temperature)
     class_axis(student.shape)
     if student.ndim != 2:

@@ -22,7 +22,7 @@ from paddlelite_callbacks import (
     PACTQuantCallback,
     prepare_pact_,
 )
-from paddlelite_callbacks.distill.projection import Projection
+from paddlelite_callbacks.distill.losses.features import Projection
 from paddlelite_callbacks.distill.resolve import expanded
 
 
