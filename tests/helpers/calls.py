@@ -323,6 +323,7 @@ def small_parts(folder, watch):
         rename_tensors(graph, {"x": "z"})
         plain_signature_(other, 1)
         resize.differ_in_size([1, 2, 4, 4], [1, 2, 8, 8])
+        resize.resized_like(x, [1, 2, 8, 8], "nearest")
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])
