@@ -34,12 +34,12 @@ from sklearn.datasets import load_digits  # noqa: E402
 
 from paddlelite_callbacks import (  # noqa: E402
     BackboneSwap,
+    BenchOptions,
     Budget,
     DistillCallback,
     ExportBenchCallback,
     PACTQuantCallback,
 )
-from paddlelite_callbacks.benchmark.options import BenchOptions  # noqa: E402
 from paddlelite_callbacks.errors import ExportError  # noqa: E402
 from paddlelite_callbacks.report.record import Record  # noqa: E402
 from paddlelite_callbacks.report.retime import timed_together  # noqa: E402
@@ -150,8 +150,10 @@ class Ladder:
         optimizer = paddle.optimizer.AdamW(schedule, parameters=network.parameters(), weight_decay=1e-3)
         model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy())
         export = ExportBenchCallback(
-            self.folder, name=name, budget=self.budget, engines=self.options.engines,
-            warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=False, roofline=False,
+            self.folder, name=name, engines=self.options.engines, budget=self.budget,
+            benchmark=BenchOptions(
+                warmup=self.options.warmup, repeats=self.options.repeats, peak_memory=False, roofline=False
+            ),
         )  # fmt: skip
         log = TrainingLog(self.folder / "logs" / f"{name}.jsonl")
         try:

@@ -33,9 +33,11 @@ from PIL import Image, ImageDraw, ImageOps  # noqa: E402
 
 from paddlelite_callbacks import (  # noqa: E402
     BackboneSwap,
+    BenchOptions,
     Budget,
     DistillCallback,
     ExportBenchCallback,
+    ExportOptions,
     PACTQuantCallback,
 )
 from paddlelite_callbacks.errors import ExportError  # noqa: E402
@@ -186,8 +188,11 @@ def run(options: argparse.Namespace) -> list[str]:
         rate = paddle.optimizer.lr.CosineAnnealingDecay(options.rate, steps)
         optimizer = paddle.optimizer.AdamW(rate, parameters=network.parameters(), weight_decay=1e-4)
         model.prepare(optimizer, loss, paddle.metric.Accuracy())
-        bench = {"warmup": 2, "repeats": 5, "peak_memory": False, "roofline": False} if options.quick else {}
-        export = ExportBenchCallback(out, name=name, budget=budget, sidecar=sidecar, **bench)
+        quick = BenchOptions(warmup=2, repeats=5, peak_memory=False, roofline=False)
+        export = ExportBenchCallback(
+            out, name=name, budget=budget, export=ExportOptions(sidecar=sidecar),
+            benchmark=quick if options.quick else None,
+        )  # fmt: skip
         try:
             model.fit(
                 *data, batch_size=options.batch_size, epochs=epochs, num_workers=options.workers, verbose=1,

@@ -8,7 +8,8 @@ What is wanted, and the name for it:
 - int8: `PACTQuantCallback`, with `AdvancedPACTOptions` or a `PACTConfig`; `prepare_pact_` before a checkpoint of a
   quantised network is loaded; `ptq_int8` without training;
 - an installation and a machine that fit: `doctor`;
-- files that are checked and timed: `ExportBenchCallback`, with a `Budget` to keep;
+- files that are checked and timed: `ExportBenchCallback`, with `ExportOptions`, `BenchOptions`, and a `Budget` to
+  keep;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
 The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.backbone.catalogue import list_backbones
     from paddlelite_callbacks.backbone.swap import BackboneSwap
     from paddlelite_callbacks.benchmark.doctor import doctor
+    from paddlelite_callbacks.benchmark.options import BenchOptions
     from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
     from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
+    from paddlelite_callbacks.callbacks.export.options import ExportOptions
     from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
     from paddlelite_callbacks.distill.cache import cache_teacher
     from paddlelite_callbacks.distill.ema import EMATeacher
@@ -51,11 +54,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AdvancedPACTOptions",
     "BackboneSwap",
+    "BenchOptions",
     "Budget",
     "DistillCallback",
     "EMATeacher",
     "ExportBenchCallback",
     "ExportError",
+    "ExportOptions",
     "FeatureTerm",
     "GateError",
     "MissingDependencyError",
@@ -76,11 +81,13 @@ __all__ = [
 _HOMES = {
     "AdvancedPACTOptions": "quant.config",
     "BackboneSwap": "backbone.swap",
+    "BenchOptions": "benchmark.options",
     "Budget": "report.gate",
     "DistillCallback": "callbacks.distill.callback",
     "EMATeacher": "distill.ema",
     "ExportBenchCallback": "callbacks.export.callback",
     "ExportError": "errors",
+    "ExportOptions": "callbacks.export.options",
     "FeatureTerm": "distill.terms",
     "GateError": "report.gate",
     "MissingDependencyError": "errors",

@@ -29,8 +29,10 @@ from paddle import nn
 from training import Recipe, accuracy, fit, save_weights
 
 from paddlelite_callbacks import (
+    BenchOptions,
     DistillCallback,
     ExportBenchCallback,
+    ExportOptions,
     PACTConfig,
     PACTQuantCallback,
     __version__,
@@ -216,8 +218,8 @@ def exported(
 ) -> tuple[Record, dict[str, float | str]]:
     """Export a network, and measure each of its files on each engine that reads it."""
     export = ExportBenchCallback(
-        folder, name="files", engines=flags.engines, warmup=1, repeats=3, peak_memory=False, roofline=False,
-        report=False,
+        folder, name="files", engines=flags.engines, export=ExportOptions(report=False),
+        benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False),
     )  # fmt: skip
     record = export.export(network, normalized(test.images[:32]))
     if record is None:

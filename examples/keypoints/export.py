@@ -14,7 +14,7 @@ import paddle
 from layouts import LAYOUTS
 from settings import NETWORKS, SETTINGS, add_data_flags, datasets, hapi_model, load_weights, metric_of, network
 
-from paddlelite_callbacks import Budget, ExportBenchCallback
+from paddlelite_callbacks import BenchOptions, Budget, ExportBenchCallback, ExportOptions
 from paddlelite_callbacks.errors import ExportError
 
 
@@ -54,10 +54,10 @@ def main(flags: argparse.Namespace) -> None:
     export = ExportBenchCallback(
         flags.out,
         name="exported",
-        input_spec=[paddle.static.InputSpec([None, 3, *settings.size], "float32", "x")],
-        threads=flags.threads,
         eval_data=data,
         budget=Budget(**limits) if limits else None,
+        export=ExportOptions(input_spec=[paddle.static.InputSpec([None, 3, *settings.size], "float32", "x")]),
+        benchmark=BenchOptions(threads=flags.threads),
     )
     try:
         export.export(model, images)

@@ -13,8 +13,7 @@ from evaluate import ap_of_files
 from ladder_picture import draw_files
 from settings import load_weights, network
 
-from paddlelite_callbacks import ExportBenchCallback
-from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks import BenchOptions, ExportBenchCallback, ExportOptions
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import Record, read_records
 from paddlelite_callbacks.report.retime import append_joint_timing, timed_together
@@ -52,11 +51,9 @@ def bench_of(label: str, flags: argparse.Namespace) -> ExportBenchCallback:
         flags.out,
         name=label,
         engines=flags.engines,
-        repeats=3,  # the rows are timed against each other at the end
-        warmup=1,
-        peak_memory=False,
-        roofline=False,
-        report=False,
+        export=ExportOptions(report=False),
+        # the rows are timed against each other at the end
+        benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False),
     )
 
 

@@ -19,20 +19,23 @@ class BenchOptions:
     """How files are timed.
 
     Args:
-        engines: names from `ENGINES`; ``None`` for all.
+        engines: some of ``"paddle"``, ``"paddle-onednn"``, ``"onnxruntime"``, ``"openvino"``; ``None`` for all.
         threads: CPU threads of each engine, at least 1; of a list every one, the first being the one that counts.
         batch_size: images a call, at least 1; of a list every one, the first being the one that counts.
         warmup: calls not counted, at least 0.
         repeats: calls counted, at least 1.
-        max_warmup: up to so many calls are not counted while their times still change, see `measure_latency`;
-            ``None`` for five times ``warmup``.
+        max_warmup: calls not counted at most, while their times still change; ``None`` for five times ``warmup``.
         atol: a check's absolute tolerance, in units of the output.
         rtol: a check's tolerance relative to the largest output.
-        peak_memory: whether to measure load time and peak memory, in a child process per file and engine.
-        roofline: whether to measure this machine's fastest matrix product, in a child process.
+        peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
+        roofline: whether to measure this machine's fastest matrix product (2 s a process).
 
     Raises:
+        TypeError: a switch that is no bool.
         ValueError: an unknown engine, or a number out of range.
+
+    Example:
+        >>> ExportBenchCallback("out", benchmark=BenchOptions(threads=[1, 4], repeats=100))  # doctest: +SKIP
     """
 
     engines: Sequence[str] | None = None
@@ -43,8 +46,8 @@ class BenchOptions:
     max_warmup: int | None = None
     atol: float = 1e-4
     rtol: float = 1e-3
-    peak_memory: bool = False
-    roofline: bool = False
+    peak_memory: bool = True
+    roofline: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.engines, str):
@@ -67,6 +70,9 @@ class BenchOptions:
                     f"{name} must be a whole number of at least {least}, got {given!r}{several}: leave it out for "
                     f"{type(self).__dataclass_fields__[name].default}."
                 )
+        for name in ("peak_memory", "roofline"):
+            if not isinstance(switch := getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {switch!r}: leave it out for True.")
 
     def chosen(self) -> list[Engine]:
         """Return the engines asked for, present or not."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "budget_of", "stored_budget"]
 
 
 class _Unasked(float):
@@ -132,6 +134,38 @@ class Budget:
             )
         if self.judges_drop and self.relative and self.baseline == 0:
             raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")
+
+
+def stored_budget(budget: Budget) -> dict[str, Any]:
+    """Return ``budget`` as records hold it.
+
+    Args:
+        budget: of the gate.
+    """
+    held = asdict(budget)
+    del held["mode"]
+    return {**held, "higher_is_better": not budget.is_lower_better}
+
+
+def budget_of(stored: Mapping[str, Any]) -> Budget:
+    """Return the budget that a record holds; fields of other versions are left out.
+
+    Args:
+        stored: made by `stored_budget`.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: a value that `Budget` refuses.
+    """
+    known = {field.name for field in fields(Budget)}
+    kept = {key: value for key, value in stored.items() if key in known}
+    if kept.get("baseline") is None and kept.get("metric_drop") is not None:
+        del kept["metric_drop"]  # the default, which a record holds like a given one
+        if kept.get("metric") is not None and kept.get("metric_limit") is None:
+            kept["metric_drop"] = None  # of an older version, which judged no metric then
+    if stored.get("higher_is_better") is False:
+        kept["mode"] = "min"
+    return Budget(**kept)
 
 
 def _finite(value: object) -> bool:

@@ -9,9 +9,8 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from paddlelite_callbacks.errors import MissingDependencyError
 from paddlelite_callbacks.report.blocks import (
@@ -20,8 +19,8 @@ from paddlelite_callbacks.report.blocks import (
     Paragraph,
     one_line,
 )
+from paddlelite_callbacks.report.budget import Budget, budget_of
 from paddlelite_callbacks.report.curves import curves_png
-from paddlelite_callbacks.report.gate import Budget
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.ladder_table import ladder_markdown
 from paddlelite_callbacks.report.markdown import markdown
@@ -147,7 +146,7 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
         if not isinstance(given, dict):
             continue
         try:
-            return _budget(given)
+            return budget_of(given)
         except (ValueError, TypeError) as error:
             _log.warning("The budget in the record %r is left out: %s", one_line(record.name), one_line(error))
     return None
@@ -176,16 +175,6 @@ def with_unique_names(records: Sequence[Record]) -> list[Record]:
         # a later run of the same name wrote over these files, which the check points find by their checksums
         named.append(record if number == 1 else replace(record, name=f"{record.name} ({number})"))
     return named
-
-
-def _budget(given: dict[str, Any]) -> Budget:
-    known = {field.name for field in fields(Budget)}
-    kept = {key: value for key, value in given.items() if key in known}
-    if kept.get("baseline") is None and kept.get("metric_drop") is not None:
-        del kept["metric_drop"]  # the default, which a record holds like a given one
-        if kept.get("metric") is not None and kept.get("metric_limit") is None:
-            kept["metric_drop"] = None  # of an older version, which judged no metric then
-    return Budget(**kept)
 
 
 def _pictures(

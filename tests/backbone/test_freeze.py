@@ -12,7 +12,7 @@ from paddle import nn
 from swap_nets import SIZE, SPEC, Pose, Scenes, mask_loss
 from toy import TinyNet, weights_of
 
-from paddlelite_callbacks import BackboneSwap, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.nn.surgery import freeze_norm_
 
@@ -136,7 +136,9 @@ def test_what_is_frozen_survives_saving_loading_and_copying(options, tmp_path):
 def test_what_is_frozen_survives_quantisation_and_export(tmp_path):
     network = swapped(freeze_norm=True, freeze_stages=2)
     still = norm_keys(network) | {key for key in weights_of(network) if key.startswith(STAGES)}
-    export = ExportBenchCallback(tmp_path, name="net", engines=["paddle"], warmup=1, repeats=2, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path, name="net", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+    )
     moved = trained(network, PACTQuantCallback(), export)
     assert not moved & still
     assert {key for key in weights_of(network) if key not in still and "quanter" not in key} == moved

@@ -15,7 +15,7 @@ from paddle.static import InputSpec
 from swap_nets import CHANNELS, SIZE, SPEC, Detector, Pose, Scenes, Segmenter, Stages, mask_loss
 from toy import TinyNet, equal_weights, weights_of
 
-from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback
 from paddlelite_callbacks.backbone import registry as sources
 
 KINDS = [
@@ -41,7 +41,9 @@ def test_swapped_trained_and_exported(network, strides, channels, name, taps, tm
     model.prepare(paddle.optimizer.Adam(0.01, parameters=network.parameters()), mask_loss)
     before = weights_of(network)
     losses = Losses()
-    export = ExportBenchCallback(tmp_path, name="light", engines=["paddle"], warmup=1, repeats=2, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path, name="light", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+    )
     model.fit(data, batch_size=4, epochs=6, shuffle=False, verbose=0, callbacks=[losses, export])
     assert losses.of_epoch[-1] < 0.8 * losses.of_epoch[0]
     still = [key for key, value in weights_of(network).items() if np.array_equal(value, before[key])]

@@ -10,7 +10,7 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback
 
 SPEC = [InputSpec([None, 3, 32, 32], name="x")]
 
@@ -29,7 +29,10 @@ def test_the_head_has_as_many_classes(name):
 @needs("paddleclas")
 def test_trained_and_exported(tmp_path):
     light = BackboneSwap("PPLCNet_x0_25", options={"stride_list": [1, 1, 2, 2, 2]})(TinyNet(), SPEC)
-    model, export = hapi_model(light), ExportBenchCallback(tmp_path, engines=["paddle"], repeats=2, verbose=0)
+    model, export = (
+        hapi_model(light),
+        ExportBenchCallback(tmp_path, engines=["paddle"], verbose=0, benchmark=BenchOptions(repeats=2)),
+    )
     fit(model, [export], data=Images(16, size=32), epochs=2)
     assert [check.passed for check in export.record.checks] == [True]
     assert export.record.checks[0].top1_agreement == 1.0

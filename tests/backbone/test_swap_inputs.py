@@ -13,7 +13,7 @@ from paddle.static import InputSpec
 from swap_nets import SIZE, SPEC, Stages
 from toy import equal_weights, weights_of
 
-from paddlelite_callbacks import BackboneSwap, ExportBenchCallback
+from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback
 from paddlelite_callbacks.backbone.features import find_taps
 from paddlelite_callbacks.backbone.image import image_place
 from paddlelite_callbacks.backbone.registry import build
@@ -109,7 +109,9 @@ def test_trained_exported_and_summed_up(kind, tmp_path):
     model, before = paddle.Model(network), weights_of(network)
     model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), nn.CrossEntropyLoss(axis=1))
     labels = paddle.randint(0, 2, [4, SIZE // 8, SIZE // 8])
-    export = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], warmup=0, repeats=2, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path, name="n", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=0, repeats=2)
+    )
     data = paddle.io.TensorDataset([paddle.rand([4, *IMAGE[1:]]), labels])
     model.fit(data, batch_size=2, verbose=0, callbacks=[export])
     assert [check.passed for check in export.record.checks] == [True]

@@ -12,7 +12,7 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import weights_of
 
-from paddlelite_callbacks import BackboneSwap, ExportBenchCallback, list_backbones
+from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback, list_backbones
 from paddlelite_callbacks.backbone.catalogue import Backbone, BackboneMap, _backbone, render_table
 from paddlelite_callbacks.backbone.features import find_taps
 from paddlelite_callbacks.backbone.registry import build, trunk_end
@@ -107,7 +107,9 @@ def test_a_recogniser_gets_a_light_backbone_and_trains(taps, tmp_path):
     model, before = paddle.Model(network), weights_of(network)
     model.prepare(paddle.optimizer.Adam(0.01, parameters=network.parameters()), nn.CrossEntropyLoss())
     data = paddle.io.TensorDataset([paddle.rand([8, 3, 32, 96]), paddle.randint(0, 5, [8, 48])])
-    export = ExportBenchCallback(tmp_path, name="r", engines=["paddle"], warmup=0, repeats=2, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path, name="r", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=0, repeats=2)
+    )
     model.fit(data, batch_size=4, verbose=0, callbacks=[export])
     assert [check.passed for check in export.record.checks] == [True]
     assert not [key for key, value in weights_of(network).items() if np.array_equal(value, before[key])]

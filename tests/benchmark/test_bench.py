@@ -84,7 +84,9 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     x = Images(4).images
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     expected = {"fp32": Reference([np.zeros([4, 4])])}
-    checks, latencies = checked_and_timed([program], [x], expected, BenchOptions(warmup=0, repeats=2))
+    checks, latencies = checked_and_timed(
+        [program], [x], expected, BenchOptions(warmup=0, repeats=2, peak_memory=False, roofline=False)
+    )
     rows = {row.engine: row for row in latencies}
     assert list(rows) == ["paddle", "paddle-onednn", "onnxruntime", "openvino"]
     assert rows["paddle"].p50_ms > 0
@@ -92,7 +94,7 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
     assert rows["openvino"].error == "no-such-package not installed: pip install 'paddlelite_callbacks[deploy]'"
     assert [check.passed for check in checks] == [False, False]  # zeros are not what it computes
     program.files[1].write_bytes(b"torn")
-    options = BenchOptions(engines=["paddle"], warmup=0, repeats=1)
+    options = BenchOptions(engines=["paddle"], warmup=0, repeats=1, peak_memory=False, roofline=False)
     checks, latencies = checked_and_timed([program], [x], expected, options)
     assert not checks
     assert latencies[0].error.startswith("EngineError: ")

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
@@ -44,14 +45,16 @@ def everything(tmp_path_factory):
 
     callback = ExportBenchCallback(
         folder,
-        name="all",
-        which="best",
-        monitor="loss",
-        mode="max",  # the worst epoch, so that it is not the last
-        fp16=True,
-        sidecar={"preprocess": {"mean": np.float32([0.5])}, "labels": ["a", "b", "c", "\u732b"]},
-        budget=Budget(metric="acc", baseline=1.0, metric_drop=0.9),
-        **FAST,
+        **grouped(
+            name="all",
+            which="best",
+            monitor="loss",
+            mode="max",
+            fp16=True,
+            sidecar={"preprocess": {"mean": np.float32([0.5])}, "labels": ["a", "b", "c", "\u732b"]},
+            budget=Budget(metric="acc", baseline=1.0, metric_drop=0.9),
+            **FAST,
+        ),
     )
     fit(model, [callback, Keep()], epochs=5)
     return folder, callback, model, states
@@ -156,7 +159,8 @@ def test_the_gate_judges_every_engine_by_its_own_file(everything):
 @needs("paddle2onnx")
 def test_a_fixed_batch_and_lists(tmp_path):
     callback = ExportBenchCallback(
-        tmp_path, name="n", dynamic_batch=False, batch_size=[3, 1], threads=[1, 2], engines=["onnxruntime"], **FAST
+        tmp_path,
+        **grouped(name="n", dynamic_batch=False, batch_size=[3, 1], threads=[1, 2], engines=["onnxruntime"], **FAST),
     )
     fit(hapi_model(), [callback])
     assert onnxruntime.InferenceSession(str(tmp_path / "n" / "model.onnx")).get_inputs()[0].shape == [3, 3, 8, 8]
@@ -169,7 +173,7 @@ def test_a_fixed_batch_and_lists(tmp_path):
 
 def test_the_gate_ends_the_process_once_all_is_written(tmp_path, capsys):
     callback = ExportBenchCallback(
-        tmp_path, name="n", engines=["paddle"], gate="fail", budget=Budget(size_mb=1e-6), **FAST
+        tmp_path, **grouped(name="n", engines=["paddle"], gate="fail", budget=Budget(size_mb=1e-6), **FAST)
     )
     with pytest.raises(GateError) as error:
         fit(hapi_model(), [callback])
@@ -195,7 +199,7 @@ def test_the_gate_ends_the_process_once_all_is_written(tmp_path, capsys):
 )
 def test_wrong_options(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        ExportBenchCallback(tmp_path, **options)
+        ExportBenchCallback(tmp_path, **grouped(**options))
 
 
 def test_other_evaluation_data_none_and_data_that_fails(tmp_path):
@@ -204,7 +208,7 @@ def test_other_evaluation_data_none_and_data_that_fails(tmp_path):
             raise RuntimeError("disk gone")
 
     def record_with(data, **options):
-        callback = ExportBenchCallback(tmp_path, engines=["paddle"], eval_data=data, **FAST)
+        callback = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], eval_data=data, **FAST))
         model = hapi_model(**options)
         fit(model, [callback], evaluate=False)
         return callback.record, model
@@ -222,8 +226,8 @@ def test_other_evaluation_data_none_and_data_that_fails(tmp_path):
 
 def test_a_wrong_monitor_and_a_fit_without_evaluation(tmp_path):
     with pytest.raises(ValueError, match=r"monitor='f1' is none of the evaluation's figures \['acc', 'loss'\]"):
-        fit(hapi_model(), [ExportBenchCallback(tmp_path, which="best", monitor="f1", **FAST)])
-    callback = ExportBenchCallback(tmp_path, which="best", engines=["paddle"], **FAST)
+        fit(hapi_model(), [ExportBenchCallback(tmp_path, **grouped(which="best", monitor="f1", **FAST))])
+    callback = ExportBenchCallback(tmp_path, **grouped(which="best", engines=["paddle"], **FAST))
     fit(hapi_model(), [callback], evaluate=False)
     assert "found no evaluation" in callback.record.notes[-1]
 
@@ -268,7 +272,7 @@ def test_parts_that_only_training_uses_are_in_no_file(tmp_path):
             out = super().forward(x)
             return out + 0 * self.aux(out).sum() if self.training else out
 
-    callback = ExportBenchCallback(tmp_path, name="n", **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))
     fit(hapi_model(Auxiliary()), [callback])
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "n").iterdir()}
     assert sizes.pop("model.pdparams") > 2_000_000  # the trained weights, with all that training goes on from

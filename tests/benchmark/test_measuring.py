@@ -98,7 +98,7 @@ def test_order_changes_and_untimed_calls_go_in_front():
 
 @needs("paddle2onnx")
 def test_every_setting_has_its_rows_and_the_first_one_counts(network, files):
-    options = BenchOptions(threads=[1, 2], batch_size=(2, 5), warmup=1, repeats=3)
+    options = BenchOptions(threads=[1, 2], batch_size=(2, 5), warmup=1, repeats=3, peak_memory=False, roofline=False)
     x = [Images(4).images]
     loaded = load_files(files, x, references(network, x), options)
     rows = time_files(loaded, x, options, macs=1000, verbose=0).latencies
@@ -116,7 +116,7 @@ def test_a_file_of_a_fixed_batch(network, tmp_path):
     program = export_paddle(network, tmp_path, input_spec=[InputSpec([3, 3, 8, 8], name="x")])
     made = [program, export_onnx(program, tmp_path / "model.onnx")]
     x = [Images(8).images]
-    options = BenchOptions(batch_size=[3, 1], warmup=0, repeats=1)
+    options = BenchOptions(batch_size=[3, 1], warmup=0, repeats=1, peak_memory=False, roofline=False)
     loaded = load_files(made, x, references(network, x), options, rows=3)  # 8 rows: 3 + 3 + 2 filled up
     assert all(check.passed for check in loaded.checks)
     assert len(loaded.checks) == 4
@@ -194,7 +194,7 @@ def test_nothing_of_the_process_is_disturbed(network, tmp_path):
     before = state()
     tmp_path.joinpath("f").mkdir()
     spec = [InputSpec([None, 3, 8, 8], name="x")]
-    options = BenchOptions(threads=2, warmup=0, repeats=1)
+    options = BenchOptions(threads=2, warmup=0, repeats=1, peak_memory=False, roofline=False)
     hand_out(network, tmp_path / "f", sample=[Images(2).images], input_spec=spec, options=options, verbose=0)
     assert state() == before
     assert streams() == expected

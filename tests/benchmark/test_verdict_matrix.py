@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from toy import hapi_model
@@ -131,7 +132,7 @@ def test_no_file_is_lost_and_each_has_its_verdicts(kind, tmp_path):
     start = trained(make(), data)  # in float, for all
     for method in ("PACT", "LSQ", "PTQ"):
         for grid, options in RANGES.items():
-            callback = ExportBenchCallback(tmp_path / method, name=grid, eval_data=False, **QUICK)
+            callback = ExportBenchCallback(tmp_path / method, **grouped(name=grid, eval_data=False, **QUICK))
             if method == "PTQ":
                 callback.export(ptq_int8(start, [images], **options), images[:8])
             else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from places import HELPERS
@@ -126,7 +127,7 @@ def test_a_recogniser_is_kept_whatever_one_engine_makes_of_it(tmp_path):
     paddle.seed(0)
     data = paddle.io.TensorDataset([paddle.randn([64, 3, 16, 16]), paddle.randint(0, 4, [64, 16])])
     model = hapi_model(Recogniser(), metrics=False, optimizer="Adam", learning_rate=2e-3)
-    callback = ExportBenchCallback(tmp_path, name="n", report=False, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", report=False, **QUICK))
     fit(model, [PACTQuantCallback(weight_bits=7), callback], data=data, epochs=3, evaluate=False)
     names = {path.name for path in (tmp_path / "n").iterdir()}
     assert {"model.json", "model.pdiparams", "model.onnx", "model.int8.onnx", "model.pdparams"} <= names
@@ -156,7 +157,7 @@ def test_a_recogniser_is_kept_whatever_one_engine_makes_of_it(tmp_path):
 def test_without_onnx_runtime_a_file_is_held_against_onnx_in_numpy(tmp_path, monkeypatch):
     """As where OpenVINO alone is installed; the NumPy reference gives what ONNX Runtime gives."""
     model = hapi_model()
-    callback = ExportBenchCallback(tmp_path, name="n", report=False, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", report=False, **QUICK))
     fit(model, [PACTQuantCallback(), callback])
     path = tmp_path / "n" / "model.int8.onnx"
     file, images = Artefact(kind="onnx", path=path, files=(path,), precision="int8"), Images(4).images
@@ -205,9 +206,9 @@ def test_strict_is_quiet_about_engines_that_nobody_asked_for(tmp_path, monkeypat
 
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     monkeypatch.setattr(engines.ENGINES["onnxruntime"], "package", "no-such-package", raising=False)
-    fit(hapi_model(), [ExportBenchCallback(tmp_path, report=False, strict=True, **QUICK)])
+    fit(hapi_model(), [ExportBenchCallback(tmp_path, **grouped(report=False, strict=True, **QUICK))])
     named = ExportBenchCallback(
-        tmp_path, report=False, strict=True, engines=["paddle", "openvino"], preflight=False, **QUICK
+        tmp_path, **grouped(report=False, strict=True, engines=["paddle", "openvino"], preflight=False, **QUICK)
     )
     with pytest.raises(ExportError, match="openvino fp32 could not run, because no-such-package not installed"):
         fit(hapi_model(), [named])

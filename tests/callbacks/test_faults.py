@@ -14,6 +14,7 @@ import threading
 
 import paddle
 import pytest
+from exporting import grouped
 from faults import (
     CALLBACKS,
     KEEPS_LAYERS,
@@ -235,7 +236,7 @@ def test_a_sample_that_raises_in_the_evaluation_of_the_files_does_not_lose_the_e
     data = Broken(16)
     data.raises = Boom("sample 9")
     quick = {"warmup": 1, "repeats": 2, "verbose": 0, "preflight": False}
-    bench = ExportBenchCallback(tmp_path, eval_data=data, engines=["onnxruntime"], **quick)
+    bench = ExportBenchCallback(tmp_path, **grouped(eval_data=data, engines=["onnxruntime"], **quick))
     hapi_model().fit(Images(16), batch_size=4, verbose=0, callbacks=[bench])
     assert any("sample 9" in note for note in bench.record.notes)
     assert (tmp_path / type(bench.model.network).__name__ / "model.json").is_file()

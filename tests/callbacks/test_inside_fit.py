@@ -6,6 +6,7 @@ import threading
 
 import paddle
 import pytest
+from exporting import grouped
 from faults import (
     KEEPS_LAYERS,
     Boom,
@@ -176,7 +177,7 @@ def test_two_fits_in_two_threads_are_two_fits(tmp_path):
         barrier, models = threading.Barrier(2 if threads else 1), []
         for i in range(2):
             paddle.seed(i)
-            exporting = ExportBenchCallback(tmp_path, name=f"{threads}{i}", engines=["paddle"], **QUICK)
+            exporting = ExportBenchCallback(tmp_path, **grouped(name=f"{threads}{i}", engines=["paddle"], **QUICK))
             meeting = Acts(lambda _, barrier=barrier: barrier.wait(60), ["on_train_end"])
             models.append((hapi_model(), [*together(tmp_path, TinyNet(width=8))[1:], exporting, meeting]))
 

@@ -9,6 +9,7 @@ import onnxruntime
 import paddle
 import pytest
 from byhand import assert_same, twin
+from exporting import grouped
 from installed import needs
 from paddle.io import DataLoader, IterableDataset
 from toy import Images, TinyNet, fit, hapi_model, weights_of
@@ -58,7 +59,9 @@ SOURCES = {
 @pytest.mark.parametrize("source", ["loader", "workers", "own"])
 def test_the_files_accuracy_equals_a_loop(source, tmp_path):
     """It was never measured: ``len()`` of such a loader raises a ValueError."""
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["onnxruntime", "paddle"], **{**FAST, "verbose": 1})
+    callback = ExportBenchCallback(
+        tmp_path, **grouped(name="n", engines=["onnxruntime", "paddle"], **{**FAST, "verbose": 1})
+    )
     model = hapi_model()
     model.fit(SOURCES[source](), SOURCES[source](), epochs=2, verbose=0, callbacks=[callback])
     session = onnxruntime.InferenceSession(str(tmp_path / "n" / "model.onnx"))
@@ -74,7 +77,9 @@ def test_the_files_accuracy_equals_a_loop(source, tmp_path):
 def test_as_eval_data_of_a_fit_and_of_an_export(source, tmp_path):
     model = hapi_model()
     expected = model.evaluate(Images(), batch_size=8, verbose=0)["acc"]
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], eval_data=SOURCES[source](), **FAST)
+    callback = ExportBenchCallback(
+        tmp_path, **grouped(name="n", engines=["paddle"], eval_data=SOURCES[source](), **FAST)
+    )
     record = callback.export(model, Images(4).images)
     assert record.metrics["acc"] == pytest.approx(expected)
     assert record.file_metrics[0].metrics["acc"] == pytest.approx(expected)
@@ -84,7 +89,7 @@ def test_as_eval_data_of_a_fit_and_of_an_export(source, tmp_path):
 
 def test_an_export_takes_its_images_from_such_data(tmp_path):
     for data in (Stream(), DataLoader(Stream(), batch_size=4)):
-        record = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], **FAST).export(TinyNet(), data)
+        record = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], **FAST)).export(TinyNet(), data)
         assert all(check.passed for check in record.checks)
 
 
@@ -128,7 +133,7 @@ def test_a_loader_that_gives_nothing_is_said_to(tmp_path):
             return iter(())
 
     callback = ExportBenchCallback(
-        tmp_path, name="n", engines=["paddle"], eval_data=DataLoader(Empty(), batch_size=2), **FAST
+        tmp_path, **grouped(name="n", engines=["paddle"], eval_data=DataLoader(Empty(), batch_size=2), **FAST)
     )
     fit(hapi_model(), [callback], evaluate=False)
     assert callback.record.file_metrics[0].error == "the evaluation data gave no batch"

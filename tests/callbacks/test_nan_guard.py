@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 from byhand import CE, Log, batches, hinton, taught, train_by_hand, twin
+from exporting import grouped
 from paddle import nn
 from toy import Images, TinyNet, equal_weights, fingerprint, fit, hapi_model, weights_of
 
@@ -422,7 +423,7 @@ def test_skipped_batches_are_counted_and_logged(caplog):
 
 def test_the_record_says_how_many(tmp_path):
     quick = {"warmup": 1, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
-    export = ExportBenchCallback(tmp_path, engines=["paddle"], **quick)
+    export = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], **quick))
     fit(hapi_model(), [export, PACTQuantCallback(on_nan="skip")], data=SpoiltImages(), evaluate=False)
     assert any("1 batch was left out" in note and "epoch 0, batch 2" in note for note in export.record.notes)
     assert export.record.history[-1]["skipped_batches"] == 1

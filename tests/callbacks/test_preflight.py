@@ -13,12 +13,13 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fingerprint, hapi_model, weights_of
 
-from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback, errors
+from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, ExportOptions, PACTQuantCallback, errors
 from paddlelite_callbacks.benchmark import engines
 from paddlelite_callbacks.callbacks.export import preflight
 from paddlelite_callbacks.errors import ExportError
@@ -74,7 +75,7 @@ def refused(network, folder, *more, error=ExportError, data=None, model=None, op
     """Return what is said before the first batch; nothing is trained, changed or left behind."""
     model, count = model or prepared(network), Batches()
     found, before = fingerprint(model), weights_of(network)
-    callback = ExportBenchCallback(folder / "out", **{**QUICK, **(options or {})})
+    callback = ExportBenchCallback(folder / "out", **grouped(**{**QUICK, **(options or {})}))
     with pytest.raises(error) as caught:
         train(model, [callback, *more, count], data)
     assert (count.begun, count.trained) == (0, 0)
@@ -253,7 +254,7 @@ def test_a_file_that_is_lost_is_named_once_before_training(part, quantise, tmp_p
             seen.append([r.message for r in caplog.records if r.levelname == "WARNING"])
             super().on_train_batch_begin(step, logs)
 
-    callbacks = [ExportBenchCallback(tmp_path / "out", **QUICK), First()]
+    callbacks = [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), First()]
     if quantise:
         callbacks.append(PACTQuantCallback())
     with pytest.raises(KeyboardInterrupt):
@@ -280,7 +281,7 @@ def test_a_converter_that_is_not_installed(tmp_path, monkeypatch, caplog):
         assert "pip install 'paddlelite_callbacks[deploy]'" in said
     caplog.clear()
     with pytest.raises(KeyboardInterrupt):
-        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **QUICK), Stops()])
+        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), Stops()])
     said = [record.message for record in caplog.records if record.message.startswith("Preflight")]
     assert len(said) == 1
     assert "pip install 'paddlelite_callbacks[deploy]'" in said[0]
@@ -292,14 +293,14 @@ def test_an_engine_that_is_not_installed(tmp_path, monkeypatch):
     assert "The engine 'openvino' was asked for, and is not there (no-such-package not installed: pip install" in said
     assert "Those that are: ['paddle', 'paddle-onednn'" in said
     with pytest.raises(KeyboardInterrupt):
-        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **QUICK), Stops()])
+        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), Stops()])
 
 
 @pytest.mark.parametrize("kind", ["tracing", "dice"])
 def test_without_preflight_it_is_said_at_the_end(kind, tmp_path):
     end, said = NOTHING[kind]
     count = Batches()
-    callback = ExportBenchCallback(tmp_path / "out", **QUICK, preflight=False)
+    callback = ExportBenchCallback(tmp_path / "out", **grouped(**QUICK, preflight=False))
     with pytest.raises(ExportError, match=said):
         train(prepared(Ending(end)), [callback, count])
     assert count.trained == 2
@@ -323,7 +324,11 @@ def test_sizes_that_only_the_first_batch_tells(tmp_path):
         network, count = Ending(end), Batches()
         model, before = prepared(network), weights_of(network)
         loader = paddle.io.DataLoader(data, batch_size=8)
-        callbacks = [ExportBenchCallback(tmp_path / "out", **QUICK, engines=["paddle"]), PACTQuantCallback(), count]
+        callbacks = [
+            ExportBenchCallback(tmp_path / "out", **grouped(**QUICK, engines=["paddle"])),
+            PACTQuantCallback(),
+            count,
+        ]
         if end is eager_only:
             with pytest.raises(ExportError, match=r"Ending cannot be exported .*eager only.* preflight=False"):
                 model.fit(loader, verbose=0, callbacks=callbacks)
@@ -338,14 +343,14 @@ def test_a_network_that_eval_mode_cannot_call(tmp_path):
     """Noise would prove nothing, so the first images are awaited."""
     network, count = Ending(lambda _, y: y.reshape([3, 5, 7])), Batches()
     with pytest.raises(ExportError, match=r"Ending cannot be called in eval mode with inputs .*8, 3, 8, 8.*False"):
-        train(prepared(network), [ExportBenchCallback(tmp_path / "out", **QUICK), count])
+        train(prepared(network), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), count])
     assert count.trained == 0
 
 
 def test_a_loop_of_ones_own(tmp_path):
     model = prepared(Ending(eager_only))
     before = weights_of(model.network)
-    callback = ExportBenchCallback(tmp_path / "out", **QUICK)
+    callback = ExportBenchCallback(tmp_path / "out", **grouped(**QUICK))
     callback.set_model(model)
     callback.set_params({"metrics": ["loss"]})
     callback.on_train_begin()
@@ -407,7 +412,9 @@ def outcome(kind, folder, look, *, workers=0, data=None, known=False):
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    callbacks = [] if look is None else [ExportBenchCallback(folder, **QUICK, engines=["paddle"], preflight=look)]
+    callbacks = (
+        [] if look is None else [ExportBenchCallback(folder, **grouped(**QUICK, engines=["paddle"], preflight=look))]
+    )
     with pytest.raises(KeyboardInterrupt):
         model.fit(
             Own(shared=not kind.startswith("distil")) if data is None else data,
@@ -485,7 +492,7 @@ def test_what_hooks_and_layers_count_is_as_if_nothing_had_been_tried(tmp_path):
             found.append((network.calls, total, owner.calls, len(shapes), len(owner.seen), "last" in network._buffers))
 
     with pytest.raises(KeyboardInterrupt):
-        train(prepared(network), [ExportBenchCallback(tmp_path / "out", **QUICK), Begin(), Stops()])
+        train(prepared(network), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), Begin(), Stops()])
     assert found[0] == (0, 0, 0, 0, 0, False)
 
 
@@ -495,7 +502,7 @@ def test_a_resumed_fit_and_the_best_weights(tmp_path):
         model = hapi_model(TinyNet(dropout=0.3))
         options = {**QUICK, "engines": ["paddle"], "which": "best", "monitor": "loss", "preflight": look}
         for _ in range(2):
-            callback = ExportBenchCallback(folder, **options)
+            callback = ExportBenchCallback(folder, **grouped(**options))
             train(model, [callback, PACTQuantCallback()], eval_data=Images(), epochs=2)
         return weights_of(model.network), callback.record.metrics
 
@@ -515,7 +522,7 @@ def test_ctrl_c_in_the_middle_leaves_all_as_found(when, more, tmp_path):
     network = Ending(end)
     model, count = prepared(network), Batches()
     found, before = fingerprint(model), weights_of(network)
-    callbacks = [ExportBenchCallback(tmp_path / "out", **QUICK), *[make() for make in more], count]
+    callbacks = [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), *[make() for make in more], count]
     with pytest.raises(KeyboardInterrupt):
         train(model, callbacks)
     assert (count.begun, count.trained) == (0, 0)
@@ -523,7 +530,7 @@ def test_ctrl_c_in_the_middle_leaves_all_as_found(when, more, tmp_path):
     assert equal_weights(weights_of(network), before)
     assert not list((tmp_path / "out").rglob("*"))
     network.end = lambda _, y: y
-    train(model, [ExportBenchCallback(tmp_path / "out", **QUICK, engines=["paddle"])])
+    train(model, [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK, engines=["paddle"]))])
 
 
 @pytest.mark.parametrize("step", ["folder", "program"])
@@ -534,7 +541,7 @@ def test_a_temporary_folder_that_is_full_costs_no_training(step, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(*((tempfile, "mkdtemp") if step == "folder" else (paddle.jit, "save")), full)
         with pytest.raises((OSError, ExportError), match="No space left"):  # the export's own, at the end
-            train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **QUICK), count := Batches()])
+            train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), count := Batches()])
     assert count.trained == 2
     assert "Preflight of TinyNet was not completed: OSError: [Errno 28] No space left on device" in caplog.text
 
@@ -550,7 +557,7 @@ def test_a_program_is_converted_once_a_process(tmp_path, monkeypatch):
     for network in (TinyNet(), TinyNet(), TinyNet(width=6), Rare(), Rare()):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
-            train(prepared(network), [ExportBenchCallback(folder, **QUICK), Stops()])
+            train(prepared(network), [ExportBenchCallback(folder, **grouped(**QUICK)), Stops()])
         counts.append(len(calls))
     assert counts == [1, 0, 1, 1, 1]  # what failed is tried again
 
@@ -559,7 +566,7 @@ def test_a_program_is_converted_once_a_process(tmp_path, monkeypatch):
 def test_what_is_printed(verbose, tmp_path, capsys):
     options = {**QUICK, "engines": ["paddle"], "verbose": verbose}
     with pytest.raises(KeyboardInterrupt):
-        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path, **options), Stops()])
+        train(prepared(TinyNet()), [ExportBenchCallback(tmp_path, **grouped(**options)), Stops()])
     said = capsys.readouterr().out
     assert ("Preflight: exporting a copy of TinyNet (preflight=False leaves this out)." in said) == bool(verbose)
     assert ("Preflight: model.json can be written (" in said) == bool(verbose)
@@ -568,4 +575,4 @@ def test_what_is_printed(verbose, tmp_path, capsys):
 @pytest.mark.parametrize("value", [1, None, "yes"])
 def test_a_value_that_is_no_bool(value, tmp_path):
     with pytest.raises(TypeError, match=rf"preflight must be True or False, got {value!r}: leave it out for True"):
-        ExportBenchCallback(tmp_path, preflight=value)
+        ExportBenchCallback(tmp_path, export=ExportOptions(preflight=value))

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 from crashing import Server
+from exporting import grouped
 from test_killed import KILLED, checked_export, server  # noqa: F401
 from toy import Images, TinyNet, copied_weights, fit, hapi_model, weights_of
 
@@ -38,7 +39,7 @@ class Untraceable(TinyNet):
 
 def test_every_export_fails_and_weights_log_record_and_report_stand(tmp_path):
     model = hapi_model(Untraceable())
-    callback = ExportBenchCallback(tmp_path, name="n", preflight=False, **{**FAST, "engines": None})
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", preflight=False, **{**FAST, "engines": None}))
     with pytest.raises(ExportError, match="eager only"):
         fit(model, [callback], epochs=2)
     assert sorted(path.name for path in (tmp_path / "n").iterdir()) == ["model.pdparams", "train_log.jsonl"]
@@ -65,10 +66,10 @@ def test_the_best_epoch_s_weights_and_the_last(tmp_path):
             kept.append(weights_of(self.model.network))
             logs["acc"] = 1.0 / len(kept)
 
-    fit(hapi_model(), [Keep(), ExportBenchCallback(tmp_path, name="n", which="best", **FAST)], epochs=3)
+    fit(hapi_model(), [Keep(), ExportBenchCallback(tmp_path, **grouped(name="n", which="best", **FAST))], epochs=3)
     assert same(arrays(tmp_path / "n" / "model.pdparams"), kept[0])
     assert same(arrays(tmp_path / "n" / "last.pdparams"), kept[2])
-    fit(hapi_model(), [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(hapi_model(), [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     assert not (tmp_path / "n" / "last.pdparams").exists()
 
 
@@ -77,7 +78,7 @@ def test_weights_of_a_quantised_network_load_into_one(method, tmp_path):
     start = TinyNet()
     model = hapi_model()
     copied_weights(start, model.network)
-    fit(model, [PACTQuantCallback(method=method), ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(model, [PACTQuantCallback(method=method), ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     load_pact_(start, tmp_path / "n" / "model.pdparams")
     start.eval()
     model.network.eval()
@@ -87,11 +88,11 @@ def test_weights_of_a_quantised_network_load_into_one(method, tmp_path):
 
 def test_export_without_a_fit_writes_the_weights_and_leaves_the_log(tmp_path):
     network = TinyNet()
-    fit(hapi_model(network), [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(hapi_model(network), [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     log = (tmp_path / "n" / "train_log.jsonl").read_text()
     with paddle.no_grad():
         network.fc.bias.set_value(network.fc.bias + 1)
-    ExportBenchCallback(tmp_path, name="n", **FAST).export(network, Images().images)
+    ExportBenchCallback(tmp_path, **grouped(name="n", **FAST)).export(network, Images().images)
     assert same(arrays(tmp_path / "n" / "model.pdparams"), weights_of(network))
     assert (tmp_path / "n" / "train_log.jsonl").read_text() == log
 
@@ -106,10 +107,10 @@ def test_ctrl_c_while_the_weights_are_written_waits_for_them(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(paddle, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
+            fit(model, [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     assert same(arrays(tmp_path / "n" / "model.pdparams"), weights_of(model.network))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n"]
-    fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(model, [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     checked_export(tmp_path / "n")
 
 

@@ -19,7 +19,7 @@ from paddle.vision.models import mobilenet_v3_small
 from toy import Images, TinyNet
 
 import paddlelite_callbacks
-from paddlelite_callbacks import ExportBenchCallback, ptq_int8
+from paddlelite_callbacks import BenchOptions, ExportBenchCallback, ExportOptions, ptq_int8
 from paddlelite_callbacks.export.fold_bn import fold_batch_norms_
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle, output_names
@@ -188,9 +188,12 @@ def test_every_engine_and_deploy_json_use_the_same_names(tmp_path):
     network = ptq_int8(TinyNet(), [paddle.to_tensor(Images().images)])
     for name, exported in {"float": TinyNet(), "int8": network}.items():
         callback = ExportBenchCallback(
-            tmp_path, name=name, warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False, report=False,
-            fp16=name == "float", sidecar=options,
-        )  # fmt: skip
+            tmp_path,
+            name=name,
+            verbose=0,
+            export=ExportOptions(report=False, fp16=name == "float", sidecar=options),
+            benchmark=BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False),
+        )
         callback.export(exported, Images().images)
         told = json.loads((tmp_path / name / "deploy.json").read_text(encoding="utf-8"))
         assert [item["name"] for item in (*told["inputs"], *told["outputs"])] == ["x", "output_0"]

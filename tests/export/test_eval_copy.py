@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, fingerprint, fit, hapi_model
@@ -107,7 +108,7 @@ def test_the_file_is_the_network_itself(change, which, tmp_path):
     network = TinyNet()
     CHANGES[change](network)
     model = hapi_model(network, learning_rate=0.3)
-    callback, best = ExportBenchCallback(tmp_path, name="n", which=which, monitor="loss", **QUICK), Best()
+    callback, best = ExportBenchCallback(tmp_path, **grouped(name="n", which=which, monitor="loss", **QUICK)), Best()
     found = fingerprint(model)
     fit(model, [callback, best], epochs=3)
     assert fingerprint(model) == found
@@ -131,7 +132,7 @@ def test_the_last_weights_stay_where_the_best_are_exported(tmp_path):
 
     fit(
         hapi_model(network, learning_rate=5.0),
-        [ExportBenchCallback(tmp_path, name="n", which="best", monitor="loss", **QUICK), AtTheEnd()],
+        [ExportBenchCallback(tmp_path, **grouped(name="n", which="best", monitor="loss", **QUICK)), AtTheEnd()],
         epochs=3,
     )
     for key, value in network.state_dict().items():
@@ -155,7 +156,7 @@ def test_hooks_that_only_look_are_left_out(change, tmp_path):
     network = TinyNet()
     loggers = [Logger(layer, tmp_path / f"{i}.log") for i, layer in enumerate((network, network.conv1, network.fc))]
     CHANGES[change](network)
-    callback = ExportBenchCallback(tmp_path, name="n", **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", **QUICK))
     fit(hapi_model(network), [callback])
     np.testing.assert_allclose(file_itself(tmp_path), network_itself(network), rtol=1e-4, atol=1e-5)
     assert all(logger.calls >= 4 for logger in loggers)
@@ -165,7 +166,7 @@ def test_a_quantised_network_keeps_its_hooks_too(tmp_path):
     network = TinyNet()
     network.conv2.register_forward_post_hook(lambda layer, given, output: output * 1.5)
     Logger(network.conv1, tmp_path / "a.log")
-    callback = ExportBenchCallback(tmp_path, name="n", **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", **QUICK))
     fit(hapi_model(network), [callback, PACTQuantCallback()])
     expected = network_itself(network)
     np.testing.assert_allclose(file_itself(tmp_path), expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
@@ -175,7 +176,7 @@ def test_a_distiller_behind_the_exporter_in_a_loop_of_ones_own(tmp_path):
     """The teacher's hooks are still on the network when the export begins."""
     model = hapi_model()
     callbacks = [
-        ExportBenchCallback(tmp_path, name="n", **QUICK),
+        ExportBenchCallback(tmp_path, **grouped(name="n", **QUICK)),
         DistillCallback(TinyNet(), features={"conv2": "conv2"}),
     ]
     for callback in callbacks:
@@ -208,7 +209,7 @@ class Holding(TinyNet):
 
 def test_locks_open_files_and_generators(tmp_path):
     network = Holding(tmp_path / "log.txt")
-    callback = ExportBenchCallback(tmp_path, name="n", **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", **QUICK))
     fit(hapi_model(network), [callback], evaluate=False)
     np.testing.assert_allclose(file_itself(tmp_path), network_itself(network), rtol=1e-4, atol=1e-5)
     assert callback.record.macs == count_macs(TinyNet(), [paddle.to_tensor(X[:1])])
@@ -229,7 +230,7 @@ def test_what_forward_keeps_of_its_last_call_is_no_part_of_the_file(tmp_path):
             return self.fc(self.conv2(self.fc.last).mean(axis=[2, 3]))
 
     network = Keeping()
-    fit(hapi_model(network), [ExportBenchCallback(tmp_path, name="n", **QUICK)])
+    fit(hapi_model(network), [ExportBenchCallback(tmp_path, **grouped(name="n", **QUICK))])
     np.testing.assert_allclose(file_itself(tmp_path), network_itself(network), rtol=1e-4, atol=1e-5)
     assert network.features.shape == [4, 4, 8, 8]  # of the call above
 
@@ -241,7 +242,7 @@ def test_data_parallel_inside_the_model(tmp_path):
     )
     optimizer = paddle.optimizer.Momentum(0.05, parameters=model.network.parameters())
     model.prepare(optimizer, nn.CrossEntropyLoss())
-    callback = ExportBenchCallback(tmp_path, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(**QUICK))
     fit(model, [callback])
     assert callback.record.name == "TinyNet"
     assert type(copy_network(model.network)) is TinyNet

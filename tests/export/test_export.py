@@ -14,7 +14,7 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import BenchOptions, ExportBenchCallback, ExportOptions, PACTQuantCallback
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.onnx_export import export_onnx
@@ -248,7 +248,13 @@ def test_a_record_holds_the_figures_of_its_own_model(tmp_path):
     other = hapi_model()
     other.prepare(other._optimizer, paddle.nn.CrossEntropyLoss(), Other())
     fit(other, [])
-    export = ExportBenchCallback(tmp_path, engines=["paddle"], warmup=0, repeats=1, verbose=0, report=False)
+    export = ExportBenchCallback(
+        tmp_path,
+        engines=["paddle"],
+        verbose=0,
+        export=ExportOptions(report=False),
+        benchmark=BenchOptions(warmup=0, repeats=1),
+    )
     fit(hapi_model(), [export])
     assert set(export.record.metrics) == {"loss", "acc"}
     assert all("another" not in name for row in export.record.history for name in row)

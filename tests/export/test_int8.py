@@ -20,7 +20,15 @@ from paddle.static import InputSpec
 from places import HELPERS
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
+from paddlelite_callbacks import (
+    BenchOptions,
+    ExportBenchCallback,
+    ExportOptions,
+    PACTConfig,
+    PACTQuantCallback,
+    prepare_pact_,
+    ptq_int8,
+)
 from paddlelite_callbacks.benchmark.engines import OnnxRuntime, OpenVino, PaddleInference
 from paddlelite_callbacks.benchmark.int8_advice import int8_notes
 from paddlelite_callbacks.benchmark.latency import Latency
@@ -230,7 +238,7 @@ def test_a_float_file_is_refused(tmp_path):
 
 @needs("paddle2onnx")
 def test_the_callback_hands_the_int8_file_out(tmp_path):
-    export = ExportBenchCallback(tmp_path, name="tiny", warmup=1, repeats=3, verbose=0)
+    export = ExportBenchCallback(tmp_path, name="tiny", verbose=0, benchmark=BenchOptions(warmup=1, repeats=3))
     fit(hapi_model(), [export, PACTQuantCallback()], epochs=2)
     assert (tmp_path / "tiny" / "model.int8.onnx").is_file()
     record = export.record
@@ -316,12 +324,9 @@ def test_kill_9_during_the_export_leaves_no_half_set(tmp_path):
                     tmp_path,
                     name="tiny",
                     engines=["paddle", "onnxruntime"],
-                    warmup=1,
-                    repeats=1,
-                    peak_memory=False,
-                    roofline=False,
-                    report=False,
                     verbose=0,
+                    export=ExportOptions(report=False),
+                    benchmark=BenchOptions(warmup=1, repeats=1, peak_memory=False, roofline=False),
                 ),
             ],
         )

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -107,7 +108,7 @@ class Pyramid(nn.Layer):
 def test_a_pyramid_gets_all_files_and_all_engines(more, tmp_path):
     model = hapi_model(Pyramid())
     options = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
-    callback = ExportBenchCallback(tmp_path, name="n", engines=ALL, **options)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=ALL, **options))
     fit(model, [callback, *(kind() for kind in more)])
     checks = {(check.engine, check.precision): check.passed for check in callback.record.checks}
     wanted = {(name, "fp32") for name in ALL}

@@ -11,7 +11,7 @@ from installed import needs
 from paddle.static import InputSpec
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_
+from paddlelite_callbacks import ExportBenchCallback, ExportOptions, PACTConfig, PACTQuantCallback, prepare_pact_
 from paddlelite_callbacks.benchmark.engines import OnnxRuntime
 from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions
@@ -131,9 +131,13 @@ def test_onnx_runtime_may_round_biases_of_a_file_that_is_right_as_it_is_written(
     model = hapi_model(Dilated(), metrics=False)
     quantised = PACTQuantCallback(weight_bits=bits, activation_bits=bits, quantize_outputs=True)
     export = ExportBenchCallback(
-        tmp_path, engines=["onnxruntime"], warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False,
-        report=False, eval_data=False,
-    )  # fmt: skip
+        tmp_path,
+        engines=["onnxruntime"],
+        verbose=0,
+        eval_data=False,
+        export=ExportOptions(report=False),
+        benchmark=BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False),
+    )
     fit(model, [quantised, export], evaluate=False, epochs=2)
     assert {(check.precision, check.passed) for check in export.record.checks} == {("fp32", True), ("int8", True)}
     network, images = model.network, Images(8).images

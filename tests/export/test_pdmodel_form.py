@@ -7,11 +7,12 @@ import json
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from paddle import nn
 from paddle.static import InputSpec
 from toy import TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import Budget, ExportBenchCallback, PACTConfig, PACTQuantCallback
+from paddlelite_callbacks import Budget, ExportBenchCallback, ExportOptions, PACTConfig, PACTQuantCallback
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.engines import PaddleInference
 from paddlelite_callbacks.errors import ExportError
@@ -35,7 +36,9 @@ def answers(folder, x, suffix=".pdmodel"):
 def test_the_pair_is_written_checked_and_counts_at_the_gate(quantised, tmp_path):
     model = hapi_model(TinyNet())
     budget = Budget(size_mb=0.5)
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=["pdmodel"], budget=budget, **QUICK)
+    callback = ExportBenchCallback(
+        tmp_path, **grouped(name="n", engines=["paddle"], forms=["pdmodel"], budget=budget, **QUICK)
+    )
     before = [PACTQuantCallback(PACTConfig(quantize_outputs=True))] if quantised else []
     fit(model, [*before, callback])
     home, precision = tmp_path / "n", "int8" if quantised else "fp32"
@@ -62,7 +65,7 @@ def test_the_pair_is_written_checked_and_counts_at_the_gate(quantised, tmp_path)
 
 def test_a_next_export_without_it_leaves_none(tmp_path):
     for forms in (["pdmodel"], []):
-        callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=forms, **QUICK)
+        callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], forms=forms, **QUICK))
         callback.export(TinyNet(), np.zeros([2, 3, 8, 8], "float32"))
         assert (tmp_path / "n/model.pdmodel").exists() == bool(forms)
     assert not (tmp_path / "n/previous_export").exists()
@@ -78,20 +81,22 @@ class Strange(nn.Layer):
 
 
 def test_what_has_no_such_form_costs_that_file_alone_and_names_the_layer(tmp_path):
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=["pdmodel"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], forms=["pdmodel"], **QUICK))
     record = callback.export(Strange(), np.zeros([2, 3, 8, 8], "float32"))
     kinds = {a.kind: a for a in record.artefacts}
     assert kinds["paddle"].error is None
     assert "lp_pool2d, behind the layer of the parameter 'stem." in kinds["pdmodel"].error
     assert not (tmp_path / "n/model.pdmodel").exists()
     assert record.size_mb == kinds["paddle"].size_mb
-    strict = ExportBenchCallback(tmp_path, name="s", engines=["paddle"], forms=["pdmodel"], strict=True, **QUICK)
+    strict = ExportBenchCallback(
+        tmp_path, **grouped(name="s", engines=["paddle"], forms=["pdmodel"], strict=True, **QUICK)
+    )
     with pytest.raises(ExportError, match=r"no pdmodel fp32 file.*lp_pool2d"):
         strict.export(Strange(), np.zeros([2, 3, 8, 8], "float32"))
 
 
 def test_what_has_no_such_form_is_said_before_training(tmp_path):
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=["pdmodel"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], forms=["pdmodel"], **QUICK))
     model = hapi_model(Strange())
     before = {key: value.numpy() for key, value in model.network.state_dict().items()}
     with pytest.raises(ExportError, match=r"forms=\['pdmodel'\].*lp_pool2d, behind the layer of the parameter 'stem\."):
@@ -105,7 +110,7 @@ def test_a_pair_that_computes_something_else_is_removed_and_the_other_program_ke
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(OPERATORS, "relu", Operator("sigmoid"))
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], forms=["pdmodel"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], forms=["pdmodel"], **QUICK))
     x = np.random.RandomState(1).rand(2, 3, 8, 8).astype("float32")
     network = TinyNet()
     record = callback.export(network, x)
@@ -122,7 +127,7 @@ def test_a_pair_that_computes_something_else_is_removed_and_the_other_program_ke
 @pytest.mark.parametrize(("given", "said"), [("pdmodel", r"forms=\['pdmodel'\]"), (["nb"], r"\['pdmodel'\], got")])
 def test_other_forms_are_refused_at_once(given, said, tmp_path):
     with pytest.raises(ValueError, match=said):
-        ExportBenchCallback(tmp_path, forms=given)
+        ExportBenchCallback(tmp_path, export=ExportOptions(forms=given))
 
 
 def test_a_finished_folder_from_the_command_line(tmp_path, capsys):

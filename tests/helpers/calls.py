@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+from exporting import grouped
 from paddle.static import InputSpec
 from process_state import Watch
 from swap_nets import SPEC as SMALL
@@ -182,15 +183,17 @@ def export(folder, watch):
         budget = pc.Budget(size_mb=20, latency_ms=0.0001, metric="acc", baseline=0.1)
         callback = pc.ExportBenchCallback(
             folder / "out",
-            name="n",
-            fp16=True,
-            which="best",
-            budget=budget,
-            gate="fail",
-            sidecar={"labels": ["a"]},
-            roofline=False,
-            peak_memory=False,
-            **QUICK,
+            **grouped(
+                name="n",
+                fp16=True,
+                which="best",
+                budget=budget,
+                gate="fail",
+                sidecar={"labels": ["a"]},
+                roofline=False,
+                peak_memory=False,
+                **QUICK,
+            ),
         )
     with contextlib.suppress(pc.GateError):
         _fit([pc.PACTQuantCallback(), callback], watch)
@@ -214,15 +217,18 @@ def records(folder, watch):
     from paddlelite_callbacks.report.write import write_ladder
 
     callback = pc.ExportBenchCallback(
-        folder / "out", name="n", engines=["paddle"], roofline=False, report=False, **QUICK
+        folder / "out", **grouped(name="n", engines=["paddle"], roofline=False, report=False, **QUICK)
     )
     model, image = hapi_model(), [Images(1).images]
     _fit([callback], watch, network=model.network)
     quick = {"engines": ["paddle"], "roofline": False, **QUICK}
-    later = pc.ExportBenchCallback(folder / "later", eval_data=Images(8), forms=["pdmodel"], **quick)
+    later = pc.ExportBenchCallback(folder / "later", **grouped(eval_data=Images(8), forms=["pdmodel"], **quick))
     with watch:
         later.export(model, Images(8))
-    rows, options = [callback.record], BenchOptions(engines=["paddle"], warmup=0, repeats=2)
+    rows, options = (
+        [callback.record],
+        BenchOptions(engines=["paddle"], warmup=0, repeats=2, peak_memory=False, roofline=False),
+    )
     model.network.eval()
     with watch:
         rows = timed_together(rows, image, options, verbose=0)

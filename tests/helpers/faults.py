@@ -7,6 +7,7 @@ import signal
 
 import paddle
 import pytest
+from exporting import grouped
 from toy import Images, TinyNet
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, ExportBenchCallback, MutualPeer, PACTQuantCallback
@@ -64,7 +65,7 @@ def pact(folder, teacher):
 
 def export(folder, teacher):
     quick = {"warmup": 1, "repeats": 2, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
-    return [ExportBenchCallback(folder, engines=["paddle"], **quick)]
+    return [ExportBenchCallback(folder, **grouped(engines=["paddle"], **quick))]
 
 
 def together(folder, teacher):

@@ -17,6 +17,8 @@ import types
 import warnings
 from pathlib import Path
 
+from exporting import grouped
+
 OURS = "paddlelite_callbacks"
 WORKAROUNDS = {  # what goes on working without
     "paddle": {"_C_ops", "original_init", "new_init"},
@@ -156,7 +158,7 @@ def main(mode: str, folder: Path) -> None:
         return
     onnx = ["onnxruntime"] if all(map(importlib.util.find_spec, ("paddle2onnx", "onnx", "onnxruntime"))) else []
     quick = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
-    export = pc.ExportBenchCallback(folder, name="n", engines=["paddle", *onnx], **quick)
+    export = pc.ExportBenchCallback(folder, **grouped(name="n", engines=["paddle", *onnx], **quick))
     callbacks = [pc.DistillCallback(teacher, loss="kl", features={"conv*": "conv*"}), pc.PACTQuantCallback(), export]
     fit(hapi_model(network), callbacks, epochs=2)
     told["checks"] = [[check.engine, check.precision, check.passed] for check in export.record.checks]

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import paddle
+from exporting import grouped
 from paddle import nn
 from toy import Images, TinyNet, hapi_model
 
@@ -88,7 +89,8 @@ def cases(folder, rank):
     """By name; what only the first process may write goes to a folder of each process's own."""
     own = folder / f"rank-{rank}"
     cached = cache_teacher(teacher(), Images(32), folder / "cache", verbose=0)  # before paddle.Model(...)
-    quick = {"warmup": 0, "repeats": 1, "peak_memory": False, "roofline": False, "verbose": 0}
+    quick = {"warmup": 0, "repeats": 1, "peak_memory": False, "roofline": False, "verbose": 0, "engines": ["paddle"]}
+    small = Budget(size_mb=1e-9)
     kept = DistillCallback(mutual(monitor="loss"), loss="dml")
     features = {"loss": "kl", "features": {"conv*": "conv*"}}
     spoilt = Images(32)
@@ -106,15 +108,14 @@ def cases(folder, rank):
         "lsq": Case(PACTQuantCallback(method="lsq", quantize_outputs=True)),
         "normed": Case(DistillCallback(teacher(), **features), PACTQuantCallback(), network=TinyNet),
         "together": Case(
-            ExportBenchCallback(own, name="together", engines=["paddle"], budget=Budget(size_mb=9), **quick),
+            ExportBenchCallback(own, **grouped(name="together", budget=Budget(size_mb=9), **quick)),
             PACTQuantCallback(eval_data=Images(24), metric_drop=0),
             DistillCallback(teacher(), loss="kl", features={"backbone.2": "conv2"}),
             network=swapped,
             evaluation=Images(24),
             metrics=False,  # the loss differs by process, and decides what the diagnosis does
         ),
-        "gate": Case(ExportBenchCallback(own, name="gate", engines=["paddle"], **quick, gate="fail",
-                                         budget=Budget(size_mb=1e-9))),
+        "gate": Case(ExportBenchCallback(own, **grouped(name="gate", **quick, gate="fail", budget=small))),
     }  # fmt: skip
 
 

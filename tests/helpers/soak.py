@@ -17,7 +17,14 @@ import paddle
 from paddle.jit.dy2static.utils import get_temp_dir
 from toy import TinyNet, fingerprint, fit, hapi_model
 
-from paddlelite_callbacks import BackboneSwap, DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import (
+    BackboneSwap,
+    BenchOptions,
+    DistillCallback,
+    ExportBenchCallback,
+    ExportOptions,
+    PACTQuantCallback,
+)
 from paddlelite_callbacks.workarounds.tracing import _source_folder
 
 __all__ = ["Soak", "slope"]
@@ -74,12 +81,9 @@ class Soak:
             self.folder,
             name="n",
             engines=["paddle", "onnxruntime", "openvino"] if onnx else ["paddle"],
-            warmup=0,
-            repeats=1,
             verbose=0,
-            peak_memory=False,
-            roofline=False,
-            report=False,
+            export=ExportOptions(report=False),
+            benchmark=BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False),
         )
         features = {"conv*": "conv*"}
         others = [] if onnx else [PACTQuantCallback()]

@@ -21,6 +21,7 @@ from paddlelite_callbacks import (
     DistillCallback,
     EMATeacher,
     ExportBenchCallback,
+    ExportOptions,
     FeatureTerm,
     MutualPeer,
     OutputTerm,
@@ -702,16 +703,16 @@ ROWS = [
     ),
     (
         "export-preflight",
-        lambda b: ExportBenchCallback(b.home, preflight="no"),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(preflight="no")),
         *(T, "got 'no'", "must be True or False", "leave it out for True"),
     ),
     (
         "export-mode",
-        lambda b: ExportBenchCallback(b.home, mode="up"),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(mode="up")),
         V,
         "got 'up'",
-        "['auto', 'max', 'min']",
-        "leave it",
+        "'auto', 'max', 'min'",
+        "where the smaller figure",
     ),
     (
         "export-engine",
@@ -736,32 +737,34 @@ ROWS = [
     ),
     (
         "export-sidecar",
-        lambda b: ExportBenchCallback(b.home, sidecar={"mean": 3}),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(sidecar={"mean": 3})),
         *(V, "['mean']", "preprocess, postprocess and labels", "put your own keys into"),
     ),
     (
         "export-labels",
-        lambda b: ExportBenchCallback(b.home, sidecar={"labels": "cat"}),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(sidecar={"labels": "cat"})),
         *(V, "got 'cat'", "a list of names in the order", "write ['cat', 'dog']"),
     ),
     (
         "export-sidecar-json",
-        lambda b: ExportBenchCallback(b.home, sidecar={"preprocess": {"a": object()}}),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(sidecar={"preprocess": {"a": object()}})),
         *(V, "object is no JSON", "what JSON can hold", "Give numbers, texts"),
     ),
     (
         "export-monitor",
-        lambda b: train(ExportBenchCallback(b.home / "o", which="best", monitor="f1")),
+        lambda b: train(ExportBenchCallback(b.home / "o", which="best", export=ExportOptions(monitor="f1"))),
         *(V, "monitor='f1'", "figures ['acc', 'loss']", "Name one of them"),
     ),
     (
         "export-spec-type",
-        lambda b: ExportBenchCallback(b.home, input_spec=[3]),
+        lambda b: ExportBenchCallback(b.home, export=ExportOptions(input_spec=[3])),
         *(T, "got [3]", "a list of paddle.static.InputSpec", "input_spec=[InputSpec("),
     ),
     (
         "export-spec-sizes",
-        lambda b: train(ExportBenchCallback(b.home / "o", input_spec=[InputSpec([None, 1, 8, 8])])),
+        lambda b: train(
+            ExportBenchCallback(b.home / "o", export=ExportOptions(input_spec=[InputSpec([None, 1, 8, 8])]))
+        ),
         *(V, "[[-1, 1, 8, 8]]", "trained on [[8, 3, 8, 8]]", "or leave it out"),
     ),
     (

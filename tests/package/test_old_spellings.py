@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from paddle.static import InputSpec
 from toy import Images, TinyNet
 
 import paddlelite_callbacks as pc
@@ -43,6 +44,31 @@ def pact(made):
     return made.config, made.eval_data, made.metric_drop, made.mode
 
 
+def exporting(**options):
+    return pc.ExportBenchCallback("out", **options)
+
+
+exporting.__signature__ = inspect.signature(pc.ExportBenchCallback)
+
+
+def bench(made):
+    return made.export_options, made.bench_options
+
+
+FILES = {
+    "forms": ["pdmodel"],
+    "fp16": True,
+    "input_spec": [InputSpec([None, 3, 8, 8])],
+    "dynamic_batch": False,
+    "sidecar": {"labels": ["a"]},
+    "monitor": "acc",
+    "mode": "min",
+    "preflight": False,
+    "strict": True,
+    "report": False,
+}
+TIMES = {"threads": [1, 2], "batch_size": 3, "warmup": 4, "repeats": 5, "peak_memory": False, "roofline": False}
+
 SPELLINGS = {
     "PACTQuantCallback-evaluate_on": Old(
         pc.PACTQuantCallback, {"evaluate_on": DATA}, {"eval_data": DATA}, "evaluate_on=... is now eval_data=...", pact
@@ -72,6 +98,17 @@ SPELLINGS = {
             "alpha_decay": 0.1,
             "fp32_epochs": 7,
         }.items()
+    },
+    **{
+        f"ExportBenchCallback-{name}": Old(
+            exporting,
+            {name: value},
+            {group: kind(**{name: value})},
+            f" is now {group}={kind.__name__}({name}=",
+            bench,
+        )
+        for group, kind, options in (("export", pc.ExportOptions, FILES), ("benchmark", pc.BenchOptions, TIMES))
+        for name, value in options.items()
     },
     "Diagnosis-allowed_drop": Old(
         Diagnosis,
@@ -120,7 +157,14 @@ def test_old_and_new_at_once_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    "target", [*{old.target for old in SPELLINGS.values()}, pc.PACTQuantCallback.find_skips, pc.cache_teacher], ids=str
+    "target",
+    [
+        *{old.target for old in SPELLINGS.values()},
+        pc.ExportBenchCallback,
+        pc.PACTQuantCallback.find_skips,
+        pc.cache_teacher,
+    ],
+    ids=str,
 )
 def test_signatures_show_the_new_spellings_alone(target):
     parameters = inspect.signature(target).parameters
@@ -136,6 +180,30 @@ def test_an_unknown_argument_is_refused_with_near_names():
         pc.PACTQuantCallback(metrics_drop=0.1)
     with pytest.raises(TypeError, match=r"Budget has no argument 'latency'; near names: \['latency_ms'"):
         pc.Budget(latency=3)
+
+
+def test_old_arguments_of_both_groups_at_once():
+    with pytest.warns(DeprecationWarning, match=r"=ExportOptions\(fp16=True, strict=True\); .*BenchOptions") as told:
+        made = pc.ExportBenchCallback("out", fp16=True, repeats=3, engines=["paddle"], strict=True)
+    assert len(told) == 1
+    assert made.export_options == pc.ExportOptions(fp16=True, strict=True)
+    assert made.bench_options == pc.BenchOptions(engines=["paddle"], repeats=3)
+
+
+def test_the_engines_are_given_once():
+    with pytest.raises(TypeError, match="Give the engines once, got engines="):
+        pc.ExportBenchCallback("out", engines=["paddle"], benchmark=pc.BenchOptions(engines=["openvino"]))
+    assert pc.ExportBenchCallback("out", benchmark=pc.BenchOptions(engines=["openvino"])).bench_options.engines
+
+
+@pytest.mark.parametrize("name", [*FILES, "options"])
+def test_old_attributes_of_an_export(name):
+    made = pc.ExportBenchCallback("out", export=pc.ExportOptions(**FILES))
+    new = "bench_options" if name == "options" else f"export_options.{name}"
+    with pytest.warns(DeprecationWarning, match=rf"ExportBenchCallback\.{name} is now {new};") as told:
+        value = getattr(made, name)
+    assert told[0].filename == __file__
+    assert value == (made.bench_options if name == "options" else getattr(made.export_options, name))
 
 
 ATTRIBUTES = {

@@ -10,7 +10,7 @@ from installed import needs
 from paddle import nn
 from toy import Images, TinyNet, fit, hapi_model
 
-from paddlelite_callbacks import ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import BenchOptions, ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
 
@@ -85,7 +85,9 @@ def test_the_undo_gives_the_layers_back_as_they_were(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_files_compute_with_the_last_weights(norm, tmp_path):
     network = normed(norm)
-    export = ExportBenchCallback(tmp_path, name="run", repeats=1, warmup=0, peak_memory=False, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path, name="run", verbose=0, benchmark=BenchOptions(repeats=1, warmup=0, peak_memory=False)
+    )
     fit(hapi_model(network), [PACTQuantCallback(), export], epochs=2)
     checks = [check for check in export.record.checks if check.engine in ("paddle", "onnxruntime")]
     assert {check.precision for check in checks} == {"fp32", "int8"}

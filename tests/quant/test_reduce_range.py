@@ -7,6 +7,7 @@ import json
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from onnx_weights import int8_weights
 from paddle import nn
@@ -286,7 +287,7 @@ def test_an_average_of_the_state_is_exported(tmp_path, options):
     callbacks = [
         Average(),
         PACTQuantCallback(**options),
-        ExportBenchCallback(tmp_path, **QUICK),
+        ExportBenchCallback(tmp_path, **grouped(**QUICK)),
     ]
     fit(model, callbacks, data=Images(64), epochs=3, evaluate=False)
     quanters = activation_quanters(model.network)
@@ -375,7 +376,7 @@ def test_a_mean_of_two_checkpoints_is_a_network_of_their_setting():
 def test_record_and_deploy_json_name_the_range_and_what_can_saturate(tmp_path, reduce_range):
     onnx = pytest.importorskip("onnx")
     model = hapi_model(TinyNet(width=8))
-    export = ExportBenchCallback(tmp_path, **QUICK)
+    export = ExportBenchCallback(tmp_path, **grouped(**QUICK))
     fit(model, [PACTQuantCallback(reduce_range=reduce_range), export], data=Images(32))
     (record,) = read_records(tmp_path / "runs.jsonl")
     pact = next(item for item in record.config["callbacks"] if item["class"] == "PACTQuantCallback")

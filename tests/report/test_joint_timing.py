@@ -119,7 +119,11 @@ def test_exported_files_timed_together_are_recorded_with_all_else(tmp_path):
     records = []
     for name in ("a", "b"):
         callback = ExportBenchCallback(
-            tmp_path, name=name, engines=["paddle"], threads=[1, 2], warmup=0, repeats=1, verbose=0, peak_memory=False
+            tmp_path,
+            name=name,
+            engines=["paddle"],
+            verbose=0,
+            benchmark=BenchOptions(threads=[1, 2], warmup=0, repeats=1, peak_memory=False),
         )
         fit(hapi_model(), [callback])
         records.append(callback.record)

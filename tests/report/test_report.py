@@ -165,7 +165,10 @@ def test_files_of_several_runs_are_timed_in_turn(tmp_path):
     records = []
     for name in ("a", "b"):
         callback = ExportBenchCallback(
-            tmp_path, name=name, warmup=0, repeats=1, verbose=0, peak_memory=False, roofline=False
+            tmp_path,
+            name=name,
+            verbose=0,
+            benchmark=BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False),
         )
         fit(hapi_model(), [callback])
         records.append(callback.record)

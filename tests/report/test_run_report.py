@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from exporting import grouped
 from installed import needs
 from records import record
 from toy import TinyNet, fit, hapi_model
@@ -33,7 +34,7 @@ def project(tmp_path_factory):
     budget = Budget(metric="acc", baseline=1.0)
     for name, width, report in (("big", 32, False), ("light | slim", 8, False), ("big", 32, True)):
         callback = ExportBenchCallback(
-            folder, name=name, engines=["paddle", "onnxruntime"], budget=budget, report=report, **QUICK
+            folder, **grouped(name=name, engines=["paddle", "onnxruntime"], budget=budget, report=report, **QUICK)
         )
         fit(hapi_model(TinyNet(width=width)), [callback], epochs=3)
     return folder

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from exporting import grouped
 from small_disk import ALONE, on_a_disk_of
 from toy import Images, TinyNet, fit, hapi_model
 
@@ -87,7 +88,7 @@ def test_a_name_that_is_too_long_is_refused_before_training(name, tmp_path):
     model = hapi_model()
     before = model.network.fc.weight.numpy().copy()
     with pytest.raises(OSError, match=r"name of the folder .* is too long: .* 255 are allowed\. Give a shorter name"):
-        fit(model, [ExportBenchCallback(tmp_path, name=name, **QUICK)])
+        fit(model, [ExportBenchCallback(tmp_path, **grouped(name=name, **QUICK))])
     np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
 
 
@@ -96,7 +97,7 @@ def test_a_file_at_the_exports_place_is_refused_before_training(tmp_path):
     model = hapi_model()
     before = model.network.fc.weight.numpy().copy()
     with pytest.raises(FileExistsError, match="move the file, or give another name"):
-        fit(model, [ExportBenchCallback(tmp_path, **QUICK)])
+        fit(model, [ExportBenchCallback(tmp_path, **grouped(**QUICK))])
     np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
 
 
@@ -109,7 +110,7 @@ def test_a_broken_link_is_no_writable_folder(tmp_path):
 def test_checkpoints_in_the_exports_folder_stay(tmp_path):
     """``save_dir`` of ``fit`` and the run's folder may be one."""
     for _ in range(2):
-        callback = ExportBenchCallback(tmp_path, name="run", engines=["paddle"], **QUICK)
+        callback = ExportBenchCallback(tmp_path, **grouped(name="run", engines=["paddle"], **QUICK))
         fit(hapi_model(), [callback], save_dir=str(tmp_path / "run"))
         names = {path.name for path in (tmp_path / "run").iterdir()}
         assert {"final.pdparams", "final.pdopt", "0.pdparams", "model.json", "deploy.json"} <= names

@@ -19,6 +19,7 @@ __all__ = [
     "check_budget_metric",
     "check_choices",
     "check_input_sizes",
+    "check_input_spec",
     "check_monitor",
     "checked_arguments",
     "checked_forms",
@@ -28,13 +29,12 @@ FORMS = ("pdmodel",)
 _FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
 
 
-def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any) -> Path:
+def checked_arguments(folder: Any, budget: Any, eval_data: Any) -> Path:
     """Return ``folder`` as a path if the arguments of `ExportBenchCallback` are of the types that it takes.
 
     Args:
         folder: a path.
         budget: a `Budget` or ``None``.
-        input_spec: a list of `InputSpec`, or ``None``.
         eval_data: data, ``None`` or ``False``.
 
     Raises:
@@ -45,20 +45,29 @@ def checked_arguments(folder: Any, budget: Any, input_spec: Any, eval_data: Any)
         raise TypeError(f"folder must be a path, got {type(folder).__name__}: ExportBenchCallback('out').")
     if budget is not None and not isinstance(budget, Budget):
         raise TypeError(f"budget must be a Budget, got {type(budget).__name__}: budget=Budget(size_mb=20).")
+    if eval_data is not None and eval_data is not False:
+        check_data("eval_data", eval_data)
+    return Path(folder)
+
+
+def check_input_spec(input_spec: Any) -> None:
+    """Check the type of ``input_spec``.
+
+    Args:
+        input_spec: a list of `InputSpec`, or ``None``.
+
+    Raises:
+        TypeError: it is something else.
+    """
     specs = input_spec is None or isinstance(input_spec, (list, tuple))
     if not specs or not all(isinstance(spec, InputSpec) for spec in input_spec or ()):
         raise TypeError(
             f"input_spec must be a list of paddle.static.InputSpec, got {input_spec!r}: "
             "input_spec=[InputSpec([None, 3, 224, 224], 'float32', 'x')], or leave it out."
         )
-    if eval_data is not None and eval_data is not False:
-        check_data("eval_data", eval_data)
-    return Path(folder)
 
 
-def check_choices(
-    folder: str | Path, name: str | None, *, gate: str, which: str, mode: str, budget: Budget | None
-) -> None:
+def check_choices(folder: str | Path, name: str | None, *, gate: str, which: str, budget: Budget | None) -> None:
     """Refuse a name that is no plain folder name, and words that are none of the choices.
 
     Args:
@@ -66,7 +75,6 @@ def check_choices(
         name: of this run's folder; ``None`` for that of the network.
         gate: see `ExportBenchCallback`.
         which: see there.
-        mode: see there.
         budget: see there.
 
     Raises:
@@ -81,7 +89,6 @@ def check_choices(
         )
     _one_of("gate", gate, ("report", "fail"))
     _one_of("which", which, ("last", "best"))
-    _one_of("mode", mode, ("auto", "max", "min"))
     if gate == "fail" and (budget is None or not budget.has_limits):
         raise ValueError(
             f"gate='fail' needs a budget=Budget(...) with a limit to hold the figures against, got {budget}."
@@ -92,7 +99,7 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
     """Return ``forms`` as a tuple.
 
     Args:
-        forms: see `ExportBenchCallback`.
+        forms: see `ExportOptions`.
 
     Raises:
         ValueError: one is unknown, or it is no list.

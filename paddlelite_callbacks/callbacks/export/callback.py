@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.nn import Layer
-from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.callbacks.export.arguments import (
@@ -22,9 +22,9 @@ from paddlelite_callbacks.callbacks.export.arguments import (
     check_input_sizes,
     check_monitor,
     checked_arguments,
-    checked_forms,
 )
 from paddlelite_callbacks.callbacks.export.history import History
+from paddlelite_callbacks.callbacks.export.options import ExportOptions
 from paddlelite_callbacks.callbacks.export.preflight import Preflight, example_batches
 from paddlelite_callbacks.callbacks.export.record import notes_of, summary_lines
 from paddlelite_callbacks.callbacks.export.run import ExportRun, Trained, trained_before
@@ -36,10 +36,13 @@ from paddlelite_callbacks.nn.surgery import unwrapped
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.utils.atomic_files import check_appendable, check_replaceable, check_writable
+from paddlelite_callbacks.utils.deprecation import Moved, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import first_rank_works
 from paddlelite_callbacks.utils.progress import write_lines
 
 __all__ = ["ExportBenchCallback"]
+
+T = TypeVar("T")
 
 
 class ExportBenchCallback(ScopedCallback):
@@ -50,12 +53,12 @@ class ExportBenchCallback(ScopedCallback):
     best) and ``train_log.jsonl`` (the figures of every epoch). Then ``model.json`` + ``model.pdiparams``
     (``paddle.jit.save``; int8 weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx``
     (fp32) and for a network trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`);
-    ``deploy.json`` (inputs, checksums, verdicts, what ``sidecar`` says). All of it is made from a copy, loaded again by
-    every engine, and compared with the live network on images of the first training batch. So each file has a verdict
-    by each engine: agrees, differs by so much, or could not run. A file that an engine, or its exact reference,
-    computes rightly is kept with the verdicts of the others; one that nothing computes rightly is removed. An engine
-    that differs does not count at the gate. The metrics of ``model.prepare`` are then computed from what each file
-    answers on the evaluation data.
+    ``deploy.json`` (inputs, checksums, verdicts, and the ``sidecar`` of `ExportOptions`). All of it is made from a
+    copy, loaded again by every engine, and compared with the live network on images of the first training batch. So
+    each file has a verdict by each engine: agrees, differs by so much, or could not run. A file that an engine, or its
+    exact reference, computes rightly is kept with the verdicts of the others; one that nothing computes rightly is
+    removed. An engine that differs does not count at the gate. The metrics of ``model.prepare`` are then computed from
+    what each file answers on the evaluation data.
 
     An older export of this name waits in ``previous_export``, and goes when a set that passed takes its place; other
     files in that folder stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html``
@@ -63,111 +66,104 @@ class ExportBenchCallback(ScopedCallback):
     and the report say why, and then `ExportError` is raised. It all happens behind hapi's last checkpoint; the model is
     left as found. `export` does it without a ``fit``.
 
+    What most users set are arguments of their own: where to, on which engines, on which data, and what must be kept.
+    What one sets once for a project, or never, stands in two groups: `ExportOptions` for the files (forms, sizes,
+    checks), `BenchOptions` for the timing (threads, batch sizes, repeats).
+
     Args:
         folder: of this and further runs; made if missing.
         name: of the run and its subfolder; the network's class name if ``None``.
-        input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
-            ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
-            (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all. One that is missing or fails
-            gives its reason in the record; one that is named and missing is refused at train begin.
-        threads: CPU threads of each engine; of a list, all, and the first is what the gate looks at.
-        batch_size: of the timed calls; of a list, all, and the first is what the gate looks at.
-        warmup: timed calls that are not counted; up to five times as many while the times still change.
-        repeats: timed calls that are.
-        budget: a `Budget` to print the verdict of.
-        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 where the
-            budget is not met, once everything is written.
+            (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all, or for those of ``benchmark``.
+            One that is missing or fails gives its reason in the record; one that is named and missing is refused at
+            train begin.
         eval_data: a data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this
             ``fit`` (of several processes, the share of the first), ``False`` measures none.
         which: ``"last"`` exports the weights that ``fit`` ended with; ``"best"`` those of the epoch whose evaluation
-            was the best (``model.network`` keeps the last ones).
-        monitor: for ``"best"``, the evaluation's figure that decides; ``None`` for the first metric, else the loss.
-        mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (smaller for ``loss``, ``err``, ``rmse``, ``nme``, ...).
-        fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
-        forms: further forms to write; ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
-            which Paddle Lite and older tools read (with ``model.pdiparams``). Size and gate then count that pair.
-        dynamic_batch: ``False`` fixes the batch size of the files to ``batch_size``.
-        sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
-        preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
-            where the sizes of the inputs are not known before), so that what cannot be exported is said before hours
-            of training: as an error where nothing could be handed out, or not what ``engines``, ``budget``, ``fp16``,
-            ``forms`` or ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
-        strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
-            is installed, or was named, differs or cannot run a file.
-        peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
-        roofline: whether to measure this machine's fastest matrix product (2 s a process).
-        report: whether to draw the report.
+            was the best (``model.network`` keeps the last ones), see ``monitor`` of `ExportOptions`.
+        budget: a `Budget` to print the verdict of.
+        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 where the
+            budget is not met, once everything is written.
+        export: an `ExportOptions`: further forms, input sizes, ``deploy.json``, preflight; ``None`` for the defaults.
+        benchmark: a `BenchOptions`: threads, batch sizes, warm-up, repeats, memory; ``None`` for the defaults. Of
+            several threads or batch sizes the first is what the gate looks at.
         verbose: 1 shows progress bars and one line per engine, 0 nothing.
 
     Attributes:
         record: the `Record` of the last ``fit`` or `export`; ``None`` before it has ended.
         verdict: its `Verdict`, where a budget was given.
+        export_options: the argument ``export``, or the defaults.
+        bench_options: the argument ``benchmark``, or the defaults, with ``engines``.
 
     Raises:
-        TypeError: a folder that is no path, a budget that is no `Budget`, an ``input_spec`` without `InputSpec`,
-            a ``preflight`` that is no bool. At train begin: a network that cannot be copied.
-        ValueError: an unknown engine, a number out of range, a name that is no plain folder name, empty data. At train
-            begin: an ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
-        ExportError: at train begin: see ``preflight``. At the end of ``fit``: nothing can be exported, or see
-            ``strict``.
+        TypeError: a folder that is no path, a budget that is no `Budget`, ``export`` or ``benchmark`` of another type,
+            ``engines`` also in ``benchmark``. At train begin: a network that cannot be copied.
+        ValueError: an unknown engine, a name that is no plain folder name, empty data. At train begin: an
+            ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
+        ExportError: at train begin: see ``preflight`` of `ExportOptions`. At the end of ``fit``: nothing can be
+            exported, or see ``strict`` there.
         GateError: at the end of ``fit``: see ``gate``.
         OSError: at train begin: ``folder`` cannot be written to.
 
     Example:
         >>> model.fit(train_data, eval_data, callbacks=[ExportBenchCallback("out")])  # doctest: +SKIP
+        >>> ExportBenchCallback(
+        ...     "out",
+        ...     engines=["onnxruntime", "openvino"],
+        ...     budget=Budget(size_mb=5, latency_ms=20),
+        ...     export=ExportOptions(fp16=True),
+        ...     benchmark=BenchOptions(threads=[1, 4]),
+        ... )  # doctest: +SKIP
     """
 
+    options = old_attribute("options", "bench_options")
+    input_spec = old_attribute("input_spec", "export_options.input_spec")
+    sidecar = old_attribute("sidecar", "export_options.sidecar")
+    monitor = old_attribute("monitor", "export_options.monitor")
+    mode = old_attribute("mode", "export_options.mode")
+    strict = old_attribute("strict", "export_options.strict")
+    preflight = old_attribute("preflight", "export_options.preflight")
+    forms = old_attribute("forms", "export_options.forms")
+    fp16 = old_attribute("fp16", "export_options.fp16")
+    dynamic_batch = old_attribute("dynamic_batch", "export_options.dynamic_batch")
+    report = old_attribute("report", "export_options.report")
+
+    @old_arguments(
+        **dict.fromkeys(ExportOptions.__dataclass_fields__, Moved("export", lambda: ExportOptions)),
+        **dict.fromkeys(
+            ("threads", "batch_size", "warmup", "repeats", "peak_memory", "roofline"),
+            Moved("benchmark", lambda: BenchOptions),
+        ),
+    )
     def __init__(
         self,
         folder: str | Path,
         *,
         name: str | None = None,
-        input_spec: Sequence[InputSpec] | None = None,
         engines: Sequence[str] | None = None,
-        threads: int | Sequence[int] = 1,
-        batch_size: int | Sequence[int] = 1,
-        warmup: int = 10,
-        repeats: int = 50,
-        budget: Budget | None = None,
-        gate: str = "report",
         eval_data: Any = None,
         which: str = "last",
-        monitor: str | None = None,
-        mode: str = "auto",
-        fp16: bool = False,
-        forms: Sequence[str] = (),
-        dynamic_batch: bool = True,
-        sidecar: Mapping[str, Any] | None = None,
-        preflight: bool = True,
-        strict: bool = False,
-        peak_memory: bool = True,
-        roofline: bool = True,
-        report: bool = True,
+        budget: Budget | None = None,
+        gate: str = "report",
+        export: ExportOptions | None = None,
+        benchmark: BenchOptions | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        self.folder = checked_arguments(folder, budget, input_spec, eval_data)
-        check_choices(folder, name, gate=gate, which=which, mode=mode, budget=budget)
-        if not isinstance(preflight, bool):
-            raise TypeError(f"preflight must be True or False, got {preflight!r}: leave it out for True.")
-        self.name, self.input_spec = name, input_spec
-        self.options = BenchOptions(
-            engines=engines,
-            threads=threads,
-            batch_size=batch_size,
-            warmup=warmup,
-            repeats=repeats,
-            peak_memory=peak_memory,
-            roofline=roofline,
-        )
-        check_budget_engine(budget, [engine.name for engine in self.options.chosen()])
-        self.sidecar = checked_sidecar_options(sidecar)
-        self.budget, self.gate, self.eval_data, self.verbose = budget, gate, eval_data, verbose
-        self.which, self.monitor, self.mode = which, monitor, mode
-        self.strict, self.preflight, self._untried = strict, preflight, False
-        self.forms = checked_forms(forms)
-        self.fp16, self.dynamic_batch, self.report = fp16, dynamic_batch, report
+        self.folder = checked_arguments(folder, budget, eval_data)
+        check_choices(folder, name, gate=gate, which=which, budget=budget)
+        self.export_options = _of_type("export", export, ExportOptions, "fp16=True")
+        bench = _of_type("benchmark", benchmark, BenchOptions, "threads=4")
+        if engines is not None and bench.engines is not None:
+            raise TypeError(
+                f"Give the engines once, got engines={list(engines)} and benchmark=BenchOptions(engines="
+                f"{list(bench.engines)}): leave one out."
+            )
+        self.bench_options = bench if engines is None else replace(bench, engines=engines)
+        check_budget_engine(budget, [engine.name for engine in self.bench_options.chosen()])
+        self.name, self.which, self.verbose = name, which, verbose
+        self.budget, self.gate, self.eval_data = budget, gate, eval_data
+        self._untried = False
         self.record: Record | None = None
         self.verdict: Verdict | None = None
         self._trained: Trained | None = None
@@ -207,30 +203,30 @@ class ExportBenchCallback(ScopedCallback):
     def check(self) -> None:
         """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
         super().check()
-        check_input_sizes(self.model, self.input_spec, self.session.data)
+        check_input_sizes(self.model, self.export_options.input_spec, self.session.data)
         if self.which == "best":
-            check_monitor(self.model, self.monitor)
+            check_monitor(self.model, self.export_options.monitor)
         if not self.session.own_loop:
             evaluated = self._has_eval_data or evaluates_in_fit(self.model)
             check_budget_metric(self.budget, self.model, evaluated=evaluated)
         self._check_writable(self.model.network)
 
     def dry_run(self) -> None:
-        """Export a copy of the network as it will be trained, see the argument; on the first process alone."""
-        self._untried = self.preflight
-        if self.preflight:
+        """Export a copy of the network as it will be trained, on the first process alone: see ``preflight``."""
+        self._untried = self.export_options.preflight
+        if self.export_options.preflight:
             self._try_export(example_batches(self.model, self.session.data))
 
     def _try_export(self, batches: Iterator[Sequence[np.ndarray]], *, last: bool = False) -> None:
         with first_rank_works() as turn:
             if turn.mine:
                 tried = Preflight(
-                    input_spec=self.input_spec,
-                    options=self.options,
-                    dynamic_batch=self.dynamic_batch,
-                    fp16=self.fp16,
-                    forms=self.forms,
-                    strict=self.strict,
+                    input_spec=self.export_options.input_spec,
+                    options=self.bench_options,
+                    dynamic_batch=self.export_options.dynamic_batch,
+                    fp16=self.export_options.fp16,
+                    forms=self.export_options.forms,
+                    strict=self.export_options.strict,
                     engine=None if self.budget is None else self.budget.engine,
                     verbose=self.verbose,
                 ).run(self.model.network, batches, last=last)
@@ -240,7 +236,9 @@ class ExportBenchCallback(ScopedCallback):
     def attach(self, scope: ExitStack) -> None:
         """Keep a few images of the first batch."""
         self.record, self.verdict = None, None
-        history = History(keep_best=self.which == "best", monitor=self.monitor, mode=self.mode)
+        history = History(
+            keep_best=self.which == "best", monitor=self.export_options.monitor, mode=self.export_options.mode
+        )
         trained = Trained(model=self.model, history=history, training=self.session, params=self.params or {})
 
         def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
@@ -281,7 +279,7 @@ class ExportBenchCallback(ScopedCallback):
         record = self.record
         if record is None:
             raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
-        return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.options.settings)))
+        return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.bench_options.settings)))
 
     @property
     def _has_eval_data(self) -> bool:
@@ -322,17 +320,17 @@ class ExportBenchCallback(ScopedCallback):
         run = ExportRun(
             folder=self.folder,
             name=self._name_of(trained.model.network),
-            input_spec=self.input_spec,
-            options=self.options,
+            input_spec=self.export_options.input_spec,
+            options=self.bench_options,
             eval_data=eval_data,
             last=self.which == "last",
-            fp16=self.fp16,
-            forms=self.forms,
-            dynamic_batch=self.dynamic_batch,
-            sidecar=self.sidecar,
-            strict=self.strict,
+            fp16=self.export_options.fp16,
+            forms=self.export_options.forms,
+            dynamic_batch=self.export_options.dynamic_batch,
+            sidecar=checked_sidecar_options(self.export_options.sidecar),
+            strict=self.export_options.strict,
             budget=self.budget,
-            report=self.report,
+            report=self.export_options.report,
             verbose=self.verbose,
         )
         record, failure = run.make(trained, notes)
@@ -344,3 +342,14 @@ class ExportBenchCallback(ScopedCallback):
 
     def _fails(self) -> bool:
         return self.gate == "fail" and self.verdict is not None and not self.verdict.passed
+
+
+def _of_type(name: str, given: Any, kind: type[T], example: str) -> T:
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"{name} must be {'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}, got "
+            f"{type(given).__name__}: {name}={kind.__name__}({example}), or leave it out."
+        )
+    return given

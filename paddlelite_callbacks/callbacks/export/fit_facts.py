@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.hapi import input_count, metrics_of, prepared_optimizer, task_loss_of
 from paddlelite_callbacks.nn.surgery import unwrapped
-from paddlelite_callbacks.report.gate import Budget
+from paddlelite_callbacks.report.budget import Budget, stored_budget
 from paddlelite_callbacks.report.provenance import plain_options, retraining_config
 from paddlelite_callbacks.workarounds.data_loader import loader_of
 
@@ -87,7 +86,7 @@ def fit_config(
         session: of the ``fit``, whose members are this package's callbacks; ``None`` where there was none.
         budget: of the gate.
     """
-    network, held = type(unwrapped(model.network)).__name__, None if budget is None else asdict(budget)
+    network, held = type(unwrapped(model.network)).__name__, None if budget is None else stored_budget(budget)
     if session is None:
         return retraining_config(network=network, budget=held)
     optimizer, loss = prepared_optimizer(model), task_loss_of(model)

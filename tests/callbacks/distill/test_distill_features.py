@@ -15,6 +15,7 @@ from paddle.static import InputSpec
 from toy import CLASSES, Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import (
+    BenchOptions,
     DistillCallback,
     ExportBenchCallback,
     FeatureTerm,
@@ -114,10 +115,14 @@ def test_maps_of_another_size_are_bridged(student, teacher):
 def test_bridges_leave_no_trace_in_model_optimizer_checkpoint_and_export(tmp_path):
     model, plain, teacher = hapi_model(optimizer="Adam"), hapi_model(optimizer="Adam"), TinyNet(width=8)
     found = fingerprint(model, teacher)
-    export = ExportBenchCallback(tmp_path / "export", engines=["paddle"], warmup=1, repeats=2, verbose=0)
+    export = ExportBenchCallback(
+        tmp_path / "export", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+    )
     callback = DistillCallback(teacher, features={"conv*": "conv*"})
     fit(model, [export, callback], save_dir=str(tmp_path / "a"), epochs=2)
-    other = ExportBenchCallback(tmp_path / "other", engines=["paddle"], warmup=1, repeats=2, verbose=0)
+    other = ExportBenchCallback(
+        tmp_path / "other", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+    )
     fit(plain, [other], save_dir=str(tmp_path / "b"), epochs=2)
     assert len(callback.bridges.parameters()) == 2
     assert fingerprint(model, teacher) == found

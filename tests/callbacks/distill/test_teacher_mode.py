@@ -18,9 +18,11 @@ from paddle.static import InputSpec
 from toy import CLASSES, Images, TinyNet, copied_weights, equal_weights, fingerprint, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import (
+    BenchOptions,
     DistillCallback,
     EMATeacher,
     ExportBenchCallback,
+    ExportOptions,
     FeatureTerm,
     MutualPeer,
     OutputTerm,
@@ -881,7 +883,14 @@ def test_the_options_stand_in_the_repr_and_in_the_record(tmp_path):
         assert part in shown
     assert "temperature=None, output=None" not in shown
     assert repr(DistillCallback(EMATeacher(0.9))) == "DistillCallback(EMATeacher(0.9, ramp=True))"
-    export = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], warmup=0, repeats=2, verbose=0, report=False)
+    export = ExportBenchCallback(
+        tmp_path,
+        name="n",
+        engines=["paddle"],
+        verbose=0,
+        export=ExportOptions(report=False),
+        benchmark=BenchOptions(warmup=0, repeats=2),
+    )
     fit(hapi_model(NoDrop(), loss=DBLoss(), metrics=False), [callback, export], data=Texts(), evaluate=False)
     (held, _) = export.record.config["callbacks"]
     assert held["class"] == "DistillCallback"

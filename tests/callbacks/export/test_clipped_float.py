@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -102,7 +103,7 @@ class Levels(nn.Layer):
 @pytest.mark.parametrize("outputs", [False, True])
 def test_all_files_of_a_shared_head_agree_and_the_norm_is_folded(outputs, tmp_path):
     paddle.seed(0)
-    callback = ExportBenchCallback(tmp_path, name="n", fp16=True, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", fp16=True, **QUICK))
     fit(hapi_model(Levels()), [PACTQuantCallback(quantize_outputs=outputs), callback], epochs=2)
     assert all(v.agrees for v in callback.record.verdicts)
     import onnx
@@ -154,7 +155,7 @@ def test_advice_goes_by_the_fastest_call_and_leaves_out_what_differs_and_noise()
 def test_accuracy_of_the_files_is_shown_where_fit_evaluated_nothing(tmp_path):
     data = Images()
     options = {**QUICK, "report": True, "engines": ["paddle", "onnxruntime"]}
-    callback = ExportBenchCallback(tmp_path, name="n", eval_data=data, **options)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", eval_data=data, **options))
     model = hapi_model(Levels())
     fit(model, [callback], evaluate=False)
     accuracy = model.evaluate(data, batch_size=8, verbose=0)["acc"]

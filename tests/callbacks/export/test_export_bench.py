@@ -7,12 +7,13 @@ import onnxruntime
 import paddle
 import paddle.nn.functional as F
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback
+from paddlelite_callbacks import BenchOptions, Budget, DistillCallback, ExportBenchCallback, PACTQuantCallback
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.report.record import read_records
 from paddlelite_callbacks.utils.safe_load import read_saved
@@ -33,7 +34,7 @@ def loaded(prefix):
 @needs("paddle2onnx")
 def test_all_engines_and_the_record(tmp_path):
     model = hapi_model()
-    callback = ExportBenchCallback(tmp_path, name="tiny", budget=Budget(metric="acc", baseline=0.5), **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="tiny", budget=Budget(metric="acc", baseline=0.5), **FAST))
     fit(model, [callback])
     record = callback.record
     assert sorted(file.name for file in (tmp_path / "tiny").iterdir()) == [
@@ -63,7 +64,7 @@ def test_all_engines_and_the_record(tmp_path):
 def test_a_second_fit_replaces_the_files_and_appends_the_record(tmp_path):
     model = hapi_model()
     for _ in range(2):
-        fit(model, [ExportBenchCallback(tmp_path, engines=["paddle"], **FAST)])
+        fit(model, [ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], **FAST))])
     first, second = read_records(tmp_path / "runs.jsonl")
     assert first.artefacts[0].sha256["model.pdiparams"] != second.artefacts[0].sha256["model.pdiparams"]
     assert second.artefacts[0].artefact().sha256() == second.artefacts[0].sha256
@@ -84,12 +85,12 @@ def test_a_failing_export_sets_the_older_one_aside(tmp_path):
             return super().forward(x)
 
     model, home = hapi_model(Fragile()), tmp_path / "n"
-    fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(model, [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     before = {file.name: file.read_bytes() for file in home.iterdir()}
     (home / "mine.txt").write_text("mine")
     model.network.broken = True
     with pytest.raises(ExportError, match=r"Fragile cannot be exported .* eager only"):
-        fit(model, [ExportBenchCallback(tmp_path, name="n", preflight=False, **FAST)])
+        fit(model, [ExportBenchCallback(tmp_path, **grouped(name="n", preflight=False, **FAST))])
     assert {file.name: file.read_bytes() for file in (home / "previous_export").iterdir()} == before
     assert sorted(path.name for path in home.iterdir()) == [
         "mine.txt",
@@ -100,7 +101,7 @@ def test_a_failing_export_sets_the_older_one_aside(tmp_path):
     assert equal_weights(weights_of(model.network), arrays(read_saved(home / "model.pdparams")))
     assert len(read_records(tmp_path / "runs.jsonl")) == 2
     model.network.broken = False  # a third fit heals
-    fit(model, [ExportBenchCallback(tmp_path, name="n", **FAST)])
+    fit(model, [ExportBenchCallback(tmp_path, **grouped(name="n", **FAST))])
     assert sorted(path.name for path in home.iterdir()) == sorted([*before, "mine.txt"])
 
 
@@ -111,7 +112,7 @@ def test_a_file_that_computes_something_else_fails_the_export(tmp_path):
             return out if paddle.in_dynamic_mode() else out + 1
 
     with pytest.raises(ExportError, match=r"computes something else than the network: paddle differs by 1 of [\d.]+ "):
-        fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **FAST)])
+        fit(hapi_model(TwoFaced()), [ExportBenchCallback(tmp_path, **grouped(**FAST))])
     assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
 
 
@@ -121,8 +122,8 @@ def test_a_pact_trained_network_is_exported_small_and_stays_trainable(tmp_path):
         return TinyNet(width=64)
 
     plain, quantised = hapi_model(net()), hapi_model(net())
-    fit(plain, [ExportBenchCallback(tmp_path, name="fp32", engines=["paddle"], **FAST)])
-    callback = ExportBenchCallback(tmp_path, name="int8", **FAST)
+    fit(plain, [ExportBenchCallback(tmp_path, **grouped(name="fp32", engines=["paddle"], **FAST))])
+    callback = ExportBenchCallback(tmp_path, **grouped(name="int8", **FAST))
     fit(quantised, [callback, PACTQuantCallback()])
     sizes = [(tmp_path / name / "model.pdiparams").stat().st_size for name in ("fp32", "int8")]
     assert sizes[1] < 0.3 * sizes[0]
@@ -141,7 +142,10 @@ def test_a_pact_trained_network_is_exported_small_and_stays_trainable(tmp_path):
 
 def test_all_together_the_teacher_is_in_no_file(tmp_path):
     model, teacher = hapi_model(), TinyNet(width=64)
-    fit(model, [ExportBenchCallback(tmp_path, name="all", **FAST), DistillCallback(teacher), PACTQuantCallback()])
+    fit(
+        model,
+        [ExportBenchCallback(tmp_path, **grouped(name="all", **FAST)), DistillCallback(teacher), PACTQuantCallback()],
+    )
     assert (tmp_path / "all" / "model.pdiparams").stat().st_size < 4096  # the teacher alone has 150 kB
 
 
@@ -169,7 +173,7 @@ def test_several_inputs_and_outputs(as_dict, tmp_path):
     model.prepare(
         paddle.optimizer.SGD(0.1, parameters=network.parameters()), lambda a, b, label: F.cross_entropy(a, label)
     )
-    callback = ExportBenchCallback(tmp_path, name="two", **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="two", **FAST))
     fit(model, [callback], data=Pairs(), evaluate=False)
     assert all(check.passed for check in callback.record.checks)
     assert len(callback.record.checks) == 4
@@ -184,7 +188,7 @@ def test_several_inputs_and_outputs(as_dict, tmp_path):
 @needs("paddle2onnx")
 def test_fixed_sizes_by_input_spec(tmp_path):
     callback = ExportBenchCallback(
-        tmp_path, name="fixed", input_spec=[InputSpec([1, 3, 8, 8], name="image")], batch_size=1, **FAST
+        tmp_path, **grouped(name="fixed", input_spec=[InputSpec([1, 3, 8, 8], name="image")], batch_size=1, **FAST)
     )
     fit(hapi_model(), [callback])
     assert all(check.passed for check in callback.record.checks)
@@ -198,7 +202,7 @@ def test_without_the_onnx_converter_paddles_file_is_still_made(tmp_path):
         def forward(self, x):
             return paddle.lgamma(super().forward(x).abs() + 1)
 
-    callback = ExportBenchCallback(tmp_path, name="rare", **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="rare", **FAST))
     fit(hapi_model(Rare()), [callback])
     record = callback.record
     assert [check.engine for check in record.checks] == ["paddle", "paddle-onednn"]
@@ -210,7 +214,7 @@ def test_wrong_folders_and_names(tmp_path):
     with pytest.raises(ValueError, match=r"must be a plain name, got '\.\./x'"):
         ExportBenchCallback(tmp_path, name="../x")
     with pytest.raises(ValueError, match="repeats must be a whole number"):
-        ExportBenchCallback(tmp_path, repeats=0)
+        ExportBenchCallback(tmp_path, benchmark=BenchOptions(repeats=0))
     (tmp_path / "file").write_text("")
     model = hapi_model()
     before = weights_of(model.network)
@@ -222,7 +226,14 @@ def test_wrong_folders_and_names(tmp_path):
 
 
 def test_the_progress_bar_shows_what_is_done(tmp_path, capsys):
-    fit(hapi_model(), [ExportBenchCallback(tmp_path, engines=["paddle"], warmup=1, repeats=2, peak_memory=False)])
+    fit(
+        hapi_model(),
+        [
+            ExportBenchCallback(
+                tmp_path, engines=["paddle"], benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False)
+            )
+        ],
+    )
     shown = capsys.readouterr()
     assert "CPU latency" in shown.err
     assert "TinyNet: 0.0" in shown.out + shown.err

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -67,7 +68,9 @@ def exported(tmp_path_factory):
 
 
 def callback_in(folder, **options):
-    return ExportBenchCallback(folder, name="n", engines=["paddle", "onnxruntime"], fp16=True, **QUICK, **options)
+    return ExportBenchCallback(
+        folder, **grouped(name="n", engines=["paddle", "onnxruntime"], fp16=True, **QUICK, **options)
+    )
 
 
 @pytest.mark.parametrize("what", ["a folder", "another's", "another's folder"])
@@ -84,7 +87,7 @@ def test_records_that_cannot_be_added_to_are_refused_before_training(what, tmp_p
     before = model.network.fc.weight.numpy().copy()
     said = {"a folder": r"runs\.jsonl is no file", "another's": r"runs\.jsonl is not yours to write to"}
     with pytest.raises(PermissionError, match=said.get(what, "TinyNet is not yours to write to: give another name")):
-        fit(model, [ExportBenchCallback(out, **QUICK)])
+        fit(model, [ExportBenchCallback(out, **grouped(**QUICK))])
     np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
 
 
@@ -288,7 +291,7 @@ def test_a_read_only_folder_is_refused_before_training(tmp_path, monkeypatch):
             steps.append(step)
 
     with pytest.raises(PermissionError, match="is no writable folder"):
-        fit(hapi_model(), [ExportBenchCallback(tmp_path / "locked" / "out", **QUICK), Count()])
+        fit(hapi_model(), [ExportBenchCallback(tmp_path / "locked" / "out", **grouped(**QUICK)), Count()])
     assert not steps
 
 
@@ -300,7 +303,7 @@ def test_an_engine_that_is_not_there_and_one_that_breaks(tmp_path, monkeypatch):
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(engines.OnnxRuntime, "load", breaks)
-    callback = ExportBenchCallback(tmp_path, report=False, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(report=False, **QUICK))
     fit(hapi_model(), [callback])
     errors = {row.engine: row.error for row in callback.record.latencies}
     assert errors["paddle"] is errors["paddle-onednn"] is None
@@ -329,7 +332,7 @@ def test_several_inputs_sizes_that_vary_and_outputs_in_a_dictionary(tmp_path):
     model = paddle.Model(network, specs)
     model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), paddle.nn.CrossEntropyLoss())
     callback = ExportBenchCallback(
-        tmp_path / "a b", name="v", input_spec=specs, batch_size=[1, 3], report=False, **QUICK
+        tmp_path / "a b", **grouped(name="v", input_spec=specs, batch_size=[1, 3], report=False, **QUICK)
     )
     fit(model, [callback], data=Pairs(), evaluate=False)
     assert len(callback.record.checks) == 4
@@ -358,7 +361,7 @@ class Product(nn.Layer):
 @pytest.mark.parametrize("chosen", [None, ["paddle-onednn"], ["paddle", "onnxruntime"]])
 def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
     """The files are right and stay; the engine's verdict stands beside them, and its latency does not count."""
-    callback = ExportBenchCallback(tmp_path, name="n", engines=chosen, budget=Budget(), **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=chosen, budget=Budget(), **QUICK))
     fit(hapi_model(Product()), [callback])
     record, said = callback.record, callback.summary()
     report = unescaped((tmp_path / "report.md").read_text(encoding="utf-8"))
@@ -393,7 +396,7 @@ def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
     with pytest.raises(ExportError, match=r"strict=True.*paddle-onednn fp32 differs by.*What is right is written to"):
         fit(
             hapi_model(Product()),
-            [ExportBenchCallback(tmp_path, name="s", engines=chosen, strict=True, report=False, **QUICK)],
+            [ExportBenchCallback(tmp_path, **grouped(name="s", engines=chosen, strict=True, report=False, **QUICK))],
         )
     assert (tmp_path / "s" / "model.json").is_file()
     assert [run.name for run in read_records(tmp_path / "runs.jsonl")] == ["n", "s"]
@@ -408,7 +411,7 @@ def test_a_network_without_a_definite_output_is_told_from_a_wrong_file(tmp_path)
             return paddle.sin(out * 1e7)
 
     model = hapi_model(Unsettled(), learning_rate=0.0)
-    callback = ExportBenchCallback(tmp_path, report=False, strict=True, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(report=False, strict=True, **QUICK))
     with pytest.raises(ExportError, match=r"moves by .* no two engines can agree: are its batch-norm statistics"):
         fit(model, [callback])
 
@@ -418,7 +421,7 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
         raise ExportError("not today")
 
     monkeypatch.setattr("paddlelite_callbacks.export.variants.export_onnx", no_onnx)
-    callback = ExportBenchCallback(tmp_path, engines=["onnxruntime"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(engines=["onnxruntime"], **QUICK))
     said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) do something else under"
     with pytest.raises(ExportError, match=said):
         fit(hapi_model(TwoFaced()), [callback])
@@ -439,7 +442,7 @@ def test_one_wrong_file_costs_only_itself(tmp_path, monkeypatch):
 
     right, other = forms.export_onnx, export_paddle(TinyNet(), tmp_path / "other", input_spec=SPEC)
     monkeypatch.setattr(forms, "export_onnx", lambda program, path: right(other, path))
-    callback = ExportBenchCallback(tmp_path / "out", name="n", **QUICK)
+    callback = ExportBenchCallback(tmp_path / "out", **grouped(name="n", **QUICK))
     fit(hapi_model(), [callback])
     assert sorted(path.name for path in (tmp_path / "out" / "n").iterdir()) == [
         "deploy.json",

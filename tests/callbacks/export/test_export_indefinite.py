@@ -7,6 +7,7 @@ import re
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from paddle import nn
 from toy import TinyNet, fit, hapi_model
 
@@ -67,9 +68,9 @@ def spoil(weight, value) -> None:
 
 def refused(network, folder, act=lambda network: None, more=(), loss=None) -> str:
     """Export over an older, good export; return what is said. The older one is kept, and so is what was trained."""
-    fit(hapi_model(), [ExportBenchCallback(folder, name="n", report=False, **QUICK)])
+    fit(hapi_model(), [ExportBenchCallback(folder, **grouped(name="n", report=False, **QUICK))])
     before = {path.name: path.read_bytes() for path in (folder / "n").iterdir()}
-    callback = ExportBenchCallback(folder, name="n", report=False, eval_data=False, preflight=False, **QUICK)
+    callback = ExportBenchCallback(folder, **grouped(name="n", report=False, eval_data=False, preflight=False, **QUICK))
     with pytest.raises(ExportError) as caught:
         fit(hapi_model(network, metrics=False, loss=loss), [AtTheEnd(act), callback, *more], evaluate=False)
     assert {path.name: path.read_bytes() for path in (folder / "n" / "previous_export").iterdir()} == before
@@ -151,7 +152,7 @@ def test_a_network_that_gives_nothing_definite(end, said, tmp_path):
 
 
 def test_a_mask_may_be_infinite(tmp_path):
-    callback = ExportBenchCallback(tmp_path, report=False, eval_data=False, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(report=False, eval_data=False, **QUICK))
     network = Ending(lambda self, y: nn.functional.softmax(y + self.mask))
     fit(hapi_model(network, metrics=False), [callback], evaluate=False)
     assert [check.passed for check in callback.record.checks] == [True]

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
@@ -23,12 +24,12 @@ def run_onnx(path, images):
 @needs("paddle2onnx")
 def test_a_checkpoint_of_pact_gives_the_files_and_figures_of_its_training(tmp_path):
     model, data = hapi_model(), Images()
-    at_end = ExportBenchCallback(tmp_path, name="fit", **FAST)
+    at_end = ExportBenchCallback(tmp_path, **grouped(name="fit", **FAST))
     fit(model, [PACTQuantCallback(), at_end])
     model.save(str(tmp_path / "trained"), training=True)
     network = TinyNet()
     load_pact_(network, tmp_path / "trained")
-    later = ExportBenchCallback(tmp_path, name="later", eval_data=data, **FAST)
+    later = ExportBenchCallback(tmp_path, **grouped(name="later", eval_data=data, **FAST))
     record = later.export(hapi_model(network), data)
     assert record is later.record
     assert record.metrics == at_end.record.metrics
@@ -56,7 +57,7 @@ def test_images_in_every_form(form, whole, tmp_path):
     network = TinyNet()
     network.conv1.eval()
     modes, weights = [layer.training for layer in network.sublayers()], weights_of(network)
-    export = ExportBenchCallback(tmp_path, engines=["paddle"], **FAST)
+    export = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], **FAST))
     record = export.export(hapi_model(network) if whole else network, forms[form])
     assert all(check.passed for check in record.checks)
     assert record.name == "TinyNet"
@@ -74,13 +75,15 @@ def test_modes_stay_with_an_evaluation_too(tmp_path):
     network.train()
     network.bn1.eval()
     modes = [layer.training for layer in network.sublayers()]
-    ExportBenchCallback(tmp_path, engines=["paddle"], eval_data=data, **FAST).export(hapi_model(network), data)
+    ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], eval_data=data, **FAST)).export(
+        hapi_model(network), data
+    )
     assert [layer.training for layer in network.sublayers()] == modes
 
 
 def test_the_training_log_of_the_files_that_are_replaced_is_kept(tmp_path):
     model = hapi_model()
-    export = ExportBenchCallback(tmp_path, engines=["paddle"], **FAST)
+    export = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], **FAST))
     fit(model, [export], epochs=2)
     log = (tmp_path / "TinyNet" / "train_log.jsonl").read_text()
     assert export.export(model, Images()).log is None
@@ -89,10 +92,10 @@ def test_the_training_log_of_the_files_that_are_replaced_is_kept(tmp_path):
 
 def test_the_gate(tmp_path, capsys):
     budget = Budget(size_mb=1e-6)
-    export = ExportBenchCallback(tmp_path, engines=["paddle"], budget=budget, **FAST)
+    export = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], budget=budget, **FAST))
     export.export(TinyNet(), Images())
     assert not export.verdict.passed
-    strict = ExportBenchCallback(tmp_path, engines=["paddle"], budget=budget, gate="fail", **FAST)
+    strict = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], budget=budget, gate="fail", **FAST))
     with pytest.raises(GateError) as raised:
         strict.export(TinyNet(), Images())
     assert raised.value.code == 3
@@ -113,18 +116,18 @@ def test_the_gate(tmp_path, capsys):
 )
 def test_what_cannot_be_exported(model, data, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        ExportBenchCallback(tmp_path / "out", **FAST).export(model, data)
+        ExportBenchCallback(tmp_path / "out", **grouped(**FAST)).export(model, data)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_trained_callback_can_export_another_network_in_between(tmp_path):
     model, other = hapi_model(), TinyNet(width=8)
-    export = ExportBenchCallback(tmp_path, name="a", engines=["paddle"], **FAST)
+    export = ExportBenchCallback(tmp_path, **grouped(name="a", engines=["paddle"], **FAST))
 
     class Between(paddle.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 0:
-                ExportBenchCallback(tmp_path, name="b", engines=["paddle"], **FAST).export(other, Images())
+                ExportBenchCallback(tmp_path, **grouped(name="b", engines=["paddle"], **FAST)).export(other, Images())
 
     fit(model, [export, Between()], epochs=2)
     records = {record.name: record for record in read_records(tmp_path / "runs.jsonl")}

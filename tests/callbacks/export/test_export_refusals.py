@@ -7,6 +7,7 @@ import json
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -59,7 +60,7 @@ def test_free_sizes_and_names_of_outputs_stand_in_deploy_json(tmp_path):
     model = paddle.Model(Dense())
     optimizer = paddle.optimizer.SGD(parameters=model.parameters())
     model.prepare(optimizer, lambda maps, vector, target: nn.functional.mse_loss(vector, target))
-    export = ExportBenchCallback(tmp_path, name="net", input_spec=spec, report=False, verbose=0, **QUICK)
+    export = ExportBenchCallback(tmp_path, **grouped(name="net", input_spec=spec, report=False, verbose=0, **QUICK))
     model.fit(images, batch_size=2, verbose=0, callbacks=[export])
     assert any("timed at 3x8x8" in note for note in export.record.notes)
     said = json.loads((tmp_path / "net/deploy.json").read_text())

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+from exporting import grouped
 from records import latency, record
 from toy import Images, TinyNet, fit, hapi_model
 
@@ -14,6 +15,7 @@ from paddlelite_callbacks import Budget, ExportBenchCallback
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics
 from paddlelite_callbacks.export.compare import Check
+from paddlelite_callbacks.report.budget import stored_budget
 from paddlelite_callbacks.report.gate import judge, most_accurate
 from paddlelite_callbacks.report.record import ArtefactFigures, append_record
 from paddlelite_callbacks.report.write import last_budget
@@ -190,7 +192,7 @@ def test_a_run_without_the_metric_fails_beside_one_that_has_it(tmp_path, capsys)
 )
 def test_a_callback_that_could_never_judge_is_refused_when_made(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        ExportBenchCallback(tmp_path, **options)
+        ExportBenchCallback(tmp_path, **grouped(**options))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_a_metric_that_nothing_will_measure_is_refused_before_training(
     metric, metrics, evaluate, message, gate, tmp_path
 ):
     callback = ExportBenchCallback(
-        tmp_path, engines=["paddle"], budget=Budget(metric=metric, baseline=0.9), gate=gate, **FAST
+        tmp_path, **grouped(engines=["paddle"], budget=Budget(metric=metric, baseline=0.9), gate=gate, **FAST)
     )
     model = hapi_model(metrics=metrics)
     steps = []
@@ -218,23 +220,25 @@ def test_a_metric_that_nothing_will_measure_is_refused_before_training(
 
 def test_a_metric_that_eval_data_or_the_loss_measures_is_judged(tmp_path):
     with_data = ExportBenchCallback(
-        tmp_path, engines=["paddle"], eval_data=Images(8), budget=replace(ACC, metric_drop=1.0), **FAST
+        tmp_path, **grouped(engines=["paddle"], eval_data=Images(8), budget=replace(ACC, metric_drop=1.0), **FAST)
     )
     fit(hapi_model(), [with_data], evaluate=False)
     assert with_data.verdict.criteria[0].value is not None
     loss = Budget(metric="loss", metric_limit=100.0, mode="min")
-    callback = ExportBenchCallback(tmp_path, engines=["paddle"], budget=loss, **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(engines=["paddle"], budget=loss, **FAST))
     fit(hapi_model(metrics=False), [callback])
     assert callback.verdict.criteria[-1].value == callback.record.metrics["loss"]
 
 
 def test_an_export_without_evaluation_refuses_a_budget_for_a_metric(tmp_path):
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], budget=ACC, **FAST)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["paddle"], budget=ACC, **FAST))
     for model in (TinyNet(), hapi_model(), hapi_model(metrics=False)):
         with pytest.raises(ValueError, match="'acc', but nothing is evaluated"):
             callback.export(model, Images(4).images)
     assert not (tmp_path / "n").exists()
-    measuring = ExportBenchCallback(tmp_path, name="n", engines=["paddle"], budget=ACC, eval_data=Images(8), **FAST)
+    measuring = ExportBenchCallback(
+        tmp_path, **grouped(name="n", engines=["paddle"], budget=ACC, eval_data=Images(8), **FAST)
+    )
     measuring.export(hapi_model(), Images(4).images)
     assert measuring.verdict.criteria[0].value is not None
 
@@ -249,5 +253,11 @@ def test_budgets_of_older_records_are_read():
     ):
         assert last_budget([replace(record(), config={"budget": stored})]) == expected
     for budget in (Budget(), ACC, Budget(metric="acc", metric_limit=0.9)):
-        stored = json.loads(json.dumps(asdict(budget)))
+        stored = json.loads(json.dumps(stored_budget(budget)))
+        assert "mode" not in stored
+        assert stored["higher_is_better"] is True
         assert last_budget([replace(record(), config={"budget": stored})]) == budget
+    for budget in (Budget(metric="rmse", baseline=0.1), Budget(metric="x", metric_limit=0.9, mode="min")):
+        stored = json.loads(json.dumps(stored_budget(budget)))
+        assert stored["higher_is_better"] is False
+        assert last_budget([replace(record(), config={"budget": stored})]) == replace(budget, mode="min")

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -69,7 +70,7 @@ def trained(kind, folder, *more, **options):
     model.prepare(optimizer, nn.CrossEntropyLoss(), paddle.metric.Accuracy())
     fields = [paddle.to_tensor(X if spec is IMAGE else Y) for spec in specs]
     data = paddle.io.TensorDataset([*fields, paddle.to_tensor(Y)])
-    callback = ExportBenchCallback(folder, **QUICK, **options)
+    callback = ExportBenchCallback(folder, **grouped(**QUICK, **options))
     fit(model, [callback, *more], data=data)
     return network, callback
 
@@ -111,7 +112,7 @@ def test_the_onnx_file_too(tmp_path):
     network, specs = First(), specs_of(First)
     model = paddle.Model(network, inputs=specs)
     options = {**QUICK, "engines": ["onnxruntime"]}
-    callback = ExportBenchCallback(tmp_path, **options)
+    callback = ExportBenchCallback(tmp_path, **grouped(**options))
     callback.export(model, [Y, X])
     checks = [
         check for check in callback.record.checks if check.engine == "onnxruntime"
@@ -128,7 +129,7 @@ def test_an_input_that_the_sample_does_not_show_at_work_stays(tmp_path):
     """A mask of ones changes nothing; another one would."""
     network = Masked()
     model = paddle.Model(network, inputs=[IMAGE, InputSpec([None, 1, 8, 8], "float32", "mask")])
-    callback = ExportBenchCallback(tmp_path, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(**QUICK))
     callback.export(model, [X, np.ones([16, 1, 8, 8], "float32")])
     half = np.ones([16, 1, 8, 8], "float32")
     half[:, :, 4:] = 0
@@ -152,7 +153,7 @@ def test_tokens_and_a_forward_of_any_number_of_inputs(tmp_path):
     network = Tokens()
     inputs = [np.array([[1, 2], [9, 9]]), np.array([[0, 1], [1, 0]]), np.array([[2.0], [3.0]], "float32")]
     specs = [InputSpec([None, 2], "int64", "a"), InputSpec([None, 2], "int64", "b"), InputSpec([None, 1], name="c")]
-    callback = ExportBenchCallback(tmp_path, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(**QUICK))
     callback.export(paddle.Model(network, inputs=specs), inputs)
     weight = network.embedding.weight.numpy()
     expected = weight[inputs[0]].sum(1) * inputs[2]

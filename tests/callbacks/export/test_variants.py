@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from exporting import grouped
 from installed import needs
 from paddle import nn
 from paddle.static import InputSpec
@@ -52,7 +53,7 @@ def test_an_export_makes_few_copies_and_one_round_of_passes(quantised, copies, p
 
     monkeypatch.setattr(surgery, "_deep_copy", counting)
     monkeypatch.setattr(Counted, "passes", 0)
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["onnxruntime"], fp16=True, **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["onnxruntime"], fp16=True, **QUICK))
     callback.export(network, IMAGES)
     assert all(check.passed for check in callback.record.checks)
     assert {a.precision for a in callback.record.artefacts} == {"fp32", "fp16", *(["int8"] if quantised else [])}
@@ -152,7 +153,7 @@ def test_writing_takes_about_four_times_the_network(quantised, tmp_path):
 def writing_takes_about_four_times_the_network(quantised, tmp_path) -> None:
     network = Heavy()
     network.eval()
-    callback = ExportBenchCallback(tmp_path, name="n", engines=["onnxruntime"], **QUICK)
+    callback = ExportBenchCallback(tmp_path, **grouped(name="n", engines=["onnxruntime"], **QUICK))
     callback.export(TinyNet(), IMAGES)  # what the first export of a process loads stays loaded
     network = ptq_int8(network, [paddle.to_tensor(IMAGES)]) if quantised else network
     callback.export(network, IMAGES)

@@ -13,7 +13,14 @@ from paddle import nn
 from places import HELPERS
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import ExportBenchCallback, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
+from paddlelite_callbacks import (
+    BenchOptions,
+    ExportBenchCallback,
+    PACTConfig,
+    PACTQuantCallback,
+    prepare_pact_,
+    ptq_int8,
+)
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.functional import lsq_fake_quantize
@@ -251,7 +258,7 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
 @pytest.mark.parametrize("export_first", [False, True])
 def test_the_diagnosis_stands_in_the_record(export_first, tmp_path):
     pact = PACTQuantCallback(eval_data=Images())
-    export = ExportBenchCallback(tmp_path, engines=["openvino"], warmup=1, repeats=1, verbose=0)
+    export = ExportBenchCallback(tmp_path, engines=["openvino"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=1))
     fit(hapi_model(), [export, pact] if export_first else [pact, export])
     assert any("fp32" in note and "fake-quantised" in note for note in export.record.notes)
 
