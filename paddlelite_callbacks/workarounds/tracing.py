@@ -1,4 +1,4 @@
-"""Programs traced without what Paddle keeps of each for good: names of scopes, generated source files.
+"""Programs traced without what Paddle keeps of each for good (names of scopes, source files) and does over and over.
 
 Each function works around one defect of paddlepaddle 3.3.1 (no report of it upstream is known, unless one is named)
 and has a test in ``tests/workarounds`` that fails on the day it is mended. Where a later Paddle lacks the private names
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import inspect
 import linecache
 import os
 import shutil
@@ -32,6 +33,7 @@ __all__ = [
     "without_call_stacks",
     "without_failed_traces",
     "without_generated_sources",
+    "without_repeated_conversions",
     "without_scope_names",
 ]
 
@@ -46,9 +48,12 @@ _recorders = private_module(
 )
 _sources = private_module(f"{_DY2STATIC}.utils", "get_temp_dir", "DEL_TEMP_DIR")
 _translator = private_module(f"{_DY2STATIC}.program_translator", "ast_to_func")
+_cache = private_module(f"{_DY2STATIC}.program_translator", "_FUNCTION_CACHE.convert_with_cache")
+_calls = private_module(f"{_DY2STATIC}.convert_call_func", "is_unsupported")
 
 _generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
 _lock = threading.Lock()
+_converting = threading.local()  # whether this thread is inside a block of `without_repeated_conversions`
 
 
 @contextmanager
@@ -60,6 +65,7 @@ def clean_trace() -> Iterator[None]:
         without_scope_names(),
         with_own_source_folder(),
         without_generated_sources(),
+        without_repeated_conversions(),
     ):
         yield
 
@@ -156,6 +162,83 @@ def _forget_dead() -> None:
         for path in (file, importlib.util.cache_from_source(file)):
             with suppress(OSError):
                 Path(path).unlink()
+
+
+@contextmanager
+def without_repeated_conversions() -> Iterator[None]:
+    """Convert each method once inside the block, in this thread; an inner block shares what the outer one has.
+
+    Paddle 3.3 keeps converted functions under weak references to what they were made of. A bound method is gone at
+    once, so ``forward`` is parsed, rewritten, written to a file, imported and parsed again for each layer of the same
+    class and for each program; and whether a callee is built in is looked up in a list of thousands at each call.
+    Both together are three quarters of the time that a trace of MobileNetV3 takes. Between two blocks nothing is kept:
+    a conversion holds the values that globals and closures have at that moment.
+    """
+    if getattr(_converting, "active", False):
+        yield
+        return
+    _converting.active = True
+    with _converted_once(), _looked_up_once():
+        try:
+            yield
+        finally:
+            _converting.active = False
+    _forget_dead()
+
+
+@contextmanager
+def _converted_once() -> Iterator[None]:
+    if _cache is None:
+        yield
+        return
+    cache, owner = _cache._FUNCTION_CACHE, [threading.get_ident()]
+    real, before = cache.convert_with_cache, vars(cache).get("convert_with_cache")
+    known: dict[int, tuple[Any, Callable[..., Any]]] = {}  # by the identity of a function, which is held too
+
+    def convert_with_cache(function: Callable[..., Any]) -> Callable[..., Any]:
+        if threading.get_ident() not in owner or not inspect.ismethod(function):
+            return real(function)
+        plain = function.__func__
+        if id(plain) not in known:
+            known[id(plain)] = plain, real(function)
+        return known[id(plain)][1]
+
+    cache.convert_with_cache = convert_with_cache
+    try:
+        yield
+    finally:
+        owner.clear()  # should another thread's block put this function back
+        known.clear()
+        if before is not None:
+            cache.convert_with_cache = before
+        else:
+            vars(cache).pop("convert_with_cache", None)
+
+
+@contextmanager
+def _looked_up_once() -> Iterator[None]:
+    if _calls is None:
+        yield
+        return
+    real, owner = _calls.is_unsupported, [threading.get_ident()]
+    known: dict[int, tuple[Any, bool]] = {}
+
+    def is_unsupported(function: Any) -> bool:
+        if threading.get_ident() not in owner:
+            return real(function)
+        what = getattr(function, "forward", function) if isinstance(function, paddle.nn.Layer) else function
+        plain = what.__func__ if inspect.ismethod(what) else what
+        if id(plain) not in known:
+            known[id(plain)] = plain, real(function)
+        return known[id(plain)][1]
+
+    _calls.is_unsupported = is_unsupported
+    try:
+        yield
+    finally:
+        owner.clear()
+        known.clear()
+        _calls.is_unsupported = real
 
 
 _EMPTY = traceback.StackSummary()

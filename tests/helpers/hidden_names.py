@@ -33,9 +33,10 @@ WORKAROUNDS = {  # what goes on working without
         "_ResumeIteration",
     },
     "paddle.io.multiprocess_utils": {"_SIGCHLD_handler_set"},
+    "paddle.jit.dy2static.convert_call_func": {"is_unsupported"},
     "paddle.jit.dy2static.origin_info": {"global_origin_info_map"},
     "paddle.jit.dy2static.parameter_recorder": {"_global_inplace_map", "_global_parameter_recorder"},
-    "paddle.jit.dy2static.program_translator": {"ast_to_func"},
+    "paddle.jit.dy2static.program_translator": {"_FUNCTION_CACHE", "ast_to_func"},
     "paddle.jit.dy2static.utils": {"DEL_TEMP_DIR", "get_temp_dir"},
     "paddle.nn.functional": {"common"},
     "paddle.nn.utils.spectral_norm_hook": {"SpectralNorm"},
@@ -143,6 +144,7 @@ def main(mode: str, folder: Path) -> None:
 
     parts = [data_loader._collate, data_loader._iterators, data_loader._processes]
     parts += [tracing._framework, tracing._origin_info, tracing._recorders, tracing._sources, tracing._translator]
+    parts += [tracing._cache, tracing._calls]
     told["found"] = sum(part is not None for part in parts)
     told["swapped"] = swap()
     paddle.seed(3)

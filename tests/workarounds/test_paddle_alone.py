@@ -5,6 +5,7 @@ Then its workaround, named in the test, can go.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import linecache
@@ -22,7 +23,9 @@ import pytest
 from installed import needs
 from paddle import nn
 from paddle.base import framework
+from paddle.jit.dy2static import convert_call_func as calls
 from paddle.jit.dy2static import origin_info
+from paddle.jit.dy2static import program_translator as translator
 from paddle.jit.dy2static.parameter_recorder import _global_parameter_recorder as recorder
 from paddle.jit.dy2static.utils import get_temp_dir
 from paddle.static import InputSpec
@@ -30,6 +33,9 @@ from toy import Images, TinyNet, hapi_model
 
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.workarounds import tracing
+from paddlelite_callbacks.workarounds.tracing import without_repeated_conversions
 
 SPEC = [InputSpec([None, 3, 8, 8], "float32", "x")]
 
@@ -78,6 +84,62 @@ def test_generated_sources_are_kept(tmp_path):
         lambda: len(origin_info.global_origin_info_map),
     ):
         assert grown_by(lambda: saved(tmp_path, copy.deepcopy(TinyNet())), count) >= 3
+
+
+class Block(nn.Layer):
+    """A layer of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, 3, 1)
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_methods_are_converted_for_each_layer_of_a_class(ours, tmp_path, monkeypatch):
+    """`tracing.without_repeated_conversions`."""
+    converted, asked = [], []
+    convert, functions = translator.FunctionCache._convert, calls.get_module_functions
+    monkeypatch.setattr(translator.FunctionCache, "_convert", lambda s, f: converted.append(f) or convert(s, f))
+    monkeypatch.setattr(calls, "get_module_functions", lambda module: asked.append(module) or functions(module))
+    before = vars(translator._FUNCTION_CACHE).copy(), calls.is_unsupported
+    with without_repeated_conversions() if ours else contextlib.nullcontext():
+        for _ in range(2):
+            saved(tmp_path, nn.Sequential(*(Block() for _ in range(4))))
+    blocks = [function for function in converted if function.__qualname__ == "Block.forward"]
+    assert len(blocks) == (1 if ours else 8)
+    looked_up = len(asked) // len(calls.BUILTIN_LIKELY_MODULES)
+    assert looked_up < 10 if ours else looked_up > 20
+    assert (vars(translator._FUNCTION_CACHE), calls.is_unsupported) == before
+
+
+def test_programs_are_the_same_with_methods_converted_once(tmp_path, monkeypatch):
+    network = nn.Sequential(*(Block() for _ in range(3)), TinyNet())
+    written = [export_paddle(network, tmp_path / "ours", input_spec=SPEC)]
+    monkeypatch.setattr(tracing, "_cache", None)
+    monkeypatch.setattr(tracing, "_calls", None)
+    written.append(export_paddle(network, tmp_path / "paddle", input_spec=SPEC))
+    assert [file.read_bytes() for file in written[0].files] == [file.read_bytes() for file in written[1].files]
+
+
+def test_a_conversion_is_not_kept_beyond_its_block(tmp_path):
+    """It holds the values of globals and closures: another export sees those of its time."""
+    factor = 2.0
+
+    class Scaled(TinyNet):
+        def forward(self, x):
+            return super().forward(x) * factor
+
+    x, files = np.ones([1, 3, 8, 8], "float32"), {}
+    network = Scaled()
+    network.eval()
+    for factor in (2.0, 3.0):
+        program = export_paddle(network, tmp_path / str(factor), input_spec=SPEC)
+        (files[factor],) = ENGINES["paddle"].load(program, threads=1)([x])
+        np.testing.assert_allclose(files[factor], network(paddle.to_tensor(x)).numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(files[3.0], files[2.0] * 1.5, rtol=1e-5, atol=1e-6)
 
 
 SAVES = """
