@@ -169,7 +169,7 @@ def main() -> None:
     for path, text in texts.items():
         with staged_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
-    runpy.run_path(str(RESULTS / "into_readme.py"), run_name="__main__")
+    runpy.run_path(str(RESULTS / "into_pages.py"), run_name="__main__")
 
 
 if __name__ == "__main__":
