@@ -123,6 +123,7 @@ def peer_of(student: nn.Layer, steps: int, seed: int) -> MutualPeer:
 
 STAGES = ("stage1", "stage2", "stage3")
 FEATURES = {name: name for name in STAGES[1:]}
+ATTENTION = [FeatureTerm(name, name, loss="attention") for name in FEATURES]
 DML = "dml (two students, no teacher)"
 WAYS: dict[str, Callable[[nn.Layer, nn.Layer, int, int], Callbacks]] = {
     "alone": lambda teacher, student, steps, seed: [],
@@ -132,9 +133,7 @@ WAYS: dict[str, Callable[[nn.Layer, nn.Layer, int, int], Callbacks]] = {
     "dist": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="dist", weight=2.0)],
     "mse of scores": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="mse", weight=0.1)],
     "fitnet": lambda teacher, student, steps, seed: [DistillCallback(teacher, features=FEATURES)],
-    "attention": lambda teacher, student, steps, seed: [
-        DistillCallback(teacher, features=FEATURES, feature_loss="attention", weight=100.0)
-    ],
+    "attention": lambda teacher, student, steps, seed: [DistillCallback(teacher, features=ATTENTION, weight=100.0)],
     "rkd": lambda teacher, student, steps, seed: [
         DistillCallback(teacher, features=FeatureTerm("stage3", "stage3", loss="rkd"), weight=0.1)
     ],

@@ -11,9 +11,8 @@ from paddle.nn import CrossEntropyLoss, Layer
 from paddlelite_callbacks.distill.losses.logits import check_temperature, loss_for_task
 from paddlelite_callbacks.distill.losses.registry import AnyLoss, spec_of
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
-from paddlelite_callbacks.distill.terms import FeatureTerm, Output, OutputTerm, checked_output
+from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
 from paddlelite_callbacks.nn.surgery import find_sublayer, match_sublayers
 
 __all__ = ["Features", "Loss", "expanded", "feature_terms", "normalised", "objective_for", "output_terms"]
@@ -22,23 +21,17 @@ Loss = str | AnyLoss | OutputTerm | Mapping[str, Weight] | Sequence[Any] | None
 Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
 
 
-def output_terms(
-    loss: Loss, *, temperature: float | None, output: Output, resize: str | None = None
-) -> list[OutputTerm] | None:
+def output_terms(loss: Loss, *, temperature: float | None) -> list[OutputTerm] | None:
     """Return the output terms; ``None`` if the task loss is to choose them.
 
     Args:
         loss: of `DistillCallback`.
-        temperature: of its tempered losses.
-        output: of its losses that are no `OutputTerm`.
-        resize: the same.
+        temperature: of its tempered losses, unless a term has its own.
 
     Raises:
         TypeError: ``loss`` is of another type.
-        ValueError: an unknown loss or ``resize``, or a temperature for losses that have none.
+        ValueError: an unknown loss, or a temperature for losses that have none.
     """
-    checked_output(output)
-    checked_resize(resize)
     if temperature is not None:
         check_temperature(temperature)
     if loss is None:
@@ -48,37 +41,43 @@ def output_terms(
         if temperature is not None and not tempered:
             raise ValueError(f"None of the losses {list(loss)} has a temperature. Leave it out.")
         return [
-            OutputTerm(
-                name, weight, output=output, temperature=temperature if name in tempered else None, resize=resize
-            )
+            OutputTerm(name, weight, temperature=temperature if name in tempered else None)
             for name, weight in loss.items()
         ]
     entries: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
-    return [
-        entry
+    terms = [
+        _with_temperature(entry, temperature)
         if isinstance(entry, OutputTerm)
-        else OutputTerm(entry, output=output, temperature=temperature, resize=resize)
+        else OutputTerm(entry, temperature=temperature)
         for entry in entries
     ]
+    if temperature is not None and terms and all(term.temperature is None for term in terms):
+        raise ValueError(f"None of the losses {[term.loss for term in terms]} has a temperature. Leave it out.")
+    return terms
 
 
-def feature_terms(features: Features, *, loss: str | AnyLoss) -> list[FeatureTerm]:
+def _with_temperature(term: OutputTerm, temperature: float | None) -> OutputTerm:
+    """Return ``term`` with the callback's temperature, where it is tempered and has none of its own."""
+    if temperature is None or term.temperature is not None or (term.loss is not None and not term.spec().tempered):
+        return term
+    return replace(term, temperature=temperature)
+
+
+def feature_terms(features: Features) -> list[FeatureTerm]:
     """Return the terms on features.
 
     Args:
         features: of `DistillCallback`.
-        loss: of those that are given by names alone.
 
     Raises:
         TypeError: ``features`` is of another type.
-        ValueError: an unknown loss.
     """
     if features is None:
         return []
     if isinstance(features, FeatureTerm):
         return [features]
     if isinstance(features, Mapping):
-        return [FeatureTerm(student, teacher, loss=loss) for student, teacher in features.items()]
+        return [FeatureTerm(student, teacher) for student, teacher in features.items()]
     terms: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
     if not all(isinstance(term, FeatureTerm) for term in terms):
         raise TypeError(
@@ -113,8 +112,6 @@ def objective_for(
     features: Sequence[FeatureTerm],
     *,
     temperature: float | None,
-    output: Output,
-    resize: str | None,
     task_loss: Any,
     student: Layer,
     teachers: Sequence[Layer | None],
@@ -127,9 +124,8 @@ def objective_for(
         outputs: `output_terms`.
         features: `feature_terms`.
         temperature: as given to `output_terms`.
-        output: as given to `output_terms`.
-        resize: as given to `output_terms`.
-        task_loss: chooses where ``outputs`` is ``None`` and there are no features; tells the axis of the classes.
+        task_loss: chooses where ``outputs`` is ``None`` and there are no features, and for a term without a loss;
+            tells the axis of the classes.
         student: whose layers are meant.
         teachers: the same; ``None`` for one that cannot be looked into.
         weights: of the teachers, sum 1.
@@ -139,8 +135,8 @@ def objective_for(
         ValueError: a layer that is not there (near names are listed), a teacher that is not there.
     """
     if outputs is None:
-        given: dict[str, Any] = {"output": output, "temperature": temperature, "resize": resize}
-        outputs = [] if features else [OutputTerm(loss_for_task(task_loss), **given)]
+        outputs = [] if features else [OutputTerm(temperature=temperature)]
+    outputs = [term if term.loss is not None else replace(term, loss=loss_for_task(task_loss)) for term in outputs]
     if each and len(teachers) > 1:
         outputs = [part for term in outputs for part in _for_each(term, weights)]
     found: list[FeatureTerm] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from paddle.nn import Layer
 
+from paddlelite_callbacks.distill.losses.logits import check_temperature
 from paddlelite_callbacks.distill.losses.registry import AnyLoss, LossSpec, spec_of
 from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
@@ -50,14 +51,15 @@ class OutputTerm:
     """Compare the student's output with the teacher's.
 
     Args:
-        loss: a name of `distill.losses.registry.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``.
+        loss: a name of `distill.losses.registry.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``;
+            ``None`` chooses by the task loss, as `DistillCallback` does.
         weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
         output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of
             the outputs that returns it; a pair ``(student's, teacher's)`` of these, or a mapping
             ``{student's: teacher's}``, whose losses are summed; ``None`` pairs all of them, but losses that the
             networks give, and sums.
         teacher: index among several teachers; ``None`` for the (weighted mean of the) teachers.
-        temperature: of tempered losses; ``None`` for the loss's own default.
+        temperature: of tempered losses; ``None`` for that of `DistillCallback`, else the loss's own default.
         label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
         name: of the figure in ``logs``, behind ``distill_``; ``None`` makes one of the loss's name.
         resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's maps and sequences to the student's size where
@@ -74,7 +76,7 @@ class OutputTerm:
         >>> DistillCallback(teacher, loss=[scores, boxes])  # doctest: +SKIP
     """
 
-    loss: str | AnyLoss
+    loss: str | AnyLoss | None = None
     weight: Weight = 1.0
     output: Output = None
     teacher: int | None = None
@@ -87,10 +89,19 @@ class OutputTerm:
         checked_weight("weight", self.weight)
         checked_output(self.output)
         checked_resize(self.resize)
-        self.spec()
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+        if self.loss is not None:
+            self.spec()
 
     def spec(self) -> LossSpec:
-        """Return the loss with its needs."""
+        """Return the loss with its needs.
+
+        Raises:
+            ValueError: it is still to be chosen by the task loss.
+        """
+        if self.loss is None:
+            raise ValueError("OutputTerm(loss=None) is chosen by the task loss at train begin: give a loss to have it.")
         return spec_of(self.loss, temperature=self.temperature, label=self.label)
 
     def pairs(self) -> list[tuple[Key | None, Key | None]]:

@@ -55,11 +55,13 @@ class Folded:
         fold: returns its new value, from its present one (``None`` if it was left out), the old ones that go into it
             by name, and all arguments that were given.
         example: the new spelling, with ``{}`` in place of the old arguments.
+        field: what the entries call it; ``None`` for the same name.
     """
 
     into: str
     fold: Callable[[Any, dict[str, Any], Mapping[str, Any]], Any]
     example: str
+    field: str | None = None
 
 
 def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
@@ -187,7 +189,9 @@ def _translated(
             written = f"{new}={kind.__name__}({', '.join(f'{key}={_short(value)}' for key, value in fields.items())})"
         else:
             changes[new] = rule.fold(present.get(new), values, present)
-            written = rule.example.format(", ".join(f"{key}={_short(value)}" for key, value in values.items()))
+            written = rule.example.format(
+                ", ".join(f"{rule.field or key}={_short(value)}" for key, value in values.items())
+            )
         said.append(f"{', '.join(f'{key}={_short(value)}' for key, value in values.items())} is now {written}")
     return changes, said
 

@@ -79,7 +79,7 @@ def distil(folder, watch):
     _fit([pc.DistillCallback(teachers, combine="each", loss=[pc.OutputTerm("kl")])], watch)
     _fit([pc.DistillCallback(teachers, loss="kl")], watch)
     other = pc.DistillCallback(
-        TinyNet(width=6), features={"conv*": "conv*"}, teacher_mode="train", teacher_inputs=_larger, resize="bilinear"
+        TinyNet(width=6), features={"conv*": "conv*"}, teacher_mode="train", teacher_inputs=_larger
     )
     _fit([other], watch)
 

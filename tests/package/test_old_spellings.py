@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import paddle
 import pytest
 from paddle.static import InputSpec
-from toy import Images, TinyNet
+from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 import paddlelite_callbacks as pc
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.accuracy import measure_metrics
 from paddlelite_callbacks.benchmark.timing import time_files
 from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis
+from paddlelite_callbacks.distill.schedules import cosine
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.report.retime import timed_together
 
@@ -53,6 +56,21 @@ exporting.__signature__ = inspect.signature(pc.ExportBenchCallback)
 
 def bench(made):
     return made.export_options, made.bench_options
+
+
+def distilling(**options):
+    return pc.DistillCallback(TinyNet(), **options)
+
+
+def distilling_features(**options):
+    return pc.DistillCallback(TinyNet(), **{"features": {"conv1": "conv1", "fc": "fc"}, **options})
+
+
+distilling.__signature__ = distilling_features.__signature__ = inspect.signature(pc.DistillCallback)
+
+
+def terms(made):
+    return made.loss, made.features
 
 
 FILES = {
@@ -110,6 +128,23 @@ SPELLINGS = {
         for group, kind, options in (("export", pc.ExportOptions, FILES), ("benchmark", pc.BenchOptions, TIMES))
         for name, value in options.items()
     },
+    "DistillCallback-output": Old(
+        distilling, {"output": "x"}, {"loss": pc.OutputTerm(output="x")}, "loss=OutputTerm(..., output='x')", terms
+    ),
+    "DistillCallback-output-resize": Old(
+        distilling,
+        {"output": 0, "resize": "nearest"},
+        {"loss": pc.OutputTerm(output=0, resize="nearest")},
+        "output=0, resize='nearest' is now loss=OutputTerm(..., output=0, resize='nearest')",
+        terms,
+    ),
+    "DistillCallback-feature_loss": Old(
+        distilling_features,
+        {"feature_loss": "rkd"},
+        {"features": [pc.FeatureTerm("conv1", "conv1", loss="rkd"), pc.FeatureTerm("fc", "fc", loss="rkd")]},
+        "feature_loss='rkd' is now features=[FeatureTerm(..., loss='rkd')]",
+        terms,
+    ),
     "Diagnosis-allowed_drop": Old(
         Diagnosis,
         {**FOUND, "allowed_drop": 0.1},
@@ -152,7 +187,7 @@ def test_an_old_spelling_works_and_says_the_new_one(name):
 def test_old_and_new_at_once_are_refused(name):
     target, old, new, _, _ = SPELLINGS[name]
     first = next(key for key in old if key not in new)
-    with pytest.raises(TypeError, match=rf"was given {first}= and \w+=.* Give \w+= alone"):
+    with pytest.raises(TypeError, match=rf"was given {first}= and .*Give \w+=? alone"):
         target(**{**old, **new})
 
 
@@ -161,6 +196,7 @@ def test_old_and_new_at_once_are_refused(name):
     [
         *{old.target for old in SPELLINGS.values()},
         pc.ExportBenchCallback,
+        pc.DistillCallback,
         pc.PACTQuantCallback.find_skips,
         pc.cache_teacher,
     ],
@@ -204,6 +240,86 @@ def test_old_attributes_of_an_export(name):
         value = getattr(made, name)
     assert told[0].filename == __file__
     assert value == (made.bench_options if name == "options" else getattr(made.export_options, name))
+
+
+@pytest.mark.parametrize(
+    ("loss", "old", "new"),
+    [
+        ("kl", {"output": 0}, [pc.OutputTerm("kl", output=0)]),
+        ({"kl": 2.0, "mse": 1.0}, {"output": 0}, [pc.OutputTerm("kl", 2.0, output=0), pc.OutputTerm("mse", output=0)]),
+        (["mse", pc.OutputTerm("kl")], {"output": 0}, [pc.OutputTerm("mse", output=0), pc.OutputTerm("kl")]),
+        ("mse", {"output": None, "resize": None}, "mse"),
+        (None, {"output": 0, "features": {"fc": "fc"}}, None),
+    ],
+)
+def test_the_old_output_goes_into_each_term(loss, old, new):
+    with pytest.warns(DeprecationWarning, match=r"DistillCallback: output=\w+"):
+        made = pc.DistillCallback(TinyNet(), loss=loss, **old)
+    assert made.loss == new
+
+
+def doubled(outputs):
+    return 2 * outputs
+
+
+def test_old_and_new_spelling_train_the_same_weights():
+    start, teacher, spellings = TinyNet(), TinyNet(width=8), []
+    options = {"loss": {"kl": 0.5, "mse": 2.0}, "output": doubled, "temperature": 3.0, "feature_loss": "attention"}
+    options["features"] = {"conv1": "conv1"}
+    new = {
+        "loss": [pc.OutputTerm("kl", 0.5, output=doubled), pc.OutputTerm("mse", 2.0, output=doubled)],
+        "features": [pc.FeatureTerm("conv1", "conv1", loss="attention")],
+        "temperature": 3.0,
+    }
+    warm = pc.OutputTerm("kl", 0.5, output=doubled, temperature=3.0)
+    hand = {**new, "loss": [warm, *new["loss"][1:]], "temperature": None}
+    for given in (options, new, hand):
+        network = copy.deepcopy(start)
+        fit(hapi_model(network), [pc.DistillCallback(teacher, **given)], evaluate=False)
+        spellings.append(weights_of(network))
+    assert equal_weights(spellings[0], spellings[1])
+    assert equal_weights(spellings[0], spellings[2])
+    assert not equal_weights(spellings[0], weights_of(start))
+
+
+def test_a_temperature_that_no_term_takes_is_refused():
+    for loss in ("mse", [pc.OutputTerm("mse")], {"mse": 1.0}):
+        with pytest.raises(ValueError, match=r"temperature.*Leave it out"):
+            pc.DistillCallback(TinyNet(), loss=loss, temperature=2.0)
+    kept = pc.DistillCallback(
+        TinyNet(), loss=[pc.OutputTerm("kl", temperature=1.0), pc.OutputTerm("mse")], temperature=2.0
+    )
+    assert kept.loss[0].temperature == 1.0
+
+
+@pytest.mark.parametrize("held", [None, "nearest", "bilinear"])
+def test_a_checkpoint_of_the_old_spelling_is_resumed(held, tmp_path):
+    """It told of the argument ``resize``, and of the terms nothing."""
+    teacher, model, loss = TinyNet(width=8), hapi_model(), pc.OutputTerm("kl", resize="nearest")
+    fit(model, [pc.DistillCallback(teacher, loss=loss, weight=cosine(1.0, 0.0))], save_dir=str(tmp_path))
+    file = tmp_path / "final.pddistill"
+    state = paddle.load(str(file))
+    assert state["options"].pop("resize_of_terms") is True
+    assert state["options"]["resize"] == "nearest"
+    paddle.save({**state, "options": {**state["options"], "resize": held}}, str(file))
+    for given in ({"loss": loss}, {"loss": "kl", "resize": "nearest"}):
+        callback = pc.DistillCallback(teacher, weight=cosine(1.0, 0.0), resume=tmp_path / "final", **given)
+        if held == "bilinear":
+            with pytest.raises(ValueError, match="resize='bilinear', got 'nearest'"):
+                fit(model, [callback])
+        else:
+            fit(model, [callback])
+
+
+def test_old_attributes_of_a_distillation():
+    made = pc.DistillCallback(TinyNet(), loss=[pc.OutputTerm(output=0), pc.OutputTerm(resize="nearest")])
+    for name, value, new in (
+        ("output", 0, "loss"),
+        ("resize", "nearest", "loss"),
+        ("feature_loss", "fitnet", "features"),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf"DistillCallback\.{name} is now {new};"):
+            assert getattr(made, name) == value
 
 
 ATTRIBUTES = {

@@ -35,7 +35,7 @@ from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import TeacherInputs, checked_inputs, checked_modes
 from paddlelite_callbacks.distill.identity import function_name, function_names
-from paddlelite_callbacks.distill.losses.registry import AnyLoss
+from paddlelite_callbacks.distill.losses.registry import spec_of
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.resolve import (
@@ -47,14 +47,71 @@ from paddlelite_callbacks.distill.resolve import (
     output_terms,
 )
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
-from paddlelite_callbacks.distill.terms import Output
+from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
 from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
+from paddlelite_callbacks.utils.deprecation import Folded, old_arguments, old_attribute
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["DistillCallback", "check_fit", "source_of"]
 
 _log = logging.getLogger(__name__)
+_TERMS = "resize_of_terms"  # in a checkpoint: its "resize" tells of the terms, not of the argument alone
+
+
+def _with_outputs(loss: Any, old: dict[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return ``loss`` with the old arguments ``output`` and ``resize`` in each of its terms."""
+    said = {name: value for name, value in old.items() if value is not None}
+    if not said or (loss is None and given.get("features") is not None):
+        return loss
+    if loss is None:
+        return OutputTerm(**said)
+    if isinstance(loss, Mapping):
+        return [OutputTerm(name, weight, **said) for name, weight in loss.items()]
+    entries = list(loss) if isinstance(loss, (list, tuple)) else [loss]
+    if entries and all(isinstance(entry, OutputTerm) for entry in entries):
+        raise TypeError(
+            f"DistillCallback was given {' and '.join(f'{name}=' for name in old)} and loss= of OutputTerm: these are "
+            "old and new spellings. Give OutputTerm alone, with what it compares."
+        )
+    return [entry if isinstance(entry, OutputTerm) else OutputTerm(entry, **said) for entry in entries]
+
+
+def _with_feature_loss(features: Any, old: dict[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return ``features`` with the old argument ``feature_loss`` in each of its terms."""
+    loss = old["feature_loss"]
+    spec_of(loss)
+    if isinstance(features, Mapping):
+        return [FeatureTerm(student, teacher, loss=loss) for student, teacher in features.items()]
+    terms = list(features) if isinstance(features, (list, tuple)) else [features]
+    if terms and all(isinstance(term, FeatureTerm) for term in terms):
+        raise TypeError(
+            "DistillCallback was given feature_loss= and features= of FeatureTerm: these are old and new spellings. "
+            "Give FeatureTerm alone, with its loss."
+        )
+    return features
+
+
+def _of_terms(terms: Any, name: str) -> Any:
+    """Return the first value that the terms have for ``name``."""
+    entries = terms if isinstance(terms, (list, tuple)) else [terms]
+    found = (getattr(term, name, None) for term in entries if isinstance(term, (OutputTerm, FeatureTerm)))
+    return next((value for value in found if value is not None), None)
+
+
+def _resize_of(terms: Sequence[OutputTerm] | None) -> str | None:
+    """Return how the terms resize the teacher's outputs: one word where all that do agree."""
+    ways = sorted({term.resize for term in terms or () if term.resize is not None})
+    return ", ".join(ways) or None
+
+
+def _comparable(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's options without those that tell less than ours do.
+
+    Before terms held all of ``resize``, a checkpoint told of the argument alone, and nothing of the terms.
+    """
+    older = _TERMS not in saved and saved.get("resize") is None
+    return {name: value for name, value in saved.items() if name != _TERMS and not (older and name == "resize")}
 
 
 class DistillCallback(ScopedCallback):
@@ -75,15 +132,14 @@ class DistillCallback(ScopedCallback):
             ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
             of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``bce`` with
             ``BCEWithLogitsLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are
-            ``features``. ``help(paddlelite_callbacks.distill.losses.registry)`` tells what each
-            compares, and its shapes.
+            ``features``. Which outputs are compared, and maps of other sizes, stand in the term:
+            ``OutputTerm("kl", output="logits", resize="bilinear")``.
+            ``help(paddlelite_callbacks.distill.losses.registry)`` tells what each loss compares, and its shapes.
         features: which layers are compared: ``{"student's layer": "teacher's layer"}``, names as in
-            ``named_sublayers()`` or globs, or a list of `FeatureTerm`. Other channels and sizes are bridged by
-            projections that the user's optimizer trains during ``fit``.
-        feature_loss: of the features that are given by names alone.
-        output: which output ``loss`` compares: index, key, path or function, a pair ``(student's, teacher's)`` or a
-            mapping ``{student's: teacher's}`` of these, see `OutputTerm`; ``None`` all.
-        temperature: of the tempered losses; ``None`` for each one's own (``kl`` 4, ``jsdiv`` 1).
+            ``named_sublayers()`` or globs, or a list of `FeatureTerm` for another loss than ``fitnet``. Other channels
+            and sizes are bridged by projections that the user's optimizer trains during ``fit``.
+        temperature: of the tempered losses, unless an `OutputTerm` has its own; ``None`` for each one's default
+            (``kl`` 4, ``jsdiv`` 1).
         weight: of the distillation loss, at least 0; a number, a schedule of ``distill.schedules`` or a function
             ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
         task_weight: of the loss given to ``model.prepare``, likewise.
@@ -97,14 +153,12 @@ class DistillCallback(ScopedCallback):
             input, a tuple for several (``lambda x: F.interpolate(x, scale_factor=2)``). It gets one argument for each
             input, and the batch's labels where it has a parameter ``labels``; runs under ``no_grad`` and the student's
             ``auto_cast``. With several teachers one for all, or a list. Not for a `MutualPeer`.
-        resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's output maps ``[N, C, H, W]`` and sequences
-            ``[N, L, C]`` to the student's size where those differ; ``None`` refuses them.
         on_nan: for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that names
             batch, term and cause, the weights as before it; ``"skip"`` leaves it out and counts it in ``logs`` as
             ``skipped_batches``; ``"ignore"`` lets it through. ``None``: ``"raise"`` unless another callback differs.
         resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
             peer and the position in the schedules from ``.pddistill`` beside it; ``teacher_mode``, ``teacher_inputs``
-            and ``resize`` must be those that it was written with. See `load`.
+            and the terms' ``resize`` must be those that it was written with. See `load`.
 
     Raises:
         TypeError: an argument of another type.
@@ -120,7 +174,17 @@ class DistillCallback(ScopedCallback):
     """
 
     guards_loss = True
+    output = old_attribute("output", "loss", read=lambda callback: _of_terms(callback.loss, "output"))
+    resize = old_attribute("resize", "loss", read=lambda callback: _of_terms(callback.loss, "resize"))
+    feature_loss = old_attribute(
+        "feature_loss", "features", read=lambda callback: _of_terms(callback.features, "loss") or "fitnet"
+    )
 
+    @old_arguments(
+        output=Folded("loss", _with_outputs, "loss=OutputTerm(..., {})"),
+        resize=Folded("loss", _with_outputs, "loss=OutputTerm(..., {})"),
+        feature_loss=Folded("features", _with_feature_loss, "features=[FeatureTerm(..., {})]", field="loss"),
+    )
     def __init__(
         self,
         teacher: Any,
@@ -130,24 +194,20 @@ class DistillCallback(ScopedCallback):
         weight: Weight = 1.0,
         task_weight: Weight = 1.0,
         features: Features = None,
-        feature_loss: str | AnyLoss = "fitnet",
-        output: Output = None,
         teacher_weights: Sequence[float] | None = None,
         combine: str = "mean",
         teacher_mode: str | Sequence[str] = "eval",
         teacher_inputs: TeacherInputs | Sequence[TeacherInputs | None] | None = None,
-        resize: str | None = None,
         on_nan: str | None = None,
         resume: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.on_nan = checked_policy(on_nan)
         self.weight, self.task_weight = checked_weight("weight", weight), checked_weight("task_weight", task_weight)
-        self.loss, self.temperature, self.output, self.resize = loss, temperature, output, resize
-        self.features, self.feature_loss = features, feature_loss
+        self.loss, self.temperature, self.features = loss, temperature, features
         self.teacher_mode, self.teacher_inputs, self.teacher_weights = teacher_mode, teacher_inputs, teacher_weights
-        self._outputs = output_terms(loss, temperature=temperature, output=output, resize=resize)
-        self._features = feature_terms(features, loss=feature_loss)
+        self._outputs = output_terms(loss, temperature=temperature)
+        self._features = feature_terms(features)
         if combine not in ("mean", "each"):
             raise ValueError(f"combine must be 'mean' or 'each', got {combine!r}: leave it out for 'mean'.")
         self.combine = combine
@@ -206,8 +266,6 @@ class DistillCallback(ScopedCallback):
             self._outputs,
             self._features,
             temperature=self.temperature,
-            output=self.output,
-            resize=self.resize,
             task_loss=task_loss,
             student=self.model.network,
             teachers=networks,
@@ -301,7 +359,8 @@ class DistillCallback(ScopedCallback):
         return {
             "teacher_mode": self.teacher_mode if isinstance(self.teacher_mode, str) else list(self.teacher_mode),
             "teacher_inputs": function_names(self.teacher_inputs),
-            "resize": self.resize,
+            "resize": _resize_of(self._outputs),
+            _TERMS: True,
         }
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
@@ -313,7 +372,7 @@ class DistillCallback(ScopedCallback):
         self._position.offset = 0.0 if state is None else float(state["position"])
         if state is not None:
             kind = type(self._source).__name__.removesuffix("Source")
-            check_same_options(state.get("options", {}), self._teacher_options())
+            check_same_options(_comparable(state.get("options", {})), self._teacher_options())
             check_same_teacher(state["source"], self._source.state_keys, kind)
             self._source.set_state_dict(state["source"], self.model)
             self._bridges.take_up(state["bridges"])

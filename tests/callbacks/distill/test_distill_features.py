@@ -97,7 +97,7 @@ def test_outputs_and_three_features_together():
 
 @pytest.mark.parametrize("loss", ["attention", "rkd"])
 def test_relations_need_no_projection(loss):
-    callback = DistillCallback(TinyNet(width=8), features={"conv2": "conv2"}, feature_loss=loss)
+    callback = DistillCallback(TinyNet(width=8), features=FeatureTerm("conv2", "conv2", loss=loss))
     fit(hapi_model(), [callback])
     assert not callback.bridges.parameters()
 
@@ -105,7 +105,7 @@ def test_relations_need_no_projection(loss):
 @pytest.mark.parametrize(("student", "teacher"), [(TinyNet, Pooling), (Pooling, TinyNet)])
 def test_maps_of_another_size_are_bridged(student, teacher):
     callback = DistillCallback(teacher(width=8), features={"conv2": "conv2"})
-    attention = DistillCallback(teacher(width=8), features={"conv2": "conv2"}, feature_loss="attention")
+    attention = DistillCallback(teacher(width=8), features=FeatureTerm("conv2", "conv2", loss="attention"))
     fit(hapi_model(student()), [callback, attention])
     size = 8 if teacher is TinyNet else 4
     bridge = next(iter(callback.bridges.values()))
@@ -236,7 +236,7 @@ def test_mistakes_in_names_are_refused_at_train_begin():
     with pytest.raises(TypeError, match="features must be a mapping"):
         DistillCallback(TinyNet(), features=["conv1"])
     with pytest.raises(ValueError, match=r"No distillation loss 'fitnett'; near names: .*'fitnet'"):
-        DistillCallback(TinyNet(), features={"conv1": "conv1"}, feature_loss="fitnett")
+        FeatureTerm("conv1", "conv1", loss="fitnett")
     with pytest.raises(TypeError, match="project must be True, False, None or a Layer, got str"):
         FeatureTerm("conv1", "conv1", project="yes")
     assert equal_weights(before, weights_of(model.network))

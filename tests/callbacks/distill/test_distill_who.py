@@ -216,7 +216,7 @@ def test_networks_that_return_several_outputs(kind, all_outputs):
     train_by_hand(by_hand, loss, steps=3, data=data)
     output = None if all_outputs else "logits" if kind is dict else 0
     model = hapi_model(student, loss=DictLoss() if kind is dict else first, metrics=False)
-    fit(model, [DistillCallback(teacher, loss="mse", output=output)], data=data, evaluate=False)
+    fit(model, [DistillCallback(teacher, loss=OutputTerm("mse", output=output))], data=data, evaluate=False)
     assert_same(student, by_hand)
 
 
@@ -229,11 +229,11 @@ def test_a_tensor_learns_from_an_entry_of_a_dictionary():
         return CE(output, labels) + jsdiv(output, taught(teacher, images)["logits"])
 
     train_by_hand(by_hand, loss, steps=3, data=data)
-    callback = DistillCallback(teacher, loss="jsdiv", output=(None, "logits"))
+    callback = DistillCallback(teacher, loss=OutputTerm("jsdiv", output=(None, "logits")))
     fit(hapi_model(student), [callback], data=data, evaluate=False)
     assert_same(student, by_hand)
     with pytest.raises(ValueError, match=r"The teacher's output has no tensor 'logit'; near names .*'logits'"):
-        fit(hapi_model(), [DistillCallback(teacher, loss="kl", output=(None, "logit"))])
+        fit(hapi_model(), [DistillCallback(teacher, loss=OutputTerm("kl", output=(None, "logit")))])
     with pytest.raises(ValueError, match=r"gives 1 outputs \[8, 4\], the teacher 2 \{'logits': \[8, 4\], 'map'"):
         fit(hapi_model(), [DistillCallback(teacher, loss="kl")])
 
