@@ -1,4 +1,4 @@
-"""``python -m paddlelite_callbacks <command>``: what the package does without a training script.
+"""``paddlelite-callbacks <command>`` (``python -m paddlelite_callbacks``): what needs no training script.
 
 A command is a module with ``add_arguments(parser)`` and ``run(options) -> int``, named in `COMMANDS`; it is imported
 only when it is asked for, so that ``--help`` needs neither Paddle nor anything else.
@@ -16,9 +16,17 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from paddlelite_callbacks._version import __version__
+from paddlelite_callbacks.cli.output import program_name
+from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.utils.terminal import degrading
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "command", "main"]
+
+_EXIT_CODES = (
+    "exit codes: 0 done; 1 cannot be done (one line says why); 2 unknown arguments; 3 done, but a budget is not kept; "
+    "130 interrupted"
+)
+_PATHS = ("model", "out", "folder", "record", "images", "teacher_weights")  # arguments that are files or folders
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,42 @@ def _in_utf8() -> None:
     os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
 
 
+def _parser(wanted: str | None, *, whole: bool = False) -> argparse.ArgumentParser:
+    """Return the parser; arguments of the command ``wanted`` alone, unless the ``whole`` is asked for."""
+    parser = argparse.ArgumentParser(
+        prog=program_name(),
+        description="Make a vision model small and fast, and prove it.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh"),
+        help="write a completion script for this shell, then end: source it, or put it where the shell looks",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.summary, description=command.summary, epilog=_EXIT_CODES)
+        if whole or name == wanted:
+            command.load().add_arguments(sub)
+    return parser
+
+
+def _completion(shell: str) -> str:
+    """Return a script that completes commands, options, choices and files without starting Python."""
+    shtab = require("shtab", needed_for="--print-completion")
+    parser = _parser(None, whole=True)
+    parser.prog = "paddlelite-callbacks"
+    commands = next(action for action in parser._actions if action.dest == "command")
+    for sub in commands.choices.values():  # type: ignore[union-attr]
+        sub.prog = sub.prog.replace(program_name(), parser.prog)
+        for action in sub._actions:
+            if action.dest in _PATHS:
+                action.complete = shtab.FILE
+    return str(shtab.complete(parser, shell=shell))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -70,32 +114,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 if what was asked for cannot be done, with one line on the error stream saying why; 3 if it was done and
-        a budget is not kept. ``argparse`` itself ends the process with 2 for arguments that it does not know.
+        a budget is not kept; 130 after Ctrl-C. ``argparse`` itself ends the process with 2 for arguments that it does
+        not know.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m paddlelite_callbacks", description="Make a vision model small and fast, and prove it."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    wanted = next((item for item in given if not item.startswith("-")), None)
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.summary, description=command.summary)
-        if name == wanted:
-            command.load().add_arguments(sub)
+    parser = _parser(next((item for item in given if not item.startswith("-")), None))
     options = parser.parse_args(given)
+    if options.print_completion is None and options.command is None:
+        parser.error(f"the following arguments are required: command, one of {', '.join(COMMANDS)}")
     try:
         with warnings.catch_warnings(), degrading(sys.stdout):
             warnings.simplefilter("ignore")
+            if options.print_completion is not None:
+                sys.stdout.write(_completion(options.print_completion))
+                return 0
             return int(COMMANDS[options.command].load().run(options))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog} {options.command}: interrupted\n")
+        return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):  # "... | head"
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        sys.stderr.write(f"{parser.prog} {options.command}: {error}\n")
+        sys.stderr.write(f"{parser.prog} {options.command or '--print-completion'}: {error}\n")
         return 1
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run as an installed command."""
     _in_utf8()
-    raise SystemExit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

@@ -26,6 +26,8 @@ _REMEDIES = {
     "onnxruntime": "pip install 'paddlelite_callbacks[deploy]'",
     "openvino": "pip install 'paddlelite_callbacks[deploy]'",
     "onnxslim": "pip install 'paddlelite_callbacks[deploy]'",
+    "rich": "pip install 'paddlelite_callbacks[terminal]'",
+    "shtab": "pip install 'paddlelite_callbacks[terminal]'",
     "matplotlib": "pip install 'paddlelite_callbacks[examples]'",
     "sklearn": "pip install 'paddlelite_callbacks[examples]'",
 }

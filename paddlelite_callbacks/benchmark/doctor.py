@@ -56,9 +56,9 @@ _COSTS = {  # of a package that is not there
     "matplotlib": "reports have no pictures",
     "scikit-learn": "examples/digits.py has no data",
     "rich": "tables on a terminal are plain",
-    "argcomplete": "the shell does not complete commands and options",
+    "shtab": "the shell does not complete commands and options",
 }
-_EXTRAS = ("deploy", "examples")  # without that of developers, whose absence costs a user nothing
+_EXTRAS = ("deploy", "terminal", "examples")  # without that of developers, whose absence costs a user nothing
 
 
 @dataclass(frozen=True, kw_only=True)

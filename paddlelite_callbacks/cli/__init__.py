@@ -1,1 +1,1 @@
-"""The commands of ``python -m paddlelite_callbacks``."""
+"""The commands of ``paddlelite-callbacks`` (``python -m paddlelite_callbacks``)."""

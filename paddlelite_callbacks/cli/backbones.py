@@ -1,13 +1,12 @@
-"""``python -m paddlelite_callbacks backbones``."""
+"""``paddlelite-callbacks backbones``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 
 from paddlelite_callbacks.backbone.catalogue import list_backbones, render_table, why_left_out
+from paddlelite_callbacks.cli.output import write_json, write_text
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,12 +35,19 @@ def run(options: argparse.Namespace) -> int:
         options: as parsed.
     """
     if options.left_out:
-        lines = [f"{name}: {reason}" for name, reason in why_left_out().items()]
+        reasons = why_left_out()
+        if options.json:
+            for name, reason in reasons.items():
+                write_json({"name": name, "reason": reason})
+        else:
+            write_text("".join(f"{name}: {reason}\n" for name, reason in reasons.items()))
+        return 0
+    found = list_backbones(options.pattern, source=options.source)
+    if options.max_parameters is not None:
+        found = [b for b in found if b.trunk_parameters <= options.max_parameters * 1e6]
+    if options.json:
+        for backbone in found:
+            write_json(dataclasses.asdict(backbone))
     else:
-        found = list_backbones(options.pattern, source=options.source)
-        if options.max_parameters is not None:
-            found = [b for b in found if b.trunk_parameters <= options.max_parameters * 1e6]
-        lines = [json.dumps(dataclasses.asdict(b)) for b in found] if options.json else [render_table(found)]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+        write_text(render_table(found) + "\n")
     return 0

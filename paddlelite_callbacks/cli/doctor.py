@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from paddlelite_callbacks.benchmark.doctor import LEVELS, Finding, doctor
+from paddlelite_callbacks.cli.output import write_json, write_text
 
 __all__ = ["add_arguments", "run"]
 
@@ -44,11 +43,9 @@ def run(options: argparse.Namespace) -> int:
     found = doctor(options.folder, probe=not options.quick)
     counts = {level: sum(finding.level == level for finding in found) for level in LEVELS}
     if options.json:
-        text = json.dumps({"findings": [asdict(finding) for finding in found], "counts": counts}) + "\n"
+        write_json({"findings": [asdict(finding) for finding in found], "counts": counts})
     else:
-        text = _lines(found) + ", ".join(f"{count} {level}" for level, count in counts.items()) + "\n"
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        write_text(_lines(found) + ", ".join(f"{count} {level}" for level, count in counts.items()) + "\n")
     return 1 if counts["error"] or (options.strict and counts["warning"]) else 0
 
 

@@ -1,11 +1,12 @@
-"""``python -m paddlelite_callbacks export MODEL OUT``: a Paddle program as ONNX, checked."""
+"""``paddlelite-callbacks export MODEL OUT``: a Paddle program as ONNX, checked."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from paddlelite_callbacks.cli.output import write_json, write_text
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.export.artefact import Artefact
@@ -39,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forms",
         nargs="+",
+        type=str.lower,
         choices=["onnx", "pdmodel"],
         default=["onnx"],
         help="what to write: onnx (default), pdmodel (model.pdmodel + model.pdiparams, for Paddle Lite and Paddle 2)",
     )
     parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     with hushed_stdout():
         expected = _answers(source, "paddle", inputs)
     with staged_folder(target, dropped=sorted(ours)) as stage:
-        files, lines = [], []
+        files, told = [], []
         if "onnx" in options.forms:
             files.append(export_onnx(source, stage / "model.onnx", opset=options.opset))
         if options.fp16:
@@ -119,8 +122,16 @@ def run(options: argparse.Namespace) -> int:
             if not check.passed:
                 found = check.error or f"by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
                 raise ExportError(f"{file.path.name} differs from the program on {judge}: {found}.")
-            lines.append(
-                f"{target / file.path.name}: {file.size_mb:.2f} MB, largest difference {check.max_abs_diff:.3g}"
+            told.append(
+                {
+                    "path": str(target / file.path.name),
+                    "kind": file.kind,
+                    "precision": file.precision,
+                    "size_mb": file.size_mb,
+                    "engine": judge,
+                    "max_abs_diff": check.max_abs_diff,
+                    "tolerance": check.tolerance,
+                }
             )
         shapes = input_shapes(files[0])
         described = [
@@ -129,8 +140,15 @@ def run(options: argparse.Namespace) -> int:
         ]
         outputs = described_outputs(files, expected, [InputSpec(shape) for shape in shapes.values()])
         write_sidecar(stage, files, inputs=described, outputs=outputs, options=checked_sidecar_options(None))
-    sys.stdout.write("\n".join(lines) + "\n")
+    if options.json:
+        write_json({"files": told})
+    else:
+        write_text("".join(map(_line, told)))
     return 0
+
+
+def _line(file: dict[str, Any]) -> str:
+    return f"{file['path']}: {file['size_mb']:.2f} MB, largest difference {file['max_abs_diff']:.3g}\n"
 
 
 def _answers(artefact: Artefact, engine: str, inputs: list) -> list:

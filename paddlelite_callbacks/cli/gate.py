@@ -1,10 +1,14 @@
-"""``python -m paddlelite_callbacks gate DIR --size-mb 20 --latency-ms 100``."""
+"""``paddlelite-callbacks gate DIR --size-mb 20 --latency-ms 100``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from paddlelite_callbacks.cli.output import write_json, write_text
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which metric is better: the larger (max), the smaller (min), or by its name (auto, the default)",
     )
     parser.add_argument("--lower-is-better", action="store_true", help=argparse.SUPPRESS)  # the old spelling
-    parser.add_argument("--engine", help="whose latency counts (default: the fastest)")
+    parser.add_argument("--engine", type=str.lower, help="whose latency counts (default: the fastest)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="NAME", help="judge the latest run of this name alone")
     which.add_argument("--all", action="store_true", help="every run must pass")
@@ -108,16 +113,26 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"No run has the metric {budget.metric!r}; measured are {known or 'none'}: write it as it stands there."
         )
-    passed = []
+    winner = most_accurate(records, budget) if budget.metric is not None else None
+    passed, lines = [], []
+    judged: list[dict[str, Any]] = []
     for name, one in latest.items():
         if isinstance(one, Record):
             verdict = judge(one, budget)
             passed.append(verdict.passed)
-            sys.stdout.write(f"{one_line(name)}: {verdict}\n\n{verdict.table()}\n\n")
+            lines.append(f"{one_line(name)}: {verdict}\n\n{verdict.table()}\n")
+            criteria = [{**asdict(criterion), "passed": criterion.passed} for criterion in verdict.criteria]
+            judged.append({"name": name, "passed": verdict.passed, "criteria": criteria, "error": None})
         else:
             passed.append(False)
-            sys.stdout.write(f"{one_line(name)}: fail: its latest record cannot be judged: {one_line(one)}\n\n")
+            lines.append(f"{one_line(name)}: fail: its latest record cannot be judged: {one_line(one)}\n")
+            judged.append({"name": name, "passed": False, "criteria": [], "error": one_line(one)})
     if budget.metric is not None:
-        winner = most_accurate(records, budget)
-        sys.stdout.write(f"Most accurate of those that pass: {winner.name}\n" if winner else "None passes.\n")
-    return 0 if (all(passed) if options.all else any(passed)) else GATE_FAILED
+        lines.append(f"Most accurate of those that pass: {winner.name}" if winner else "None passes.")
+    whole = all(passed) if options.all else any(passed)
+    if options.json:
+        most = winner.name if winner else None
+        write_json({"passed": whole, "runs": judged, "most_accurate": most, "budget": asdict(budget)})
+    else:
+        write_text("\n".join(lines) + "\n")
+    return 0 if whole else GATE_FAILED

@@ -1,10 +1,11 @@
-"""``python -m paddlelite_callbacks report DIR``."""
+"""``paddlelite-callbacks report DIR``."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from paddlelite_callbacks.cli.output import write_json, write_text
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric", help="that the ladder shows (default: the budget's, else the first that is no loss)"
     )
+    parser.add_argument("--json", action="store_true", help="the paths as one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,5 +33,9 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.folder)
     write_report(folder, metric=options.metric)
-    sys.stdout.write(f"{folder / 'report.md'}\n{folder / 'report.html'}\n")
+    files = [str(folder / "report.md"), str(folder / "report.html")]
+    if options.json:
+        write_json({"files": files})
+    else:
+        write_text("".join(f"{file}\n" for file in files))
     return 0

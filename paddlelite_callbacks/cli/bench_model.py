@@ -1,0 +1,169 @@
+"""Time a model that stands alone, without its network: what `bench` does."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.benchmark.crash_probe import crash_of
+from paddlelite_callbacks.benchmark.engines import EngineError, missing_reason
+from paddlelite_callbacks.benchmark.load import load_files
+from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.benchmark.onnx_cost import onnx_cost
+from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.benchmark.timing import time_files
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.compare import Check
+from paddlelite_callbacks.export.model_files import random_inputs
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.saturation import saturation_of
+from paddlelite_callbacks.export.variants import Reference
+from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.isolation import hushed_stdout, undisturbed
+
+__all__ = ["bench_model"]
+
+_ROWS = 2  # images of the check
+
+
+def bench_model(
+    artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, verbose: int = 1
+) -> Record:
+    """Run a model on every engine, compare the answers, and benchmark.
+
+    A Paddle program is converted to ONNX for the engines that need it; the file is thrown away.
+
+    Args:
+        artefact: of `find_model`.
+        specs: of the inputs, with all sizes.
+        options: see `BenchOptions`.
+        name: of the record.
+        verbose: 1 shows progress bars, 0 nothing.
+
+    Raises:
+        EngineError: no engine could run the model.
+        ValueError: the inputs do not fit it.
+    """
+    with undisturbed(), tempfile.TemporaryDirectory() as work:
+        inputs = random_inputs(artefact, specs, rows=_ROWS)
+        artefacts, errors, notes = [artefact], {}, []
+        if artefact.kind == "paddle" and any(engine.kind == "onnx" for engine in options.chosen()):
+            try:
+                artefacts.append(export_onnx(artefact, Path(work) / "model.onnx"))
+            except (ExportError, ImportError) as error:
+                errors["onnx", artefact.precision] = str(error)
+        if artefact.kind == "onnx":
+            errors["paddle", artefact.precision] = "an ONNX file has no Paddle program"
+        rows = None
+        crashed = _crashes(artefacts, inputs, options)
+        try:
+            expected, judge = _first_answer(artefacts, inputs, options, crashed)
+        except EngineError:  # perhaps a file of a fixed batch
+            rows = int(specs[0].shape[0])
+            inputs = random_inputs(artefact, specs)
+            crashed |= _crashes(artefacts, inputs, options, beside=crashed)
+            expected, judge = _first_answer(artefacts, inputs, options, crashed)
+            notes.append(f"The file takes exactly {rows} images a call.")
+        notes.append(f"Without the network, {judge}'s answers on random inputs were the measure of the others.")
+        alive = replace(options, engines=[one.name for one in options.chosen() if one.name not in crashed])
+        files = load_files(
+            artefacts, inputs, {artefact.precision: Reference(expected)}, alive, errors=errors, rows=rows
+        )
+        dead = [latency_row(name, artefact.precision, options, error=why) for name, why in crashed.items()]
+        files = replace(files, failed=(*files.failed, *dead))
+        notes += _disagreements(files.checks, judge)
+        saturation = saturation_of(artefact.kind, artefact.precision, artefact.path)
+        notes += [] if saturation is None else [saturation.note(artefact.path.name)]
+        macs, weights = _cost(artefacts, inputs)
+        timing = time_files(files, inputs, options, macs=macs, verbose=verbose)
+        sizes = [replace(ArtefactFigures.of(a), path=str(a.path) if a is artefact else None) for a in artefacts]
+    return Record(
+        name=name,
+        created=now(),
+        parameters=weights or int(artefact.size_mb * 1e6 / 4),
+        artefacts=tuple(sizes),
+        latencies=timing.latencies,
+        checks=files.checks,
+        metrics={},
+        machine=this_machine(),
+        command=shlex.join(sys.orig_argv),
+        notes=(*notes, *timing.notes),
+        macs=macs,
+        roofline_gflops={str(threads): value for threads, value in timing.roofline.items()},
+    )
+
+
+def _disagreements(checks: Sequence[Check], judge: str) -> list[str]:
+    """Return a line for each engine whose outputs differ."""
+    lines = []
+    for check in checks:
+        if check.passed:
+            continue
+        why = (
+            "a value on a rounding threshold of a quantised file may do that: measure the accuracy on each engine"
+            if check.precision == "int8"
+            else "one of the two is wrong: do not ship the file on both without looking into it"
+        )
+        found = check.error or f"differ by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
+        lines.append(f"DISAGREEMENT: {check.engine} and {judge} on the {check.precision} file: {found}; {why}.")
+    return lines
+
+
+def _crashes(
+    artefacts: Sequence[Artefact],
+    inputs: list[np.ndarray],
+    options: BenchOptions,
+    *,
+    beside: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return by engine how it ended on its file in a process of its own, without those ``beside`` and missing ones."""
+    found = {}
+    for engine in options.chosen():
+        for artefact in artefacts:
+            if artefact.kind != engine.kind or engine.name in (beside or {}) or missing_reason(engine):
+                continue
+            name = artefact.path.name if artefact is artefacts[0] else f"the ONNX form of {artefacts[0].path.name}"
+            if (why := crash_of(engine.name, artefact, inputs, name=name)) is not None:
+                found[engine.name] = why
+    return found
+
+
+def _first_answer(
+    artefacts: Sequence[Artefact], inputs: list[np.ndarray], options: BenchOptions, crashed: Mapping[str, str]
+) -> tuple[list[np.ndarray], str]:
+    said = []
+    for engine in options.chosen():
+        for artefact in artefacts:
+            if artefact.kind != engine.kind:
+                continue
+            if engine.name in crashed:
+                said.append(crashed[engine.name])
+                continue
+            if missing := missing_reason(engine):
+                said.append(missing)
+                continue
+            try:
+                with hushed_stdout():
+                    return engine.load(artefact, threads=1)(inputs), engine.name
+            except Exception as error:
+                said.append(f"{engine.name}: {reason(error)}")
+    raise EngineError(f"No engine could run {artefacts[0].path}: {'; '.join(said) or 'none of the chosen reads it'}.")
+
+
+def _cost(artefacts: Sequence[Artefact], inputs: Sequence[np.ndarray]) -> tuple[int | None, int]:
+    for artefact in artefacts:
+        if artefact.kind == "onnx":
+            try:
+                return onnx_cost(artefact.path, [item.shape for item in inputs])
+            except Exception:  # exotic shapes: the figures are left out
+                return None, 0
+    return None, 0
