@@ -13,6 +13,8 @@ from typing import NamedTuple
 __all__ = [
     "Block",
     "Cell",
+    "Chip",
+    "Chips",
     "Code",
     "Column",
     "Fold",
@@ -41,8 +43,8 @@ class Part(NamedTuple):
 
     Args:
         text: as it is to be read.
-        kind: ``""``, ``"code"``, ``"strong"``, ``"good"``, ``"bad"``, ``"fail"`` (strong and bad), or ``"gap"``: what
-            stands between two coloured pieces where there are no colours.
+        kind: ``""``, ``"code"``, ``"strong"``, ``"good"``, ``"bad"``, ``"fail"`` (strong and bad), ``"soft"``
+            (beside what matters), or ``"gap"``: what stands between two coloured pieces where there are no colours.
     """
 
     text: str
@@ -106,6 +108,41 @@ class Paragraph:
 
     text: Cell
     kind: str = ""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A criterion with its verdict.
+
+    Args:
+        title: what was judged.
+        value: that was measured, with its unit.
+        limit: that it is held against, with its unit.
+        margin: what is left, or how far beyond.
+        met: whether the criterion is met.
+    """
+
+    title: str
+    value: str
+    limit: str
+    margin: str
+    met: bool
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict and the margin in words."""
+        return ", ".join(filter(None, ("pass" if self.met else "fail", self.margin)))
+
+
+@dataclass(frozen=True)
+class Chips:
+    """A row of criteria, each in its colour and with a word.
+
+    Args:
+        chips: one a criterion.
+    """
+
+    chips: Sequence[Chip]
 
 
 @dataclass(frozen=True)
@@ -173,7 +210,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Heading | Paragraph | Items | Table | Picture | Code | Fold
+Block = Heading | Paragraph | Chips | Items | Table | Picture | Code | Fold
 
 
 def one_line(text: object, *, end: str = " ") -> str:

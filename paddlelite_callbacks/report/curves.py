@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paddlelite_callbacks.report.blocks import clipped
-from paddlelite_callbacks.report.pareto import figure_of, saved_figure, text_options
+from paddlelite_callbacks.report.drawing import COLOURS, figure_of, fitted, saved_figure, styled, text_options
 from paddlelite_callbacks.report.record import Record
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 __all__ = ["curve_names", "curves_png"]
 
-_PANELS, _RUNS, _POINTS, _NAME = 4, 8, 500, 40
+_PANELS, _RUNS, _POINTS, _NAME = 4, 8, 500, 30
 _LARGEST = 1e12  # of what is drawn
-_COLOURS = ("#4c6ef5", "#f59f00", "#37b24d", "#e64980", "#7048e8", "#1098ad", "#f76707", "#868e96")
+_TOP, _PANEL, _BELOW, _ROW = 0.12, 1.9, 0.5, 0.22  # inches: the heading, a panel with its title, below, a legend line
 
 
 def curve_names(records: Sequence[Record]) -> list[str]:
@@ -30,13 +30,12 @@ def curve_names(records: Sequence[Record]) -> list[str]:
     return sorted(names, key=lambda name: name != "loss")  # in their order otherwise
 
 
-def curves_png(records: Sequence[Record], path: Path, *, narrow: bool = False) -> bool:
+def curves_png(records: Sequence[Record], path: Path) -> bool:
     """Draw a panel a metric, a colour a run: evaluation solid, training dashed.
 
     Args:
         records: the last eight that have a history are drawn.
         path: of the PNG.
-        narrow: for a phone: panels below each other.
 
     Returns:
         Whether there was anything to draw.
@@ -48,38 +47,41 @@ def curves_png(records: Sequence[Record], path: Path, *, narrow: bool = False) -
     names = curve_names(shown)[:_PANELS]
     if not names:
         return False
-    rows, columns = (len(names), 1) if narrow else (-(-len(names) // 2), min(2, len(names)))
-    size = (4.5, 2.8 * rows + 0.3 * len(shown) + 0.4) if narrow else (9.0, 3.2 * rows + 0.6)
-    figure = figure_of(size, narrow=narrow, needed_for="the training curves", layout="constrained")
+    legend = _ROW * -(-len(shown) // 2) + 0.1
+    height = _TOP + _PANEL * len(names) + _BELOW + legend
+    figure = figure_of(height, needed_for="the training curves")
     style, lines = text_options(), dict[int, Any]()
     for number, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, number + 1)
+        bottom = legend + _BELOW + _PANEL * (len(names) - 1 - number)
+        axes = figure.add_axes((0.18, bottom / height, 0.79, (_PANEL - 0.5) / height))
+        drawn: list[float] = []
         for place, record in enumerate(shown):
             for key, dashes in ((f"eval_{name}", "-"), (name, "--")):
                 if points := _points(record, key):
-                    colour = _COLOURS[place]
-                    (line,) = axes.plot(*zip(*points, strict=True), dashes, marker=".", color=colour, linewidth=1.4)
+                    colour, marker = COLOURS[place], "." if len(points) < 40 else ""
+                    (line,) = axes.plot(*zip(*points, strict=True), dashes, marker=marker, color=colour, linewidth=1.3)
                     lines.setdefault(place, line)
-        axes.set_title(clipped(name, _NAME), fontsize=10, **style)
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("evaluation solid, training dashed", fontsize=9)
-    if lines:
-        places, labels = sorted(lines), [f"run {place}" for place in sorted(lines)]
-        legend = figure.legend(
-            [lines[place] for place in places],
-            labels,
-            loc="outside lower center",
-            ncols=1 if narrow else 4,
-            fontsize=9,
-            frameon=False,
-        )
-        for text, place in zip(legend.get_texts(), places, strict=True):  # a label that begins with _ is left out
-            text.set(text=clipped(shown[place].name, _NAME), **style)
+                    drawn += [value for _, value in points]
+        styled(axes, shares=not falls_with_quality(name) and all(0 <= value <= 1 for value in drawn))
+        axes.set_title(fitted(name, 50), fontsize=9.5, **style)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+        axes.yaxis.get_major_locator().set_params(nbins=5)
+    axes.set_xlabel("epoch", fontsize=9.5)
+    figure.text(0.5, 1 - 0.12 / height, "evaluation solid, training dashed", fontsize=9, ha="center", va="center")
+    for i, place in enumerate(sorted(lines)):
+        y = (legend - 0.05 - _ROW * (i // 2 + 0.5)) / height
+        x = 0.06 + 0.47 * (i % 2)
+        style_of = {"color": COLOURS[place], "linewidth": 2, "transform": figure.transFigure}
+        figure.add_artist(_line()([x, x + 0.05], [y, y], **style_of))
+        figure.text(x + 0.065, y, fitted(shown[place].name, _NAME), fontsize=9, va="center", **style)
     saved_figure(figure, path)
     return True
+
+
+def _line() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D
 
 
 def _points(record: Record, key: str) -> list[tuple[float, float]]:

@@ -14,20 +14,16 @@ from paddlelite_callbacks.report.blocks import Block, Column, one_line, parts_of
 __all__ = ["html_page"]
 
 
-def html_page(
-    blocks: Sequence[Block], pictures: Mapping[str, tuple[Path, Path]], *, title: str, drawn_from: int = 0
-) -> str:
+def html_page(blocks: Sequence[Block], pictures: Mapping[str, Path], *, title: str, drawn_from: int = 0) -> str:
     """Render blocks as an HTML page.
 
     Args:
         blocks: of the report; the first is its heading.
-        pictures: wide and narrow PNG by the name of the block.
+        pictures: PNG by the name of the block.
         title: of the page.
         drawn_from: bytes of the record file that the report tells of.
     """
-    inside = {
-        name: tuple(base64.b64encode(path.read_bytes()).decode() for path in paths) for name, paths in pictures.items()
-    }
+    inside = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
     return _template().render(blocks=list(blocks), pictures=inside, title=title, drawn_from=drawn_from)
 
 

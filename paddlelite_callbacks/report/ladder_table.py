@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from paddlelite_callbacks.report.blocks import Block, Cell, Column, Item, Items, Paragraph, Part, Table, clipped
 from paddlelite_callbacks.report.gate import Budget, Verdict, judge, most_accurate
+from paddlelite_callbacks.report.intervals import INTERVAL, interval_of, tied
 from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.pareto import ladder_png
 from paddlelite_callbacks.report.record import Record
@@ -59,7 +60,7 @@ def ladder_blocks(
     notes: dict[str, int] = {}
     rows: list[list[Cell]] = []
     for record in records:
-        figures = [metric_cell(record, metric, shares), f"{number(record.parameters / 1e6, 2)} M"]
+        figures: list[Cell] = [metric_cell(record, metric, shares), f"{number(record.parameters / 1e6, 2)} M"]
         figures += [_size(record, notes)]
         figures += [_milliseconds(record, name, notes, alone) for name in engines[:_ENGINES]]
         verdict = [] if budget is None else [verdict_cell(judge(record, budget))]
@@ -70,22 +71,32 @@ def ladder_blocks(
         blocks.append(Paragraph(f"{len(engines) - _ENGINES} more engines stand in the records."))
     if any(_ALONE in str(cell) for row in rows for cell in row):
         blocks.append(Paragraph(f"{_ALONE}: timed by itself, not in turn with the others."))
+    if any(interval_of(record, metric) is not None for record in records):
+        blocks.append(Paragraph(f"{metric}: in brackets the {INTERVAL} and the number of images; a tie: they overlap."))
     won = [Item(_won(records[0], record, metric, shares)) for record in records[1:]]
     return [*blocks, *([Items(won)] if won else []), Paragraph(_how_measured(records))]
 
 
-def metric_cell(record: Record, metric: str, shares: bool) -> str:
-    """Format the metric of a record; a dash without one.
+def metric_cell(record: Record, metric: str, shares: bool, *, interval: bool = True) -> Cell:
+    """Format the metric of a record with its interval; a dash without one.
 
     Args:
         record: of one run.
         metric: its name.
         shares: whether it is shown in per cent.
+        interval: whether the interval and the number of images follow, where there are any.
     """
     value = record.metric(metric)
     if value is None:
         return DASH
-    return f"{100 * value:.2f} %" if shares else f"{value:.4g}"
+    text = f"{100 * value:.2f} %" if shares else f"{value:.4g}"
+    found = interval_of(record, metric) if interval else None
+    if found is None:
+        return text
+    bounds = (
+        f"{100 * found.low:.1f}\u2013{100 * found.high:.1f}" if shares else f"{found.low:.3g}\u2013{found.high:.3g}"
+    )
+    return (text, Part(f" ({bounds}, n {found.samples})", "soft"))
 
 
 def verdict_cell(verdict: Verdict) -> Cell:
@@ -107,7 +118,8 @@ def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
     value, reference = record.metric(metric), first.metric(metric)
     if value is not None and reference is not None:
         change = value - reference
-        gains.append(f"{metric} {100 * change:+.2f} points" if shares else f"{metric} {change:+.4g}")
+        tie = " (a tie)" if tied(first, record, metric) else ""
+        gains.append((f"{metric} {100 * change:+.2f} points" if shares else f"{metric} {change:+.4g}") + tie)
     against = f" against {clipped(first.name, _NAME)}: {', '.join(gains) or 'nothing to compare'}."
     return (Part(clipped(record.name, _NAME), "strong"), against)
 

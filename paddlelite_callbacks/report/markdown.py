@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from paddlelite_callbacks.report.blocks import (
     Block,
     Cell,
+    Chips,
     Code,
     Fold,
     Heading,
@@ -69,6 +70,10 @@ def _lines(block: Block) -> Iterator[str]:
         yield f"{'#' * block.level} {escaped(block.text)}"
     elif isinstance(block, Paragraph):
         yield _text(block.text)
+    elif isinstance(block, Chips):
+        for chip in block.chips:
+            said = f": {chip.value} ({chip.limit}): {chip.verdict}"
+            yield f"- {_text((Part(chip.title, 'strong'), said))}"
     elif isinstance(block, Items):
         for item in block.items:
             box = "" if item.met is None else f"[{'x' if item.met else ' '}] "

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.report.blocks import (
     Block,
     Cell,
+    Chip,
+    Chips,
     Code,
     Column,
     Fold,
@@ -23,10 +26,12 @@ from paddlelite_callbacks.report.blocks import (
 from paddlelite_callbacks.report.chosen import chosen
 from paddlelite_callbacks.report.gate import Budget, Criterion, judge, most_accurate
 from paddlelite_callbacks.report.hand_in import check_points
+from paddlelite_callbacks.report.intervals import INTERVAL, Interval, interval_of, tied
 from paddlelite_callbacks.report.ladder_table import ladder_blocks, metric_cell, verdict_cell
 from paddlelite_callbacks.report.record import Record, Unreadable
 from paddlelite_callbacks.report.tables import (
     accuracy_block,
+    accuracy_note,
     are_shares,
     check_block,
     json_text,
@@ -54,7 +59,7 @@ def shown_runs(records: Sequence[Record], metric: str, budget: Budget | None) ->
 
 
 def gate_section(records: Sequence[Record], budget: Budget) -> list[Block]:
-    """Return the gate section: limits, verdicts and margins.
+    """Return the gate section: the verdict, a chip a criterion with its margin, and which file it is of.
 
     Args:
         records: at least one.
@@ -65,13 +70,26 @@ def gate_section(records: Sequence[Record], budget: Budget) -> list[Block]:
     passed = [record for record, verdict in zip(records, verdicts, strict=True) if verdict.passed]
     winner = _winner(records, budget)
     if winner is not None:
-        verdict = verdicts[next(i for i, record in enumerate(records) if record is winner)]
-        said = ("Most accurate of those that pass: ", Part(clipped(winner.name, _NAME), "strong"), f"{_file(winner)}.")
-        blocks += [Paragraph(said, "verdict"), Paragraph(_margins(verdict.criteria))]
-    elif not passed:
-        blocks.append(Paragraph(Part("None passes the gate.", "bad"), "verdict"))
-        if len(records) == 1:
-            blocks.append(Paragraph(_margins(verdicts[0].criteria)))
+        best = "Most accurate" if budget.metric is not None else "Fastest"
+        shown, verdict = winner, Part("pass", "good")
+        said: Cell = (
+            verdict,
+            Part(": ", "gap"),
+            f"{best} of those that pass: ",
+            Part(clipped(winner.name, _NAME), "strong"),
+        )
+    else:
+        shown = min(zip(records, verdicts, strict=True), key=lambda pair: sum(not c.passed for c in pair[1].criteria))[
+            0
+        ]
+        nearest = (
+            f" The nearest is {clipped(shown.name, _NAME)}" if len(records) > 1 else f" {clipped(shown.name, _NAME)}"
+        )
+        said = (Part("fail", "bad"), Part(": ", "gap"), "None passes the gate.", nearest)
+    blocks.append(Paragraph((*said, *_file(shown, budget), "."), "verdict"))
+    criteria = verdicts[next(i for i, record in enumerate(records) if record is shown)].criteria
+    blocks += [Chips([_chip(one, budget.metric) for one in criteria])] if criteria else []
+    blocks += _accuracy(shown, passed, budget)
     count = f"{len(passed)} of {len(records)} run{'s' * (len(records) != 1)} pass{'es' * (len(passed) == 1)}"
     names = ", ".join(clipped(record.name, _NAME) for record in passed[:10])
     more = f" and {len(passed) - 10} more" if len(passed) > 10 else ""
@@ -94,7 +112,11 @@ def ladder_section(
     shares = are_shares(records, metric)
     places = chosen(records, metric, most=_LADDER, winner=_winner(records, budget))
     blocks += ladder_blocks([records[i] for i in places], metric=metric, budget=budget, shares=shares)
-    named = {"pareto.png": f"{metric} against latency; the area of a bubble is its size", "curves.png": "training"}
+    named = {
+        "pareto.png": f"{metric} against median latency, with the Pareto front and the limits of the budget; the table "
+        "has the figures",
+        "curves.png": "training curves by epoch: evaluation solid, training dashed",
+    }
     blocks += [Picture(name, text) for name, text in named.items() if name in pictures]
     if len(places) < len(records):
         blocks += [Heading(2, "All runs", "all"), _all_runs(records[-_TABLE:], metric, budget, shares)]
@@ -140,7 +162,7 @@ def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: 
         blocks += [Heading(3, f"Gate by engine: {name}"), verdict.block(), Paragraph(verdict_cell(verdict))]
     for title, table, note in (
         ("Latency", latency_block(record), latency_note(record)),
-        ("Accuracy of the files", accuracy_block(record), ""),
+        ("Accuracy of the files", accuracy_block(record), accuracy_note(record)),
         ("Files against the network", check_block(record), ""),
     ):
         if table is not None:
@@ -155,20 +177,69 @@ def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: 
 
 
 def _winner(records: Sequence[Record], budget: Budget | None) -> Record | None:
-    return most_accurate(records, budget) if budget is not None and budget.metric is not None else None
+    """Return the most accurate of those that pass; of a budget without metric, the fastest."""
+    if budget is None:
+        return None
+    if budget.metric is not None:
+        return most_accurate(records, budget)
+    timed = [(best.p50_ms, i) for i, record in enumerate(records) if (best := record.best_latency()) is not None]
+    passing = (
+        records[i] for _, i in sorted((ms, i) for ms, i in timed if ms is not None) if _passes(records[i], budget)
+    )
+    return next(passing, None)
 
 
-def _file(record: Record) -> str:
-    best = record.best_latency()
-    return "" if best is None else f", its {best.precision} file on {best.engine}"
+def _passes(record: Record, budget: Budget) -> bool:
+    return judge(record, budget).passed
 
 
-def _margins(criteria: Sequence[Criterion]) -> Cell:
-    parts: list[str | Part] = []
-    for one in criteria:
-        left = "" if one.margin is None else f" ({one.margin * one.scale:+.4g} left)"
-        parts += [Part(f"{one}{left}", "good" if one.passed else "bad"), Part(", ", "gap")]
-    return tuple(parts[:-1])
+def _file(record: Record, budget: Budget) -> tuple[str | Part, ...]:
+    """Return which file on which engine a verdict is of."""
+    best = _counting(record, budget)
+    if best is None:
+        return ()
+    kinds = ("pdmodel", "paddle") if best.engine.startswith("paddle") else ("onnx",)
+    paths = [a.path for a in record.artefacts if a.kind in kinds and a.precision == best.precision and a.path]
+    path: tuple[str | Part, ...] = (", ", Part(paths[0], "code")) if paths else ()
+    return (f", its {best.precision} file on {best.engine}", *path)
+
+
+def _chip(one: Criterion, metric: str | None) -> Chip:
+    title = f"drop of {metric}" if one.name == "metric_drop" else one.title
+    unit, limit = f" {one.unit}".rstrip(), f"{one.limit * one.scale:.4g}"
+    bound = "at least" if one.at_least else "at most"
+    if one.value is None or one.margin is None:
+        return Chip(title, "unknown", f"{bound} {limit}{unit}", one.reason or "not measured", one.passed)
+    side = ("above it" if one.passed else "below it") if one.at_least else ("left" if one.passed else "too much")
+    margin = f"{abs(one.margin * one.scale):.4g}{' points' if one.share else unit} {side}"
+    return Chip(title, f"{one.value * one.scale:.4g}{unit}", f"{bound} {limit}{unit}", margin, one.passed)
+
+
+def _accuracy(record: Record, passed: Sequence[Record], budget: Budget) -> list[Block]:
+    """Return the interval of the judged accuracy, and who of those that pass ties with it."""
+    metric, best = budget.metric, _counting(record, budget)
+    if metric is None:
+        return []
+    file = None if best is None else (best.engine, best.precision)
+    value = None if file is None else record.metric_of(metric, *file)
+    interval = interval_of(record, metric, file=None if value is None else file)
+    value = record.metric(metric) if value is None else value
+    if interval is None or value is None:
+        return []
+    said = f"{metric} {100 * value:.2f} % on {interval.samples} images; {INTERVAL}: {_percents(interval)}."
+    ties = [clipped(other.name, _NAME) for other in passed if other is not record and tied(record, other, metric)]
+    more = f" and {len(ties) - 10} more" if len(ties) > 10 else ""
+    also = f" A tie (the intervals overlap) with {', '.join(ties[:10])}{more}." if ties else ""
+    return [Paragraph(said + also)]
+
+
+def _percents(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+
+
+def _counting(record: Record, budget: Budget) -> Latency | None:
+    """Return the row of the engine whose latency counts."""
+    return record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
 
 
 def _limits(budget: Budget) -> str:

@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paddlelite_callbacks.benchmark.accuracy import FileMetrics
 from paddlelite_callbacks.benchmark.latency import Latency
-from paddlelite_callbacks.report.blocks import Column, Table, one_line, shortened
+from paddlelite_callbacks.report.blocks import Cell, Column, Part, Table, one_line, shortened
+from paddlelite_callbacks.report.intervals import INTERVAL, interval_of
 from paddlelite_callbacks.report.markdown import table_lines
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
@@ -17,6 +19,7 @@ from paddlelite_callbacks.utils.peak_memory import PeakMemory
 __all__ = [
     "DASH",
     "accuracy_block",
+    "accuracy_note",
     "are_shares",
     "check_block",
     "check_table",
@@ -113,15 +116,33 @@ def accuracy_block(record: Record) -> Table | None:
         return None
     names = list(dict.fromkeys(name for row in record.file_metrics for name in row.metrics))[:_FIGURES]
     columns = [Column("engine"), Column("file", left=True), *map(Column, [*names, "images"])]
-    rows = [("live network", DASH, *(number(record.metrics.get(name), 6) for name in names), DASH, "")]
+    rows: list[tuple[Cell, ...]] = [
+        ("live network", DASH, *(number(record.metrics.get(name), 6) for name in names), DASH, "")
+    ]
     rows += [
         (
-            *(row.engine, row.precision, *(number(row.metrics.get(name), 6) for name in names)),
+            *(row.engine, row.precision, *(_with_interval(record, row, name) for name in names)),
             *(str(row.samples), row.error or ""),
         )
         for row in record.file_metrics[:_ROWS]
     ]
     return Table([*columns, Column("reason", left=True)], rows)
+
+
+def _with_interval(record: Record, row: FileMetrics, name: str) -> Cell:
+    text, found = number(row.metrics.get(name), 6), interval_of(record, name, file=(row.engine, row.precision))
+    return text if found is None else (text, Part(f" ({found.low:.4f}\u2013{found.high:.4f})", "soft"))
+
+
+def accuracy_note(record: Record) -> str:
+    """Return what the brackets of `accuracy_block` mean; ``""`` where it has none.
+
+    Args:
+        record: of one run.
+    """
+    keys = [(name, (row.engine, row.precision)) for row in record.file_metrics for name in row.metrics]
+    has = any(interval_of(record, name, file=file) is not None for name, file in keys[: _ROWS * _FIGURES])
+    return f"In brackets: the {INTERVAL} of the accuracy." if has else ""
 
 
 def check_block(record: Record) -> Table | None:

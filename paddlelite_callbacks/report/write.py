@@ -97,7 +97,7 @@ def write_report(folder: Path, *, budget: Budget | None = None, metric: str | No
         blocks[1:1] = [Paragraph(trouble) for trouble in troubles]
         text, title = markdown(blocks), f"{folder.resolve().name}: runs"
         page = html_page(blocks, pictures, title=title, drawn_from=len(content))
-        _put_in_place(folder, path, text, page, {name: wide for name, (wide, _) in pictures.items()}, len(content))
+        _put_in_place(folder, path, text, page, pictures, len(content))
     return text
 
 
@@ -179,14 +179,13 @@ def with_unique_names(records: Sequence[Record]) -> list[Record]:
 
 def _pictures(
     records: list[Record], work: Path, metric: str, budget: Budget | None
-) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+) -> tuple[dict[str, Path], list[str]]:
     """Draw all pictures into ``work``; return them, and reasons for missing ones."""
     pictures, troubles = {}, []
     for name in ("pareto.png", "curves.png"):
-        paths = work / name, work / f"narrow-{name}"
         try:
-            if all(_drawn(name, records, path, metric, budget, narrow=path is paths[1]) for path in paths):
-                pictures[name] = paths
+            if _drawn(name, records, work / name, metric, budget):
+                pictures[name] = work / name
         except MissingDependencyError as error:
             _log.warning("The report has no pictures: %s", error)
             break
@@ -198,10 +197,10 @@ def _pictures(
     return pictures, troubles
 
 
-def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Budget | None, *, narrow: bool) -> bool:
+def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Budget | None) -> bool:
     if name == "curves.png":
-        return curves_png(records, path, narrow=narrow)
-    ladder_png(records, path, metric=metric, narrow=narrow, budget=budget)
+        return curves_png(records, path)
+    ladder_png(records, path, metric=metric, budget=budget)
     return True
 
 

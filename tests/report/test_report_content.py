@@ -21,7 +21,7 @@ from records import record
 from paddlelite_callbacks import Budget
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics
-from paddlelite_callbacks.report.blocks import Column, Heading, Item, Items, Paragraph, Part, Table
+from paddlelite_callbacks.report.blocks import Chip, Chips, Column, Heading, Item, Items, Paragraph, Part, Table
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.markdown import escaped, markdown
 from paddlelite_callbacks.report.record import Record, append_record, read_records, scan_records
@@ -121,7 +121,7 @@ class Page(html.parser.HTMLParser):
         (
             *("html", "head", "meta", "title", "style", "body", "nav", "ul", "li", "a", "h1", "h2", "h3", "p", "div"),
             *("table", "thead", "tbody", "tr", "th", "td", "span", "strong", "code", "pre", "details", "summary"),
-            *("picture", "source", "img"),
+            *("main", "img"),
         )
     )
 
@@ -139,7 +139,7 @@ class Page(html.parser.HTMLParser):
             assert not key.startswith("on"), (key, value)
             if key in ("src", "srcset", "href"):
                 assert value.startswith(("data:image/png;base64,", "#")), value
-        if tag not in ("meta", "img", "source"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -364,6 +364,7 @@ def test_markdown_as_a_reader_of_it_sees_it():
             Paragraph(a),
             Items([Item(a, inner=[b]), Item(("x ", Part(b, "strong")), met=True)]),
             Table([Column(a), Column(b)], [(a, b), (b, (a, Part(b, "bad")))]),
+            Chips([Chip(a or "x", b, a, b, True), Chip("size", a, b, "", False)]),
         ]
 
     plain = [token.type for token in parser.parse(markdown(blocks_of("a", "b"))) if token.type != "inline"]
