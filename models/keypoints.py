@@ -49,11 +49,11 @@ def keypoint_net(backbone: nn.Layer, num_joints: int = 17) -> KeypointNet:
     """
     if not getattr(backbone, "channels", None):
         raise TypeError(
-            f"keypoint_net needs a backbone with `channels`, a list of widths; {type(backbone).__name__} has none: "
-            "take one of this package, such as lite_hrnet_18()."
+            f"backbone must have `channels`, a list of widths, {type(backbone).__name__} has none: take one of this "
+            "package, such as lite_hrnet_18()."
         )
     if num_joints < 1:
-        raise ValueError(f"num_joints must be at least 1, got {num_joints}: 17 for COCO.")
+        raise ValueError(f"num_joints must be at least 1, got {num_joints}: give 17 for COCO, 16 for MPII.")
     return KeypointNet(backbone, num_joints)
 
 

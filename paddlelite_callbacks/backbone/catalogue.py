@@ -88,10 +88,10 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
     if not found:
         sources = sorted({b.source for b in entries})
         if source not in (None, *sources):
-            raise ValueError(f"There is no source {source!r}; sources: {sources}. Leave it out for all of them.")
+            raise ValueError(f"Unknown source {source!r}; available: {sources}. Leave it out for all.")
         raise ValueError(
             f"No backbone matches {pattern!r}{'' if source is None else f' from {source!r}'}; near names: "
-            f"{near_names(pattern, [b.name for b in entries])}; sources: {sources}. list_backbones() gives all."
+            f"{near_names(pattern, [b.name for b in entries])}; sources: {sources}. See list_backbones() for all."
         )
     return found
 

@@ -82,7 +82,7 @@ def source_of(name: str) -> Source:
     if asked and name in _names_of("paddleclas", needed_for=f"BackboneSwap({name!r})"):
         return SOURCES["paddleclas"]
     near = near_names(name, known_names())
-    raise ValueError(f"There is no backbone {name!r}; near names: {near}. list_backbones() names all.")
+    raise ValueError(f"Unknown backbone {name!r}; near names: {near}. See list_backbones() for all.")
 
 
 def spelled_name(name: str) -> str:

@@ -167,7 +167,7 @@ class BackboneSwap:
             RuntimeError: nothing has been swapped yet.
         """
         if self._done is None:
-            raise RuntimeError("There is nothing to compare yet: call the swap on a network first, swap(network, ...).")
+            raise RuntimeError("summary() compares a swap that has been made: call swap(network, ...) first.")
         old, new, place = self._done
         timing: dict[str, Any] = {"engine": engine, "threads": threads, "warmup": warmup, "repeats": repeats}
         given: dict[str, Any] = {"inputs": self._inputs, "new_inputs": self._new_inputs}

@@ -157,11 +157,13 @@ def check_options(
         )
     if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
         raise ValueError(
-            f"adapt must be 'project', or 'rebuild' together with rebuild=function(network, channels); got "
-            f"adapt={adapt!r}, rebuild={rebuild!r}."
+            f"adapt must be 'project', or 'rebuild' with rebuild=function(network, channels), got adapt={adapt!r}, "
+            f"rebuild={rebuild!r}: leave both out for 'project'."
         )
     if not isinstance(freeze_stages, int) or freeze_stages < 0:
-        raise ValueError(f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}: 0 freezes none.")
+        raise ValueError(
+            f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}: leave it out to freeze none."
+        )
 
 
 def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:

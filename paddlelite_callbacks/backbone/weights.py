@@ -93,7 +93,9 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
     if not file.is_file():
         file = file.with_name(file.name + ".pdparams")
     if not file.is_file():
-        raise ValueError(f"No weights file {place}: give the path of a .pdparams file, an address, or True.")
+        raise ValueError(
+            f"pretrained={str(place)!r} does not exist: give the path of a .pdparams file, an address, or True."
+        )
     if sha256 is not None and (found := sha256_of(file)) != sha256.lower():
         raise ValueError(
             f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one. Fetch it again."
@@ -225,9 +227,9 @@ def load_weights(
         raise ValueError(
             f"The weights do not fit {name or type(network).__name__}. {report}."
             + (
-                " strict=False loads what fits."
+                " Use strict=False to load what fits."
                 if report.loaded
-                else " Keys must be the network's own, without prefix."
+                else " Rename the keys to the network's own, without a prefix."
             )
         )
     network.set_state_dict({**network.state_dict(), **fitting})

@@ -123,7 +123,7 @@ def measure_latency(
     """
     if warmup < 0 or repeats < 1:
         raise ValueError(
-            f"warmup must be at least 0 and repeats at least 1, got {warmup} and {repeats}: 10 and 50 are usual."
+            f"warmup must be at least 0 and repeats at least 1, got warmup={warmup}, repeats={repeats}: use 10 and 50."
         )
     durations: dict[Key, list[float]] = {name: [] for name in calls}
 

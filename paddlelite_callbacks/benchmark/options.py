@@ -59,7 +59,8 @@ class BenchOptions:
         for name in self.engines or ():
             if name not in ENGINES:
                 raise ValueError(
-                    f"No engine {name!r}; known are {near_names(name, ENGINES)}; None takes all of {list(ENGINES)}."
+                    f"Unknown engine {name!r} in engines; near names: {near_names(name, ENGINES)}. Choose among "
+                    f"{list(ENGINES)}, or leave it out for all."
                 )
         for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
             given = getattr(self, name)

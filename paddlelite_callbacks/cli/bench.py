@@ -136,4 +136,4 @@ def _numbers(text: str, name: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name} takes whole numbers with commas between, for instance 1,2,4; got {text!r}.") from None
+        raise ValueError(f"{name} must be whole numbers separated by commas, got {text!r}: write 1,2,4.") from None

@@ -156,10 +156,12 @@ def cache_teacher(
             "the samples in a map-style paddle.io.Dataset, or let the teacher run: DistillCallback(teacher)."
         )
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}: 'float16' takes half the space.")
+        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}: use 'float16' for half the space.")
     _check_label_numbers(batch_size=(batch_size, 1), num_workers=(num_workers, 0), inputs=(inputs, 1))
     if not len(dataset):
-        raise ValueError("The data set is empty, so there is nothing to store: give one with at least one sample.")
+        raise ValueError(
+            f"The data set {type(dataset).__name__} has no samples, so nothing can be stored: give at least one sample."
+        )
     if inputs > (fields := len(fields_of(dataset[0]))):
         raise ValueError(
             f"inputs={inputs}: a sample of the data set has {fields} fields, the first of which are the network's "
@@ -167,7 +169,9 @@ def cache_teacher(
         )
     network, folder = loaded_teacher(teacher), Path(path)
     if network is None:
-        raise ValueError("A checkpoint alone does not say what network it is of: give teacher=(checkpoint, network).")
+        raise ValueError(
+            f"teacher={str(teacher)!r} is a checkpoint without its network: give teacher=(checkpoint, network)."
+        )
     (mode,), (function,) = checked_modes(teacher_mode, 1), checked_inputs(teacher_inputs, 1)
     check_no_saved_program(network, mode)
     check_signature(function, inputs)

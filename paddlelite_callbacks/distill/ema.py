@@ -41,7 +41,8 @@ class EMATeacher:
     def __init__(self, decay: float = 0.999, *, ramp: bool = True) -> None:
         if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
             raise ValueError(
-                f"decay must be at least 0 and less than 1, got {decay!r}: 0.999 is usual, closer to 1 averages longer."
+                f"decay must be at least 0 and less than 1, got {decay!r}: use 0.999; closer to 1 averages over "
+                "more steps."
             )
         self.decay, self.ramp = float(decay), ramp
         self.network: Layer | None = None

@@ -142,8 +142,8 @@ def checked_modes(mode: Any, count: int) -> list[str]:
     modes = [mode] * count if isinstance(mode, str) or not isinstance(mode, Sequence) else list(mode)
     if len(modes) != count or any(one not in MODES for one in modes):
         raise ValueError(
-            f"teacher_mode must be 'eval' or 'train', or a list of {count} of these, one for each teacher, got "
-            f"{mode!r}: 'train' lets a teacher give its outputs of training, with norms and dropout frozen."
+            f"teacher_mode must be 'eval', 'train' or a list of {count} of these, one per teacher, got {mode!r}: "
+            "use 'train' for a teacher whose training outputs are distilled, with norms and dropout frozen."
         )
     return modes
 
@@ -163,8 +163,8 @@ def checked_inputs(function: Any, count: int) -> list[TeacherInputs | None]:
     for one in functions:
         if one is not None and not callable(one):
             raise TypeError(
-                f"teacher_inputs must be a function of the student's inputs, or a list of them, one for each teacher, "
-                f"got {type(one).__name__}: for instance lambda x: (x - mean) / std."
+                f"teacher_inputs must be a function of the student's inputs, or one per teacher in a list, got "
+                f"{type(one).__name__}: write one, as lambda x: (x - mean) / std."
             )
     if len(functions) != count:
         raise ValueError(

@@ -46,9 +46,8 @@ def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer 
         return _from_checkpoint(_checkpoint(teacher[0]), teacher[1])
     if not isinstance(teacher, (str, Path)):
         raise TypeError(
-            "teacher must be a paddle.nn.Layer or a paddle.Model, got "
-            f"{type(teacher).__name__}; or a pair (checkpoint.pdparams, network), or the path of a checkpoint or of "
-            "a program saved with paddle.jit.save."
+            f"teacher must be a paddle.nn.Layer or a paddle.Model, got {type(teacher).__name__}: give one, a pair "
+            "(checkpoint.pdparams, network), or the path of a checkpoint or of a program of paddle.jit.save."
         )
     prefix = _program(teacher)
     if prefix is not None:
@@ -177,15 +176,15 @@ def _from_checkpoint(path: Path, network: Layer | Callable[[], Layer], state: di
     if not isinstance(network, Layer):
         if not callable(network):
             raise TypeError(
-                f"teacher=(checkpoint, network): network must be a Layer or a function that builds one, got "
-                f"{type(network).__name__}: for instance lambda: resnet18(num_classes=10)."
+                f"The network in teacher=(checkpoint, network) must be a Layer or a function that builds one, got "
+                f"{type(network).__name__}: write one, as lambda: resnet18(num_classes=10)."
             )
         with paddle.utils.unique_name.guard():  # some of paddleclas's networks have fixed parameter names
             network = network()
         if not isinstance(network, Layer):
             raise TypeError(
-                f"The function in teacher=(checkpoint, function) gave a {type(network).__name__}: it must build a "
-                "paddle.nn.Layer."
+                f"The function in teacher=(checkpoint, function) must return a paddle.nn.Layer, got "
+                f"{type(network).__name__}: return the built network."
             )
     load_weights_(network, _state_in(path) if state is None else state, str(path))
     return network

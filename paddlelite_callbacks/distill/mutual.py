@@ -55,7 +55,7 @@ class MutualPeer:
     ) -> None:
         if not isinstance(network, Layer):
             raise TypeError(
-                f"network must be a paddle.nn.Layer, got {type(network).__name__}: MutualPeer(network, optimizer)."
+                f"network must be a paddle.nn.Layer, got {type(network).__name__}: call MutualPeer(network, optimizer)."
             )
         if not isinstance(optimizer, paddle.optimizer.Optimizer):
             raise TypeError(
@@ -64,7 +64,7 @@ class MutualPeer:
             )
         if keep not in ("better", "student"):
             raise ValueError(
-                f"keep must be 'better' or 'student', got {keep!r}: 'student' never exchanges the two networks."
+                f"keep must be 'better' or 'student', got {keep!r}: use 'student' to never exchange the two networks."
             )
         self.network, self.optimizer, self.keep, self.monitor = network, optimizer, keep, monitor
         self.mode = checked_mode(mode)

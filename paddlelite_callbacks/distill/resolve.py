@@ -150,7 +150,7 @@ def objective_for(
             )
     if not outputs and not found:
         raise ValueError(
-            "There is nothing to distil: loss is empty and so is features. Give loss='kl' or another name, or features."
+            "loss=[] and features=None leave nothing to distil. Give loss='kl' or another name, or features."
         )
     known = task_loss if isinstance(task_loss, CrossEntropyLoss) else None
     axis, ignored = (None, None) if known is None else (known.axis, known.ignore_index)

@@ -104,8 +104,8 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
     value = weight(epoch, epochs)
     if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
         raise ValueError(
-            f"The schedule {weight!r} gave {value!r} at epoch {epoch:g}: weights are at least 0. Let it return a "
-            "finite number, or take one of paddlelite_callbacks.distill.schedules."
+            f"The schedule {weight!r} returned {value!r} at epoch {epoch:g}, a weight must be finite and at least "
+            "0: return such a number, or use one of paddlelite_callbacks.distill.schedules."
         )
     return float(value)
 
@@ -124,8 +124,8 @@ def checked_weight(name: str, weight: Weight) -> Weight:
         return weight
     if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
         raise ValueError(
-            f"{name} must be a finite number of at least 0, got {weight!r}; or a schedule of "
-            "paddlelite_callbacks.distill.schedules. 0 switches the term off."
+            f"{name} must be a finite number of at least 0, got {weight!r}: give one, or a schedule of "
+            "paddlelite_callbacks.distill.schedules; 0 disables the term."
         )
     return float(weight)
 
@@ -141,8 +141,8 @@ def _check(**numbers: float | None) -> None:
             continue
         if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
             raise ValueError(
-                f"{name} must be a finite number of at least 0, got {number!r}: a weight of 0 switches a term off, "
-                "epochs are counted from the start of the training."
+                f"{name} must be a finite number of at least 0, got {number!r}: give a weight (0 disables a term) "
+                "or an epoch counted from the start of training."
             )
         if number == 0 and name == "epochs":
             raise ValueError(

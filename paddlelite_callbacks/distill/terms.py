@@ -40,8 +40,8 @@ def checked_output(output: Any) -> Output:
     wrong = [key for key in keys if not (key is None or isinstance(key, (int, str)) or callable(key))]
     if wrong:
         raise TypeError(
-            f"output names tensors by an index, a dictionary key, a path such as 'aux.0' or a function, got "
-            f"{wrong[0]!r}: a pair (student's, teacher's) or a mapping {{student's: teacher's}} of these."
+            f"output must be an index, a dictionary key, a path such as 'aux.0' or a function, got {wrong[0]!r}: "
+            f"give one, a pair (student's, teacher's), or a mapping {{student's: teacher's}}."
         )
     return output
 
@@ -166,13 +166,14 @@ class FeatureTerm:
             )
         if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
             raise TypeError(
-                f"Give names on both sides or tuples on both, got {self.student!r} and {self.teacher!r}: a tuple goes "
-                "to a loss that takes lists, such as AttentionFeatureLoss."
+                f"student and teacher must both be a name or both a tuple, got {self.student!r} and "
+                f"{self.teacher!r}: use tuples for a loss that takes lists, such as AttentionFeatureLoss."
             )
         if self.grouped and (self.project or self.pick is not None or self.resize or isinstance(self.loss, str)):
             raise ValueError(
-                f"Tuples of layers go to a loss of your own as lists: no project, pick, resize or named loss, got loss="
-                f"{self.loss!r}. Pass loss=AttentionFeatureLoss() or a callable, or one term per pair of layers."
+                f"Tuples of layers need a loss that takes lists, without project, pick and resize, got "
+                f"loss={self.loss!r}: pass loss=AttentionFeatureLoss() or a callable, or write one term per pair of "
+                "layers."
             )
 
     @property

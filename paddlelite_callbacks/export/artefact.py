@@ -1,4 +1,4 @@
-"""One exported form of a network: its files, size and checksums."""
+"""One exported model: its files, size and checksums."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Artefact"]
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
-    """One exported form of a network.
+    """One exported model.
 
     Args:
-        kind: ``"paddle"`` (program and parameters), ``"onnx"``, or ``"pdmodel"`` (Paddle 2's format of the former).
-        path: the file an engine is pointed at: Paddle's program, or the ``.onnx`` file.
-        files: all files that belong to it.
-        precision: ``"fp32"``, or ``"int8"`` for int8 weights.
+        kind: ``"paddle"`` (program and parameters), ``"onnx"``, or ``"pdmodel"`` (program in Paddle 2's format).
+        path: File that an engine loads: Paddle's program, or the ``.onnx`` file.
+        files: All files of the model.
+        precision: Type of the weights: ``"fp32"``, ``"fp16"`` or ``"int8"``.
     """
 
     kind: str
@@ -28,9 +28,9 @@ class Artefact:
 
     @property
     def size_mb(self) -> float:
-        """Sum of the files in MB (1e6 bytes), as the gate counts: parameters and program."""
+        """Total size of the files in MB (1e6 bytes), as the gate counts it."""
         return sum(file.stat().st_size for file in self.files) / 1e6
 
     def sha256(self) -> dict[str, str]:
-        """Return the checksum of each file by its path in the folder of ``path``."""
+        """Return the SHA-256 of each file, by path relative to the folder of ``path``."""
         return {file.relative_to(self.path.parent).as_posix(): sha256_of(file) for file in self.files}

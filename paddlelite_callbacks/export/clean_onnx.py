@@ -1,7 +1,7 @@
-"""ONNX files without what a converter leaves behind: constant nodes, identities, shape arithmetic, nameless origin.
+"""Clean converted ONNX files: fewer nodes, named outputs, a producer.
 
-paddle2onnx writes each constant as a node, an ``Identity`` for each assignment, and computes at every call what is
-known beforehand. onnxslim folds and removes that; what is computed stays the same.
+paddle2onnx writes each constant as a node and an ``Identity`` for each assignment, and computes at every call what is
+known beforehand. onnxslim folds and removes these; the outputs stay the same.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from paddlelite_callbacks.errors import MissingDependencyError, require
 from paddlelite_callbacks.export.onnx_graph import rename_tensors
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
-if TYPE_CHECKING:  # the child process that cleans needs no Paddle
+if TYPE_CHECKING:  # the child process that cleans does not import Paddle
     from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = ["PRODUCER", "clean_onnx", "describe_onnx", "sign_onnx"]
 
 PRODUCER = "paddlelite_callbacks"
 
-_UNNAMED = re.compile(r"fetch_name_(\d+)")  # Paddle's name of an output that has none
+_UNNAMED = re.compile(r"fetch_name_(\d+)")  # Paddle's name for an unnamed output
 
 
 def clean_onnx(model: Any) -> Any:
-    """Return ``model`` (``onnx.ModelProto``) with fewer nodes that compute the same.
+    """Return ``model`` (``onnx.ModelProto``) with fewer nodes and the same outputs.
 
-    A model that onnxslim cannot clean, or makes no valid model of, comes back as it was, with a line on the error
-    output; so does any model where onnxslim is not installed.
+    Where onnxslim is not installed, fails or returns an invalid model, ``model`` comes back as it was, and the reason
+    is
+    written to stderr.
 
     Args:
-        model: not changed.
+        model: Model to clean; not changed.
     """
     onnx = require("onnx", needed_for="ONNX files")
     os.environ.pop("ONNXSLIM_MAX_ITER", None)  # the same weights give the same bytes everywhere
@@ -52,17 +53,19 @@ def clean_onnx(model: Any) -> Any:
     except MissingDependencyError as error:
         sys.stderr.write(f"{error}\n")
         return model
-    except Exception as error:  # a file that is larger than it need be is still right
+    except Exception as error:  # an uncleaned file is larger, but right
         sys.stderr.write(f"The ONNX file was not cleaned: {type(error).__name__}: {error}\n")
         return model
     return cleaned
 
 
 def sign_onnx(model: Any) -> None:
-    """Write producer and version into ``model`` in place, and name outputs that Paddle only numbered ``output_0``...
+    """Set producer, version and names of unnamed outputs in ``model``, in place.
+
+    Outputs that Paddle only numbered become ``output_0``, ``output_1``, ...
 
     Args:
-        model: an ``onnx.ModelProto``.
+        model: An ``onnx.ModelProto``.
     """
     model.producer_name, model.producer_version = PRODUCER, __version__
     taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
@@ -75,11 +78,11 @@ def sign_onnx(model: Any) -> None:
 
 
 def describe_onnx(artefacts: Sequence[Artefact], options: Mapping[str, Any]) -> None:
-    """Write what ``deploy.json`` tells of labels and processing into the ONNX files too, as metadata in JSON.
+    """Write labels, pre- and postprocessing into the ONNX files, as metadata in JSON.
 
     Args:
-        artefacts: files of other kinds are left alone.
-        options: of `checked_sidecar_options`; ``None`` values are left out.
+        artefacts: Exported models; only those of kind ``"onnx"`` are changed.
+        options: Result of `checked_sidecar_options`; ``None`` values are left out.
     """
     metadata = {
         key: json.dumps(value, ensure_ascii=False, separators=(",", ":"))

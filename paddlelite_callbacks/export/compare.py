@@ -1,4 +1,4 @@
-"""Is what the exported file computes what the network computes?"""
+"""Compare the outputs of an exported file with those of the network."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 
 __all__ = ["PDMODEL_CHECK", "Check", "FileVerdict", "compare_outputs"]
 
-PDMODEL_CHECK = "paddle.pdmodel"  # Paddle Inference on a program in Paddle 2's format, which is checked but not timed
+PDMODEL_CHECK = "paddle.pdmodel"  # Paddle Inference on a program in Paddle 2's format: checked, not timed
 
-_FLIP_FACTOR = 1.5  # the flips of many rows and draws: nearly the worst is among them
-_FEW_ROWS = 4  # among fewer, a row that met a flip cannot be told from the others
-_NOISE_FACTOR = 4.0  # the noise is the largest of a few draws on a few images: a sample of what can happen
+_FLIP_FACTOR = 1.5  # estimated over many rows and draws, so nearly the worst case is among them
+_FEW_ROWS = 4  # with fewer rows, a rounding flip in one row cannot be told from a wrong scale
+_NOISE_FACTOR = 4.0  # the noise is a maximum over a few draws on a few images: a sample of what can happen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One engine's outputs against the live network's on the same real inputs.
+    """Comparison of one engine's outputs with the network's, on the same real inputs.
 
     Args:
-        engine: its name.
-        precision: of the file.
-        max_abs_diff: largest difference, in units of the output.
-        mean_abs_diff: mean difference.
-        top1_agreement: share of rows with the same largest entry; ``None`` unless the output is ``[N, C]``.
-        tolerance: that ``max_abs_diff`` had to keep.
-        passed: whether it did.
-        error: what went wrong where nothing could be compared.
-        largest: largest magnitude of the network's output, in the same units.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        max_abs_diff: Largest absolute difference, in units of the output.
+        mean_abs_diff: Mean absolute difference, in units of the output.
+        top1_agreement: Share of rows with the same arg max, 0-1; ``None`` unless the output is ``[N, C]``.
+        tolerance: Largest ``max_abs_diff`` allowed.
+        passed: Whether the difference is within the tolerance.
+        error: Reason why nothing could be compared, or what else failed.
+        largest: Largest magnitude of the network's output, in units of the output.
     """
 
     engine: str
@@ -44,14 +44,14 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """``"agrees"``, or by how much it differs and what is allowed."""
+        """``"agrees"``, or the difference and the tolerance."""
         if self.passed:
             return "agrees"
         return f"differs by {self.distance}" if self.max_abs_diff is not None else f"differs: {self.error}"
 
     @property
     def distance(self) -> str:
-        """How far off it is: of what, and what is allowed."""
+        """The difference, the magnitude of the output and the tolerance, as text."""
         if self.max_abs_diff is None or self.tolerance is None:
             return str(self.error)
         of = "" if self.largest is None else f" of {self.largest:.3g}"
@@ -61,12 +61,12 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class FileVerdict:
-    """What one engine makes of one file.
+    """Result of one engine on one file.
 
     Args:
-        engine: its name.
-        precision: of the file.
-        agrees: whether it computes what the network does; ``None`` where it could not run.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        agrees: Whether the outputs match the network's; ``None`` where the engine could not run the file.
         text: ``"agrees"``, ``"differs by ... (allowed ...)"`` or ``"could not run, because ..."``.
     """
 
@@ -77,7 +77,7 @@ class FileVerdict:
 
     @property
     def kind(self) -> str:
-        """Of the file: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``."""
+        """Kind of the file: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``."""
         if self.engine == PDMODEL_CHECK:
             return "pdmodel"
         return "paddle" if self.engine.startswith("paddle") else "onnx"
@@ -95,34 +95,38 @@ def compare_outputs(
     middle: Sequence[float] = (),
     flips: Sequence[float] = (),
 ) -> Check:
-    """Compare ``got`` with ``expected``: no difference may exceed ``atol + rtol max |expected| + 4 noise + 1.5 flips``.
+    """Compare outputs of a file with those of the network, within a tolerance.
 
-    So much may a row (image) of a quantised file be off that met a value on a rounding threshold. A wrong scale or
-    weight is off in every row: the middle one, of four and more, must keep ``atol + rtol max |expected| + 4 middle``.
+    No output may differ by more than ``atol + rtol max |expected| + 4 noise + 1.5 flips``.
+
+    A row (image) of a quantised file may differ by that much where a value lies on a rounding threshold. A wrong scale
+    or weight shifts every row, so with four rows and more the median row must stay within
+    ``atol + rtol max |expected| + 4 middle``.
 
     Args:
-        expected: the live network's outputs.
-        got: the file's, in the same order.
-        engine: for the record.
-        precision: for the record.
-        atol: in units of the output.
-        rtol: relative to the largest expected value of each output.
-        noise: per output, how far it moves by rounding alone, see `rounding_noise`; empty for a float file.
-        middle: per output, how far the middle row moves by rounding alone, see `middle_noise`; the same.
-        flips: per output, how far a value in the next quantisation step moves it, see `flip_noise`; the same.
+        expected: Outputs of the network, ``[N, ...]`` each.
+        got: Outputs of the file, in the same order.
+        engine: Name of the engine, for the record.
+        precision: Precision of the file, for the record.
+        atol: Absolute tolerance, in units of the output.
+        rtol: Tolerance relative to the largest expected magnitude of each output.
+        noise: Per output, its change by rounding alone, see `rounding_noise`; empty for a float file.
+        middle: Per output, the change of the median row by rounding alone, see `middle_noise`; empty for a float file.
+        flips: Per output, its change when one value falls into the next quantisation step, see `flip_noise`; empty for
+            a float file.
 
     Returns:
-        The check; other numbers, shapes or non-finite values do not pass and say so.
+        The comparison. Outputs of another number or shape, and NaN or Inf, do not pass; ``error`` says why.
     """
     shapes = [list(a.shape) for a in expected], [list(b.shape) for b in got]
     if shapes[0] != shapes[1]:
-        return Check(engine=engine, precision=precision, error=f"outputs {shapes[1]}, the network gives {shapes[0]}")
+        return Check(engine=engine, precision=precision, error=f"outputs {shapes[1]}, the network's are {shapes[0]}")
     if not expected:
-        return Check(engine=engine, precision=precision, error="the network gives no output")
-    for who, outputs in (("the network's own ", expected), ("", got)):
+        return Check(engine=engine, precision=precision, error="the network returns no output")
+    for owner, outputs in (("the network's own ", expected), ("", got)):
         bad = [i for i, output in enumerate(outputs) if not np.isfinite(output).all()]
-        if bad:  # no figure equals NaN, and within a tolerance relative to Inf everything does
-            return Check(engine=engine, precision=precision, error=f"NaN or Inf in {who}output {bad[0]}")
+        if bad:  # NaN equals nothing, and a tolerance relative to Inf allows everything
+            return Check(engine=engine, precision=precision, error=f"NaN or Inf in {owner}output {bad[0]}")
     differences = [np.abs(a.astype("float64") - b) for a, b in zip(expected, got, strict=True)]
     count = len(expected)
     plain = [atol + rtol * float(np.abs(a).max(initial=0.0)) for a in expected]
@@ -153,7 +157,7 @@ def _said_of_middle(differences: np.ndarray, limit: float) -> str:
 
 
 def _middle_row(differences: np.ndarray) -> float:
-    """Return the median over rows of each row's largest difference; 0 where there are too few rows."""
+    """Return the median over rows of each row's largest difference; 0 for few rows."""
     if differences.ndim < 2 or len(differences) < _FEW_ROWS or not differences.size:
         return 0.0
     return float(np.median(differences.reshape(len(differences), -1).max(axis=1)))

@@ -1,8 +1,8 @@
-"""Copy of a trained network that computes what the network itself does in eval mode, hooks included.
+"""Copy a trained network with the outputs of its eval mode, forward hooks included.
 
-Forward hooks fall into three kinds. Those of ``weight_norm`` and ``spectral_norm`` compute a weight: it is computed
-once and stored as a plain parameter. Hooks that only look (logging, taps) are left out. Hooks that change what the
-network computes stay. Which is which is found by running: the copy has to give what the network gives.
+Forward hooks are of three kinds. Those of ``weight_norm`` and ``spectral_norm`` compute a weight: it is computed once
+and stored as a plain parameter. Hooks that only observe (logging, taps) are left out. Hooks that change the result
+stay. The kinds are told apart by running the network: the copy must compute the same outputs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from paddlelite_callbacks.utils.isolation import same_random_streams
 __all__ = ["eval_copy", "eval_outputs"]
 
 _ATOL, _RTOL = 1e-6, 1e-5  # the same operations on the same machine
-_FEW = 64  # hooks that are tried one by one
+_FEW = 64  # largest number of hooks that are tested one by one
 
 Inputs = Sequence[Tensor]
 
 
 def eval_outputs(network: Layer, inputs: Inputs) -> list[np.ndarray]:
-    """Return what ``network`` itself gives in eval mode, hooks included; modes, buffers and random streams stay.
+    """Run ``network`` in eval mode, hooks included, and restore its state.
+
+    Modes, buffers and random generators are restored.
 
     Args:
-        network: any mode.
-        inputs: of ``forward``.
+        network: Network in any mode.
+        inputs: Arguments of ``forward``.
 
     Raises:
-        ExportError: the output holds something else than tensors.
+        ExportError: An output is not a tensor.
     """
     with paddle.no_grad(), same_random_streams(), same_modes(network), _same_buffers(network):
         network.eval()
@@ -47,17 +49,17 @@ def eval_outputs(network: Layer, inputs: Inputs) -> list[np.ndarray]:
 
 
 def eval_copy(network: Layer, inputs: Inputs | None, *, expected: Sequence[np.ndarray] | None = None) -> Layer:
-    """Return a copy of ``network`` in eval mode that gives the same outputs, with as few forward hooks as that takes.
+    """Copy ``network`` in eval mode with the fewest hooks that keep its outputs.
 
     Args:
-        network: any mode; not changed.
-        inputs: to compare on; ``None`` where they are unknown: then only ``weight_norm`` and ``spectral_norm`` are
-            kept.
-        expected: what ``network`` gives for them, if it is known.
+        network: Network in any mode; not changed.
+        inputs: Inputs to compare on; ``None`` where they are unknown, which keeps only ``weight_norm`` and
+            ``spectral_norm``.
+        expected: Outputs of ``network`` for ``inputs``, where they are known.
 
     Raises:
-        ExportError: no copy gives the same; names the hooks.
-        TypeError: see `copy_network`.
+        ExportError: No copy computes the same outputs; names the hooks.
+        TypeError: The network cannot be copied, see `copy_network`.
     """
     bare = copy_with_hooks(network, ())
     if inputs is None:
@@ -80,12 +82,12 @@ def _agreeing(network: Layer, bare: Layer, inputs: Inputs, expected: Sequence[np
             if kept and _agrees(duplicate, inputs, expected):
                 return duplicate if kept == changing else _fewest(network, duplicate, set(kept), inputs, expected)
     if not compare_outputs(expected, eval_outputs(network, inputs), engine="again").passed:
-        return bare  # it gives something else at every call: the export says so
+        return bare  # not deterministic: the export reports it
     raise ExportError(_said(network, sorted({name or "the network itself" for name, _, _ in hooks})))
 
 
 def _returning_something_else(network: Layer, inputs: Inputs) -> frozenset[HookKey]:
-    """Return the hooks that gave another object than they were given."""
+    """Return the hooks that returned another object than they were given."""
     found: set[HookKey] = set()
 
     def watched(key: HookKey, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +119,7 @@ def _returning_something_else(network: Layer, inputs: Inputs) -> frozenset[HookK
 def _fewest(
     network: Layer, duplicate: Layer, kept: set[HookKey], inputs: Inputs, expected: Sequence[np.ndarray]
 ) -> Layer:
-    """Return ``duplicate`` without the hooks that can be left out one after the other."""
+    """Remove hooks of ``duplicate`` one by one as long as its outputs stay the same."""
     if len(kept) > _FEW:
         return duplicate
     for key in sorted(kept):
@@ -135,7 +137,7 @@ def _agrees(duplicate: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) ->
 
 
 def _results(network: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) -> list[tuple[str, str]]:
-    """Return layer and name of the tensors that forward() sets as attributes and does not need from an earlier call."""
+    """Return layer and name of the tensors that forward() sets and does not read first."""
     layers = dict(network.named_sublayers(include_self=True))
     before = {(name, key): tensor for name, layer in layers.items() for key, tensor in layer._buffers.items()}
     with _same_buffers(network):
@@ -154,18 +156,18 @@ def _results(network: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) -> 
             layers[name]._buffers.pop(key)
         try:
             return found if _agrees(network, inputs, expected) else []
-        except Exception:  # it reads what an earlier call left
+        except Exception:  # forward() reads what an earlier call left
             return []
 
 
 @contextmanager
 def _same_buffers(network: Layer) -> Iterator[None]:
-    """Give the buffers back at the end of the block, the tensors and their values."""
+    """Restore buffers at the end of the block: tensor objects and values."""
     held = [(layer, dict(layer._buffers)) for layer in network.sublayers(include_self=True)]
     tensors = [tensor for _, buffers in held for tensor in buffers.values() if tensor is not None]
     values = [
         (one, one.detach().clone()) for one in tensors if one._is_initialized()
-    ]  # the dropout state of RNNs is not
+    ]  # without the dropout state of RNNs
     try:
         yield
     finally:
@@ -178,13 +180,15 @@ def _same_buffers(network: Layer) -> Iterator[None]:
 
 
 def _said(network: Layer, where: list[str]) -> str:
-    who = type(unwrapped(network)).__name__
+    name = type(unwrapped(network)).__name__
     if not where:
         return (
-            f"A copy of {who} computes something else than {who} itself in eval mode, so it cannot be exported: is "
-            "there an attribute that copy.deepcopy does not copy?"
+            f"A copy of {name} computes something else than {name} in eval mode, so it cannot be exported: check "
+            "for an "
+            "attribute that copy.deepcopy does not copy."
         )
     return (
-        f"The forward hooks of {who} change what it computes and cannot be copied with it (hooks on {where[:5]}): "
-        "move what they compute into forward()."
+        f"The forward hooks of {name} change what it computes and cannot be copied (hooks on {where[:5]}): move "
+        "what they "
+        "compute into forward()."
     )

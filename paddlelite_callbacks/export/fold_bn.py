@@ -1,8 +1,8 @@
-"""Batch normalisation folded into the convolution before it, in any network: fewer operations, smaller files.
+"""Fold batch normalisation into the convolution before it.
 
 In eval mode ``gamma (conv(x) - mean) / sigma + beta`` is a convolution whose output channels are scaled by
-``gamma / sigma``, and a shift. An int8 weight keeps its integers: ``|gamma / sigma|`` goes into the channel's step and
-a negative sign into its integers. Which norm stands behind which convolution is seen by running the network.
+``gamma / sigma``, and a shift. An int8 weight keeps its integers: ``|gamma / sigma|`` multiplies the channel's step
+and a negative sign its integers. Which norm follows which convolution is observed by running the network.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _CONVOLUTIONS = (paddle.nn.Conv2D, QuantedConv2D, Int8Conv2D)
 
 
 class Shift(Layer):
-    """What is left of a folded batch normalisation: one constant per channel is added to ``[N, C, H, W]``.
+    """Add one constant per channel to ``[N, C, H, W]``, the rest of a folded batch norm.
 
     Args:
-        bias: ``[C]``.
+        bias: Constants, ``[C]``.
     """
 
     def __init__(self, bias: np.ndarray) -> None:
@@ -46,38 +46,41 @@ class Shift(Layer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x + bias``."""
+        """Return ``x + bias``."""
         return x + self.bias
 
 
 def folded(make: Callable[[], Layer], inputs: Sequence[Tensor], same: Callable[[list[np.ndarray]], bool]) -> Layer:
-    """Return a network with its batch norms folded, or as it is made where that would change its output.
+    """Fold batch norms where the outputs stay the same; else return the network as made.
 
     Args:
-        make: makes it, in eval mode, float or converted by `convert_for_export_`; called again where folding spoils it.
-        inputs: to run it on.
-        same: whether an output is what the network gives for them.
+        make: Builds the network in eval mode, float or converted by `convert_for_export_`; called again where folding
+            fails.
+        inputs: Inputs to run it on.
+        same: Whether outputs equal those of the network for ``inputs``.
     """
     network = make()
     try:
         if not fold_batch_norms_(network, inputs) or same(_outputs(network, inputs)):
             return network
         why = "its output would change: is a convolution's output used twice?"
-    except Exception as error:  # a forward that reads the norm's own attributes, for instance
+    except Exception as error:  # for instance a forward that reads attributes of the norm
         why = f"{type(error).__name__}: {error}"
     _log.info("The batch norms of %s are not folded: %s", type(network).__name__, why)
     return make()
 
 
 def fold_batch_norms_(network: Layer, inputs: Sequence[Tensor]) -> int:
-    """Fold every normalisation that runs once, directly behind a convolution that runs once, in place: give a copy.
+    """Fold, in place, each norm that runs once, directly after a convolution.
+
+    The convolution must run once, too.
 
     Args:
-        network: in eval mode.
-        inputs: to run it on.
+        network: Network in eval mode; pass a copy.
+        inputs: Inputs to run it on.
 
     Returns:
-        How many have been folded.
+        Number of folded norms.
     """
     layers, count = dict(network.named_sublayers()), 0
     holders = Counter(id(p) for layer in layers.values() for p in layer._parameters.values() if p is not None)
@@ -94,7 +97,7 @@ def fold_batch_norms_(network: Layer, inputs: Sequence[Tensor]) -> int:
 
 
 def _places(network: Layer) -> dict[int, list[tuple[Layer, str]]]:
-    """Return where each layer stands, by its id: `replace_sublayer` would walk through the network for each."""
+    """Return parent and name of each layer by id; `replace_sublayer` searches each time."""
     found: dict[int, list[tuple[Layer, str]]] = {}
     for parent in [network, *network.sublayers()]:
         for key, child in parent._sub_layers.items():
@@ -103,8 +106,8 @@ def _places(network: Layer) -> dict[int, list[tuple[Layer, str]]]:
 
 
 def _pairs(network: Layer, inputs: Sequence[Tensor]) -> dict[str, str]:
-    """Return by the name of a normalisation that of its convolution."""
-    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # as long as the tensor lives: its id is then another's
+    """Return the name of the convolution by the name of the norm that follows it."""
+    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # an id is reused once its tensor is freed
     found: dict[str, str] = {}
     runs: Counter[str] = Counter()
 
@@ -149,11 +152,11 @@ def _foldable(norm: Layer) -> bool:
 
 
 def _shift_of_folded(conv: Layer, norm: Layer) -> Shift | None:
-    """Scale ``conv`` in place and return what is to be added behind it; ``None`` where it cannot be scaled."""
+    """Scale ``conv`` in place and return the shift layer; ``None`` if it cannot be scaled."""
     factor = 1 / np.sqrt(norm._variance.numpy().astype("float64") + norm._epsilon)
     if norm.weight is not None:
         factor = factor * norm.weight.numpy().astype("float64")
-    if isinstance(conv, Int8Conv2D) and not factor.all():  # a step of 0 is none
+    if isinstance(conv, Int8Conv2D) and not factor.all():  # a step must not be 0
         return None
     shift = -norm._mean.numpy().astype("float64")
     if conv.bias is not None:

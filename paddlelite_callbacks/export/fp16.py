@@ -1,4 +1,7 @@
-"""ONNX with fp16 weights: half the bytes; computed in fp32, since engines turn the weights back when they load."""
+"""Write ONNX files with fp16 weights: half the bytes, computed in fp32.
+
+Engines cast the weights back when they load the file.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,19 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["round_to_fp16_", "write_fp16_onnx"]
 
-_LARGEST = 65504.0  # of fp16
-_LEAST_SIZE = 16  # smaller constants (scales, epsilons) stay
+_LARGEST = 65504.0  # largest fp16 number
+_LEAST_SIZE = 16  # smaller constants (scales, epsilons) stay fp32
 
 
 def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
-    """Store the float32 constants of an ONNX file as float16, each with a ``Cast`` behind it.
+    """Store the float32 constants of an ONNX file as fp16, each followed by ``Cast``.
 
     Args:
-        source: of kind ``"onnx"`` in fp32.
-        path: of the new file; appears only when whole.
+        source: fp32 file of kind ``"onnx"``.
+        path: Path of the new file; written atomically.
 
     Raises:
-        ExportError: a weight is too large for fp16.
+        ExportError: A weight is too large for fp16.
         MissingDependencyError: ``onnx`` is not installed.
     """
     onnx = require("onnx", needed_for="fp16 ONNX files")
@@ -45,7 +48,11 @@ def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
             continue
         value, stored = onnx.numpy_helper.to_array(tensor), f"{name}.fp16"
         if np.abs(value).max() > _LARGEST:
-            raise ExportError(f"The weight {name} holds {np.abs(value).max():.3g}; fp16 ends at {_LARGEST:.0f}.")
+            raise ExportError(
+                f"The weight {name} holds {np.abs(value).max():.3g}; the largest fp16 number is {_LARGEST:.0f}. "
+                "Leave the fp16 "
+                "file out."
+            )
         tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype("float16"), stored))
         if name in constants:
             constants[name].output[0] = stored
@@ -63,10 +70,10 @@ def write_fp16_onnx(source: Artefact, path: Path) -> Artefact:
 
 @paddle.no_grad()
 def round_to_fp16_(network: Layer) -> None:
-    """Round every float32 parameter to what fp16 holds, in place: give a copy.
+    """Round every float32 parameter to fp16 precision in place; pass a copy.
 
     Args:
-        network: whose values change.
+        network: Network whose parameters are rounded.
     """
     for parameter in network.parameters():
         if parameter.dtype == paddle.float32:

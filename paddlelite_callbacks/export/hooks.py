@@ -1,4 +1,4 @@
-"""Forward hooks of a network, copies that have some of them, and attributes that forward() sets."""
+"""List, copy and remove forward hooks, and attributes that forward() sets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from paddlelite_callbacks.nn.surgery import HOOK_TABLES, computes_weight, copy_n
 __all__ = ["HookKey", "carry_hooks_", "copy_with_hooks", "forget_results_", "forward_hooks", "note_results_"]
 
 HookKey = tuple[str, str, int]  # layer, table, number
-_RESULTS = "_results_of_forward"  # attribute of a copy
+_RESULTS = "_results_of_forward"  # attribute set on a copy
 
 
 def forward_hooks(network: Layer) -> dict[HookKey, Any]:
-    """Return the forward hooks of ``network``, but for those of ``weight_norm`` and ``spectral_norm``."""
+    """Return all forward hooks but those of ``weight_norm`` and ``spectral_norm``."""
     return {
         (name, table, number): hook
         for name, layer in unwrapped(network).named_sublayers(include_self=True)
@@ -28,16 +28,16 @@ def forward_hooks(network: Layer) -> dict[HookKey, Any]:
 
 
 def copy_with_hooks(network: Layer, kept: Collection[HookKey] | None = None) -> Layer:
-    """Return a copy of ``network`` in eval mode that has the forward hooks ``kept`` and no others.
+    """Copy ``network`` in eval mode with only the forward hooks ``kept``.
 
     ``weight_norm`` and ``spectral_norm`` compute a weight at each call: in the copy it is a plain parameter.
 
     Args:
-        network: any mode; not changed.
-        kept: of `forward_hooks`; ``None`` for all.
+        network: Network in any mode; not changed.
+        kept: Keys of `forward_hooks`; ``None`` for all.
 
     Raises:
-        TypeError: see `copy_network`.
+        TypeError: The network cannot be copied, see `copy_network`.
     """
     wanted = None if kept is None else set(kept)
     duplicate = copy_network(network, keep_hook=lambda hook: wanted != set() or computes_weight(hook))
@@ -52,25 +52,27 @@ def copy_with_hooks(network: Layer, kept: Collection[HookKey] | None = None) -> 
 
 
 def carry_hooks_(old: Layer, new: Layer) -> None:
-    """Give the forward hooks of ``old`` to ``new``, which takes its place."""
+    """Move the forward hooks of ``old`` to ``new``, which replaces it."""
     for table in HOOK_TABLES:
         getattr(new, table).update(getattr(old, table))
 
 
 def note_results_(network: Layer, results: Collection[tuple[str, str]]) -> None:
-    """Note for `forget_results_` which attributes of ``network``, a copy, are results of its last call.
+    """Record which attributes of a copied network are results of its last call.
+
+    `forget_results_` deletes them.
 
     Args:
-        network: its copies have the note too.
-        results: layer and name of each.
+        network: Copied network; its own copies have the record too.
+        results: Layer and attribute name of each.
     """
     setattr(network, _RESULTS, tuple(results))
 
 
 def forget_results_(network: Layer) -> None:
-    """Remove the tensors that the forward() of ``network``, a copy, sets as attributes.
+    """Delete the tensors that forward() of ``network``, a copy, set as attributes.
 
-    Paddle keeps ``self.features = x`` as a buffer; a traced program would read the value of the last call from there.
+    Paddle keeps ``self.features = x`` as a buffer; a traced program would read its value of the last call.
     """
     layers = dict(network.named_sublayers(include_self=True))
     for name, key in getattr(network, _RESULTS, ()):
@@ -79,9 +81,9 @@ def forget_results_(network: Layer) -> None:
 
 
 def _bake_(layer: Layer, hook: Any, number: int) -> None:
-    """Store the weight that ``hook`` computes at each call as a parameter, in place of what it is computed from."""
+    """Replace the parameters that ``hook`` computes a weight from by that weight."""
     with paddle.no_grad(), same_modes(layer):
-        layer.training = False  # spectral_norm goes on iterating otherwise
+        layer.training = False  # otherwise spectral_norm continues its power iteration
         hook(layer, ())
         value = getattr(layer, hook.name)
     del layer._forward_pre_hooks[number]
@@ -94,5 +96,5 @@ def _bake_(layer: Layer, hook: Any, number: int) -> None:
         parameter = layer.create_parameter(value.shape, dtype=value.dtype)
     parameter.set_value(value)
     if own is not None:
-        parameter.name = own.name  # unique in the network
+        parameter.name = own.name  # unique within the network
     layer.add_parameter(key, parameter)

@@ -1,9 +1,9 @@
-"""Interpolation that every engine can read: what Paddle writes, oneDNN and paddle2onnx stumble over.
+"""Write interpolations that oneDNN and paddle2onnx can read.
 
 Paddle 3.3 writes the factors of ``F.interpolate`` and ``nn.Upsample`` as a list of float64, empty where a size is
 given. Its oneDNN kernels cannot type that list (``ConvertPirAttribute2RuntimeAttribute``), and paddle2onnx 2.1 reads
-float32 alone. All interpolations of Paddle are one kernel that goes by the attribute ``interp_method``, and oneDNN
-claims only some of the operations: under the name of one that it leaves alone the same values are computed.
+only float32. All interpolations of Paddle share one kernel that reads the attribute ``interp_method``, and oneDNN
+takes only some of the operators: under the name of one that it does not take, the same values are computed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 
 __all__ = ["readable_by_converter", "run_beside_onednn"]
 
-_CLAIMED = ("1.nearest_interp", "1.bilinear_interp")  # by oneDNN
+_CLAIMED = ("1.nearest_interp", "1.bilinear_interp")  # taken by oneDNN
 _LEFT_ALONE = "1.bicubic_interp"
 _FLOAT32 = "0.a_f32"
 
 
 def run_beside_onednn(operations: Iterable[dict[str, Any]]) -> None:
-    """Let oneDNN leave the interpolations among ``operations`` to Paddle's own kernels, in place.
+    """Rename, in place, interpolations that oneDNN would take.
+
+    Paddle's own kernels then run them.
 
     Args:
-        operations: of a program of Paddle 3 (PIR, JSON).
+        operations: Operations of a Paddle 3 program (PIR, JSON).
     """
     for operation in operations:
         if operation["#"] in _CLAIMED:
@@ -32,11 +34,13 @@ def run_beside_onednn(operations: Iterable[dict[str, Any]]) -> None:
 
 
 def readable_by_converter(program: Path, folder: Path) -> Path:
-    """Return a program whose interpolations paddle2onnx can read: ``program`` itself, or a changed copy in ``folder``.
+    """Return a program whose interpolations paddle2onnx can read.
+
+    That is ``program`` itself, or a changed copy in ``folder``.
 
     Args:
-        program: of Paddle 3 (PIR, JSON), or of an older Paddle, which has no such lists.
-        folder: exists; for the copy.
+        program: Program of Paddle 3 (PIR, JSON), or of an older Paddle, which is returned as it is.
+        folder: Existing folder for the copy.
     """
     if program.suffix != ".json":
         return program
@@ -60,7 +64,7 @@ def _operations(holder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _plain_(operation: dict[str, Any]) -> None:
-    """Give ``operation`` its own name, which stands in messages, and float32 factors."""
+    """Restore the operator's own name, shown in errors, and store float32 factors."""
     values = {attribute["N"]: attribute["AT"]["D"] for attribute in operation["A"]}
     operation["#"] = f"1.{values['interp_method']}_interp"
     for item in values.get("scale", []):

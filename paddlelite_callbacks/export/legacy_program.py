@@ -1,7 +1,7 @@
-"""Programs of Paddle 3 as those of Paddle 2: ``model.json`` becomes ``model.pdmodel``, the parameters stay as they are.
+"""Convert Paddle 3 programs (``model.json``) to Paddle 2's format (``.pdmodel``).
 
-Phones (Paddle Lite), older Paddles and many tools read ``.pdmodel`` + ``.pdiparams`` alone, which Paddle 3.3 no longer
-writes. Neither is run here: the program is read as JSON and written as protobuf, operator by operator, see
+Phones (Paddle Lite), older Paddles and many tools read only ``.pdmodel`` + ``.pdiparams``, which Paddle 3.3 no longer
+writes. Nothing is run here: the program is read as JSON and written as protobuf, operator by operator, see
 ``pir_operators``.
 """
 
@@ -23,7 +23,7 @@ from paddlelite_callbacks.utils.parameters_file import check_not_truncated, stor
 
 __all__ = ["UnknownOperatorError", "legacy_program", "write_legacy_program"]
 
-_NOTES = {"stop_gradient", "struct_name", "op_callstack", "place", "persistable"}  # nothing is computed from them
+_NOTES = {"stop_gradient", "struct_name", "op_callstack", "place", "persistable"}  # no computation reads them
 _INTERPOLATIONS = {f"{kind}_interp" for kind in ("nearest", "bilinear", "bicubic", "linear", "trilinear")}
 _INTEGERS = ("int16", "int32", "int64", "int8", "uint8")
 _VALUES = {
@@ -37,25 +37,25 @@ _REDUCTIONS = re.compile(r"reduce_|frobenius_norm|logsumexp")
 
 
 class UnknownOperatorError(ValueError):
-    """A network uses an operator that has no form in Paddle 2; names it, and the layer it comes from."""
+    """An operator has no equivalent in Paddle 2; the message names it and its layer."""
 
 
 def write_legacy_program(program: str | Path, target: str | Path) -> tuple[Path, Path]:
-    """Write a program of Paddle 3 and its parameters as ``.pdmodel`` + ``.pdiparams``.
+    """Write a Paddle 3 program and its parameters as ``.pdmodel`` + ``.pdiparams``.
 
-    Both files appear whole or not at all. Where ``target`` is the program's own prefix, its parameters are shared.
+    Both files are written atomically. Where ``target`` is the program's own prefix, its parameters are shared.
 
     Args:
-        program: ``model.json``, with ``model.pdiparams`` beside it.
-        target: prefix of the two files, such as ``"phone/model"``.
+        program: Path of ``model.json``, with ``model.pdiparams`` beside it.
+        target: Path prefix of the two files, such as ``"phone/model"``.
 
     Returns:
-        The program and its parameters.
+        Paths of the program and its parameters.
 
     Raises:
-        UnknownOperatorError: an operator has no form in Paddle 2.
-        ValueError: a file is damaged, none of Paddle's, or the two do not belong together.
-        OSError: the disk is full, or the folder cannot be written to.
+        UnknownOperatorError: An operator has no equivalent in Paddle 2.
+        ValueError: A file is damaged, not Paddle's, or the two do not belong together.
+        OSError: The disk is full, or the folder is not writable.
     """
     program, target = Path(program), Path(target)
     parameters = program.with_suffix(".pdiparams")
@@ -68,22 +68,22 @@ def write_legacy_program(program: str | Path, target: str | Path) -> tuple[Path,
             partial.write_bytes(content)
         return files
     with staged_files(target, last=".pdmodel") as stage:
-        shutil.copyfile(parameters, stage.with_name(files[1].name))  # no link: others may write into the original
+        shutil.copyfile(parameters, stage.with_name(files[1].name))  # no link: the original may be rewritten
         stage.with_name(files[0].name).write_bytes(content)
     return files
 
 
 def _check_parameters(program: PirProgram, parameters: Path) -> None:
-    """Refuse parameters that are not those of the program."""
+    """Check that the parameters belong to the program."""
     wanted = program.parameters()
     if not parameters.is_file():
-        raise ValueError(f"{program.path} has no parameters beside it: {parameters.name} is missing.")
+        raise ValueError(f"{program.path} has no parameters beside it: {parameters.name} is missing. Copy both files.")
     check_not_truncated(parameters)
     held = stored_tensors(parameters)
     if len(held) != len(wanted):
         raise ValueError(
             f"{parameters} holds {len(held)} tensors, {program.path.name} beside it has {len(wanted)} parameters: they "
-            "are of different exports. Export the network again."
+            "come from different exports. Export the network again."
         )
     for (name, kind), (number, shape) in zip(wanted.items(), held, strict=True):
         if (DTYPES[kind.dtype], kind.shape) != (number, shape):
@@ -94,25 +94,25 @@ def _check_parameters(program: PirProgram, parameters: Path) -> None:
 
 
 def legacy_program(program: PirProgram) -> bytes:
-    """Return the content of the ``.pdmodel`` file of ``program``; its parameters stay as they are.
+    """Return the content of the ``.pdmodel`` file of ``program``.
 
     Args:
-        program: of Paddle 3.
+        program: Program of Paddle 3.
 
     Raises:
-        UnknownOperatorError: an operator has no form in Paddle 2.
+        UnknownOperatorError: An operator has no equivalent in Paddle 2.
     """
     return _Conversion(program).run()
 
 
 class _Conversion:
-    """One program on its way; values of Paddle 3 are numbers, variables of Paddle 2 are names."""
+    """Convert one program: Paddle 3 numbers its values, Paddle 2 names its variables."""
 
     def __init__(self, program: PirProgram) -> None:
         self.program, self.writer = program, ProgramWriter()
         self.makers = {value.number: op for op in program.operations for value in op.results if value.number}
-        self.names: dict[int, str] = {}  # of tensors
-        self.lists: dict[int, list[str]] = {}  # of lists of tensors
+        self.names: dict[int, str] = {}  # variables of tensors
+        self.lists: dict[int, list[str]] = {}  # variables of lists of tensors
         self.types: dict[str, PirType] = {}
         self.casts: dict[tuple[str, str], str] = {}
         self.counter = 0
@@ -124,7 +124,7 @@ class _Conversion:
         self.special: dict[str, Callable[[PirOperation], None]] = {
             "parameter": self._parameter,
             "data": lambda op: None,
-            "full": lambda op: None,  # made where it is needed
+            "full": lambda op: None,  # emitted where it is read
             "full_int_array": lambda op: None,
             "fetch": lambda op: None,
             "combine": self._combine,
@@ -148,7 +148,7 @@ class _Conversion:
         for op in operations:
             if op.regions:
                 raise self._unknown(op, "it holds a branch or a loop, which depends on values at run time")
-            if op.name == "split" and len(op.operands) == 1:  # of a list; the operator has more operands
+            if op.name == "split" and len(op.operands) == 1:  # of a list; the tensor operator has more operands
                 self._split(op)
             elif op.name in self.special and op.name != "split":
                 self.special[op.name](op)
@@ -175,7 +175,7 @@ class _Conversion:
 
     def _fetch(self, op: PirOperation) -> None:
         name, own = self._tensor(op.operands[0], op), self.fetched[op.attributes["col"]]
-        if name != own:  # an input, a parameter, or what another output is too
+        if name != own:  # an input, a parameter, or the same tensor as another output
             name, source = self._declare(self.types[name], own), name
             self.writer.operator("assign", {"X": [source]}, {"Out": [name]})
         self.writer.fetch(name, op.attributes["col"])
@@ -191,7 +191,7 @@ class _Conversion:
         return name
 
     def _result(self, value: PirValue) -> list[str]:
-        """Declare what an operator gives; returns the names."""
+        """Declare the results of an operator; return their names."""
         if value.is_list:
             self.lists[value.number] = [self._declare(kind) for kind in value.types]
             return self.lists[value.number]
@@ -201,7 +201,7 @@ class _Conversion:
         return [self.names[value.number]]
 
     def _tensor(self, number: int, op: PirOperation) -> str:
-        """Return the variable of a value; a constant that is needed as a tensor is made now."""
+        """Return the variable of a value; emits a constant that is read as a tensor."""
         if number not in self.names:
             maker = self.makers[number]
             (value,) = maker.results
@@ -218,7 +218,7 @@ class _Conversion:
         return self.lists[number] if number in self.lists else [self._tensor(number, op)]
 
     def _constant(self, number: int) -> Any:
-        """Return the value of a constant, ``None`` where something else makes it."""
+        """Return the value of a constant, ``None`` where an operator computes it."""
         maker = self.makers[number]
         return maker.attributes["value"] if maker.name in ("full", "full_int_array") else None
 
@@ -236,7 +236,7 @@ class _Conversion:
         return name
 
     def _as(self, name: str, dtype: str) -> str:
-        """Return a variable of the type ``dtype`` with what ``name`` holds."""
+        """Return a variable with the values of ``name`` as ``dtype``."""
         kind = self.types[name]
         if kind.dtype == dtype:
             return name
@@ -246,7 +246,7 @@ class _Conversion:
             self.writer.operator("cast", {"X": [name]}, {"Out": [cast]}, attributes)
         return self.casts[name, dtype]
 
-    # operators with more than other names
+    # operators that need more than other names
 
     def _combine(self, op: PirOperation) -> None:
         self.lists[op.results[0].number] = [self._tensor(number, op) for number in op.operands]
@@ -257,7 +257,7 @@ class _Conversion:
                 self.names[value.number] = name
 
     def _shape64(self, op: PirOperation) -> None:
-        """Paddle 2 gives shapes as int32."""
+        """Cast: Paddle 2 returns shapes as int32."""
         (value,) = op.results
         narrow = self._declare(PirType("int32", value.types[0].shape))
         self.writer.operator("shape", {"Input": [self._tensor(op.operands[0], op)]}, {"Out": [narrow]})
@@ -267,7 +267,7 @@ class _Conversion:
         self.writer.operator("cast", {"X": [narrow]}, {"Out": [wide]}, attributes)
 
     def _arange(self, op: PirOperation) -> None:
-        """The limits of Paddle 3 are doubles, those of Paddle 2 of the result's type."""
+        """Cast the limits: Paddle 3 has doubles, Paddle 2 the type of the result."""
         dtype = op.results[0].types[0].dtype
         limits = {}
         for slot, number in zip(("Start", "End", "Step"), op.operands, strict=True):
@@ -296,7 +296,7 @@ class _Conversion:
         self.names[value.number] = self._assigned(value.types[0], op.attributes["values"])
 
     def _set_value(self, op: PirOperation) -> None:
-        """Paddle 3 writes into the tensor, Paddle 2 into a copy."""
+        """Copy first: Paddle 3 writes into the tensor, Paddle 2 into a copy."""
         dtype = self.types[self._tensor(op.operands[0], op)].dtype
         by_tensor = op.name == "set_value_with_tensor_"
         values = {} if by_tensor else _values(dtype, op.attributes["values"])
@@ -306,12 +306,12 @@ class _Conversion:
         self._plain(op, rule)
 
     def _deformable(self, op: PirOperation) -> None:
-        """Without a mask (the first form of it) Paddle 2 has another operator."""
+        """Use the operator without a mask (version 1), which has another name."""
         rule = OPERATORS["deformable_conv"]
         self._plain(op, rule if op.operands[3] else replace(rule, name="deformable_conv_v1"))
 
     def _interpolation(self, op: PirOperation) -> None:
-        """All kinds are one kernel that goes by ``interp_method``, and so does the name (see `run_beside_onednn`)."""
+        """Name the operator by ``interp_method``, see `run_beside_onednn`."""
         name = f"{op.attributes['interp_method']}_interp_v2"
         inputs = ("X", Int32("OutSize"), Int32("SizeTensor"), "Scale")
         self._plain(op, Operator(name, inputs, renamed={"data_format": "data_layout"}))
@@ -374,7 +374,7 @@ class _Conversion:
     def _complete(
         self, op: PirOperation, rule: Operator, inputs: dict[str, list[str]], attributes: dict[str, Any]
     ) -> None:
-        """Add what Paddle 2 writes of an operator besides: types of the input, all axes by name of their own."""
+        """Add what Paddle 2 also records: input types, and reductions over all axes."""
         if rule.name == "cast":
             attributes["in_dtype"] = DTYPES[self.types[inputs["X"][0]].dtype]
         if rule.name == "reduce_sum" and attributes.get("out_dtype", -1) >= 0:
@@ -395,14 +395,15 @@ class _Conversion:
     def _unknown(self, op: PirOperation, why: str | None) -> UnknownOperatorError:
         said = f"{op.name} ({why})" if why else op.name
         near = near_names(op.name, [*OPERATORS, *self.special]) if why is None else []
-        hint = f" Near ones that have: {near}." if near else ""
+        hint = f" Convertible operators with similar names: {near}." if near else ""
         return UnknownOperatorError(
-            f"The operator {said}, {self._place(op)}, has no form in a .pdmodel file.{hint} Write this part of the "
-            "network with other operations, or leave the file of Paddle 2 out."
+            f"The operator {said}, {self._place(op)}, has no equivalent in a .pdmodel file.{hint} Write this part "
+            "of the "
+            "network with other operations, or leave the .pdmodel file out."
         )
 
     def _place(self, op: PirOperation) -> str:
-        """Say which layer an operation comes from: by its own note, else by the last parameter before it."""
+        """Name the layer of an operation: by its scope, else by the nearest parameter."""
         scope = op.attributes.get("struct_name")
         layer = f"of the layer {scope.strip('/')}, " if isinstance(scope, str) and scope.strip("/") else ""
         seen, waiting = set(), list(op.operands)
@@ -413,21 +414,21 @@ class _Conversion:
                 continue
             seen.add(number)
             if maker.name == "parameter":
-                return f"{layer}behind the layer of the parameter {maker.attributes['name']!r}"
+                return f"{layer}after the layer of the parameter {maker.attributes['name']!r}"
             waiting += maker.operands
-        return f"{layer}behind the network's input"
+        return f"{layer}after the network's input"
 
 
 def _values(dtype: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Return the attributes that hold constants of the type ``dtype``."""
+    """Return the attributes that hold constants of type ``dtype``."""
     make = float if dtype.startswith("float") else bool if dtype == "bool" else int
     made = [make(value) for value in values]
-    older = {_VALUES[dtype]: made} if dtype in _VALUES else {}  # where Paddle before 3 looks, and Paddle Lite
+    older = {_VALUES[dtype]: made} if dtype in _VALUES else {}  # read by Paddle before 3 and by Paddle Lite
     return {"values": made, **older}
 
 
 def _unlike(names: dict[int, str], taken: set[str]) -> dict[int, str]:
-    """Return ``names`` with an underscore behind those that are taken: an output may be called as an input is."""
+    """Append underscores to names in use: an output may have the name of an input."""
     found: dict[int, str] = {}
     for key, name in names.items():
         while name in taken:

@@ -1,4 +1,7 @@
-"""Programs of Paddle 2 (``.pdmodel``) in Paddle 3's format, as the ONNX converter reads them; for a child process."""
+"""Translate Paddle 2 programs to Paddle 3's format for the ONNX converter.
+
+Run in a child process.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ __all__ = ["translate_old_program"]
 
 
 def translate_old_program(program: Path, folder: Path) -> tuple[Path, Path]:
-    """Write ``program`` and its parameters in the new format into ``folder``, with what the converter stumbles over.
+    """Write ``program`` and its parameters in Paddle 3's format into ``folder``.
 
-    Paddle 2 kept ``[1]`` where a slice takes the only element of a shape; the converter makes it a scalar, which no
-    ``Concat`` of ONNX takes. Scales of an interpolation are doubles, it reads floats.
+    The ONNX converter fails on two things, which are fixed: Paddle 2 keeps ``[1]`` where a slice takes the only element
+    of
+    ONNX ``Concat`` rejects. Scales of an interpolation are doubles, the converter reads floats.
 
     Args:
-        program: a ``.pdmodel`` with its ``.pdiparams`` beside it.
-        folder: exists.
+        program: A ``.pdmodel`` with its ``.pdiparams`` beside it.
+        folder: Existing folder.
 
     Returns:
-        The new program and its parameters.
+        Paths of the new program and its parameters.
     """
     import paddle
     from paddle2onnx import convert

@@ -1,4 +1,4 @@
-"""All files of an ONNX model: its weights may lie beside it (external data)."""
+"""List all files of an ONNX model, external data included."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ _EXTERNAL = 1  # TensorProto.EXTERNAL
 
 
 def onnx_files(path: Path) -> tuple[Path, ...]:
-    """Return ``path`` and every file that a tensor in it points to, in initialisers, attributes and subgraphs alike.
+    """Return ``path`` and the external data files of its tensors, subgraphs included.
 
     Args:
-        path: of an ``.onnx`` file.
+        path: Path of an ``.onnx`` file.
 
     Raises:
-        ValueError: it is no ONNX file, or a file that it needs is missing, too short, or outside its folder.
+        ValueError: Not an ONNX file, or an external data file is missing, too short, or outside its folder.
         MissingDependencyError: ``onnx`` is not installed.
     """
     if (what := mistaken_kind(path)) is not None:
         raise ValueError(
-            f"{path} cannot be read, it holds no network: it is no ONNX file but {what}. "
-            "Export it again, or fetch the file itself."
+            f"{path} cannot be read: it is not an ONNX file but {what}. Export it again, or fetch the file itself."
         )
     onnx = require("onnx", needed_for="ONNX files")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: it is torn, or no ONNX file ({type(error).__name__}).") from error
+        raise ValueError(
+            f"{path} cannot be read: it is truncated, or not an ONNX file ({type(error).__name__}). Export it again."
+        ) from error
     files = [path]
     for tensor in _tensors(model):
         if tensor.data_location == _EXTERNAL:
@@ -50,17 +51,20 @@ def _checked(path: Path, tensor: Any) -> Path:
     inside = os.path.normpath(location) if location else ".."
     if Path(inside).is_absolute() or inside.split("/")[0] == "..":
         raise ValueError(
-            f"{path} takes the weights {tensor.name!r} from {location!r}, which is not in its folder: engines refuse "
-            "that. Save the model again with its data beside it (onnx.save_model(..., save_as_external_data=True))."
+            f"{path} reads the weights {tensor.name!r} from {location!r}, outside its folder, which engines refuse. "
+            "Save "
+            "the model again with its data beside it (onnx.save_model(..., save_as_external_data=True))."
         )
     file = path.parent / inside
     if not file.is_file():
-        raise ValueError(f"{path} needs {location}, which is missing: copy it beside the model.")
+        raise ValueError(f"{path} needs {location}, which is missing: copy it to the folder of the model.")
     if (what := mistaken_kind(file)) is not None and "zeros" not in what and not what.startswith("a text"):
-        raise ValueError(f"{path} needs the weights in {location}, but that is {what}.")
+        raise ValueError(f"{path} needs the weights in {location}, but that is {what}. Copy the weights again.")
     needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
     if file.stat().st_size < needed:
-        raise ValueError(f"{file} is torn: {file.stat().st_size} bytes, {path.name} needs {needed}. Copy it again.")
+        raise ValueError(
+            f"{file} is truncated: {file.stat().st_size} bytes, {path.name} needs {needed}. Copy it again."
+        )
     return file
 
 

@@ -1,7 +1,7 @@
-"""Programs of Paddle 2 whose parameters lie in files of their own names: one each, or all in ``params``.
+"""Read Paddle 2 programs with one file per parameter, or all in ``params``.
 
-``__model__`` with a file a parameter is what Paddle 1 and the first Paddle 2 wrote, and what old model zoos hold. A
-combined file is nothing but the single ones behind each other, in the order of their names.
+``__model__`` with one file per parameter is what Paddle 1 and the first Paddle 2 wrote, and what old model zoos hold.
+A combined file is the concatenation of the single ones in the order of their names.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["MODEL", "as_pair", "parameter_files"]
 
 MODEL = "__model__"
 _COMBINED = ("params", "__params__")
-_FEED, _FETCH = 9, 10  # of VarType: the places of inputs and outputs, which hold no values
+_FEED, _FETCH = 9, 10  # of VarType: variables of inputs and outputs, which hold no values
 
 
 def parameter_files(program: Path) -> tuple[Path, ...]:
-    """Return the files with the parameters of a program that has no ``.pdiparams``, in the order of a combined file.
+    """Return the parameter files of a program, in the order of a combined file.
 
     Args:
-        program: of Paddle 2.
+        program: Program of Paddle 2.
 
     Raises:
-        ValueError: some are missing; names them.
+        ValueError: Some files are missing; names them.
     """
     variables = read_program_desc(program).blocks[0].vars
     names = sorted(one.name for one in variables if one.persistable and one.type.type not in (_FEED, _FETCH))
@@ -48,10 +48,10 @@ def parameter_files(program: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def as_pair(files: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
-    """Give the files of a Paddle model as the pair that engines and converters read, within the block.
+    """Yield the files of a Paddle model as a pair of program and parameters.
 
     Args:
-        files: the program first; a pair of the usual names is given as it is.
+        files: The program first; a pair with the usual names is returned as it is.
     """
     program, *parameters = files
     if len(parameters) == 1 and parameters[0].suffix == ".pdiparams" and program.name != MODEL:

@@ -1,4 +1,7 @@
-"""Inputs that a network uses in eval mode: a margin head (ArcFace) takes labels in training alone."""
+"""Find the inputs that a network uses in eval mode.
+
+A margin head (ArcFace), for instance, takes labels only in training.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ __all__ = ["take_inputs_", "used_inputs"]
 
 
 def used_inputs(network: Layer, inputs: Sequence[Tensor], expected: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Return which of ``inputs`` the output of ``network`` depends on in eval mode; all where it depends on none.
+    """Return the indices of the inputs that the output depends on in eval mode.
+
+    All, where it depends on none.
 
     Args:
-        network: not changed.
-        inputs: real ones.
-        expected: what it gives for them.
+        network: Network; not changed.
+        inputs: Real inputs.
+        expected: Outputs of ``network`` for ``inputs``.
     """
     if len(inputs) == 1:
         return (0,)
@@ -31,21 +36,21 @@ def used_inputs(network: Layer, inputs: Sequence[Tensor], expected: Sequence[np.
 
 
 def take_inputs_(network: Layer, inputs: Sequence[Tensor], used: Sequence[int]) -> None:
-    """Let ``network`` take only its inputs ``used``, in place: give it a copy.
+    """Reduce the inputs of ``network`` to those in ``used``, in place; pass a copy.
 
-    For each of the others its forward() gets ``None``, or zeros where it does not take that.
+    Its forward() gets ``None`` for each of the others, or zeros where it does not accept ``None``.
 
     Args:
-        network: in eval mode.
-        inputs: all of them.
-        used: of `used_inputs`.
+        network: Network in eval mode.
+        inputs: All its inputs.
+        used: Indices of `used_inputs`.
     """
     if len(used) == len(inputs):
         return
     expected = eval_outputs(network, inputs)
     kept = [inputs[i] for i in used]
     if list(used) == list(range(len(used))) and _gives(network, kept, expected):
-        return  # the others are the last ones, and may be left out
+        return  # the others come last and are optional
     nothing: list[Any] = [None] * len(inputs)
     for i in set(range(len(inputs))) - set(used):
         changed = [*inputs[:i], None, *inputs[i + 1 :]]
@@ -55,7 +60,7 @@ def take_inputs_(network: Layer, inputs: Sequence[Tensor], used: Sequence[int]) 
 
 
 def _idle(network: Layer, inputs: Sequence[Tensor], i: int, expected: Sequence[np.ndarray]) -> bool:
-    """Whether the output stays bit for bit the same, whatever input ``i`` is."""
+    """Whether the output stays bit for bit the same for other values of input ``i``."""
     others = [*_other_values(inputs[i])]
     return all(_gives(network, [*inputs[:i], other, *inputs[i + 1 :]], expected) for other in others)
 
@@ -70,7 +75,7 @@ def _other_values(value: Tensor) -> list[Tensor]:
 def _gives(network: Layer, inputs: Sequence[Any], expected: Sequence[np.ndarray]) -> bool:
     try:
         got = eval_outputs(network, inputs)
-    except Exception:  # None, or a label out of range: then it is looked at
+    except Exception:  # None, or a label out of range: the input is read
         return False
     return len(got) == len(expected) and all(
         np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(got, expected, strict=True)

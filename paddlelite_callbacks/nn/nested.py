@@ -197,7 +197,7 @@ def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
     if name not in found:
         wanted = "is not a single tensor" if key is None else f"has no tensor {key!r}"
         if list(found) == [""]:
-            raise ValueError(f"{whose} {wanted}: it is a lone tensor, so leave output= (or pick=) out.")
+            raise ValueError(f"{whose} {wanted}: it is a single tensor. Leave output= (or pick=) out.")
         raise ValueError(
             f"{whose} {wanted}; near names of its tensors: {near_names(name, found)} "
             f"of {len(found)} ({type(outputs).__name__}). Name one with output= (or pick=)."

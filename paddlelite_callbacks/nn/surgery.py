@@ -209,8 +209,8 @@ def find_sublayer(network: Layer, name: str) -> Layer:
     layers = dict(network.named_sublayers())
     if name not in layers:
         raise ValueError(
-            f"{type(network).__name__} has no sublayer {name!r}; near names: {near_names(name, layers)}. "
-            "Names are those of network.named_sublayers()."
+            f"{type(network).__name__} has no sublayer {name!r}; near names: {near_names(name, layers)}. List all "
+            "with network.named_sublayers()."
         )
     return layers[name]
 
@@ -225,8 +225,8 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
     found = [name for name in names if matches_any(name, [pattern])]
     if not found:
         raise ValueError(
-            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: {near_names(pattern, names)}. "
-            "Names are those of network.named_sublayers()."
+            f"No sublayer of {type(network).__name__} matches {pattern!r}; near names: "
+            f"{near_names(pattern, names)}. List all with network.named_sublayers()."
         )
     return found
 
@@ -255,7 +255,9 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
         ValueError: there is no such sublayer.
     """
     if not isinstance(new, Layer):
-        raise TypeError(f"new must be a paddle.nn.Layer to stand at {name!r}, got {type(new).__name__}.")
+        raise TypeError(
+            f"new must be a paddle.nn.Layer, got {type(new).__name__}: give the layer that replaces {name!r}."
+        )
     old = find_sublayer(network, name)
     for parent in [network, *network.sublayers()]:
         for key, child in list(parent._sub_layers.items()):  # named_children() names a shared layer only once

@@ -133,7 +133,7 @@ class PACTConfig:
             )
         if not isinstance(self.quantize_outputs, bool):
             raise ValueError(
-                f"quantize_outputs must be True or False, got {self.quantize_outputs!r}: True for ONNX Runtime."
+                f"quantize_outputs must be True or False, got {self.quantize_outputs!r}: use True for ONNX Runtime."
             )
         if not isinstance(self.activation_symmetric, bool):
             raise ValueError(
@@ -231,7 +231,8 @@ def pact_config(**options: Any) -> PACTConfig:
     for name in options:
         if name not in known:
             raise TypeError(
-                f"There is no option {name!r}; near names: {near_names(name, known)}. See help(PACTConfig) for all."
+                f"Unknown option {name!r} of PACTConfig; near names: {near_names(name, known)}. See "
+                "help(PACTConfig) for all."
             )
     return PACTConfig(**options)
 

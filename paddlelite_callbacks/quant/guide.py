@@ -41,8 +41,8 @@ def fields_of_guide(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(
-            f"The guide's quantisation options are a dictionary, got {type(mapping).__name__}: for instance "
-            "{'activation_preprocess_type': 'PACT'}."
+            f"quantization must be a dictionary, got {type(mapping).__name__}: give one, as "
+            f"{{'activation_preprocess_type': 'PACT'}}."
         )
     given = dict(mapping)
     for level in ("slim", "quantizer", "quantizer_config"):
@@ -59,10 +59,9 @@ def _check_schemes(given: Mapping[str, Any]) -> None:
     known = {*_FOLLOWED, *_SCHEMES, *_NO_EFFECT}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ValueError(f"Unknown quantisation keys {unknown}; known are {sorted(known)}: leave the others out.")
+        raise ValueError(f"Unknown keys {unknown} of quantization; available: {sorted(known)}. Leave the others out.")
     for key, allowed in _SCHEMES.items():
         if key in given and given[key] not in allowed:
             raise ValueError(
-                f"{key} must be one of {list(allowed)}, got {given[key]!r}: no other scheme is built here, so leave "
-                "the key out."
+                f"{key} must be one of {list(allowed)}, got {given[key]!r}: leave it out, no other scheme is supported."
             )

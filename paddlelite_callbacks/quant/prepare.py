@@ -150,8 +150,8 @@ def _check_types(network: Any, config: Any) -> None:
         raise TypeError(f"network must be a paddle.nn.Layer, got {type(network).__name__}{of_model}.")
     if not isinstance(config, PACTConfig):
         raise TypeError(
-            f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=8), or "
-            "PACTConfig.from_guide({...}) for the guide's dictionary."
+            f"config must be a PACTConfig, got {type(config).__name__}: build PACTConfig(weight_bits=8), or call "
+            f"PACTConfig.from_guide({{...}}) for the guide's dictionary."
         )
 
 

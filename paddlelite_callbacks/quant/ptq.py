@@ -77,7 +77,7 @@ def ptq_int8(
         for hook in hooks:
             hook.remove()
     if not count:
-        raise ValueError("ptq_int8 needs at least one batch to calibrate on, got none: give some hundred images.")
+        raise ValueError("batches must hold at least one batch to calibrate on, got []: give some hundred images.")
     for quanter in quanters:
         values = found[id(quanter)]
         if not all(math.isfinite(value) and value > 0 for value in values):

@@ -106,7 +106,7 @@ def find_skips(
     """
     if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < math.inf:
         raise ValueError(
-            f"metric_drop is a share of the float score, at least 0, got {metric_drop!r}: 0.01 is one per cent."
+            f"metric_drop must be a share of at least 0, got {metric_drop!r}: give 0.01 for one per cent of the score."
         )
     left = _quantized(network, candidates)
     with quantisers_off(network):
@@ -127,10 +127,13 @@ def find_skips(
 def _quantized(network: Layer, names: Sequence[str] | None) -> list[str]:
     known = list(quantized_layers(network))
     if not known:
-        raise ValueError(f"{type(network).__name__} has no quantised layer: convert it first, with prepare_pact_.")
+        raise ValueError(
+            f"The network {type(network).__name__} has no quantised layer: convert it with prepare_pact_, then call "
+            "again."
+        )
     wrong = [name for name in names or () if name not in known]
     if wrong:
         raise ValueError(
-            f"{wrong} are no quantised layers; near names: {near_names(wrong[0], known)}. Name some of {known}."
+            f"Unknown layers {wrong}: not quantised; near names: {near_names(wrong[0], known)}. Choose among {known}."
         )
     return list(names or known)

@@ -75,7 +75,8 @@ class Budget:
             limit = getattr(self, name)
             if limit is not None and not (_finite(limit) and (limit > 0 or (limit == 0 and "drop" in name))):
                 raise ValueError(
-                    f"{name} must be a positive finite number or None, got {limit!r}: None leaves the criterion out."
+                    f"{name} must be a positive finite number or None, got {limit!r}: use None to leave the "
+                    "criterion out."
                 )
         self._check_metric()
         if self.engine is not None and self.engine not in ENGINES:
@@ -102,16 +103,16 @@ class Budget:
     def _check_metric(self) -> None:
         if self.metric is not None and (not isinstance(self.metric, str) or not self.metric):
             raise ValueError(f"metric must be the name of a figure or None, got {self.metric!r}: metric='acc'.")
-        for name, meaning in (("baseline", "the big model's metric"), ("metric_limit", "the worst allowed metric")):
+        for name, meaning in (("baseline", "the large model's metric"), ("metric_limit", "the worst metric to allow")):
             value = getattr(self, name)
             if value is None:
                 continue
             if not _finite(value):
-                raise ValueError(f"{name} must be a finite number or None, got {value!r}: {meaning}.")
+                raise ValueError(f"{name} must be a finite number or None, got {value!r}: give {meaning}.")
             if self.metric is None:
                 raise ValueError(
-                    f"{name} goes with metric='...', the name of the figure it is compared with, got {name}={value} "
-                    "alone: for instance metric='acc'."
+                    f"{name} needs metric='...', the metric it is compared with, got {name}={value} alone: give it, "
+                    "for instance metric='acc'."
                 )
         asked = self.metric_drop is not None and not isinstance(self.metric_drop, _Unasked)
         if asked and self.baseline is None:

@@ -110,8 +110,8 @@ def check_writable(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise PermissionError(
-            f"{folder} cannot be written to ({existing} is no writable folder): give another folder, or the right to "
-            "write there."
+            f"{folder} is not writable ({existing} is not a folder with write permission): give another folder, or "
+            "make it writable."
         )
 
 

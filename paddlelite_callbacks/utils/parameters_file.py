@@ -40,8 +40,7 @@ def check_not_truncated(path: str | Path) -> None:
             missing = f"{file.tell() - size} bytes too early" if file.tell() > size else ""
     if missing:
         raise ValueError(
-            f"{path} is torn: it ends after {size} bytes, {missing}. A whole file of paddle.jit.save is needed: "
-            "copy or export it again."
+            f"{path} is truncated: it ends after {size} bytes, {missing}. Copy or export it again with paddle.jit.save."
         )
 
 

@@ -205,7 +205,7 @@ def test_summary_tells_before_and_after():
     network = Pose()
     old = sum(int(np.prod(p.shape)) for n, p in network.named_parameters() if "_mean" not in n and "_variance" not in n)
     swap = BackboneSwap("PPLCNet_x0_25", at="backbone")
-    with pytest.raises(RuntimeError, match="call the swap on a network first"):
+    with pytest.raises(RuntimeError, match=r"summary\(\).* call swap\(network"):
         swap.summary()
     swap(network, SPEC)
     keys = list(network.state_dict())
@@ -230,7 +230,7 @@ def refused(match, *args, error=ValueError, network=None, spec=SPEC, **options):
 
 @needs("paddleclas")
 def test_names_that_there_are_not_are_refused_with_near_ones():
-    refused(r"no backbone 'PPLCNet_x2_6'; near names: \['PPLCNet_x2_5'", "PPLCNet_x2_6")
+    refused(r"backbone 'PPLCNet_x2_6'.*\['PPLCNet_x2_5'", "PPLCNet_x2_6")
     refused(r"no sublayer 'bakbone'; near names: \['backbone'", "PPLCNet_x0_25", at="bakbone")
     taps = ["blocks3", "blocks4", "blocks5"]
     refused(r"no tap 'blocks9'; near names: \['blocks", "PPLCNet_x0_25", taps=[*taps, "blocks9"])
@@ -294,7 +294,7 @@ def test_a_layer_that_does_not_run_or_takes_two_inputs_is_refused():
 
 def test_options_out_of_range_are_refused():
     for options, match in (
-        ({"adapt": "rebuild"}, "together with rebuild=function"),
+        ({"adapt": "rebuild"}, "adapt='rebuild', rebuild=None"),
         ({"adapt": "resize"}, "adapt must be 'project', or 'rebuild'"),
         ({"rebuild": print}, "adapt must be"),
         ({"freeze_stages": -1}, "at least 0, got -1"),

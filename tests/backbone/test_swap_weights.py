@@ -160,7 +160,7 @@ def test_a_file_with_another_checksum_is_fetched_anew(file, server, tmp_path):
 
 @needs("paddleclas")
 def test_files_that_are_not_there_are_refused_when_the_swap_is_made(tmp_path, file):
-    with pytest.raises(ValueError, match=r"No weights file .*none: give the path of a \.pdparams file"):
+    with pytest.raises(ValueError, match=r"pretrained='.*none'.* give the path of a \.pdparams file"):
         BackboneSwap(NAME, pretrained=tmp_path / "none")
     with pytest.raises(ValueError, match=r"has the sha256 \w+, expected beef"):
         BackboneSwap(NAME, pretrained=file, sha256="beef")(TinyNet())
@@ -182,7 +182,7 @@ def test_a_partial_match_is_reported_and_refused_unless_not_strict(file, tmp_pat
     match = (
         r"do not fit PPLCNet_x0_25\. .*part\.pdparams: \d+ keys loaded; 1 missing \(conv1\.conv\.weight\); "
         r"1 unexpected \(stranger\); 1 mismatched \(blocks2\.0\.pw_conv\.conv\.weight \[1, 2, 1, 1\] not "
-        r"\[8, 8, 1, 1\]\)\. strict=False loads what fits"
+        r"\[8, 8, 1, 1\]\)\. .*strict=False"
     )
     with pytest.raises(ValueError, match=match):
         BackboneSwap(NAME, at="backbone", pretrained=part)(network, SPEC)
@@ -200,7 +200,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
     network = TinyNet()
     for content, match in (
         ({"a": 1}, "holds no state_dict"),
-        ({"backbone.conv1.weight": paddle.rand([1])}, "0 keys loaded.* without prefix"),
+        ({"backbone.conv1.weight": paddle.rand([1])}, "0 keys loaded.* prefix"),
     ):
         paddle.save(content, str(tmp_path / "odd.pdparams"))
         with pytest.raises(ValueError, match=match):

@@ -108,7 +108,7 @@ def test_names():
         named_loss("kll")
     with pytest.raises(ValueError, match="has no temperature"):
         named_loss("mse", temperature=2.0)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"temperature .*positive.*, got 0"):
         named_loss("kl", temperature=0)
     with pytest.raises(ValueError, match="delta must be positive"):
         smooth_l1(paddle.ones([1]), paddle.ones([1]), delta=0)

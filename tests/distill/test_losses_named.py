@@ -193,7 +193,7 @@ def test_names_labels_and_temperatures():
         spec_of("kl", label=0)
     with pytest.raises(ValueError, match="has no temperature; only"):
         spec_of("rkd", temperature=2.0)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"temperature .*positive.*, got 0"):
         spec_of("cwd", temperature=0)
     with pytest.raises(TypeError, match="a name or a callable"):
         spec_of(3)

@@ -220,14 +220,12 @@ class Strange(nn.Layer):
 def test_an_unknown_operator_is_named_with_its_layer(tmp_path):
     spec = [InputSpec([None, 3, 8, 8], name="x0")]
     export_paddle(Strange(), tmp_path, input_spec=spec)
-    with pytest.raises(
-        UnknownOperatorError, match=r"lp_pool2d, behind the layer of the parameter 'stem\.(bias|weight)'"
-    ):
+    with pytest.raises(UnknownOperatorError, match=r"lp_pool2d, .*the layer of the parameter 'stem\.(bias|weight)'"):
         write_legacy_program(tmp_path / "model.json", tmp_path / "model")
     network = nn.Sequential(Strange())
     network.eval()
     paddle.jit.save(network, str(tmp_path / "own"), input_spec=spec)  # with the scopes that the export leaves out
-    with pytest.raises(UnknownOperatorError, match=r"lp_pool2d, of the layer Strange, behind .*pool2d.*leave"):
+    with pytest.raises(UnknownOperatorError, match=r"lp_pool2d, of the layer Strange, .*pool2d.*leave"):
         write_legacy_program(tmp_path / "own.json", tmp_path / "own")
     assert not list(tmp_path.glob("*.pdmodel"))
 
@@ -272,7 +270,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(program, tmp_path):
             write_legacy_program(program, tmp_path / "out")
     program.write_text(text)
     parameters.write_bytes(values[:-5])
-    with pytest.raises(ValueError, match=r"model\.pdiparams is torn"):
+    with pytest.raises(ValueError, match=r"model\.pdiparams is truncated"):
         write_legacy_program(program, tmp_path / "out")
     export_paddle(TinyNet(width=6), tmp_path / "wide", input_spec=[InputSpec([None, 3, 8, 8])])
     shutil.copy(tmp_path / "wide/model.pdiparams", parameters)

@@ -42,9 +42,9 @@ def checked_arguments(folder: Any, budget: Any, eval_data: Any) -> Path:
         ValueError: data of length 0.
     """
     if not isinstance(folder, (str, Path)):
-        raise TypeError(f"folder must be a path, got {type(folder).__name__}: ExportBenchCallback('out').")
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}: give one, as ExportBenchCallback('out').")
     if budget is not None and not isinstance(budget, Budget):
-        raise TypeError(f"budget must be a Budget, got {type(budget).__name__}: budget=Budget(size_mb=20).")
+        raise TypeError(f"budget must be a Budget, got {type(budget).__name__}: give one, as Budget(size_mb=20).")
     if eval_data is not None and eval_data is not False:
         check_data("eval_data", eval_data)
     return Path(folder)
@@ -91,7 +91,7 @@ def check_choices(folder: str | Path, name: str | None, *, gate: str, which: str
     _one_of("which", which, ("last", "best"))
     if gate == "fail" and (budget is None or not budget.has_limits):
         raise ValueError(
-            f"gate='fail' needs a budget=Budget(...) with a limit to hold the figures against, got {budget}."
+            f"gate='fail' needs a budget with a limit, got budget={budget}: give one, as budget=Budget(latency_ms=100)."
         )
 
 

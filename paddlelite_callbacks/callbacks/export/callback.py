@@ -278,7 +278,7 @@ class ExportBenchCallback(ScopedCallback):
         """
         record = self.record
         if record is None:
-            raise RuntimeError("There are no figures yet: they are ready when fit() has returned.")
+            raise RuntimeError("summary() needs a finished fit(): call model.fit with this callback first.")
         return "\n".join(summary_lines(record, self.folder, self.verdict, settings=len(self.bench_options.settings)))
 
     @property

@@ -150,8 +150,8 @@ class PACTQuantCallback(ScopedCallback):
         self.on_nan = checked_policy(on_nan)
         if config is not None and not isinstance(config, PACTConfig):
             raise TypeError(
-                f"config must be a PACTConfig, got {type(config).__name__}; for the guide's dictionary use "
-                "PACTQuantCallback.from_config({...})."
+                f"config must be a PACTConfig, got {type(config).__name__}: build one, or call "
+                "PACTQuantCallback.from_config({...}) for the guide's dictionary."
             )
         if advanced is not None and not isinstance(advanced, AdvancedPACTOptions):
             raise TypeError(

@@ -34,7 +34,7 @@ class AttentionFeatureLoss(Layer):
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}: 128 is the default.")
+            raise ValueError(f"width must be at least 1, got {width}: leave it out for 128.")
         self.width = width
         self.queries, self.keys = LayerList(), LayerList()
         self.bilinear = Linear(width, width, bias_attr=False)

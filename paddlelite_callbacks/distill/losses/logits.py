@@ -157,8 +157,8 @@ def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
     found = (1 if len(shape) >= 4 else len(shape) - 1) if axis is None else axis % max(len(shape), 1)
     if len(shape) < 2 or found == 0 or shape[found] < 2:
         raise ValueError(
-            f"Class scores are [N, C], [N, L, C] or [N, C, H, W] with at least two classes, got {shape} (class axis "
-            f"{found}): take loss='bce' for yes-or-no scores, 'mse', 'l1' or 'smooth_l1' for regressions."
+            f"Class scores need a class axis of two and more, got {shape} with class axis {found}: use loss='bce' "
+            "for binary scores, 'mse', 'l1' or 'smooth_l1' for regressions."
         )
     return found
 
@@ -184,7 +184,8 @@ def check_temperature(temperature: float) -> None:
     """
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature must be positive, got {temperature!r}: a finite number, or None for the loss's own default."
+            f"temperature must be a positive number or None, got {temperature!r}: leave it out for the loss's own "
+            "default."
         )
 
 
@@ -340,7 +341,7 @@ def dist(
     check_temperature(temperature)
     class_axis(student.shape)
     if student.ndim != 2:
-        raise ValueError(f"dist takes logits [N, C], got {list(student.shape)}: flatten other axes first.")
+        raise ValueError(f"dist needs logits [N, C], got {list(student.shape)}: flatten other axes, or use 'kl'.")
     p = F.softmax(student / temperature, axis=-1)
     q = F.softmax(teacher.detach() / temperature, axis=-1)
     between = 1 - _correlation(p, q, axis=1).mean()

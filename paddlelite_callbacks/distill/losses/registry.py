@@ -105,8 +105,8 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
     key = loss.lower()
     if key not in LOSSES:
         raise ValueError(
-            f"No distillation loss {loss!r}; near names: {near_names(key, LOSSES)}, or pass a callable (student, "
-            "teacher) -> scalar."
+            f"Unknown distillation loss {loss!r}; near names: {near_names(key, LOSSES)}. Choose one, or pass a "
+            "callable (student, teacher) -> scalar."
         )
     spec = LOSSES[key]
     if label is not None and spec.label is None:
@@ -126,8 +126,8 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
 def _spec_of_callable(loss: AnyLoss, temperature: float | None, label: int | None) -> LossSpec:
     if not callable(loss):
         raise TypeError(
-            f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}; names: "
-            f"{list(LOSSES)}."
+            f"loss must be a name or a callable (student, teacher) -> scalar, got {type(loss).__name__}: choose one "
+            f"of {list(LOSSES)}, or write a callable."
         )
     if temperature is not None:
         raise ValueError("temperature goes with a named loss; give it to your own loss function yourself.")

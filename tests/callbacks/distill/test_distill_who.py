@@ -109,9 +109,9 @@ def test_teachers_that_cannot_be(tmp_path):
         DistillCallback((wide, TinyNet()))
     with pytest.raises(ValueError, match=r"Give the architecture that it was saved from: teacher=\(path, network\)"):
         fit(hapi_model(), [DistillCallback(wide)])
-    with pytest.raises(TypeError, match="network must be a Layer or a function"):
+    with pytest.raises(TypeError, match=r"teacher=\(checkpoint, network\) must be a Layer or a function"):
         DistillCallback((wide, 3))
-    with pytest.raises(TypeError, match="gave a int"):
+    with pytest.raises(TypeError, match=r"must return a paddle.nn.Layer, got int"):
         DistillCallback((wide, lambda: 3))
     with pytest.raises(ValueError, match="teacher is an empty list"):
         DistillCallback([])

@@ -706,7 +706,7 @@ def test_options_that_cannot_be_are_refused_before_a_batch(tmp_path):
         FeatureTerm("conv1", "conv1", resize="cubic")
     with pytest.raises(TypeError, match="positional"):
         OutputTerm("mse", 1.0, None, None, None, None, None, "bilinear")
-    with pytest.raises(TypeError, match=r"output names tensors by an index, .*, got 1.5"):
+    with pytest.raises(TypeError, match=r"output must be an index, .*, got 1.5"):
         DistillCallback(TinyNet(), loss=OutputTerm("mse", output=1.5))
     with pytest.raises(ValueError, match=r"is a pair \(student's, teacher's\), got \(0, 1, 2\)"):
         OutputTerm("mse", output=(0, 1, 2))

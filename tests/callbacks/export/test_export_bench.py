@@ -218,10 +218,10 @@ def test_wrong_folders_and_names(tmp_path):
     (tmp_path / "file").write_text("")
     model = hapi_model()
     before = weights_of(model.network)
-    with pytest.raises(PermissionError, match="is no writable folder"):
+    with pytest.raises(PermissionError, match=r"is not writable .* give another folder"):
         fit(model, [ExportBenchCallback(tmp_path / "file" / "out")])
     assert equal_weights(before, weights_of(model.network))  # refused before training
-    with pytest.raises(RuntimeError, match="no figures yet"):
+    with pytest.raises(RuntimeError, match=r"summary\(\).* call model\.fit"):
         ExportBenchCallback(tmp_path).summary()
 
 
