@@ -277,9 +277,11 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
         TypeError: one of them is no tensor.
         ValueError: names both shapes.
     """
-    for who, value in (("student", student), ("teacher", teacher)):
+    for name, value in (("student", student), ("teacher", teacher)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{who} must be a paddle.Tensor, got {type(value).__name__}: paddle.to_tensor makes one.")
+            raise TypeError(
+                f"{name} must be a paddle.Tensor, got {type(value).__name__}: make one with paddle.to_tensor."
+            )
     if list(student.shape) != list(teacher.shape):
         raise ValueError(
             f"The student's output {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same "
