@@ -39,7 +39,7 @@ def checked_mode(mode: str) -> str:
     """
     if mode not in MODES:
         raise ValueError(
-            f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}: 'min' where the smaller figure is the "
-            "better one."
+            f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}: use 'min' where a smaller "
+            "value is better."
         )
     return mode
