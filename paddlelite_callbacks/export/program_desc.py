@@ -10,7 +10,7 @@ from typing import Any
 from paddlelite_callbacks.utils.file_kind import mistaken_kind
 from paddlelite_callbacks.utils.private_names import require_private
 
-__all__ = ["DTYPES", "OldOperator", "ProgramWriter", "old_operator", "read_program_desc"]
+__all__ = ["DTYPES", "OldOperator", "ProgramWriter", "attribute_of", "old_operator", "read_program_desc"]
 
 DTYPES = {
     "bool": 0,
@@ -92,7 +92,8 @@ class OldOperator:
             if item.name not in _EXTRA | _TUNING
         }
         self.defaults = {key: value for key, value in defaults.items() if key in self.attributes}
-        self.by_products = tuple(item.name for item in proto.outputs if item.intermediate and not item.duplicable)
+        unneeded = [item for item in proto.outputs if item.intermediate or item.name == "XShape"]  # Lite reads its type
+        self.by_products = tuple(item.name for item in unneeded if not item.duplicable)
 
 
 @cache
@@ -178,8 +179,9 @@ class ProgramWriter:
             self._attribute(operator, key, known.attributes.get(key), values[key])
 
     def _attribute(self, operator: Any, name: str, kind: str | None, value: Any) -> None:
-        kind = kind or _OLDER[name]
-        attribute = operator.attrs.add()
+        self._fill(operator.attrs.add(), name, kind or _OLDER[name], value)
+
+    def _fill(self, attribute: Any, name: str, kind: str, value: Any) -> None:
         attribute.name, attribute.type = name, self._pb.AttrType.Value(kind)
         if kind == "SCALARS":
             for item in value:
@@ -219,10 +221,66 @@ class ProgramWriter:
         """
         self.operator("fetch", {"X": [name]}, {"Out": ["fetch"]}, {"col": column})
 
+    def last_operator(self) -> Any:
+        """Return the operator that was added last (``OpDesc``)."""
+        return self._block.ops[-1]
+
+    def last_variable(self) -> Any:
+        """Return the variable that was declared last (``VarDesc``)."""
+        return self._block.vars[-1]
+
+    def attribute(self, name: str, number: int, value: Any) -> Any:
+        """Return an attribute (``OpDesc.Attr``) that belongs to no operator yet.
+
+        Args:
+            name: of the attribute.
+            number: of its type.
+            value: of that type.
+        """
+        attribute = self._pb.OpDesc.Attr()
+        self._fill(attribute, name, self._pb.AttrType.Name(number), value)
+        return attribute
+
+    def copy_operator(self, operator: Any) -> None:
+        """Add an operator of another program.
+
+        Args:
+            operator: an ``OpDesc``.
+        """
+        self._block.ops.add().CopyFrom(operator)
+
+    def copy_variable(self, variable: Any) -> None:
+        """Declare a variable as another program does.
+
+        Args:
+            variable: a ``VarDesc``.
+        """
+        self._block.vars.add().CopyFrom(variable)
+
     def to_bytes(self) -> bytes:
         """Return the content of a ``.pdmodel`` file."""
         self._desc.version.version = 0
         return self._desc.SerializeToString(deterministic=True)
+
+
+def attribute_of(operator: Any, name: str, default: Any = None) -> Any:
+    """Return the value of an operator's attribute.
+
+    Args:
+        operator: an ``OpDesc``.
+        name: of the attribute.
+        default: where it has none of that name, or one that is no plain value.
+    """
+    kinds = _framework_pb2().AttrType
+    for attribute in operator.attrs:
+        if attribute.name == name:
+            kind = kinds.Name(attribute.type)
+            field, make = _FIELDS.get(kind, (None, None))
+            if field is None or make is None:
+                return default
+            value = getattr(attribute, field)
+            return [make(item) for item in value] if kind in _LISTS else make(value)
+    return default
 
 
 def read_program_desc(path: str | Path) -> Any:

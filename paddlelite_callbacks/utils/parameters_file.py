@@ -1,18 +1,24 @@
-"""Detect truncated ``.pdiparams`` files, which Paddle reads without an error."""
+"""Read and write ``.pdiparams`` files; detect truncated ones, which Paddle reads without an error."""
 
 from __future__ import annotations
 
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_not_truncated", "stored_tensors"]
+import numpy as np
+
+__all__ = ["check_not_truncated", "read_tensors", "stored_tensors", "write_tensors"]
 
 # Bytes of a value by the number of its type in Paddle's VarType.
 _BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 19: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16, 32: 1, 33: 1}
+_NUMPY = {
+    **{0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32", 6: "float64"},
+    **{20: "uint8", 21: "int8"},
+}
 _TYPE, _DIM, _DIMS = 0x08, 0x10, 0x12  # fields of the description of a tensor: a varint, a varint, packed varints
 
 
@@ -62,6 +68,61 @@ def stored_tensors(path: str | Path) -> list[tuple[int, tuple[int, ...]]]:
         except (EOFError, struct.error, LookupError) as error:
             raise ValueError(f"{path} holds no parameters of Paddle, or is torn: export the network again.") from error
     return found
+
+
+def read_tensors(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the tensors of a parameters file by name.
+
+    Args:
+        path: of a ``.pdiparams`` file that is whole.
+        names: of its tensors; the file holds them in alphabetical order.
+
+    Raises:
+        ValueError: there are more or fewer of them, or one is of a type that NumPy does not have.
+    """
+    held = stored_tensors(path)
+    if len(held) != len(names):
+        raise ValueError(f"{path} holds {len(held)} tensors, its program has {len(names)} parameters: export it again.")
+    found = {}
+    with Path(path).open("rb") as file:
+        for name, (kind, shape) in zip(sorted(names), held, strict=True):
+            if kind not in _NUMPY:
+                raise ValueError(f"{path} holds {name!r} as a type of number {kind}, which NumPy does not have.")
+            _pass_tensor(file)
+            count = math.prod(shape)
+            file.seek(-count * _BYTES[kind], os.SEEK_CUR)
+            found[name] = np.fromfile(file, _NUMPY[kind], count).reshape(shape)
+    return found
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a parameters file as Paddle does, in the alphabetical order of the names.
+
+    Args:
+        path: of the file; give a temporary one.
+        tensors: by name.
+
+    Raises:
+        ValueError: one is of a type that Paddle does not have.
+    """
+    numbers = {kind: number for number, kind in _NUMPY.items()}
+    with Path(path).open("wb") as file:
+        for name in sorted(tensors):
+            value = np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape)
+            if str(value.dtype) not in numbers:
+                raise ValueError(f"{name!r} is of the type {value.dtype}, which Paddle does not have.")
+            fields = [bytes([_TYPE]) + _as_varint(numbers[str(value.dtype)])]
+            fields += [bytes([_DIM]) + _as_varint(size) for size in value.shape]
+            description = b"".join(fields)
+            file.write(struct.pack("<IQIi", 0, 0, 0, len(description)) + description + value.tobytes())
+
+
+def _as_varint(value: int) -> bytes:
+    made = b""
+    while value > 0x7F:
+        made += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return made + bytes([value])
 
 
 def _pass_tensor(file: BinaryIO) -> tuple[int, tuple[int, ...]]:

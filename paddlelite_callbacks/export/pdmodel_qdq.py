@@ -1,0 +1,120 @@
+"""A quantised program of Paddle 2 with ``quantize_linear``/``dequantize_linear``, which Paddle Lite and Paddle 2 know.
+
+The input is the very program that is shipped for Paddle 3, in which a quantiser stands as ``scale, round, clip, scale``
+and an int8 weight as ``cast, elementwise_mul``. Each of these chains becomes the operators that readers recognise, with
+its own constants, as `qdq` does for ONNX. Their grid is symmetric, ``[-127, 127]``: a network is trained on it with
+``activation_symmetric=True``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.export.program_graph import ProgramGraph
+
+__all__ = ["rewrite_program_as_qdq"]
+
+_HIGHEST = 127
+_AXES = {"conv2d": 0, "depthwise_conv2d": 0, "conv2d_transpose": 1, "depthwise_conv2d_transpose": 1, "matmul_v2": 1}
+_FIXED = {"bit_length": 8, "qmin": -128, "qmax": _HIGHEST, "is_test": True, "only_observer": False}
+_HALF_AWAY = 1  # round_type: what Lite does, and clips to [-127, 127] before
+
+
+def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
+    """Replace quantiser chains and int8 weights in place.
+
+    Args:
+        graph: of a program that `convert_for_export_` led to.
+
+    Returns:
+        How many weights there are.
+
+    Raises:
+        ExportError: there is no quantiser, a chain is none that is written here, or a grid is not symmetric.
+    """
+    roundings = [operator for operator in graph.operators if operator.type == "round"]
+    casts = [operator for operator in graph.operators if _is_int8_cast(graph, operator)]
+    if not roundings or not casts:
+        raise ExportError("The program holds no quantiser: was it exported from a quantised network?")
+    for operator in roundings:
+        _activation(graph, operator)
+    made: dict[str, str] = {}
+    for operator in casts:
+        _weight(graph, operator, made)
+    return len(made)
+
+
+def _activation(graph: ProgramGraph, rounding: Any) -> None:
+    """``scale(1/step), round, clip(low, high), scale(step)`` becomes ``[clip,] quantize_linear, dequantize_linear``."""
+    before = graph.producer(_input(graph, rounding))
+    clip = graph.only_consumer(_output(graph, rounding), "clip")
+    after = None if clip is None else graph.only_consumer(_output(graph, clip), "scale")
+    if before is None or before.type != "scale" or clip is None or after is None:
+        raise ExportError(f"The rounding that makes {_output(graph, rounding)} is no quantiser that was trained here.")
+    low, high, step = graph.attribute(clip, "min"), graph.attribute(clip, "max"), graph.attribute(after, "scale")
+    if low != -high:
+        raise ExportError(
+            f"The network was quantised on grids that are not symmetric ([{low:g}, {high:g}]), which this format does "
+            "not have: train with activation_symmetric=True."
+        )
+    source, output = _input(graph, before), _output(graph, after)
+    shape, dtype = graph.shape(source), graph.dtype(source)
+    if high != _HIGHEST:
+        clipped = graph.add_variable(f"{output}.clipped", dtype, shape)
+        limits = {"min": low * step, "max": high * step}
+        graph.insert_before(before, "clip", {"X": [source]}, {"Out": [clipped]}, limits)
+        source = clipped
+    quantised = graph.add_variable(f"{output}.quantized", dtype, shape)
+    scales = _scales(graph, output, np.asarray([step * _HIGHEST], "float32"))
+    attributes = {**_FIXED, "quant_axis": -1, "round_type": _HALF_AWAY}
+    graph.remove([rounding, clip])
+    graph.insert_before(before, "quantize_linear", {"X": [source], **scales}, {"Y": [quantised]}, attributes)
+    graph.remove([after])
+    graph.insert_before(before, "dequantize_linear", {"X": [quantised], **scales}, {"Y": [output]}, attributes)
+    if not graph.consumers(_output(graph, before)):
+        graph.remove([before])
+
+
+def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
+    """``cast(int8), elementwise_mul(steps)`` becomes ``dequantize_linear`` along the axis of the steps."""
+    weight = _input(graph, cast)
+    product = graph.only_consumer(_output(graph, cast), "elementwise_mul")
+    steps = None if product is None else graph.parameters.get(graph.inputs(product, "Y")[0])
+    users = [] if product is None else graph.consumers(_output(graph, product))
+    axes = {_AXES.get(user.type) for user in users}
+    if product is None or steps is None or len(axes) != 1 or None in axes:
+        raise ExportError(f"The int8 weight {weight} is used by something else than a convolution or product.")
+    output = _output(graph, product)
+    if weight in made:  # of a layer that runs twice
+        graph.redirect(output, made[weight])
+        graph.remove([cast, product])
+        return
+    made[weight] = output
+    scales = _scales(graph, weight, steps.reshape(-1) * np.float32(_HIGHEST))
+    attributes = {**_FIXED, "quant_axis": axes.pop(), "round_type": _HALF_AWAY}
+    graph.remove([product])
+    graph.insert_before(cast, "dequantize_linear", {"X": [weight], **scales}, {"Y": [output]}, attributes)
+    graph.remove([cast])
+
+
+def _scales(graph: ProgramGraph, name: str, scale: np.ndarray) -> dict[str, list[str]]:
+    zeros = np.zeros(scale.size, "float32")
+    return {
+        "Scale": [graph.add_parameter(f"{name}.scale", scale)],
+        "ZeroPoint": [graph.add_parameter(f"{name}.zero_point", zeros)],
+    }
+
+
+def _is_int8_cast(graph: ProgramGraph, operator: Any) -> bool:
+    return operator.type == "cast" and getattr(graph.parameters.get(_input(graph, operator)), "dtype", None) == np.int8
+
+
+def _input(graph: ProgramGraph, operator: Any) -> str:
+    return graph.inputs(operator, "X")[0]
+
+
+def _output(graph: ProgramGraph, operator: Any) -> str:
+    return graph.outputs(operator, "Out")[0]

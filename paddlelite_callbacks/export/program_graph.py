@@ -1,0 +1,211 @@
+"""A program of Paddle 2 with its parameters that can be rewritten, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlelite_callbacks.export.program_desc import DTYPES, ProgramWriter, attribute_of, read_program_desc
+from paddlelite_callbacks.utils.atomic_files import staged_files
+from paddlelite_callbacks.utils.parameters_file import check_not_truncated, read_tensors, write_tensors
+
+__all__ = ["ProgramGraph"]
+
+_PLACES = ("feed", "fetch")
+_NAMES = {number: name for name, number in DTYPES.items()}
+
+
+class ProgramGraph:
+    """The operators of a ``.pdmodel`` in their order, and its parameters as arrays.
+
+    Args:
+        program: the ``.pdmodel`` file.
+        parameters: its ``.pdiparams`` file.
+
+    Attributes:
+        operators: ``OpDesc`` messages; change them with the methods alone.
+        parameters: arrays by name.
+
+    Raises:
+        ValueError: a file is damaged, the two do not belong together, or the program holds a branch or a loop.
+    """
+
+    def __init__(self, program: Path, parameters: Path) -> None:
+        description = read_program_desc(program)
+        if len(description.blocks) > 1:
+            raise ValueError(f"{program} holds a branch or a loop, which cannot be rewritten.")
+        check_not_truncated(parameters)
+        self.variables: dict[str, Any] = {one.name: one for one in description.blocks[0].vars}
+        stored = [name for name, one in self.variables.items() if one.persistable and name not in _PLACES]
+        self.parameters = read_tensors(parameters, stored)
+        self.operators: list[Any] = list(description.blocks[0].ops)
+        self._description = description  # the messages live in it
+        self._producers: dict[str, Any] = {}
+        self._consumers: dict[str, dict[int, Any]] = {}
+        for operator in self.operators:
+            self._index(operator)
+
+    # reading
+
+    def inputs(self, operator: Any, slot: str) -> list[str]:
+        """Return the variables that ``operator`` reads in ``slot``."""
+        return next((list(one.arguments) for one in operator.inputs if one.parameter == slot), [])
+
+    def outputs(self, operator: Any, slot: str) -> list[str]:
+        """Return the variables that ``operator`` writes in ``slot``."""
+        return next((list(one.arguments) for one in operator.outputs if one.parameter == slot), [])
+
+    def attribute(self, operator: Any, name: str, default: Any = None) -> Any:
+        """Return the value of an operator's attribute."""
+        return attribute_of(operator, name, default)
+
+    def producer(self, name: str) -> Any | None:
+        """Return the operator that writes ``name``; ``None`` for a parameter."""
+        return self._producers.get(name)
+
+    def consumers(self, name: str) -> list[Any]:
+        """Return the operators that read ``name``."""
+        return list(self._consumers.get(name, {}).values())
+
+    def only_consumer(self, name: str, kind: str) -> Any | None:
+        """Return the one operator that reads ``name``, if it is of ``kind``."""
+        found = self.consumers(name)
+        return found[0] if len(found) == 1 and found[0].type == kind else None
+
+    def shape(self, name: str) -> list[int]:
+        """Return the declared shape of a variable; free sizes are -1."""
+        return list(self.variables[name].type.dense_tensor.tensor.dims)
+
+    def dtype(self, name: str) -> str:
+        """Return the declared type of a variable."""
+        return _NAMES[self.variables[name].type.dense_tensor.tensor.data_type]
+
+    # changing
+
+    def add_variable(self, name: str, dtype: str, shape: Sequence[int], *, parameter: bool = False) -> str:
+        """Declare a variable; return its name, made unique where ``name`` is taken."""
+        unique, number = name, 0
+        while unique in self.variables:
+            number += 1
+            unique = f"{name}_{number}"
+        writer = ProgramWriter()
+        writer.variable(unique, dtype, shape, parameter=parameter)
+        self.variables[unique] = writer.last_variable()
+        return unique
+
+    def add_parameter(self, name: str, value: np.ndarray) -> str:
+        """Add a parameter; return its name, made unique where ``name`` is taken."""
+        name = self.add_variable(name, str(value.dtype), value.shape, parameter=True)
+        self.parameters[name] = np.ascontiguousarray(value).reshape(value.shape)
+        return name
+
+    def make_parameter(self, name: str, value: np.ndarray) -> None:
+        """Let a variable that an operator wrote be a parameter; the operator is to be removed."""
+        variable = self.variables[name]
+        variable.persistable = True
+        tensor = variable.type.dense_tensor.tensor
+        tensor.data_type = DTYPES[str(value.dtype)]
+        del tensor.dims[:]
+        tensor.dims.extend(value.shape)
+        self.parameters[name] = np.ascontiguousarray(value).reshape(value.shape)
+
+    def insert_before(
+        self,
+        operator: Any,
+        kind: str,
+        inputs: Mapping[str, Sequence[str]],
+        outputs: Mapping[str, Sequence[str]],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Add an operator in front of ``operator``."""
+        writer = ProgramWriter()
+        writer.operator(kind, inputs, outputs, attributes)
+        new = writer.last_operator()
+        self.operators.insert(next(i for i, one in enumerate(self.operators) if one is operator), new)
+        self._index(new)
+        return new
+
+    def set_input(self, operator: Any, slot: str, names: Sequence[str]) -> None:
+        """Let ``operator`` read ``names`` in ``slot``."""
+        for one in operator.inputs:
+            for name in one.arguments:
+                self._consumers.get(name, {}).pop(id(operator), None)
+            if one.parameter == slot:
+                del one.arguments[:]
+                one.arguments.extend(names)
+        self._index(operator)
+
+    def set_attribute(self, operator: Any, name: str, value: Any) -> None:
+        """Change an attribute that ``operator`` has, to a value of the same type."""
+        writer = ProgramWriter()
+        kind = next(one for one in operator.attrs if one.name == name).type
+        for number, attribute in enumerate(operator.attrs):
+            if attribute.name == name:
+                operator.attrs[number].CopyFrom(writer.attribute(name, kind, value))
+
+    def redirect(self, old: str, new: str) -> None:
+        """Let whatever reads ``old`` read ``new``."""
+        for operator in self.consumers(old):
+            for one in list(operator.inputs):
+                if old in one.arguments:
+                    self.set_input(operator, one.parameter, [new if name == old else name for name in one.arguments])
+
+    def remove(self, operators: Iterable[Any]) -> None:
+        """Take operators out; what they write is written by nobody then."""
+        gone = {id(operator) for operator in operators}
+        for operator in self.operators:
+            if id(operator) in gone:
+                for name in _arguments(operator.inputs):
+                    self._consumers.get(name, {}).pop(id(operator), None)
+                for name in _arguments(operator.outputs):
+                    self._producers.pop(name, None)
+        self.operators = [operator for operator in self.operators if id(operator) not in gone]
+
+    def _index(self, operator: Any) -> None:
+        for name in _arguments(operator.outputs):
+            self._producers[name] = operator
+        for name in _arguments(operator.inputs):
+            self._consumers.setdefault(name, {})[id(operator)] = operator
+
+    # writing
+
+    def write(self, prefix: Path) -> tuple[Path, Path]:
+        """Write ``<prefix>.pdmodel`` and ``<prefix>.pdiparams``, both whole or not at all, without what nothing needs.
+
+        Args:
+            prefix: of the two files.
+
+        Returns:
+            The program and its parameters.
+        """
+        self._drop_unneeded()
+        used = {name for one in self.operators for name in (*_arguments(one.inputs), *_arguments(one.outputs))}
+        writer = ProgramWriter()
+        for name, variable in self.variables.items():
+            if name in used and name not in _PLACES:
+                writer.copy_variable(variable)
+        for operator in self.operators:
+            writer.copy_operator(operator)
+        files = prefix.with_name(f"{prefix.name}.pdmodel"), prefix.with_name(f"{prefix.name}.pdiparams")
+        with staged_files(prefix, last=".pdmodel") as stage:
+            held = {name: value for name, value in self.parameters.items() if name in used}
+            write_tensors(stage.with_name(files[1].name), held)
+            stage.with_name(files[0].name).write_bytes(writer.to_bytes())
+        return files
+
+    def _drop_unneeded(self) -> None:
+        needed: set[str] = set()
+        kept = []
+        for operator in reversed(self.operators):
+            if operator.type in _PLACES or needed.intersection(_arguments(operator.outputs)):
+                kept.append(operator)
+                needed.update(_arguments(operator.inputs))
+        kept_ids = {id(operator) for operator in kept}
+        self.remove([operator for operator in self.operators if id(operator) not in kept_ids])
+
+
+def _arguments(slots: Any) -> list[str]:
+    return [name for slot in slots for name in slot.arguments]
