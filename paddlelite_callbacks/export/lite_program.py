@@ -7,6 +7,7 @@ Depthwise transposed convolutions are written as grouped ones: Lite has no other
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def _fold_constants(graph: ProgramGraph) -> None:
 
 def _worth_it(graph: ProgramGraph, name: str) -> bool:
     shape = graph.shape(name)
-    return graph.dtype(name) in _KINDS and all(size >= 0 for size in shape) and np.prod(shape) * 4 <= _LARGEST
+    return graph.dtype(name) in _KINDS and all(size >= 0 for size in shape) and math.prod(shape) * 4 <= _LARGEST
 
 
 def _computed(graph: ProgramGraph, operators: Sequence[Any], wanted: Sequence[str]) -> list[np.ndarray]:

@@ -9,14 +9,13 @@ Needs ``paddlelite`` and NumPy alone, from Python 3.7 on.
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 
 def opt(model: str, parameters: str, target: str, out: str) -> None:
     """Write ``OUT.nb``."""
-    from paddlelite.lite import Opt
-
-    tool = Opt()
+    tool = importlib.import_module("paddlelite.lite").Opt()
     tool.set_model_file(model)
     tool.set_param_file(parameters)
     tool.set_valid_places(target)
@@ -27,11 +26,11 @@ def opt(model: str, parameters: str, target: str, out: str) -> None:
 def run(file: str, inputs: str, outputs: str) -> None:
     """Run an x86 ``.nb`` on ``x0``, ``x1``, ... of ``inputs``; what it gives is ``y0``, ``y1``, ... in ``outputs``."""
     import numpy as np
-    from paddlelite.lite import MobileConfig, create_paddle_predictor
 
-    config = MobileConfig()
+    lite = importlib.import_module("paddlelite.lite")
+    config = lite.MobileConfig()
     config.set_model_from_file(file)
-    predictor = create_paddle_predictor(config)
+    predictor = lite.create_paddle_predictor(config)
     given = np.load(inputs)
     for number in range(len(given.files)):
         value = given["x%d" % number]  # noqa: UP031
@@ -44,18 +43,21 @@ def run(file: str, inputs: str, outputs: str) -> None:
 
 
 def version() -> None:
-    """Say which version is installed."""
+    """Say which version is installed, if it loads."""
+    importlib.import_module("paddlelite.lite")
     try:
         from importlib import metadata
     except ImportError:  # Python 3.7
-        import pkg_resources
-
-        sys.stdout.write(pkg_resources.get_distribution("paddlelite").version)
-        return
-    import paddlelite.lite  # noqa: F401  (it must load, too)
-
-    sys.stdout.write(metadata.version("paddlelite"))
+        sys.stdout.write(importlib.import_module("pkg_resources").get_distribution("paddlelite").version)
+    else:
+        sys.stdout.write(metadata.version("paddlelite"))
 
 
 if __name__ == "__main__":
-    {"opt": opt, "run": run, "version": version}[sys.argv[1]](*sys.argv[2:])
+    command, *arguments = sys.argv[1:]
+    if command == "opt":
+        opt(*arguments)
+    elif command == "run":
+        run(*arguments)
+    else:
+        version()

@@ -1,0 +1,184 @@
+"""Paddle Lite's own files (``.nb``): written by its ``opt``, and run where it runs on x86.
+
+Paddle Lite's wheels are for few versions of Python, and its tool ends with the process on what it does not take. So
+``opt`` and the x86 engine run in a child process, of this Python or of another one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paddlelite_callbacks.errors import ExportError, MissingDependencyError
+from paddlelite_callbacks.utils.atomic_files import staged_file
+from paddlelite_callbacks.utils.child_process import last_words
+
+__all__ = ["LITE_TARGETS", "OPT_VARIABLE", "LiteTool", "find_opt"]
+
+LITE_TARGETS = ("arm", "x86")
+OPT_VARIABLE = "PADDLE_LITE_OPT"
+_WORKER = Path(__file__).with_name("lite_worker.py")
+_SECONDS = 600
+_RUN_SECONDS = 120
+_REMEDY = (
+    "Paddle Lite's wheels are for Python 3.8 and 3.10 on Linux x86-64: python3.10 -m venv lite && lite/bin/pip install "
+    f"paddlelite==2.13rc0, then give lite/bin/python as opt (command line: --opt, or the variable {OPT_VARIABLE}). The "
+    "path of an opt binary will do, too."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteTool:
+    """Paddle Lite's ``opt``.
+
+    Args:
+        python: an interpreter with ``paddlelite``; ``None`` for a binary, which cannot run files.
+        binary: the binary; ``None`` with ``python``.
+        version: of Paddle Lite; empty where it is not known.
+    """
+
+    python: str | None = None
+    binary: str | None = None
+    version: str = ""
+
+    def write(self, program: Path, parameters: Path, path: Path, *, target: str) -> Path:
+        """Write a ``.nb`` file; it appears only when whole.
+
+        Args:
+            program: ``.pdmodel``, see `prepare_for_lite_`.
+            parameters: its ``.pdiparams``.
+            path: of the file.
+            target: one of `LITE_TARGETS`.
+
+        Raises:
+            ExportError: ``opt`` failed, died or did not end in time.
+            OSError: the disk is full.
+        """
+        program, parameters = program.absolute(), parameters.absolute()
+        with tempfile.TemporaryDirectory() as work, staged_file(path) as partial:
+            made = Path(work, "model.nb")
+            if self.python is not None:
+                said = ["opt", str(program), str(parameters), target, str(made.with_suffix(""))]
+                command = [self.python, "-I", "-W", "ignore", str(_WORKER), *said]
+            else:
+                command = [
+                    str(self.binary),
+                    f"--model_file={program}",
+                    f"--param_file={parameters}",
+                    f"--valid_targets={target}",
+                    "--optimize_out_type=naive_buffer",
+                    f"--optimize_out={made.with_suffix('')}",
+                ]
+            _run(command, seconds=_SECONDS, what=f"Paddle Lite's opt (for {target})", folder=work)
+            if not made.is_file() or not made.stat().st_size:
+                raise ExportError(f"Paddle Lite's opt wrote no file for {target}.")
+            shutil.copyfile(made, partial)
+        return path
+
+    def run(self, path: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return what an x86 ``.nb`` file gives.
+
+        Args:
+            path: of the file, of a float network: the x86 kernels for int8 are faulty.
+            inputs: one array each.
+
+        Raises:
+            ExportError: it could not be run.
+        """
+        if self.python is None:
+            raise ExportError("a binary opt cannot run files: give the Python that has paddlelite")
+        with tempfile.TemporaryDirectory() as work:
+            given, found = Path(work, "inputs.npz"), Path(work, "outputs.npz")
+            np.savez(given, **{f"x{number}": value for number, value in enumerate(inputs)})
+            command = [
+                self.python,
+                "-I",
+                "-W",
+                "ignore",
+                str(_WORKER),
+                "run",
+                str(path.absolute()),
+                str(given),
+                str(found),
+            ]
+            _run(command, seconds=_RUN_SECONDS, what=f"Paddle Lite, running {path.name},", folder=work)
+            with np.load(found) as outputs:
+                return [outputs[f"y{number}"] for number in range(len(outputs.files))]
+
+
+def find_opt(given: str | Path | None = None) -> LiteTool:
+    """Return Paddle Lite's ``opt``: what is given, what ``PADDLE_LITE_OPT`` names, this Python's, or that of the path.
+
+    Args:
+        given: path of a Python with ``paddlelite``, of its script ``paddle_lite_opt``, or of an ``opt`` binary.
+
+    Raises:
+        MissingDependencyError: there is none, or it does not start; says what to install.
+    """
+    named = os.fspath(given) if given is not None else os.environ.get(OPT_VARIABLE)
+    if named:
+        return _tool_at(named, "opt" if given is not None else OPT_VARIABLE)
+    if importlib.util.find_spec("paddlelite") is not None:
+        return _tool_of_python(sys.executable, f"the Python that runs ({sys.executable})")
+    if (script := shutil.which("paddle_lite_opt")) is not None:
+        return _tool_at(script, "paddle_lite_opt on the path")
+    raise MissingDependencyError(f"Files for Paddle Lite (.nb) need its opt, which is not installed. {_REMEDY}")
+
+
+def _tool_at(named: str, whence: str) -> LiteTool:
+    path = shutil.which(os.path.expanduser(named))  # noqa: PTH111 (a name on the path stays one)
+    if path is None:
+        raise MissingDependencyError(f"{whence} names {named!r}, which is no file that can be run. {_REMEDY}")
+    if Path(path).name.startswith("python"):
+        return _tool_of_python(path, f"{whence} ({named})")
+    with Path(path).open("rb") as file:
+        first = file.readline(500)
+    if first.startswith(b"#!") and b"python" in first:
+        return _tool_of_python(first[2:].decode(errors="replace").split()[0], f"{whence} ({named})")
+    return LiteTool(binary=path)
+
+
+def _tool_of_python(python: str, whence: str) -> LiteTool:
+    try:
+        done = _child([python, "-I", "-W", "ignore", str(_WORKER), "version"], seconds=_RUN_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingDependencyError(f"{whence} does not start: {error}. {_REMEDY}") from error
+    if done.returncode:
+        raise MissingDependencyError(f"{whence} has no Paddle Lite that works: {last_words(done)}. {_REMEDY}")
+    return LiteTool(python=python, version=done.stdout.strip())
+
+
+def _run(command: Sequence[str], *, seconds: float, what: str, folder: str) -> None:
+    try:
+        done = _child(command, seconds=seconds, folder=folder)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"{what} did not finish in {seconds:.0f} s.") from error
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if "Check failed" in line or "Error" in line]
+        said = " ".join(told[-1].split())[-300:] if told else last_words(done)
+        raise ExportError(f"{what} failed: {said}")
+
+
+def _child(command: Sequence[str], *, seconds: float, folder: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder of its own, without this Python's variables."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=seconds,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
