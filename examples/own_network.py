@@ -2,7 +2,7 @@
 
 The folder has one sub-folder a class, with pictures of any size, grey or with transparency too; broken ones are named
 and left out. The teacher is trained here, or its weights are loaded. The light network learns from it, then with
-quantisers; all three are exported, checked, timed and held against a budget.
+quantizers; all three are exported, checked, timed and held against a budget.
 
     python examples/own_network.py --images pictures/ --teacher-weights resnet50.pdparams
     python examples/own_network.py --quick      # two minutes on pictures that it draws: shows that everything runs
@@ -240,7 +240,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=0, metavar="N", help="processes that read pictures")
     add("--teacher-epochs", type=int, default=8, metavar="N", help="0 if the weights are trained on these pictures")
     add("--epochs", type=int, default=12, metavar="N", help="of the light network, with distillation")
-    add("--int8-epochs", type=int, default=4, metavar="N", help="with quantisers, from the trained light network")
+    add("--int8-epochs", type=int, default=4, metavar="N", help="with quantizers, from the trained light network")
     add("--rate", type=float, default=1e-3, metavar="R", help="largest learning rate")
     add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program together")
     add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median on the CPU, fastest engine")

@@ -18,7 +18,7 @@ lives in modules of the package: ``backbone.catalogue.Backbone``, ``backbone.cat
 ``export.variants.export_forms``, ``distill.losses.afd.AttentionFeatureLoss``, ``distill.losses.registry.LOSSES``,
 ``distill.losses.features.Projection``,
 ``callbacks.pact.diagnosis.Diagnosis``, ``quant.guide.fields_of_guide``, ``quant.output_quantizers.output_places``,
-``quant.quantizers.ChannelWeightQuanter``, ``quant.quantizers.PACTActivationQuanter``, ``report.record.Record``,
+``quant.quantizers.ChannelWeightQuantizer``, ``quant.quantizers.PACTActivationQuantizer``, ``report.record.Record``,
 ``report.gate.Verdict``, ``utils.safe_load.read_saved``.
 
 The names are imported when first used: importing the package itself loads neither Paddle nor anything else.

@@ -47,7 +47,7 @@ PROBE_STEPS = {  # of the child, in its order: what it shows
 }
 _COSTS = {  # of a package that is not there
     "paddleclas": "BackboneSwap offers the networks of paddle.vision and of this package alone",
-    "paddleslim": "PACTConfig(activation='paddleslim') is refused; the package's own quantisers need nothing",
+    "paddleslim": "PACTConfig(activation='paddleslim') is refused; the package's own quantizers need nothing",
     "paddle2onnx": "no model.onnx, so no ONNX Runtime, no OpenVINO and no int8 that computes in int8",
     "onnx": "no int8 and no fp16 ONNX files, and their cost is not counted",
     "onnxslim": "model.onnx keeps nodes that no engine needs: it loads more slowly",

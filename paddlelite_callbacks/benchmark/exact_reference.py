@@ -51,7 +51,7 @@ class _OnnxInNumpy:
         onnx = require("onnx", needed_for="a reference for ONNX files")
         reference = require("onnx.reference", needed_for="a reference for ONNX files")
         converter = require("onnx.version_converter", needed_for="a reference for ONNX files")
-        try:  # of quantisers it knows the newer form alone
+        try:  # of quantizers it knows the newer form alone
             newer = converter.convert_version(onnx.load(str(artefact.path)), _NUMPY_OPSET)
             evaluator = reference.ReferenceEvaluator(newer)
         except Exception as error:

@@ -143,7 +143,7 @@ def _explained(
     right = [check for check in checks if check.passed]
     agreeing = [check.engine for check in right if check.engine not in EXACT]
     said = "; ".join(f"{check.engine} {check.verdict}" for check in wrong)
-    is_clipped = variants.is_quantised and artefact.precision != "int8"
+    is_clipped = variants.is_quantized and artefact.precision != "int8"
     moved = own_movement(variants.float_network() if is_clipped else variants.network, sample)
     unsettled = moved > min((c.tolerance for c in wrong if c.tolerance is not None), default=np.inf)
     if not right:

@@ -9,7 +9,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.load_teacher import copied, load_weights_
-from paddlelite_callbacks.quant.switch import strip_quantisers_
+from paddlelite_callbacks.quant.switch import strip_quantizers_
 
 __all__ = ["EMATeacher"]
 
@@ -53,7 +53,7 @@ class EMATeacher:
         """Start as a copy of ``student``, unless it is followed already; return the averaged network."""
         sources = student.state_dict()
         if self.network is None or not self._follows(list(sources.values())):
-            fresh = strip_quantisers_(copied(student))
+            fresh = strip_quantizers_(copied(student))
             self.network, self.steps = fresh, 0
             trained = {id(parameter) for parameter in student.parameters() if parameter.trainable}
             own = fresh.state_dict()

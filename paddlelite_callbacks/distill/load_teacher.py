@@ -12,7 +12,7 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import computes_weight, copy_network
-from paddlelite_callbacks.quant.switch import strip_quantisers_
+from paddlelite_callbacks.quant.switch import strip_quantizers_
 from paddlelite_callbacks.utils.parameters_file import check_not_truncated
 from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
@@ -108,7 +108,7 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: s
 def _like(student: Layer, state: Iterable[str]) -> Layer:
     """Copy ``student`` for weights that know no quantizers."""
     network = copied(student)
-    return network if any("_quanter." in key for key in state) else strip_quantisers_(network)
+    return network if any("_quanter." in key for key in state) else strip_quantizers_(network)
 
 
 def digest_of(network: Layer) -> str:

@@ -24,7 +24,7 @@ _RUNNING = ("running", "moving", "mean", "var")  # in names of buffers
 def train_branches_(network: Layer) -> None:
     """Set train mode, except for dropout, norms and quantizers.
 
-    Those stay in eval mode: norms, dropout of every kind (``Dropout``, ``DropPath``, ``StochasticDepth``), quantisers,
+    Those stay in eval mode: norms, dropout of every kind (``Dropout``, ``DropPath``, ``StochasticDepth``), quantizers,
     and all of ``paddle.nn``'s own layers, none of which gives other outputs in training but these. So the layers of the
     network's own that branch by ``self.training`` give what they give in training.
 

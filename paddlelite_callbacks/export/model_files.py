@@ -105,7 +105,7 @@ def _check_kind(program: Path, parameters: Sequence[Path]) -> None:
 
 
 def _precision(file: Path) -> str:
-    """Return what ``deploy.json`` beside ``file`` says, or what the quantisers in an ONNX file do; else fp32."""
+    """Return what ``deploy.json`` beside ``file`` says, or what the quantizers in an ONNX file do; else fp32."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         for entry in json.loads((file.parent / "deploy.json").read_text(encoding="utf-8"))["files"]:
             if file.name in entry["sha256"]:

@@ -1,6 +1,6 @@
 """A quantised program of Paddle 2 with ``quantize_linear``/``dequantize_linear``, which Paddle Lite and Paddle 2 know.
 
-The input is the very program that is shipped for Paddle 3, in which a quantiser stands as ``scale, round, clip, scale``
+The input is the very program that is shipped for Paddle 3, in which a quantizer stands as ``scale, round, clip, scale``
 and an int8 weight as ``cast, elementwise_mul``. Each of these chains becomes the operators that readers recognise, with
 its own constants, as `qdq` does for ONNX. Their grid is symmetric, ``[-127, 127]``: a network is trained on it with
 ``activation_symmetric=True``.
@@ -24,7 +24,7 @@ _HALF_AWAY = 1  # round_type: what Lite does, and clips to [-127, 127] before
 
 
 def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
-    """Replace quantiser chains and int8 weights in place.
+    """Replace quantizer chains and int8 weights in place.
 
     Args:
         graph: of a program that `convert_for_export_` led to.
@@ -33,12 +33,12 @@ def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
         How many weights there are.
 
     Raises:
-        ExportError: there is no quantiser, a chain is none that is written here, or a grid is not symmetric.
+        ExportError: there is no quantizer, a chain is none that is written here, or a grid is not symmetric.
     """
     roundings = [operator for operator in graph.operators if operator.type == "round"]
     casts = [operator for operator in graph.operators if _is_int8_cast(graph, operator)]
     if not roundings or not casts:
-        raise ExportError("The program holds no quantiser: was it exported from a quantised network?")
+        raise ExportError("The program holds no quantizer: was it exported from a quantised network?")
     for operator in roundings:
         _activation(graph, operator)
     made: dict[str, str] = {}
@@ -53,7 +53,7 @@ def _activation(graph: ProgramGraph, rounding: Any) -> None:
     clip = graph.only_consumer(_output(graph, rounding), "clip")
     after = None if clip is None else graph.only_consumer(_output(graph, clip), "scale")
     if before is None or before.type != "scale" or clip is None or after is None:
-        raise ExportError(f"The rounding that makes {_output(graph, rounding)} is no quantiser that was trained here.")
+        raise ExportError(f"The rounding that makes {_output(graph, rounding)} is no quantizer that was trained here.")
     low, high, step = graph.attribute(clip, "min"), graph.attribute(clip, "max"), graph.attribute(after, "scale")
     if low != -high:
         raise ExportError(

@@ -1,6 +1,6 @@
 """ONNX that computes in int8: ``QuantizeLinear``/``DequantizeLinear`` with the scales that were learned in training.
 
-The input is the ONNX form of the very program that is shipped for Paddle, in which a quantiser stands as ``Mul,
+The input is the ONNX form of the very program that is shipped for Paddle, in which a quantizer stands as ``Mul,
 Round, Clip, Mul`` and an int8 weight as ``Cast, Mul``. Each of these chains is replaced by the pair that engines
 recognise, where it stands and with its own constants, so that nothing is written that was not simulated. Batch
 normalisation is folded by one rule: the scale of output channel ``c`` is multiplied by ``|gamma_c / sigma_c|``, a
@@ -8,7 +8,7 @@ negative sign goes into the channel's integers, and the rest into the bias; the 
 
 Activations are uint8, non-negative ones with zero point 0 and the others with zero point 128: with int8 activations
 ONNX Runtime takes three times as long. Those trained on a symmetric grid (``activation_symmetric``) are int8 with zero
-point 0, as TensorRT and NPUs want them. Grids below 8 bits are kept by a ``Clip`` in front of the quantiser, those of
+point 0, as TensorRT and NPUs want them. Grids below 8 bits are kept by a ``Clip`` in front of the quantizer, those of
 weights by integers that are multiples of a power of two.
 """
 
@@ -44,7 +44,7 @@ def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
         path: of the new file; appears only when whole.
 
     Raises:
-        ExportError: there is no quantiser in it, or a chain is none that `convert_for_export_` writes.
+        ExportError: there is no quantizer in it, or a chain is none that `convert_for_export_` writes.
         MissingDependencyError: ``onnx`` is not installed.
     """
     onnx = require("onnx", needed_for="int8 ONNX files")
@@ -59,7 +59,7 @@ def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
 
 
 def rewrite_as_qdq(model: Any) -> Any:
-    """Return ``model`` (``onnx.ModelProto``) with quantiser chains as QDQ pairs and batch normalisation folded.
+    """Return ``model`` (``onnx.ModelProto``) with quantizer chains as QDQ pairs and batch normalisation folded.
 
     Raises:
         ExportError: see `write_int8_onnx`.
@@ -68,7 +68,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     roundings = [node for node in graph.nodes if node.op_type == "Round"]
     casts = [node for node in graph.nodes if _is_int8_cast(graph, node)]
     if not roundings or not casts:
-        raise ExportError("The ONNX file holds no quantiser: was it converted from a quantised network?")
+        raise ExportError("The ONNX file holds no quantizer: was it converted from a quantised network?")
     for node in roundings:
         _activation(graph, node)
     for node in casts:
@@ -86,7 +86,7 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     clip = graph.only_consumer(rounding.output[0], "Clip")
     after = None if clip is None else graph.only_consumer(clip.output[0], "Mul")
     if before is None or clip is None or after is None:
-        raise ExportError(f"The rounding at {rounding.output[0]} is no quantiser that was trained here.")
+        raise ExportError(f"The rounding at {rounding.output[0]} is no quantizer that was trained here.")
     step = _scalar(graph, after.input[1])
     low, high = (int(_scalar(graph, name)) for name in clip.input[1:3])
     output = _past_idle_add(graph, after)

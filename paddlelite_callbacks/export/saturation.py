@@ -296,7 +296,7 @@ def _is_unsigned(graph: _Graph, dequantize: Any) -> bool:
 
 
 def _top(graph: _Graph, dequantize: Any) -> int:
-    """Return the largest integer: 255, or what a ``Clip`` in front of the quantiser leaves."""
+    """Return the largest integer: 255, or what a ``Clip`` in front of the quantizer leaves."""
     quantize = graph.producer(dequantize.input[0])
     clip = None if quantize is None else graph.producer(quantize.input[0])
     if quantize is None or clip is None or clip.op_type != "Clip" or len(clip.input) < 3:
@@ -309,7 +309,7 @@ def _top(graph: _Graph, dequantize: Any) -> int:
 
 
 def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
-    """Return the int8 weight behind ``name``: constant integers, or a constant that a quantiser rounds."""
+    """Return the int8 weight behind ``name``: constant integers, or a constant that a quantizer rounds."""
     node = graph.producer(name)
     if node is not None and node.op_type in ("Transpose", "Identity"):
         inner = _dequantized_weight(graph, node.input[0])

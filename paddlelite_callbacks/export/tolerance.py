@@ -56,7 +56,7 @@ def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Ou
     few rows then differ.
 
     Args:
-        layers: the quantised ones, or their quantisers: what tells its ``step``, or has an ``activation_quanter``
+        layers: the quantised ones, or their quantizers: what tells its ``step``, or has an ``activation_quanter``
             that does.
         run: see `rounding_noise`.
         seed: of the choice.
@@ -74,7 +74,7 @@ def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Ou
     """Return, per output, the largest change when biases move by half a step of their int32 form.
 
     ONNX Runtime rounds the float bias of a quantised convolution to multiples of the input's step times the weight's,
-    which no quantiser simulates: next to an 8-bit output that is little, with few bits or a bias from a folded batch
+    which no quantizer simulates: next to an 8-bit output that is little, with few bits or a bias from a folded batch
     norm it takes values over rounding thresholds.
 
     Args:

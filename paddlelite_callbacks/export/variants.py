@@ -83,7 +83,7 @@ class Variants:
         self, network: Layer, inputs: Sequence[Tensor] | None, *, own: Sequence[np.ndarray] | None = None
     ) -> None:
         self.network, self.inputs = network, inputs
-        self.is_quantised = bool(quantized_layers(network))
+        self.is_quantized = bool(quantized_layers(network))
         self._own = own
         self._references: dict[str, Reference] | None = None
         self._clipped: Layer | None = None  # made for the references, and not yet folded
@@ -96,7 +96,7 @@ class Variants:
             ValueError: there are no inputs.
         """
         if self._references is None:
-            if not self.is_quantised:
+            if not self.is_quantized:
                 own = self.outputs_of(self.network) if self._own is None else list(self._own)
                 self._references = {"fp32": Reference(own)}
             else:
@@ -107,7 +107,7 @@ class Variants:
 
     def float_network(self) -> Layer:
         """Make the network that ``model.onnx`` holds: the caller's own."""
-        if not self.is_quantised:
+        if not self.is_quantized:
             return self._folded(lambda: copy_with_hooks(self.network), "fp32")
         made = [self._clipped] if self._clipped is not None else []
         self._clipped = None
@@ -145,7 +145,7 @@ class Variants:
         layers, outputs = quantized_layers(network), quantized_outputs(network)
         moved = {id(layer): layer for layer in (*layers.values(), *outputs.values())}
         ran = [layer for layer in layers.values() if layer.weight_quanter is not None]
-        quanters = [layer.output_quanter for layer in outputs.values()]
+        quantizers = [layer.output_quanter for layer in outputs.values()]
 
         def run() -> list[Tensor]:
             return self._run(network)
@@ -156,7 +156,7 @@ class Variants:
             [item.numpy() for item in unmoved] if self._own is None else list(self._own),
             [largest for largest, _ in noise],
             [middle for _, middle in noise],
-            flip_noise([*layers.values(), *quanters], run, expected=unmoved),
+            flip_noise([*layers.values(), *quantizers], run, expected=unmoved),
             bias_noise(ran, run, expected=unmoved),
         )
 
@@ -253,10 +253,10 @@ def write_forms(
     """
     forms, work, opset = Forms([], {}), folder / ".work", checked_opset(onnx_opset)
     try:
-        if variants.is_quantised:
+        if variants.is_quantized:
             _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx, opset)
             release_free_memory()
-        if onnx or not variants.is_quantised:
+        if onnx or not variants.is_quantized:
             _write_float(forms, variants, folder, work, input_spec, onnx, fp16, opset)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -284,7 +284,7 @@ def _write_float(
     opset: int,
 ) -> None:
     network, target = variants.float_network(), folder / "model.onnx"
-    shipped = not variants.is_quantised  # else the program is only a step to the ONNX file
+    shipped = not variants.is_quantized  # else the program is only a step to the ONNX file
 
     def program() -> Artefact:
         return export_paddle(network, folder if shipped else work, input_spec=input_spec, in_place=True)

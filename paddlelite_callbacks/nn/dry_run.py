@@ -48,7 +48,7 @@ def seen_on_zeros(
 ) -> Seen | None:
     """Return the outputs for zero inputs, batch size 2 where it is free.
 
-    In train mode a copy is run, so that batch-norm statistics, quantisers that wait for a first batch and the like do
+    In train mode a copy is run, so that batch-norm statistics, quantizers that wait for a first batch and the like do
     not notice; modes and random streams are as before in any case.
 
     Args:

@@ -14,7 +14,7 @@ from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
 from paddlelite_callbacks.quant.quantizers import activation_settings, read_grid, weight_settings
-from paddlelite_callbacks.quant.switch import refresh_quantisers_
+from paddlelite_callbacks.quant.switch import refresh_quantizers_
 from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["load_pact_", "quantized_in"]
@@ -74,7 +74,7 @@ def load_pact_(
         state = {**(own if not grids else {}), **state}
         _check_fit(network, state, where)
         network.set_state_dict(_as_in(network, state))
-        refresh_quantisers_(network)
+        refresh_quantizers_(network)
     except BaseException:
         undo.close()
         raise
@@ -90,8 +90,8 @@ def quantized_in(state: Mapping[str, Any]) -> list[str]:
     return _names(state, _INPUT)
 
 
-def _names(state: Mapping[str, Any], quanter: str) -> list[str]:
-    return list(dict.fromkeys(key.partition(quanter)[0] for key in state if quanter in key))
+def _names(state: Mapping[str, Any], quantizer: str) -> list[str]:
+    return list(dict.fromkeys(key.partition(quantizer)[0] for key in state if quantizer in key))
 
 
 def _state_of(checkpoint: Any) -> tuple[Mapping[str, Any], str]:

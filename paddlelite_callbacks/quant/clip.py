@@ -1,6 +1,6 @@
 """Float form of a quantised network: clipped activations, weights on the grid.
 
-Training saw no activation beyond its learned alpha. A network whose quantisers are merely taken out sees them, and may
+Training saw no activation beyond its learned alpha. A network whose quantizers are merely taken out sees them, and may
 be another network altogether (one head on all levels of a pyramid: 98.8 % with, 81.6 % without). So the float form
 keeps the clips, and the weights that were computed with; only the rounding of activations goes.
 """
@@ -17,7 +17,7 @@ from paddle.quantization import BaseQuanter
 
 from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.quant.convert import FixedActivation, has_run
-from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quantizer_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 
 __all__ = ["Clip", "clip_activations_", "store_weights_on_grid_"]
@@ -36,13 +36,13 @@ class Clip(Layer):
         self.low, self.high = low, high
 
     @classmethod
-    def of(cls, quanter: BaseQuanter) -> Clip:
+    def of(cls, quantizer: BaseQuanter) -> Clip:
         """Return the clip of a trained quantizer's range.
 
         Args:
-            quanter: that has seen a batch.
+            quantizer: that has seen a batch.
         """
-        grid = FixedActivation.of(quanter)
+        grid = FixedActivation.of(quantizer)
         low, high = grid.low * grid.step, grid.high * grid.step
         return cls(low, high) if grid.clip is None else cls(max(low, -grid.clip), min(high, grid.clip))
 
@@ -60,15 +60,15 @@ def clip_activations_(network: Layer) -> Layer:
         network: quantised; others are returned as they are.
     """
     for name, layer in quantized_outputs(network).items():
-        quanter = detach_output_quanter_(layer)
-        if has_run(quanter):
-            replace_sublayer(network, name, paddle.nn.Sequential(layer, Clip.of(quanter)))
+        quantizer = detach_output_quantizer_(layer)
+        if has_run(quantizer):
+            replace_sublayer(network, name, paddle.nn.Sequential(layer, Clip.of(quantizer)))
     for layer in quantized_layers(network).values():
-        quanter = layer.activation_quanter
-        if not isinstance(quanter, BaseQuanter):
+        quantizer = layer.activation_quanter
+        if not isinstance(quantizer, BaseQuanter):
             continue
-        if has_run(quanter):
-            layer.activation_quanter = Clip.of(quanter)
+        if has_run(quantizer):
+            layer.activation_quanter = Clip.of(quantizer)
         else:
             layer.activation_quanter = layer.weight_quanter = None
     return network

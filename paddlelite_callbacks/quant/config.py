@@ -20,7 +20,7 @@ METHODS = ("pact", "lsq")
 class PACTConfig:
     """What to quantise, how finely, and on which schedule.
 
-    Which tensors carry a quantiser decides which engine computes in int8. The inputs and weights of the converted
+    Which tensors carry a quantizer decides which engine computes in int8. The inputs and weights of the converted
     layers always do, and OpenVINO needs no more (PP-LCNet_x2_5: 0.42 of the best fp32 time, ResNet50 0.37).
     ONNX Runtime computes a convolution in int8 only when its output is quantised too, and is two times slower than
     fp32 otherwise; ``quantize_outputs`` trains that (PP-LCNet_x2_5 0.82, ResNet50 0.45 in ONNX Runtime), for one more
@@ -44,7 +44,7 @@ class PACTConfig:
         quantize_outputs: quantise what a convolution and the batch normalisation behind it give, too.
         method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (steps of weights learned too).
         activation: ``"pact"`` (ours) or ``"paddleslim"``, its ``PACTQuanter`` around Paddle's moving-average
-            quanter, kept for comparison (8 bits only; its alpha hardly learns, see README).
+            quantizer, kept for comparison (8 bits only; its alpha hardly learns, see README).
         alpha_percentile: ``alpha`` starts as this percentile of the absolute input of the first training batches.
         calibration_batches: how many; over more than one ``alpha`` follows a moving average.
         observer_momentum: of that average, in [0, 1).

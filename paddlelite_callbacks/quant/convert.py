@@ -13,10 +13,10 @@ from paddle.quantization import BaseQuanter
 
 from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
-from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quantizer_, quantized_outputs
 from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer, PACTActivationQuantizer
 from paddlelite_callbacks.quant.subclasses import keep_additions_
 
 __all__ = [
@@ -47,22 +47,22 @@ class FixedActivation(Layer):
         self.step, self.low, self.high, self.clip = step, low, high, clip
 
     @classmethod
-    def of(cls, quanter: BaseQuanter) -> FixedActivation:
+    def of(cls, quantizer: BaseQuanter) -> FixedActivation:
         """Read the scales of a trained quantizer, ours, PaddleSlim's or Paddle's.
 
         Raises:
-            ValueError: the quanter has seen no batch.
+            ValueError: the quantizer has seen no batch.
         """
-        if isinstance(quanter, PACTActivationQuanter):
-            low, high = quanter.levels()
+        if isinstance(quantizer, PACTActivationQuantizer):
+            low, high = quantizer.levels()
             if high == 0:
                 raise ValueError(
                     "A quantised layer has seen no training batch, so its scale is unknown: run model.fit first."
                 )
-            return cls(step=quanter.step(), low=low, high=high)
-        high = 2 ** (int(quanter.bit_length()) - 1) - 1
-        clip = float(quanter.alpha) if hasattr(quanter, "alpha") else None
-        return cls(step=float(quanter.scales()) / high, low=-high - 1, high=high, clip=clip)
+            return cls(step=quantizer.step(), low=low, high=high)
+        high = 2 ** (int(quantizer.bit_length()) - 1) - 1
+        clip = float(quantizer.alpha) if hasattr(quantizer, "alpha") else None
+        return cls(step=float(quantizer.scales()) / high, low=-high - 1, high=high, clip=clip)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantise and dequantise ``x`` (any shape)."""
@@ -76,12 +76,12 @@ class _Int8Layer(Layer):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        quanter: ChannelWeightQuanter = layer.weight_quanter
+        quantizer: ChannelWeightQuantizer = layer.weight_quanter
         self.activation = FixedActivation.of(layer.activation_quanter)
         self.bias = layer.bias
         self._in_float = False
-        self.register_buffer("weight_int8", quanter.integers(layer.weight))
-        self.register_buffer("weight_step", quanter.steps(layer.weight))
+        self.register_buffer("weight_int8", quantizer.integers(layer.weight))
+        self.register_buffer("weight_step", quantizer.steps(layer.weight))
 
     def weight(self) -> Tensor:
         """Return the fp32 weight that training simulated."""
@@ -176,15 +176,15 @@ _FORMS = {QuantedConv2D: Int8Conv2D, QuantedConv2DTranspose: Int8Conv2DTranspose
 def convert_for_export_(network: Layer) -> list[str]:
     """Replace fake-quantised layers by int8 ones, in place: pass a copy.
 
-    A layer that was converted but never ran (its quanter has seen no batch) stays in float.
+    A layer that was converted but never ran (its quantizer has seen no batch) stays in float.
 
     Returns:
         The names of the converted layers; empty for a network that is not quantised.
 
     Raises:
-        ValueError: no quanter has seen a batch.
+        ValueError: no quantizer has seen a batch.
     """
-    outputs = {name: (layer, detach_output_quanter_(layer)) for name, layer in quantized_outputs(network).items()}
+    outputs = {name: (layer, detach_output_quantizer_(layer)) for name, layer in quantized_outputs(network).items()}
     converted, idle = [], []
     for name, layer in quantized_layers(network).items():
         if not has_run(layer.activation_quanter):
@@ -202,10 +202,10 @@ def convert_for_export_(network: Layer) -> list[str]:
             "run model.fit, past start_epoch, before the export."
         )
     sublayers = dict(network.named_sublayers())
-    for name, (_, quanter) in outputs.items():
-        if has_run(quanter):
+    for name, (_, quantizer) in outputs.items():
+        if has_run(quantizer):
             now = sublayers[name]
-            replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quanter)))
+            replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quantizer)))
     return converted
 
 
@@ -227,10 +227,10 @@ def store_small_in_float_(network: Layer) -> int:
     return len(small)
 
 
-def has_run(quanter: BaseQuanter) -> bool:
+def has_run(quantizer: BaseQuanter) -> bool:
     """Return whether an activation quantizer was calibrated.
 
     Args:
-        quanter: ours, or one of PaddleSlim's or Paddle's, of which it is taken for granted.
+        quantizer: ours, or one of PaddleSlim's or Paddle's, of which it is taken for granted.
     """
-    return not isinstance(quanter, PACTActivationQuanter) or quanter.calibrated
+    return not isinstance(quantizer, PACTActivationQuantizer) or quantizer.calibrated

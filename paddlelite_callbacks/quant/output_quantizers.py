@@ -1,9 +1,9 @@
 """Quantised outputs of convolutions: what ONNX Runtime needs to compute them in int8.
 
-It fuses ``DQ, Conv, [Relu,] Q`` into one integer convolution. So the quantiser belongs behind the batch normalisation
+It fuses ``DQ, Conv, [Relu,] Q`` into one integer convolution. So the quantizer belongs behind the batch normalisation
 (which is folded) and behind a ReLU (which the unsigned grid contains), but before any other activation. Which layer
 follows which is seen by running the network. A ReLU that serves in several places (in ``paddle.vision``'s ResNet behind
-the first normalisation, and behind the residual sum) gets no quantiser: that of the normalisation in front of it
+the first normalisation, and behind the residual sum) gets no quantizer: that of the normalisation in front of it
 rectifies, which changes nothing where only ReLUs take the result.
 """
 
@@ -22,10 +22,19 @@ from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.nn.nested import tensors_in
 from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
 from paddlelite_callbacks.nn.trace import Call, Trace, trace
-from paddlelite_callbacks.quant.quantizers import PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
+from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
-__all__ = ["OutputPlace", "attach_output_quanter_", "detach_output_quanter_", "output_places", "quantized_outputs"]
+__all__ = ["OutputPlace", "attach_output_quantizer_", "detach_output_quantizer_", "output_places", "quantized_outputs"]
+
+__getattr__, _ = forwarded(  # names as they were
+    __name__,
+    {
+        "attach_output_quanter_": "quant.output_quantizers:attach_output_quantizer_",
+        "detach_output_quanter_": "quant.output_quantizers:detach_output_quantizer_",
+    },
+)
 
 _log = logging.getLogger(__name__)
 _RELUS = (paddle.nn.ReLU, paddle.nn.ReLU6)
@@ -50,7 +59,7 @@ class _QuantizedOutput:
     """Mixed into the class of a layer whose output is fake-quantised; the layer keeps its type, name and keys."""
 
     _plain_class: type
-    output_quanter: PACTActivationQuanter
+    output_quanter: PACTActivationQuantizer
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         return self.output_quanter(self._plain_class.forward(self, *inputs, **options))  # type: ignore[attr-defined]
@@ -61,7 +70,7 @@ def output_places(
 ) -> list[OutputPlace]:
     """Return the layers whose outputs are quantised for ``convolutions``, found by running a copy.
 
-    One quantiser serves one use: a layer that runs several times and whose results are used in different ways (behind
+    One quantizer serves one use: a layer that runs several times and whose results are used in different ways (behind
     one of them a ReLU, behind the other a sum) gets none. What the network gives is left alone unless something
     normalises it. Without ``inputs``, the places are the normalisations that are defined behind the convolutions.
 
@@ -81,28 +90,28 @@ def output_places(
     return _verified(network, places, inputs)
 
 
-def attach_output_quanter_(layer: Layer, quanter: PACTActivationQuanter) -> None:
+def attach_output_quantizer_(layer: Layer, quantizer: PACTActivationQuantizer) -> None:
     """Let ``layer`` quantise what it gives; new keys ``<layer>.output_quanter.alpha`` and ``.grid``.
 
     Args:
         layer: whose class is changed.
-        quanter: that its output goes through.
+        quantizer: that its output goes through.
     """
     plain = type(layer)
     layer.__class__ = type(f"{plain.__name__}WithQuantizedOutput", (_QuantizedOutput, plain), {"_plain_class": plain})
-    layer.output_quanter = quanter
-    quanter.training = layer.training
+    layer.output_quanter = quantizer
+    quantizer.training = layer.training
 
 
-def detach_output_quanter_(layer: Layer) -> PACTActivationQuanter:
-    """Undo `attach_output_quanter_`; return the quanter.
+def detach_output_quantizer_(layer: Layer) -> PACTActivationQuantizer:
+    """Undo `attach_output_quantizer_`; return the quantizer.
 
     Args:
-        layer: that `attach_output_quanter_` was given.
+        layer: that `attach_output_quantizer_` was given.
     """
-    quanter = layer._sub_layers.pop("output_quanter")
+    quantizer = layer._sub_layers.pop("output_quanter")
     layer.__class__ = layer._plain_class
-    return quanter
+    return quantizer
 
 
 def quantized_outputs(network: Layer) -> dict[str, Layer]:

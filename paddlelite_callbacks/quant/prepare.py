@@ -1,4 +1,4 @@
-"""Put fake quantisers into a network: layers become Paddle's quantised ones, under their names."""
+"""Put fake quantizers into a network: layers become Paddle's quantised ones, under their names."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ from paddlelite_callbacks.quant.direct_use import check_no_direct_use
 from paddlelite_callbacks.quant.layers import QuantedConv2DTranspose
 from paddlelite_callbacks.quant.output_quantizers import (
     OutputPlace,
-    attach_output_quanter_,
-    detach_output_quanter_,
+    attach_output_quantizer_,
+    detach_output_quantizer_,
     output_places,
 )
 from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear, single_layer_config
-from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, LSQWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer, LSQWeightQuantizer, PACTActivationQuantizer
 from paddlelite_callbacks.quant.subclasses import keep_additions_
+from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = [
-    "activation_quanters",
+    "activation_quantizers",
     "convertible_layers",
     "prepare_pact_",
     "quantization_of",
     "quantized_layers",
     "trained_scales",
 ]
+
+__getattr__, _ = forwarded(  # names as they were
+    __name__,
+    {
+        "activation_quanters": "quant.prepare:activation_quantizers",
+    },
+)
 
 _QUANTED = {
     paddle.nn.Conv2D: QuantedConv2D,
@@ -47,7 +55,7 @@ _QUANTED = {
 
 
 class _Factory:
-    """Paddle's quantised layers ask a factory for the quanter of the layer they replace."""
+    """Paddle's quantised layers ask a factory for the quantizer of the layer they replace."""
 
     def __init__(self, make: Callable[[Layer], Layer]) -> None:
         self._make = make
@@ -65,8 +73,8 @@ def prepare_pact_(
 ) -> ExitStack:
     """Convert the layers that ``config`` names, in place; weights and biases stay the same tensors under their names.
 
-    A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuanter`) and its
-    weight fake-quantised per output channel (`ChannelWeightQuanter`). New keys of ``state_dict``:
+    A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuantizer`) and its
+    weight fake-quantised per output channel (`ChannelWeightQuantizer`). New keys of ``state_dict``:
     ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (which tells bits and range of
     a checkpoint); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
     the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
@@ -112,8 +120,8 @@ def prepare_pact_(
             undo.callback(replace_sublayer, network, name, layer)
         sublayers = dict(network.named_sublayers())
         for place in places:
-            attach_output_quanter_(sublayers[place.name], _activation_quanter(config, rectified=place.rectified))
-            undo.callback(detach_output_quanter_, sublayers[place.name])
+            attach_output_quantizer_(sublayers[place.name], _activation_quanter(config, rectified=place.rectified))
+            undo.callback(detach_output_quantizer_, sublayers[place.name])
         _count_batches(network, undo)
     except BaseException:
         undo.close()
@@ -136,12 +144,12 @@ def _output_places(
 
 
 def _count_batches(network: Layer, undo: ExitStack) -> None:
-    """Let all quanters of ``network`` know which of their calls are one batch: those of one call of ``network``."""
+    """Let all quantizers of ``network`` know which of their calls are one batch: those of one call of ``network``."""
     passes, new = count_passes_(network)
     if new:
         undo.callback(stop_counting_, network)
-    for quanter in activation_quanters(network).values():
-        quanter.count_by(passes)
+    for quantizer in activation_quantizers(network).values():
+        quantizer.count_by(passes)
 
 
 def _check_types(network: Any, config: Any) -> None:
@@ -206,9 +214,9 @@ def quantization_of(network: Layer) -> dict[str, Any] | None:
     """
     for layer in quantized_layers(network).values():
         weight, activation = layer.weight_quanter, layer.activation_quanter
-        if isinstance(weight, ChannelWeightQuanter):
+        if isinstance(weight, ChannelWeightQuantizer):
             return {
-                "method": "lsq" if isinstance(weight, LSQWeightQuanter) else "pact",
+                "method": "lsq" if isinstance(weight, LSQWeightQuantizer) else "pact",
                 "weight_bits": weight.bit_length(),
                 "reduce_range": weight.reduce_range,
                 "activation_bits": int(activation.bit_length()),
@@ -217,17 +225,17 @@ def quantization_of(network: Layer) -> dict[str, Any] | None:
     return None
 
 
-def activation_quanters(network: Layer) -> dict[str, PACTActivationQuanter]:
-    """Return our quanters of inputs and outputs by their own names; a layer can hold both.
+def activation_quantizers(network: Layer) -> dict[str, PACTActivationQuantizer]:
+    """Return our quantizers of inputs and outputs by their own names; a layer can hold both.
 
     Args:
         network: quantised.
     """
-    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuanter)}
+    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuantizer)}
 
 
 def trained_scales(network: Layer) -> list[Tensor]:
-    """Return the alphas (of PaddleSlim's quanters too): parameters that the optimizer must be told of.
+    """Return the alphas (of PaddleSlim's quantizers too): parameters that the optimizer must be told of.
 
     Args:
         network: quantised.
@@ -243,12 +251,12 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
     bits = config.weight_bits
     if config.method == "lsq":
         weight = _Factory(
-            lambda one: LSQWeightQuanter(
+            lambda one: LSQWeightQuantizer(
                 one.weight, bits=bits, axis=axis, lr_scale=config.alpha_lr_scale, reduce_range=config.reduce_range
             )
         )
     else:
-        weight = _Factory(lambda _: ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=config.reduce_range))
+        weight = _Factory(lambda _: ChannelWeightQuantizer(bits=bits, axis=axis, reduce_range=config.reduce_range))
     new = _QUANTED[kind](layer, single_layer_config(_activation_factory(config), weight))
     # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
     new._forward_pre_hooks = layer._forward_pre_hooks
@@ -273,14 +281,14 @@ def _take_over_parts(new: Layer, layer: Layer) -> None:
 
 def _activation_factory(config: PACTConfig) -> Any:
     if config.activation == "paddleslim":
-        quanters = require("paddleslim.quant.quanters", needed_for="PACTConfig(activation='paddleslim')")
+        slim = require("paddleslim.quant.quanters", needed_for="PACTConfig(activation='paddleslim')")
         inner = paddle.quantization.quanters.FakeQuanterWithAbsMaxObserver(moving_rate=0.9)
-        return quanters.PACTQuanter(quanter=inner, learning_rate=config.alpha_lr_scale)
+        return slim.PACTQuanter(quantizer=inner, learning_rate=config.alpha_lr_scale)
     return _Factory(lambda _: _activation_quanter(config))
 
 
-def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTActivationQuanter:
-    return PACTActivationQuanter(
+def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTActivationQuantizer:
+    return PACTActivationQuantizer(
         bits=config.activation_bits,
         percentile=config.alpha_percentile,
         lr_scale=config.alpha_lr_scale,
@@ -304,16 +312,16 @@ def _check_quantizers(network: Layer, config: PACTConfig) -> None:
                 f"{type(layer).__name__}): start from the fp32 network."
             )
     for name, layer in ours.items():
-        quanter = layer.weight_quanter
-        if quanter is None:
+        quantizer = layer.weight_quanter
+        if quantizer is None:
             continue
-        if not isinstance(quanter, ChannelWeightQuanter):
+        if not isinstance(quantizer, ChannelWeightQuantizer):
             raise ValueError(
                 f"{type(network).__name__} is already quantised by another tool ({name} holds a "
-                f"{type(quanter).__name__}): start from the fp32 network."
+                f"{type(quantizer).__name__}): start from the fp32 network."
             )
-        method = "lsq" if isinstance(quanter, LSQWeightQuanter) else "pact"
-        has = (quanter.bit_length(), layer.activation_quanter.bit_length(), method)
+        method = "lsq" if isinstance(quantizer, LSQWeightQuantizer) else "pact"
+        has = (quantizer.bit_length(), layer.activation_quanter.bit_length(), method)
         if has != (config.weight_bits, config.activation_bits, config.method):
             raise ValueError(
                 f"{name} is already quantised with weight_bits={has[0]}, activation_bits={has[1]}, method={method!r}; "
@@ -326,8 +334,8 @@ def _check_quantizers(network: Layer, config: PACTConfig) -> None:
                 f"{name} is already quantised with activation_symmetric={symmetric}; asked is "
                 f"{config.activation_symmetric}. Start from the fp32 network, or give the same options."
             )
-        if config.weight_bits == 8 and quanter.reduce_range != config.reduce_range:
+        if config.weight_bits == 8 and quantizer.reduce_range != config.reduce_range:
             raise ValueError(
-                f"{name} is already quantised with reduce_range={quanter.reduce_range}; asked is "
+                f"{name} is already quantised with reduce_range={quantizer.reduce_range}; asked is "
                 f"{config.reduce_range}. Start from the fp32 network, or give the same options."
             )

@@ -13,8 +13,8 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.config import pact_config
-from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
-from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
+from paddlelite_callbacks.quant.switch import quantizers_off
 
 __all__ = ["ptq_int8"]
 
@@ -55,19 +55,19 @@ def ptq_int8(
     first = list(islice(waiting, 1))
     prepare_pact_(duplicate, config, inputs=first[0] if first else None)
     duplicate.eval()
-    quanters = list(activation_quanters(duplicate).values())
-    found: dict[int, list[float]] = {id(quanter): [] for quanter in quanters}
+    quantizers = list(activation_quantizers(duplicate).values())
+    found: dict[int, list[float]] = {id(quantizer): [] for quantizer in quantizers}
     lowest: dict[int, float] = {}
     now: dict[int, float] = {}  # the largest percentile of the batch under way
     count = 0
 
-    def observe(quanter: Layer, inputs: tuple[Tensor, ...]) -> None:
-        value, least = quanter.measure(inputs[0])
-        now[id(quanter)] = max(now.get(id(quanter), value), value) if math.isfinite(value) else value
-        lowest[id(quanter)] = min(lowest.get(id(quanter), least), least)
+    def observe(quantizer: Layer, inputs: tuple[Tensor, ...]) -> None:
+        value, least = quantizer.measure(inputs[0])
+        now[id(quantizer)] = max(now.get(id(quantizer), value), value) if math.isfinite(value) else value
+        lowest[id(quantizer)] = min(lowest.get(id(quantizer), least), least)
 
-    with paddle.no_grad(), quantisers_off(duplicate):
-        hooks = [quanter.register_forward_pre_hook(observe) for quanter in quanters]
+    with paddle.no_grad(), quantizers_off(duplicate):
+        hooks = [quantizer.register_forward_pre_hook(observe) for quantizer in quantizers]
         for batch in chain(first, waiting):
             duplicate(*([batch] if isinstance(batch, Tensor) else batch))
             count += 1
@@ -78,13 +78,13 @@ def ptq_int8(
             hook.remove()
     if not count:
         raise ValueError("batches must hold at least one batch to calibrate on, got []: give some hundred images.")
-    for quanter in quanters:
-        values = found[id(quanter)]
+    for quantizer in quantizers:
+        values = found[id(quantizer)]
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError(
                 "The batches give activations that are not finite, from which no scale can be had: clean them of NaN "
                 "and infinite values, and check the network's weights."
             )
         if values:
-            quanter.set_range(sum(values) / len(values), signed=lowest[id(quanter)] < 0)
+            quantizer.set_range(sum(values) / len(values), signed=lowest[id(quantizer)] < 0)
     return duplicate

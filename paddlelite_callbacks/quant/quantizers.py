@@ -20,17 +20,27 @@ from paddlelite_callbacks.quant.functional import (
     round_weight,
     weight_steps,
 )
+from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.distributed import gathered, several_ranks
 
 __all__ = [
-    "ChannelWeightQuanter",
-    "LSQWeightQuanter",
-    "PACTActivationQuanter",
+    "ChannelWeightQuantizer",
+    "LSQWeightQuantizer",
+    "PACTActivationQuantizer",
     "Switched",
     "activation_settings",
     "read_grid",
     "weight_settings",
 ]
+
+__getattr__, _ = forwarded(  # names as they were
+    __name__,
+    {
+        "ChannelWeightQuanter": "quant.quantizers:ChannelWeightQuantizer",
+        "LSQWeightQuanter": "quant.quantizers:LSQWeightQuantizer",
+        "PACTActivationQuanter": "quant.quantizers:PACTActivationQuantizer",
+    },
+)
 
 _SAMPLE = 1 << 18  # values that a percentile is taken from
 _BITS = range(2, 9)
@@ -79,7 +89,7 @@ class Switched(BaseQuanter):
         return self._bits
 
 
-class PACTActivationQuanter(Switched):
+class PACTActivationQuantizer(Switched):
     """Fake quantizer of activations with a trained scale ``alpha``.
 
     In the first training batches ``alpha`` becomes a percentile of ``|x|`` and the grid becomes unsigned if no value
@@ -288,7 +298,7 @@ class PACTActivationQuanter(Switched):
         return self._seen < self._batches
 
 
-class ChannelWeightQuanter(Switched):
+class ChannelWeightQuantizer(Switched):
     """Symmetric fake quantizer of weights, scaled by each channel's maximum.
 
     The scale follows the weight, so what is simulated at the last step is what is shipped. The buffer ``grid``
@@ -354,19 +364,19 @@ class ChannelWeightQuanter(Switched):
         return self._axis
 
 
-class LSQWeightQuanter(ChannelWeightQuanter):
+class LSQWeightQuantizer(ChannelWeightQuantizer):
     """Fake quantizer of weights with trained steps (LSQ, arXiv:1902.08153).
 
     ``alpha`` (parameter, shaped to broadcast: the step times the highest integer) starts from the paper's
     ``2 mean |w| / sqrt(high)`` per step, and is in the ``state_dict``. The grid is the symmetric one of
-    `ChannelWeightQuanter`, so that both methods ship alike.
+    `ChannelWeightQuantizer`, so that both methods ship alike.
 
     Args:
-        weight: whose quantiser this is.
+        weight: whose quantizer this is.
         bits: 2-8.
         axis: of the output channels.
         lr_scale: factor on the optimizer's learning rate.
-        reduce_range: see `ChannelWeightQuanter`.
+        reduce_range: see `ChannelWeightQuantizer`.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.progress import tqdm
 
@@ -33,21 +33,21 @@ def layer_sqnr(network: Layer, batches: Iterable[Sequence[Tensor]]) -> dict[str,
     """
     layers = quantized_layers(network)
     power = {name: [0.0, 0.0] for name in layers}
-    quanters = {name: (layer.activation_quanter, layer.weight_quanter) for name, layer in layers.items()}
+    quantizers = {name: (layer.activation_quanter, layer.weight_quanter) for name, layer in layers.items()}
 
     def compare(name: str, layer: Layer, inputs: tuple[Any, ...], output: Tensor) -> None:
-        held = [(quanter, quanter.enabled) for quanter in quanters[name] if hasattr(quanter, "enabled")]
-        for quanter, _ in held:
-            quanter.enabled = True
+        held = [(quantizer, quantizer.enabled) for quantizer in quantizers[name] if hasattr(quantizer, "enabled")]
+        for quantizer, _ in held:
+            quantizer.enabled = True
         quantized = type(layer).forward(layer, *inputs)
-        for quanter, enabled in held:
-            quanter.enabled = enabled
+        for quantizer, enabled in held:
+            quantizer.enabled = enabled
         power[name][0] += float(output.square().sum())
         power[name][1] += float((output - quantized).square().sum())
 
     with paddle.no_grad(), same_modes(network), ExitStack() as scope:
         network.eval()
-        scope.enter_context(quantisers_off(network))
+        scope.enter_context(quantizers_off(network))
         for name, layer in layers.items():
             hook = layer.register_forward_post_hook(lambda one, ins, out, name=name: compare(name, one, ins, out))
             scope.callback(hook.remove)
@@ -74,7 +74,7 @@ def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[s
     base = score()
     gains = {}
     for name in tqdm(_quantized(network, layers), desc="Sensitivity", unit="layer", leave=False):
-        with quantisers_off(network, [name]):
+        with quantizers_off(network, [name]):
             gains[name] = score() - base
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
 
@@ -109,17 +109,17 @@ def find_skips(
             f"metric_drop must be a share of at least 0, got {metric_drop!r}: give 0.01 for one per cent of the score."
         )
     left = _quantized(network, candidates)
-    with quantisers_off(network):
+    with quantizers_off(network):
         wanted = score()
     wanted -= metric_drop * abs(wanted)
     chosen: list[str] = []
     start = reached = score()
     while reached < wanted and left and len(chosen) < most:
-        with quantisers_off(network, chosen):
+        with quantizers_off(network, chosen):
             best = next(iter(leave_one_out(network, score, left)))
         chosen.append(best)
         left.remove(best)
-        with quantisers_off(network, chosen):
+        with quantizers_off(network, chosen):
             reached = score()
     return chosen if reached > start else []
 

@@ -7,54 +7,65 @@ from contextlib import contextmanager
 
 from paddle.nn import Layer
 
-from paddlelite_callbacks.quant.output_quantizers import detach_output_quanter_, quantized_outputs
+from paddlelite_callbacks.quant.output_quantizers import detach_output_quantizer_, quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quantizers import Switched
+from paddlelite_callbacks.utils.deprecation import forwarded
 
-__all__ = ["quantisers_off", "refresh_quantisers_", "strip_quantisers_", "switch_quantisers_"]
+__all__ = ["quantizers_off", "refresh_quantizers_", "strip_quantizers_", "switch_quantizers_"]
+
+__getattr__, _ = forwarded(  # names as they were
+    __name__,
+    {
+        "quantisers_off": "quant.switch:quantizers_off",
+        "refresh_quantisers_": "quant.switch:refresh_quantizers_",
+        "strip_quantisers_": "quant.switch:strip_quantizers_",
+        "switch_quantisers_": "quant.switch:switch_quantizers_",
+    },
+)
 
 _INNER = ("activation_quanter", "weight_quanter")
 
 
 @contextmanager
-def quantisers_off(network: Layer, layers: Collection[str] | None = None) -> Iterator[None]:
+def quantizers_off(network: Layer, layers: Collection[str] | None = None) -> Iterator[None]:
     """Disable the quantizers of ``network`` inside the block.
 
     Args:
         network: changed for the time of the block.
-        layers: names of the layers that hold the quantisers; ``None`` for all.
+        layers: names of the layers that hold the quantizers; ``None`` for all.
     """
-    held = [(quanter, quanter.enabled) for quanter in _quanters(network, layers)]
+    held = [(quantizer, quantizer.enabled) for quantizer in _quantizers(network, layers)]
     foreign = [
         (layer, layer.activation_quanter)
         for name, layer in quantized_layers(network).items()
         if (layers is None or name in layers) and not isinstance(layer.activation_quanter, Switched)
     ]
     try:
-        for quanter, _ in held:
-            quanter.enabled = False
+        for quantizer, _ in held:
+            quantizer.enabled = False
         for layer, _ in foreign:
             layer.activation_quanter = None
         yield
     finally:
-        for quanter, enabled in held:
-            quanter.enabled = enabled
-        for layer, quanter in foreign:
-            layer.activation_quanter = quanter
+        for quantizer, enabled in held:
+            quantizer.enabled = enabled
+        for layer, quantizer in foreign:
+            layer.activation_quanter = quantizer
 
 
-def switch_quantisers_(network: Layer, enabled: bool) -> None:
+def switch_quantizers_(network: Layer, enabled: bool) -> None:
     """Enable or disable quantizers.
 
     Args:
         network: quantised.
         enabled: whether they are on.
     """
-    for quanter in _quanters(network, None):
-        quanter.enabled = enabled
+    for quantizer in _quantizers(network, None):
+        quantizer.enabled = enabled
 
 
-def refresh_quantisers_(network: Layer) -> None:
+def refresh_quantizers_(network: Layer) -> None:
     """Let quantizers re-read grids of a loaded checkpoint.
 
     Args:
@@ -63,21 +74,21 @@ def refresh_quantisers_(network: Layer) -> None:
     Raises:
         ValueError: the checkpoint is of other bits, or of another range.
     """
-    for quanter in _quanters(network, None):
-        quanter.refresh()
+    for quantizer in _quantizers(network, None):
+        quantizer.refresh()
 
 
-def strip_quantisers_(network: Layer) -> Layer:
+def strip_quantizers_(network: Layer) -> Layer:
     """Remove the quantizers in place (pass a copy): the trained float network."""
     for layer in quantized_outputs(network).values():
-        detach_output_quanter_(layer)
+        detach_output_quantizer_(layer)
     for layer in quantized_layers(network).values():
         for name in _INNER:
             setattr(layer, name, None)
     return network
 
 
-def _quanters(network: Layer, layers: Collection[str] | None) -> list[Switched]:
+def _quantizers(network: Layer, layers: Collection[str] | None) -> list[Switched]:
     return [
         layer
         for name, layer in network.named_sublayers()

@@ -89,7 +89,7 @@ class Record:
     Args:
         name: of the run, unique within a ladder.
         created: UTC, ISO 8601.
-        parameters: trained numbers in the network (batch-norm statistics and quantiser scales not counted).
+        parameters: trained numbers in the network (batch-norm statistics and quantizer scales not counted).
         artefacts: what was exported.
         latencies: per engine, file and setting; those of the first row's setting count.
         checks: per engine, exported file against live network.

@@ -15,7 +15,7 @@ from paddlelite_callbacks.errors import near_names
 __all__ = ["Folded", "Moved", "Renamed", "forwarded", "old_arguments", "old_attribute"]
 
 T = TypeVar("T")
-_GOES = "the old spelling goes with the next release"
+_GOES, _PATH = "the old spelling goes with the next release", "the old path goes with the next release"
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,8 @@ def forwarded(old: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         module, _, new = homes[name].partition(":")
         home = f"{package}.{module}"
-        warnings.warn(
-            f"{old}.{name} has moved to {home}.{new or name}; the old path goes with the next release.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        said = f"is now {module}.{new}; {_GOES}." if home == old else f"has moved to {home}.{new or name}; {_PATH}."
+        warnings.warn(f"{old}.{name} {said}", DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(home), new or name)
 
     return get, lambda: sorted(homes)

@@ -85,7 +85,7 @@ def test_distillation(axis, interleaved, report):
     assert figures["r2"] > 0.9
 
 
-def quantised_step(layers: int) -> Callable[[], object]:
+def quantized_step(layers: int) -> Callable[[], object]:
     network = stack(layers)
     prepare_pact_(network)
     network.train()
@@ -103,7 +103,7 @@ def quantised_step(layers: int) -> Callable[[], object]:
 
 
 def test_quantised_layers(interleaved, report):
-    figures = straight(medians(interleaved, {layers: quantised_step(layers) for layers in (4, 8, 16, 32)}))
+    figures = straight(medians(interleaved, {layers: quantized_step(layers) for layers in (4, 8, 16, 32)}))
     report("growth-pact-layers", figures)
     assert figures["r2"] > 0.9
 

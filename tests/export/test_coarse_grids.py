@@ -45,10 +45,10 @@ def test_coarse_grids_are_written_on_a_finer_one_with_the_same_values(tmp_path, 
     held = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     steps = {node.input[0]: held[node.input[1]] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     first = next(name for name, value in int8_weights(model).items() if value.shape == (288, 10))
-    quanter = network[-1].weight_quanter
-    np.testing.assert_array_equal(held[first], finer * quanter.integers(network[-1].weight).numpy())
+    quantizer = network[-1].weight_quanter
+    np.testing.assert_array_equal(held[first], finer * quantizer.integers(network[-1].weight).numpy())
     values = held[first].astype("float32") * steps[first]
-    on_grid = quanter.integers(network[-1].weight).numpy() * quanter.steps(network[-1].weight).numpy()
+    on_grid = quantizer.integers(network[-1].weight).numpy() * quantizer.steps(network[-1].weight).numpy()
     np.testing.assert_array_equal(values, on_grid.astype("float32"))
     assert np.abs(held[first].astype("int16")).max() <= 64
 

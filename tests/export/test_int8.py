@@ -203,7 +203,7 @@ def test_forms_of_a_quantised_network(tmp_path):
     np.testing.assert_allclose(run(PaddleInference(onednn=False), program, x), quantised, atol=1e-5)
     loaded = paddle.jit.load(str(tmp_path / "model"))
     np.testing.assert_allclose(loaded(paddle.to_tensor(x)).numpy(), quantised, atol=1e-5)
-    assert np.abs(run(OnnxRuntime(), plain, x) - quantised).max() > 1e-4  # quantisers are off in it
+    assert np.abs(run(OnnxRuntime(), plain, x) - quantised).max() > 1e-4  # quantizers are off in it
 
 
 @needs("paddle2onnx")
@@ -231,7 +231,7 @@ def test_the_files_of_a_real_backbone_are_small(tmp_path):
 @needs("paddle2onnx")
 def test_a_float_file_is_refused(tmp_path):
     plain = export_onnx(export_paddle(TinyNet(), tmp_path, input_spec=SPEC), tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match="holds no quantiser"):
+    with pytest.raises(ExportError, match="holds no quantizer"):
         write_int8_onnx(plain, tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
 

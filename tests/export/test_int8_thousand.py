@@ -13,7 +13,7 @@ from toy import hapi_model
 from paddlelite_callbacks import PACTQuantCallback
 from paddlelite_callbacks.benchmark.engines import OnnxRuntime, OpenVino
 from paddlelite_callbacks.export.variants import export_forms, references
-from paddlelite_callbacks.quant.prepare import activation_quanters
+from paddlelite_callbacks.quant.prepare import activation_quantizers
 
 # How near to a threshold, as a share of the largest value, an engine's arithmetic may decide otherwise: the order of
 # an fp32 sum; ONNX Runtime besides rounds the bias of a convolution to a multiple of input step times weight step.
@@ -52,17 +52,17 @@ def trained():
 
 
 def distance_to_a_threshold(network, x):
-    """Return per row how near a quantiser's input comes to a rounding threshold, as a share of the largest input."""
+    """Return per row how near a quantizer's input comes to a rounding threshold, as a share of the largest input."""
     nearest = np.full(len(x), np.inf)
 
-    def look(quanter, inputs):
-        values, (low, high) = inputs[0].numpy().reshape(len(x), -1).astype("float64"), quanter.levels()
-        places = values / quanter.step()
+    def look(quantizer, inputs):
+        values, (low, high) = inputs[0].numpy().reshape(len(x), -1).astype("float64"), quantizer.levels()
+        places = values / quantizer.step()
         inside = (places > low) & (places < high)
         away = np.where(inside, np.abs(places - np.floor(places) - 0.5), np.inf).min(axis=1)
-        nearest[:] = np.minimum(nearest, away * quanter.step() / np.abs(values).max())
+        nearest[:] = np.minimum(nearest, away * quantizer.step() / np.abs(values).max())
 
-    hooks = [quanter.register_forward_pre_hook(look) for quanter in activation_quanters(network).values()]
+    hooks = [quantizer.register_forward_pre_hook(look) for quantizer in activation_quantizers(network).values()]
     with paddle.no_grad():
         network(paddle.to_tensor(x))
     for hook in hooks:

@@ -172,7 +172,7 @@ def test_other_grids_and_float_programs_are_refused(tmp_path):
     graph = programs(variants.int8_network(), tmp_path / "other", x.shape[1:], "int8")
     with pytest.raises(ExportError, match=r"not symmetric.*train with activation_symmetric=True"):
         rewrite_program_as_qdq(graph)
-    with pytest.raises(ExportError, match="holds no quantiser"):
+    with pytest.raises(ExportError, match="holds no quantizer"):
         rewrite_program_as_qdq(programs(TinyNet(), tmp_path / "float", x.shape[1:]))
 
 

@@ -140,7 +140,7 @@ def model_of(nodes, constants, inputs=("x",), domain=""):
 
 
 def qdq(op_type, weight, *, axis, kind="uint8", clip=None, weight_kind="int8", between=(), **attributes):
-    """``x`` and a weight through quantisers into ``op_type``; one scale per channel of ``axis``."""
+    """``x`` and a weight through quantizers into ``op_type``; one scale per channel of ``axis``."""
     channels = weight.shape[axis]
     constants = {
         "s": np.float32(STEP),

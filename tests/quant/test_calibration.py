@@ -13,7 +13,7 @@ from toy import hapi_model
 
 from paddlelite_callbacks import PACTQuantCallback
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
+from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.ptq import ptq_int8
 
 SCALES = (1.0, 8.0, 0.25)
@@ -108,7 +108,9 @@ def fitted(network, x, *, batch=8, callbacks=(), **options):
     model = hapi_model(network, metrics=False)
     options = {"alpha_lr_scale": 0.0, **options}
     model.fit(data(x), batch_size=batch, shuffle=False, verbose=0, callbacks=[PACTQuantCallback(**options), *callbacks])
-    return {name.rpartition(".")[0]: float(quanter.alpha) for name, quanter in activation_quanters(network).items()}
+    return {
+        name.rpartition(".")[0]: float(quantizer.alpha) for name, quantizer in activation_quantizers(network).items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["conv", "transposed", "linear"])
@@ -262,7 +264,7 @@ def test_post_training_quantisation_of_layers_that_run_in_some_batches():
     x = [images(8, 0.1, seed) + start for seed, start in enumerate((0, 2, 0, 3))]
     quantised = ptq_int8(Sometimes(), [paddle.to_tensor(item) for item in x])
     pooled = [item.mean((2, 3)) for item in x]
-    alphas = {name: float(q.alpha) for name, q in activation_quanters(quantised).items()}
+    alphas = {name: float(q.alpha) for name, q in activation_quantizers(quantised).items()}
     assert alphas["always.activation_quanter"] == pytest.approx(np.mean([percentile(p) for p in pooled]), rel=1e-5)
     mean = np.mean([percentile(2 * pooled[1]), percentile(2 * pooled[3])])
     assert alphas["rarely.activation_quanter"] == pytest.approx(mean, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Quantised outputs stand where a run of the network says, one quantiser a use, and sums stay in float."""
+"""Quantised outputs stand where a run of the network says, one quantizer a use, and sums stay in float."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddlelite_callbacks.export.variants import export_forms
 from paddlelite_callbacks.quant.checkpoint import load_pact_
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.output_quantizers import OutputPlace, output_places
-from paddlelite_callbacks.quant.prepare import activation_quanters, prepare_pact_
+from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.ptq import ptq_int8
 
 X = np.random.RandomState(0).randn(8, 3, 8, 8).astype("float32")
@@ -78,7 +78,7 @@ class Functional(nn.Layer):
 
 
 class Plain(nn.Layer):
-    """A ReLU of its own keeps the quantiser."""
+    """A ReLU of its own keeps the quantizer."""
 
     def __init__(self):
         super().__init__()
@@ -209,7 +209,9 @@ def test_the_places(kind, seed):
 def test_without_inputs_the_shape_is_guessed(kind):
     network = random_norms(kind())
     prepare_pact_(network, PACTConfig(quantize_outputs=True))
-    found = {name.removesuffix(".output_quanter") for name in activation_quanters(network) if "output_quanter" in name}
+    found = {
+        name.removesuffix(".output_quanter") for name in activation_quantizers(network) if "output_quanter" in name
+    }
     assert found == {place.name for place in kind.places}
 
 
@@ -220,18 +222,18 @@ def test_where_nothing_can_be_run_norms_in_order_of_definition_are_places():
 
     network = Two()
     prepare_pact_(network, PACTConfig(quantize_outputs=True))
-    found = [name for name in activation_quanters(network) if "output_quanter" in name]
+    found = [name for name in activation_quantizers(network) if "output_quanter" in name]
     assert found == ["bn1.output_quanter", "conv2.output_quanter"]
     mask = paddle.ones([2, 1, 64, 64])
     network = Two()
     prepare_pact_(network, PACTConfig(quantize_outputs=True), inputs=[paddle.rand([2, 3, 64, 64]), mask])
-    found = [name for name in activation_quanters(network) if "output_quanter" in name]
+    found = [name for name in activation_quantizers(network) if "output_quanter" in name]
     assert found == ["relu1.output_quanter", "relu2.output_quanter"]
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_quantised_network_is_near_the_float_one(kind):
-    """A quantiser that is calibrated on one use and clips the other is off by a multiple of this."""
+    """A quantizer that is calibrated on one use and clips the other is off by a multiple of this."""
     network = random_norms(kind())
     expected = outputs_of(network)
     for quantize_outputs in (False, True):
@@ -247,14 +249,14 @@ def test_a_rectified_output_is_the_quantised_relu():
     network.conv1.register_forward_post_hook(lambda _, __, y: made.append(y))
     network.conv2.register_forward_pre_hook(lambda _, given: made.append(given[0]))
     network(paddle.to_tensor(X))
-    quanter = network.bn1.output_quanter
-    assert quanter.levels() == (0, 255)
+    quantizer = network.bn1.output_quanter
+    assert quantizer.levels() == (0, 255)
     mean, variance = made[0].numpy().mean((0, 2, 3)), made[0].numpy().var((0, 2, 3))
     gamma, beta = network.bn1.weight.numpy(), network.bn1.bias.numpy()
     shaped = [item.reshape(1, -1, 1, 1) for item in (mean, variance, gamma, beta)]
     y = (made[0].numpy() - shaped[0]) / np.sqrt(shaped[1] + 1e-5) * shaped[2] + shaped[3]
     alpha = np.percentile(np.maximum(y, 0), 99)
-    assert float(quanter.alpha) == pytest.approx(alpha, rel=1e-4)
+    assert float(quantizer.alpha) == pytest.approx(alpha, rel=1e-4)
     step = alpha / 255
     expected = np.round(np.clip(y, 0, alpha) / step) * step
     assert np.mean(np.abs(expected - made[1].numpy()) > 1e-4) < 1e-3  # one step where a value lies on a threshold
@@ -265,9 +267,9 @@ def test_in_fit_the_shape_is_that_of_the_data(kind):
     network = random_norms(kind())
     loss = lambda *given: sum(item.mean() for item in given[:-1])  # noqa: E731
     fit(hapi_model(network, loss=loss, metrics=False), [PACTQuantCallback(quantize_outputs=True)], evaluate=False)
-    found = {name: quanter for name, quanter in activation_quanters(network).items() if "output_quanter" in name}
+    found = {name: quantizer for name, quantizer in activation_quantizers(network).items() if "output_quanter" in name}
     assert set(found) == {f"{place.name}.output_quanter" for place in kind.places}
-    assert all(quanter.calibrated for quanter in found.values())
+    assert all(quantizer.calibrated for quantizer in found.values())
 
 
 @pytest.mark.parametrize("kind", [Block, Functional, Plain])
@@ -296,7 +298,7 @@ def test_the_int8_file_computes_the_same(kind, tmp_path):
 
 
 @needs("onnx")
-def test_no_relu_is_left_behind_an_unsigned_quantiser(tmp_path):
+def test_no_relu_is_left_behind_an_unsigned_quantizer(tmp_path):
     import onnx
 
     trained = ptq_int8(random_norms(Block()), [paddle.to_tensor(X)], quantize_outputs=True)

@@ -1,4 +1,4 @@
-"""Properties of the fake quantisers: on the grid, idempotent, monotone, bounded, exact as integers."""
+"""Properties of the fake quantizers: on the grid, idempotent, monotone, bounded, exact as integers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paddlelite_callbacks.quant.functional import (
     weight_steps,
 )
 from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
-from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer, PACTActivationQuantizer
 
 BITS, SIGNED, SEEDS = st.integers(2, 8), st.booleans(), st.integers(0, 2**31 - 1)
 ALPHAS = st.floats(0.01, 100.0).map(lambda x: float(np.float32(x)))
@@ -111,13 +111,13 @@ def test_weights_are_integers_times_a_step_per_channel(seed, bits, reduce_range,
     random = np.random.RandomState(seed)
     weight = paddle.to_tensor((random.randn(a, b, 3, 3) * 10.0 ** random.randint(-3, 3)).astype("float32"))
     weight[0] = 0.0 if random.rand() < 0.3 else weight[0]
-    quanter = ChannelWeightQuanter(bits=bits, axis=axis, reduce_range=reduce_range)
-    integers, steps, simulated = quanter.integers(weight), quanter.steps(weight), quanter(weight)
+    quantizer = ChannelWeightQuantizer(bits=bits, axis=axis, reduce_range=reduce_range)
+    integers, steps, simulated = quantizer.integers(weight), quantizer.steps(weight), quantizer(weight)
     high = 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
     assert int(integers.astype("int32").abs().max()) <= high
     np.testing.assert_array_equal((integers.astype("float32") * steps).numpy(), simulated.numpy())  # what is shipped
     assert float(((weight - simulated).abs() - steps / 2).max()) <= 1e-5 * float(weight.abs().max() + 1e-12)
-    np.testing.assert_allclose(quanter(simulated).numpy(), simulated.numpy(), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(quantizer(simulated).numpy(), simulated.numpy(), rtol=1e-5, atol=1e-12)
     largest = weight.abs().max(axis=[i for i in range(4) if i != axis], keepdim=True).numpy()
     np.testing.assert_allclose(steps.numpy(), np.where(largest > 0, largest, 1.0) / high, rtol=1e-6)
 
@@ -152,21 +152,21 @@ def test_the_exported_layer_computes_what_training_simulates(seed, weight_bits, 
 
 @given(SEEDS, ALPHAS, BITS, SIGNED)
 def test_a_fixed_activation_is_the_trained_one(seed, alpha, bits, signed):
-    quanter = PACTActivationQuanter(bits=bits)
-    quanter.alpha.set_value(paddle.to_tensor([alpha]))
-    quanter.grid.set_value(paddle.to_tensor(list(grid_levels(bits, signed))))
-    quanter.eval()
+    quantizer = PACTActivationQuantizer(bits=bits)
+    quantizer.alpha.set_value(paddle.to_tensor([alpha]))
+    quantizer.grid.set_value(paddle.to_tensor(list(grid_levels(bits, signed))))
+    quantizer.eval()
     x = paddle.to_tensor(values(seed, alpha))
-    apart = (FixedActivation.of(quanter)(x) - quanter(x)).abs()
-    assert float(apart.max()) <= quanter.step() * 1.001
+    apart = (FixedActivation.of(quantizer)(x) - quantizer(x)).abs()
+    assert float(apart.max()) <= quantizer.step() * 1.001
     assert float((apart > 1e-4 * alpha).astype("float32").mean()) < 0.05  # ties alone
 
 
 @given(SEEDS, st.floats(50.1, 100.0), st.sampled_from([1e-3, 1.0, 1e3]))
 def test_calibration_takes_the_percentile(seed, percentile, scale):
     x = (np.random.RandomState(seed).randn(500) * scale).astype("float32")
-    quanter = PACTActivationQuanter(percentile=percentile)
-    quanter.train()
-    quanter(paddle.to_tensor(x))
-    np.testing.assert_allclose(float(quanter.alpha), np.percentile(np.abs(x), percentile), rtol=1e-4)
-    assert quanter.levels() == (-128, 127)
+    quantizer = PACTActivationQuantizer(percentile=percentile)
+    quantizer.train()
+    quantizer(paddle.to_tensor(x))
+    np.testing.assert_allclose(float(quantizer.alpha), np.percentile(np.abs(x), percentile), rtol=1e-4)
+    assert quantizer.levels() == (-128, 127)

@@ -23,7 +23,7 @@ from paddlelite_callbacks import (
 )
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.quant.functional import grid_levels, highest_weight, lsq_fake_quantize
-from paddlelite_callbacks.quant.prepare import activation_quanters, quantization_of, quantized_layers
+from paddlelite_callbacks.quant.prepare import activation_quantizers, quantization_of, quantized_layers
 from paddlelite_callbacks.quant.sensitivity import layer_sqnr
 from paddlelite_callbacks.report.record import read_records
 
@@ -61,12 +61,12 @@ def test_the_grid_that_is_trained_is_the_grid_that_ships(bits, reduce_range, hig
     prepare_pact_(network, PACTConfig(weight_bits=bits, reduce_range=reduce_range, method=method))
     for layer in quantized_layers(network).values():
         layer.weight.set_value(paddle.randn(layer.weight.shape) * 99)  # for LSQ beyond the ends
-        quanter = layer.weight_quanter
-        simulated, steps = quanter(layer.weight).numpy(), quanter.steps(layer.weight).numpy()
+        quantizer = layer.weight_quanter
+        simulated, steps = quantizer(layer.weight).numpy(), quantizer.steps(layer.weight).numpy()
         on_grid = simulated / steps
         np.testing.assert_allclose(on_grid, np.round(on_grid), atol=1e-3)
-        assert round(np.abs(on_grid).max()) == high == np.abs(quanter.integers(layer.weight).numpy()).max()
-        np.testing.assert_allclose(quanter.integers(layer.weight).numpy() * steps, simulated, rtol=1e-6)
+        assert round(np.abs(on_grid).max()) == high == np.abs(quantizer.integers(layer.weight).numpy()).max()
+        np.testing.assert_allclose(quantizer.integers(layer.weight).numpy() * steps, simulated, rtol=1e-6)
 
 
 def test_lsqs_gradient_on_half_the_range_is_the_papers():
@@ -80,8 +80,8 @@ def test_lsqs_gradient_on_half_the_range_is_the_papers():
 
 
 def test_of_activations_the_range_stays_whole():
-    quanters = activation_quanters(calibrated(reduce_range=True))
-    assert {quanter.levels() for quanter in quanters.values()} == {(-128, 127), (0, 255)}
+    quantizers = activation_quantizers(calibrated(reduce_range=True))
+    assert {quantizer.levels() for quantizer in quantizers.values()} == {(-128, 127), (0, 255)}
     x = paddle.linspace(-2, 2, 1001)
     y = lsq_fake_quantize(x, paddle.to_tensor([1.0]), bits=8, signed=True).numpy()
     assert len(np.unique(y)) == 256
@@ -234,8 +234,8 @@ def test_a_checkpoint_saved_in_another_type(kind, as_array):
     fresh = TinyNet()
     assert load_pact_(fresh, state).reduce_range is False
     assert {value.dtype for value in fresh.state_dict().values()} == {paddle.float32}
-    levels = [quanter.levels() for quanter in activation_quanters(network).values()]
-    assert [quanter.levels() for quanter in activation_quanters(fresh).values()] == levels
+    levels = [quantizer.levels() for quantizer in activation_quantizers(network).values()]
+    assert [quantizer.levels() for quantizer in activation_quantizers(fresh).values()] == levels
     expected = answers(network)
     assert np.abs(answers(fresh) - expected).max() <= {"bfloat16": 0.05}.get(kind, 0.02) * np.abs(expected).max()
 
@@ -243,11 +243,11 @@ def test_a_checkpoint_saved_in_another_type(kind, as_array):
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_a_network_that_was_cast_and_cast_back(kind):
     network = calibrated(quantize_outputs=True)
-    levels = [quanter.levels() for quanter in activation_quanters(network).values()]
+    levels = [quantizer.levels() for quantizer in activation_quantizers(network).values()]
     network.to(dtype=kind)
-    assert [quanter.levels() for quanter in activation_quanters(network).values()] == levels
+    assert [quantizer.levels() for quantizer in activation_quantizers(network).values()] == levels
     network.to(dtype="float32")
-    assert [quanter.levels() for quanter in activation_quanters(network).values()] == levels
+    assert [quantizer.levels() for quantizer in activation_quantizers(network).values()] == levels
     answers(network)
     assert load_pact_(TinyNet(), network.state_dict()).reduce_range is True
 
@@ -290,10 +290,10 @@ def test_an_average_of_the_state_is_exported(tmp_path, options):
         ExportBenchCallback(tmp_path, **grouped(**QUICK)),
     ]
     fit(model, callbacks, data=Images(64), epochs=3, evaluate=False)
-    quanters = activation_quanters(model.network)
-    assert [quanter.levels() for quanter in quanters.values()] == [(-128, 127), (0, 255), (-128, 127)]
-    for name, quanter in quanters.items():
-        assert tuple(quanter.grid.numpy()) == quanter.levels(), name  # saved again they are exact
+    quantizers = activation_quantizers(model.network)
+    assert [quantizer.levels() for quantizer in quantizers.values()] == [(-128, 127), (0, 255), (-128, 127)]
+    for name, quantizer in quantizers.items():
+        assert tuple(quantizer.grid.numpy()) == quantizer.levels(), name  # saved again they are exact
     high = highest_weight(options.get("weight_bits", 8), reduce_range=options.get("reduce_range", True))
     fresh = TinyNet(width=8)  # from what was kept beside the files
     config = load_pact_(fresh, tmp_path / "TinyNet" / "model.pdparams")
@@ -315,23 +315,23 @@ def test_an_average_of_the_state_is_exported(tmp_path, options):
 
 @pytest.mark.parametrize("decay", [0.9, 0.99])
 def test_an_average_from_before_the_first_batch(decay):
-    """The zeros of an uncalibrated quantiser are no values: what is left is the mean of the trained alphas."""
+    """The zeros of an uncalibrated quantizer are no values: what is left is the mean of the trained alphas."""
     alphas, model = [], hapi_model()
 
     class Watch(paddle.callbacks.Callback):
         def on_train_batch_end(self, step, logs=None):
-            alphas.append({n: float(q.alpha) for n, q in activation_quanters(model.network).items()})
+            alphas.append({n: float(q.alpha) for n, q in activation_quantizers(model.network).items()})
 
     average = Average("train begin", decay)
     fit(model, [PACTQuantCallback(), average, Watch()], data=Images(32), epochs=2, evaluate=False)
     model.network.eval()
     model.network(X)
     weights = decay ** np.arange(len(alphas))[::-1]
-    for name, quanter in activation_quanters(model.network).items():
+    for name, quantizer in activation_quantizers(model.network).items():
         mean = np.average([step[name] for step in alphas], weights=weights)
-        assert float(quanter.alpha) == pytest.approx(mean, rel=1e-4)
-        assert quanter.levels() in ((-128, 127), (0, 255))
-        assert tuple(quanter.grid.numpy()) == quanter.levels()
+        assert float(quantizer.alpha) == pytest.approx(mean, rel=1e-4)
+        assert quantizer.levels() in ((-128, 127), (0, 255))
+        assert tuple(quantizer.grid.numpy()) == quantizer.levels()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -342,9 +342,9 @@ def test_averaged_grids_of_all_bits_keep_their_levels(bits, signed):
     x = paddle.randn([64, 4]) if signed else paddle.rand([64, 4])
     network.train()
     network(x)
-    quanter, weight = network[0].activation_quanter, network[0].weight_quanter
+    quantizer, weight = network[0].activation_quanter, network[0].weight_quanter
     expected = tuple(int(level) for level in grid_levels(bits, signed))
-    assert quanter.levels() == expected
+    assert quantizer.levels() == expected
     mean = {key: value.clone() for key, value in network.state_dict().items()}
     for _ in range(300):  # 127 becomes 126.99998
         mean = {k: mean[k] * 0.9 + v * 0.1 for k, v in network.state_dict().items()}
@@ -352,7 +352,7 @@ def test_averaged_grids_of_all_bits_keep_their_levels(bits, signed):
     network.set_state_dict(mean)
     network.eval()
     network(x)
-    assert quanter.levels() == expected
+    assert quantizer.levels() == expected
     np.testing.assert_array_equal(weight.integers(network[0].weight).numpy(), integers)
     assert weight.grid.numpy()[1] == highest_weight(bits)
 
@@ -363,8 +363,8 @@ def test_a_mean_of_two_checkpoints_is_a_network_of_their_setting():
     mean = {k: (v + second.state_dict()[k]) * 0.5 for k, v in first.state_dict().items()}
     fresh = TinyNet()
     assert load_pact_(fresh, mean) == load_pact_(TinyNet(), first.state_dict())
-    assert [q.levels() for q in activation_quanters(fresh).values()] == [
-        q.levels() for q in activation_quanters(first).values()
+    assert [q.levels() for q in activation_quantizers(fresh).values()] == [
+        q.levels() for q in activation_quantizers(first).values()
     ]
 
 

@@ -14,8 +14,8 @@ from paddlelite_callbacks import PACTConfig, PACTQuantCallback, load_pact_, prep
 from paddlelite_callbacks.benchmark.engines import OnnxRuntime
 from paddlelite_callbacks.export.variants import export_forms
 from paddlelite_callbacks.quant.functional import grid_levels, lsq_fake_quantize, pact_fake_quantize
-from paddlelite_callbacks.quant.prepare import activation_quanters, quantization_of
-from paddlelite_callbacks.quant.quantizers import PACTActivationQuanter, activation_settings
+from paddlelite_callbacks.quant.prepare import activation_quantizers, quantization_of
+from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer, activation_settings
 
 X = paddle.to_tensor(Images(16).images)
 METHODS = pytest.mark.parametrize("method", ["pact", "lsq"])
@@ -49,12 +49,12 @@ def by_hand(x, alpha, bits):
 @pytest.mark.parametrize("shift", [0.0, 5.0])  # 5: no value is negative
 def test_values_lie_on_the_grid_of_signed_integers_with_zero_point_0(bits, method, shift):
     x = np.random.RandomState(0).uniform(-1, 1, [64]).astype("float32") + np.float32(shift)
-    quanter = PACTActivationQuanter(bits=bits, method=method, symmetric=True, percentile=90.0)
-    quanter.train()
-    y = quanter(paddle.to_tensor(x)).numpy()
+    quantizer = PACTActivationQuantizer(bits=bits, method=method, symmetric=True, percentile=90.0)
+    quantizer.train()
+    y = quantizer(paddle.to_tensor(x)).numpy()
     high = 2 ** (bits - 1) - 1
-    assert quanter.levels() == (-high, high)
-    np.testing.assert_allclose(y, by_hand(x.astype("float64"), float(quanter.alpha), bits), rtol=1e-5, atol=1e-6)
+    assert quantizer.levels() == (-high, high)
+    np.testing.assert_allclose(y, by_hand(x.astype("float64"), float(quantizer.alpha), bits), rtol=1e-5, atol=1e-6)
 
 
 @BITS
@@ -84,7 +84,7 @@ def test_fit_trains_it_and_load_pact_finds_it(method, tmp_path):
     model = hapi_model(TinyNet())
     fit(model, [PACTQuantCallback(method=method, activation_symmetric=True, quantize_outputs=True)])
     assert quantization_of(model.network)["activation_symmetric"] is True
-    assert {q.levels() for q in activation_quanters(model.network).values()} == {(-127, 127)}
+    assert {q.levels() for q in activation_quantizers(model.network).values()} == {(-127, 127)}
     model.save(str(tmp_path / "m"))
     fresh = TinyNet()
     config = load_pact_(fresh, tmp_path / "m")
@@ -94,8 +94,8 @@ def test_fit_trains_it_and_load_pact_finds_it(method, tmp_path):
 
 def test_ptq_takes_it():
     network = ptq_int8(TinyNet(), [X], activation_symmetric=True)
-    assert {q.levels() for q in activation_quanters(network).values()} == {(-127, 127)}
-    assert {q.levels() for q in activation_quanters(ptq_int8(TinyNet(), [X])).values()} != {(-127, 127)}
+    assert {q.levels() for q in activation_quantizers(network).values()} == {(-127, 127)}
+    assert {q.levels() for q in activation_quantizers(ptq_int8(TinyNet(), [X])).values()} != {(-127, 127)}
 
 
 @BITS
@@ -116,7 +116,7 @@ def test_no_grid_is_taken_for_the_other(symmetric, batches, bits):
 def test_an_average_over_the_first_batch_is_put_back(share):
     """An EMA of the ``state_dict`` that began before the first batch."""
     before, after = calibrated(False, activation_symmetric=True), calibrated(activation_symmetric=True)
-    wanted = {name: (float(q.alpha), q.levels()) for name, q in activation_quanters(after).items()}
+    wanted = {name: (float(q.alpha), q.levels()) for name, q in activation_quantizers(after).items()}
     first, last = before.state_dict(), after.state_dict()
     mean = {
         key: first[key] * (1 - share) + last[key] * share
@@ -127,9 +127,9 @@ def test_an_average_over_the_first_batch_is_put_back(share):
     averaged = calibrated(False, activation_symmetric=True)
     averaged.set_state_dict(mean)
     averaged.eval()
-    for name, quanter in activation_quanters(averaged).items():
-        assert quanter.levels() == wanted[name][1]
-        assert float(quanter.alpha) == pytest.approx(wanted[name][0], rel=1e-3)
+    for name, quantizer in activation_quantizers(averaged).items():
+        assert quantizer.levels() == wanted[name][1]
+        assert float(quantizer.alpha) == pytest.approx(wanted[name][0], rel=1e-3)
     plain = calibrated(False)
     plain.set_state_dict(mean)
     with pytest.raises(ValueError, match="activation_symmetric=True"):
@@ -159,7 +159,7 @@ def test_layers_that_feed_relus_alone_keep_what_is_below_zero():
     prepare_pact_(network, PACTConfig(activation_symmetric=True, quantize_outputs=True), inputs=X)
     network.train()
     network(X)
-    assert {q.levels() for q in activation_quanters(network).values()} == {(-127, 127)}
+    assert {q.levels() for q in activation_quantizers(network).values()} == {(-127, 127)}
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_the_user_leaves_out(options, name, reason):
     assert [(part.name, part.reason) for part in callback.unquantized] == [(name, reason)]
 
 
-def test_nothing_is_said_where_all_is_quantised(caplog):
+def test_nothing_is_said_where_all_is_quantized(caplog):
     callback = PACTQuantCallback()
     with caplog.at_level(logging.WARNING):
         fit(hapi_model(), [callback], data=Images(8))

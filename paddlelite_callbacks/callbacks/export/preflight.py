@@ -34,9 +34,9 @@ from paddlelite_callbacks.hapi import input_specs, sample_inputs
 from paddlelite_callbacks.nn.attributes import same_state
 from paddlelite_callbacks.nn.surgery import same_modes, unwrapped
 from paddlelite_callbacks.nn.trace import noise
-from paddlelite_callbacks.quant.prepare import activation_quanters, quantized_layers
+from paddlelite_callbacks.quant.prepare import activation_quantizers, quantized_layers
 from paddlelite_callbacks.quant.quantizers import Switched
-from paddlelite_callbacks.quant.switch import switch_quantisers_
+from paddlelite_callbacks.quant.switch import switch_quantizers_
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import beside_readers, undisturbed
 from paddlelite_callbacks.utils.progress import write_lines
@@ -293,13 +293,13 @@ def _raise_full_disk(reasons: Iterable[str]) -> None:
 
 
 def _settle_scales_(network: Layer) -> bool:
-    """Give quantisers that have seen no batch some scale, in place (give it a copy); return whether all have one."""
+    """Give quantizers that have seen no batch some scale, in place (give it a copy); return whether all have one."""
     if any(not isinstance(layer.activation_quanter, Switched) for layer in quantized_layers(network).values()):
         return False  # of PaddleSlim or Paddle, which find theirs in training
-    switch_quantisers_(network, True)
-    for quanter in activation_quanters(network).values():
-        if not quanter.calibrated:
-            quanter.set_range(1.0, signed=True)
+    switch_quantizers_(network, True)
+    for quantizer in activation_quantizers(network).values():
+        if not quantizer.calibrated:
+            quantizer.set_range(1.0, signed=True)
     return True
 
 

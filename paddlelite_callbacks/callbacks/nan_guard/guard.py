@@ -220,7 +220,7 @@ class NaNGuard:
 class StillBuffers:
     """Snapshot of buffers and batch-norm statistics, one concatenation a batch.
 
-    The grid of a quantiser belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
+    The grid of a quantizer belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
     but not probed. A buffer that holds no memory yet (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
     fills) is passed over until it does.
     """

@@ -27,9 +27,9 @@ from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.nn.trace import example_inputs, noise
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import AdvancedPACTOptions, PACTConfig
-from paddlelite_callbacks.quant.prepare import activation_quanters, convertible_layers, prepare_pact_, trained_scales
+from paddlelite_callbacks.quant.prepare import activation_quantizers, convertible_layers, prepare_pact_, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips
-from paddlelite_callbacks.quant.switch import refresh_quantisers_, switch_quantisers_
+from paddlelite_callbacks.quant.switch import refresh_quantizers_, switch_quantizers_
 from paddlelite_callbacks.quant.unquantized import Unquantized, unquantized_lines, unquantized_parts
 from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
@@ -238,10 +238,10 @@ class PACTQuantCallback(ScopedCallback):
         scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))
         if paddle.distributed.get_world_size() > 1:
             self._reduce_gradients(alphas, scope)
-        refresh_quantisers_(network)
+        refresh_quantizers_(network)
         if self.config.start_epoch > 0:
-            switch_quantisers_(network, False)
-            scope.callback(switch_quantisers_, network, True)
+            switch_quantizers_(network, False)
+            scope.callback(switch_quantizers_, network, True)
 
     def attach(self, scope: ExitStack) -> None:
         """Start the schedule of batch-norm statistics and scales."""
@@ -260,7 +260,7 @@ class PACTQuantCallback(ScopedCallback):
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if self.config.start_epoch and epoch == self.config.start_epoch:
-            switch_quantisers_(self.model.network, True)
+            switch_quantizers_(self.model.network, True)
         self._freeze_scales()
 
     def after_batch(self, updated: bool) -> None:
@@ -271,8 +271,8 @@ class PACTQuantCallback(ScopedCallback):
         if not first and self._named_idle:
             return
         self._named_idle = True
-        quanters = activation_quanters(self.model.network)
-        idle = [name.rpartition(".")[0] for name, quanter in quanters.items() if not quanter.calibrated]
+        quantizers = activation_quantizers(self.model.network)
+        idle = [name.rpartition(".")[0] for name, quantizer in quantizers.items() if not quantizer.calibrated]
         if idle:
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
 
@@ -323,7 +323,7 @@ class PACTQuantCallback(ScopedCallback):
         LSQ divides the gradient of an activation's step by the root of the number of values in the batch, of which
         each process sees its share.
         """
-        by_batch = {id(quanter.alpha) for quanter in activation_quanters(self.model.network).values()}
+        by_batch = {id(quantizer.alpha) for quantizer in activation_quantizers(self.model.network).values()}
         root = paddle.distributed.get_world_size() ** 0.5
 
         def mean_by_root(grad: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
-from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import mean_figure, of_first_rank
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
@@ -37,7 +37,7 @@ class Diagnosis:
 
     Args:
         metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given.
-        fp32: with the quantisers off.
+        fp32: with the quantizers off.
         fake_quant: with them on.
         int8: of the real int8 file.
         engine: that ran it, or why none did.
@@ -106,7 +106,7 @@ def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode:
     with same_modes(network):
         with _kept_inputs(network) as batches:
             metric, quantised = metric_of(model, data)
-        with quantisers_off(network):
+        with quantizers_off(network):
             plain = metric_of(model, data)[1]
         real, engine = _of_the_file(model, data, batches)
         found = Diagnosis(

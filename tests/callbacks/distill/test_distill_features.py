@@ -339,7 +339,7 @@ def test_the_first_sample_is_looked_at_without_touching_the_random_streams():
     assert streams[2] == streams[3]
 
 
-def test_a_quantiser_that_waits_for_its_first_batch_does_not_take_the_look_for_it():
+def test_a_quantizer_that_waits_for_its_first_batch_does_not_take_the_look_for_it():
     results = []
     for look in (True, False):
         paddle.seed(3)

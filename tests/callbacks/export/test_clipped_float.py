@@ -1,4 +1,4 @@
-"""The float file of a network that learned with quantisers is that network, clips included; advice knows accuracies."""
+"""The float file of a network that learned with quantizers is that network, clips included; advice knows accuracies."""
 
 from __future__ import annotations
 

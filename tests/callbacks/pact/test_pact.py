@@ -15,7 +15,7 @@ from paddlelite_callbacks import DistillCallback, PACTConfig, PACTQuantCallback,
 from paddlelite_callbacks.quant.convert import Int8Conv2D, Int8Linear, convert_for_export_
 from paddlelite_callbacks.quant.functional import lsq_fake_quantize, pact_fake_quantize, weight_steps
 from paddlelite_callbacks.quant.prepare import quantized_layers
-from paddlelite_callbacks.quant.quantizers import ChannelWeightQuanter, PACTActivationQuanter
+from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer, PACTActivationQuantizer
 
 
 def quantize(values, alpha, *, bits, signed):
@@ -69,7 +69,7 @@ def test_at_most_two_to_the_bits_values_and_error_within_half_a_step(bits):
 def test_weights_are_quantised_per_output_channel(reduce_range, high):
     weight = np.float32(np.random.RandomState(0).randn(4, 3, 2, 2))
     weight[2] = 0
-    got = ChannelWeightQuanter(bits=8, axis=0, reduce_range=reduce_range)(paddle.to_tensor(weight)).numpy()
+    got = ChannelWeightQuantizer(bits=8, axis=0, reduce_range=reduce_range)(paddle.to_tensor(weight)).numpy()
     for channel in range(4):
         step = max(np.abs(weight[channel]).max(), 1e-30) / high
         np.testing.assert_allclose(got[channel], np.round(weight[channel] / step) * step, atol=1e-7)
@@ -84,7 +84,7 @@ def test_parity_with_paddleslims_pactquanter():
     from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
     from paddleslim.quant.quanters import PACTQuanter
 
-    theirs = PACTQuanter(quanter=FakeQuanterWithAbsMaxObserver(), init_value=2.0)._instance(paddle.nn.ReLU())
+    theirs = PACTQuanter(quantizer=FakeQuanterWithAbsMaxObserver(), init_value=2.0)._instance(paddle.nn.ReLU())
     x = paddle.to_tensor(np.float32(np.random.RandomState(0).randn(64) * 2))
     expected = theirs(x).numpy()
     scale = theirs.scales()
@@ -334,11 +334,11 @@ def test_the_guides_dictionary_is_taken_as_it_stands():
 
 
 def test_calibration_keeps_to_a_percentile_and_survives_all_zero_inputs():
-    quanter = PACTActivationQuanter(percentile=99.0)
+    quantizer = PACTActivationQuantizer(percentile=99.0)
     x = np.abs(np.random.RandomState(0).randn(10000)).astype("float32")
-    quanter(paddle.to_tensor(x))
-    assert float(quanter.alpha) == pytest.approx(np.percentile(x, 99), rel=1e-3)
-    zero = PACTActivationQuanter()
+    quantizer(paddle.to_tensor(x))
+    assert float(quantizer.alpha) == pytest.approx(np.percentile(x, 99), rel=1e-3)
+    zero = PACTActivationQuantizer()
     assert float(zero(paddle.zeros([4])).abs().max()) == 0
     assert zero.calibrated
 
@@ -354,7 +354,7 @@ def test_an_infinite_alpha_shows_in_the_loss(function, signed):
 @pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-38, 1e-36])
 def test_a_channel_that_weight_decay_took_to_nearly_nothing(largest):
     weight = paddle.to_tensor(np.float32([[largest, -largest / 2], [0.5, 0.25]]))
-    quanter = ChannelWeightQuanter(axis=0)
-    np.testing.assert_allclose(quanter(weight).numpy(), weight.numpy(), atol=0.5 / 64 / 2 + 1e-35)
-    assert np.isfinite(quanter.steps(weight).numpy()).all()
-    assert (quanter.integers(weight).numpy()[1] == [64, 32]).all()
+    quantizer = ChannelWeightQuantizer(axis=0)
+    np.testing.assert_allclose(quantizer(weight).numpy(), weight.numpy(), atol=0.5 / 64 / 2 + 1e-35)
+    assert np.isfinite(quantizer.steps(weight).numpy()).all()
+    assert (quantizer.integers(weight).numpy()[1] == [64, 32]).all()

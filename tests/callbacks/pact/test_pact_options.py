@@ -24,9 +24,9 @@ from paddlelite_callbacks import (
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.convert import convert_for_export_
 from paddlelite_callbacks.quant.functional import lsq_fake_quantize
-from paddlelite_callbacks.quant.prepare import activation_quanters, quantized_layers, trained_scales
+from paddlelite_callbacks.quant.prepare import activation_quantizers, quantized_layers, trained_scales
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
-from paddlelite_callbacks.quant.switch import quantisers_off
+from paddlelite_callbacks.quant.switch import quantizers_off
 
 
 class Watch(paddle.callbacks.Callback):
@@ -102,7 +102,7 @@ def test_before_start_epoch_the_network_trains_as_without():
     fit(model, [PACTQuantCallback(start_epoch=2, lr_scale=1.0), watch], epochs=3, evaluate=False)
     for key, value in weights_of(plain.network).items():
         np.testing.assert_array_equal(watch.seen[1][key], value, err_msg=key)
-    assert all(quanter.calibrated for quanter in activation_quanters(model.network).values())
+    assert all(quantizer.calibrated for quantizer in activation_quantizers(model.network).values())
     with pytest.raises(ValueError, match="start_epoch=3 is never reached in 3 epochs"):
         fit(hapi_model(), [PACTQuantCallback(start_epoch=3)], epochs=3)
 
@@ -157,9 +157,9 @@ def test_a_convolution_that_nothing_normalises_holds_quanters_of_input_and_outpu
     network = nn.Sequential(nn.Conv2D(3, 4, 1), nn.Hardswish(), nn.Conv2D(4, 4, 1))
     x = paddle.to_tensor(Images(8).images)
     quantised = ptq_int8(network, [x], quantize_outputs=True)
-    found = activation_quanters(quantised)
+    found = activation_quantizers(quantised)
     assert sorted(found) == ["0.activation_quanter", "0.output_quanter", "2.activation_quanter"]
-    assert all(quanter.calibrated for quanter in found.values())
+    assert all(quantizer.calibrated for quantizer in found.values())
     assert convert_for_export_(copy_network(quantised)) == ["0", "2"]
 
 
@@ -184,9 +184,9 @@ def test_a_network_quantised_otherwise_is_refused():
         prepare_pact_(network, PACTConfig(weight_bits=4))
     with pytest.raises(ValueError, match="already quantised with"):
         fit(hapi_model(network), [PACTQuantCallback(method="lsq")])
-    quanter = paddle.quantization.quanters.FakeQuanterWithAbsMaxObserver()
+    quantizer = paddle.quantization.quanters.FakeQuanterWithAbsMaxObserver()
     config = paddle.quantization.QuantConfig(activation=None, weight=None)
-    config.add_type_config([nn.Conv2D], activation=quanter, weight=quanter)
+    config.add_type_config([nn.Conv2D], activation=quantizer, weight=quantizer)
     other = paddle.quantization.QAT(config).quantize(TinyNet())
     with pytest.raises(ValueError, match="already quantised by another tool"):
         prepare_pact_(other)
@@ -204,7 +204,7 @@ def test_sensitivity_finds_the_layer_that_was_spoilt():
     sqnr = layer_sqnr(network, [[x]])
     assert next(iter(sqnr)) == "conv2"
     assert sqnr["conv2"] < min(sqnr["conv1"], sqnr["fc"]) - 3
-    with quantisers_off(network):
+    with quantizers_off(network):
         wanted = network(x)
 
     def score():
@@ -222,7 +222,7 @@ def test_sqnr_is_that_of_the_formula():
     x = paddle.randn([40, 5])
     network(x)
     layer = network[0]
-    with quantisers_off(network):
+    with quantizers_off(network):
         plain = network(x).numpy()
     noise = layer(x).numpy() - plain
     expected = 10 * np.log10((plain**2).sum() / (noise**2).sum())
