@@ -283,7 +283,7 @@ def _activation_factory(config: PACTConfig) -> Any:
     if config.activation == "paddleslim":
         slim = require("paddleslim.quant.quanters", needed_for="PACTConfig(activation='paddleslim')")
         inner = paddle.quantization.quanters.FakeQuanterWithAbsMaxObserver(moving_rate=0.9)
-        return slim.PACTQuanter(quantizer=inner, learning_rate=config.alpha_lr_scale)
+        return slim.PACTQuanter(quanter=inner, learning_rate=config.alpha_lr_scale)
     return _Factory(lambda _: _activation_quanter(config))
 
 

@@ -84,7 +84,7 @@ def test_parity_with_paddleslims_pactquanter():
     from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
     from paddleslim.quant.quanters import PACTQuanter
 
-    theirs = PACTQuanter(quantizer=FakeQuanterWithAbsMaxObserver(), init_value=2.0)._instance(paddle.nn.ReLU())
+    theirs = PACTQuanter(quanter=FakeQuanterWithAbsMaxObserver(), init_value=2.0)._instance(paddle.nn.ReLU())
     x = paddle.to_tensor(np.float32(np.random.RandomState(0).randn(64) * 2))
     expected = theirs(x).numpy()
     scale = theirs.scales()
