@@ -26,7 +26,17 @@ _EXIT_CODES = (
     "exit codes: 0 done; 1 cannot be done (one line says why); 2 unknown arguments; 3 done, but a budget is not kept; "
     "130 interrupted"
 )
-_PATHS = ("model", "out", "folder", "record", "images", "teacher_weights")  # arguments that are files or folders
+_PATHS = (
+    "model",
+    "out",
+    "folder",
+    "record",
+    "images",
+    "teacher_weights",
+    "before",
+    "after",
+    "html",
+)  # arguments that are files or folders
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ COMMANDS = {
     "export": Command("cli.export", "write a Paddle program as ONNX, checked"),
     "gate": Command("cli.gate", "hold recorded runs against a budget; exit code 3 if none keeps it"),
     "report": Command("cli.report", "draw the report of a folder of runs"),
+    "compare": Command("cli.compare", "compare two folders of runs: metric, size, latency, gate, options"),
     "doctor": Command("cli.doctor", "check the installation and this machine; exit code 1 if something is broken"),
     "backbones": Command("cli.backbones", "list the backbones that BackboneSwap can put in, with measured figures"),
 }

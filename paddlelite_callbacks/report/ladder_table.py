@@ -13,7 +13,7 @@ from paddlelite_callbacks.report.pareto import ladder_png
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.report.tables import DASH, are_shares, number
 
-__all__ = ["ladder_blocks", "ladder_markdown", "ladder_png", "metric_cell", "verdict_cell"]
+__all__ = ["ladder_blocks", "ladder_markdown", "ladder_png", "metric_cell", "ratio_words", "verdict_cell"]
 
 _NAME, _ENGINES = 120, 12
 _ALONE = "\u2020"  # behind a latency that was not measured in turn with the others
@@ -114,7 +114,7 @@ def verdict_cell(verdict: Verdict) -> Cell:
 
 def _won(first: Record, record: Record, metric: str, shares: bool) -> Cell:
     """Compare a record with the first: size, latency, metric."""
-    gains = [*_ratio(first.size_mb, record.size_mb, "smaller", "larger", "same size"), *_faster(first, record)]
+    gains = [*ratio_words(first.size_mb, record.size_mb, "smaller", "larger", "same size"), *_faster(first, record)]
     value, reference = record.metric(metric), first.metric(metric)
     if value is not None and reference is not None:
         change = value - reference
@@ -131,14 +131,23 @@ def _faster(first: Record, record: Record) -> list[str]:
     for timing in sorted(joint & {row.joint for row in record.main_latencies() if row.joint}, reverse=True):
         old, new = first.best_latency(joint=timing), record.best_latency(joint=timing)
         if old is not None and new is not None:
-            return _ratio(old.p50_ms, new.p50_ms, *words)
+            return ratio_words(old.p50_ms, new.p50_ms, *words)
     old, new = first.best_latency(), record.best_latency()
     if old is None or new is None:
         return []
-    return [f"{text} (timed apart)" for text in _ratio(old.p50_ms, new.p50_ms, *words)]
+    return [f"{text} (timed apart)" for text in ratio_words(old.p50_ms, new.p50_ms, *words)]
 
 
-def _ratio(old: float | None, new: float | None, better: str, worse: str, same: str) -> list[str]:
+def ratio_words(old: float | None, new: float | None, better: str, worse: str, same: str) -> list[str]:
+    """Return how many times smaller or larger ``new`` is; nothing where one is missing.
+
+    Args:
+        old: a figure.
+        new: another.
+        better: said of a smaller one.
+        worse: said of a larger one.
+        same: said within 5 %.
+    """
     if old is None or new is None or not (0 < old < math.inf and 0 < new < math.inf):
         return []
     ratio, word = (old / new, better) if new <= old else (new / old, worse)
