@@ -28,6 +28,9 @@ _REMEDIES = {
     "onnxslim": "pip install 'paddlelite_callbacks[deploy]'",
     "rich": "pip install 'paddlelite_callbacks[terminal]'",
     "shtab": "pip install 'paddlelite_callbacks[terminal]'",
+    "MNN": "pip install 'paddlelite_callbacks[edge]'",
+    "ncnn": "pip install 'paddlelite_callbacks[edge]'",
+    "pnnx": "pip install --no-deps pnnx==20261020 (it names PyTorch, which ONNX files do not need)",
     "matplotlib": "pip install 'paddlelite_callbacks[examples]'",
     "sklearn": "pip install 'paddlelite_callbacks[examples]'",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paddlelite_callbacks.utils.child_process import run_module
+from paddlelite_callbacks.utils.child_process import last_words, run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
 
 if TYPE_CHECKING:
     from paddlelite_callbacks.export.artefact import Artefact
 
-__all__ = ["file_and_inputs", "run_engine_child"]
+__all__ = ["crash_of", "file_and_inputs", "run_engine_child"]
+
+_SECONDS = 300
+_FAILED = 1  # of a child in which Python raised
 
 
 def run_engine_child(
@@ -54,6 +58,32 @@ def run_engine_child(
         done = run_module(module, engine, str(threads), str(arrays), *files, seconds=seconds, environment=environment)
     done.stderr = without_folder(done.stderr, folder)
     return done
+
+
+def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, name: str | None = None) -> str | None:
+    """Return how a process ended that loaded and ran ``artefact`` once; ``None`` if it lived, whatever it computed.
+
+    An exception is none of these ends: it says what happened, and will do so again.
+
+    Args:
+        engine: name in `ENGINES`, installed.
+        artefact: of its kind.
+        inputs: of one call.
+        name: of the file in the message; ``None`` for its own.
+    """
+    shown = name or artefact.path.name
+    try:
+        done = run_engine_child(
+            "benchmark.crash_probe", engine, artefact, inputs, threads=1, seconds=_SECONDS, environment={}
+        )
+    except subprocess.TimeoutExpired:
+        return f"{engine} did not load and run {shown} in {_SECONDS} s"
+    if done.returncode in (0, _FAILED):
+        return None
+    why = last_words(done) if done.returncode < 0 else f"it ended with {done.returncode}"
+    if -done.returncode == getattr(signal, "SIGKILL", None):
+        why += ", perhaps for lack of memory"
+    return f"{engine} crashed on {shown}: {why}. The file is damaged, or the engine has a fault that this file meets"
 
 
 def file_and_inputs(arrays: str, path: str, *files: str) -> tuple[Artefact, list[np.ndarray]]:

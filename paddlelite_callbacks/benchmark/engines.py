@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paddlelite_callbacks.benchmark.edge_engines import ConvertingEngine, Mnn, Ncnn
+from paddlelite_callbacks.benchmark.engine import Engine, EngineError, Predict
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.separate_parameters import as_pair
 from paddlelite_callbacks.utils.error_text import reason
@@ -20,43 +22,19 @@ if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
     from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = [
+    "DEFAULT_ENGINES",
     "ENGINES",
     "Engine",
     "EngineError",
     "OnnxRuntime",
     "OpenVino",
     "PaddleInference",
+    "Predict",
     "in_batches",
     "missing_reason",
+    "native_file",
+    "takes_precision",
 ]
-
-Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-
-
-class EngineError(RuntimeError):
-    """An engine could not load or run a file; one line with its reason."""
-
-
-class Engine(Protocol):
-    """Something that runs exported files.
-
-    Attributes:
-        name: as used in options and reports.
-        kind: of the artefacts it reads.
-        package: whose presence and version count.
-    """
-
-    name: str
-    kind: str
-    package: str
-
-    def load(self, artefact: Artefact, *, threads: int) -> Predict:
-        """Return a function that runs the file on ``threads`` CPU threads; outputs in the file's order.
-
-        Raises:
-            EngineError: the file cannot be loaded.
-            MissingDependencyError: the engine is not installed.
-        """
 
 
 class PaddleInference:
@@ -152,10 +130,14 @@ class OpenVino:
         return predict
 
 
-ENGINES: dict[str, Engine] = {
+DEFAULT_ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
 }
+"""Those that run where none is named."""
+_EDGE: dict[str, Engine] = {engine.name: engine for engine in (Mnn(), Ncnn())}
+ENGINES: dict[str, Engine] = {**DEFAULT_ENGINES, **_EDGE}
+"""All that can be named; those for phones convert the file first, which takes a while."""
 
 
 def in_batches(predict: Predict, rows: int | None) -> Predict:
@@ -178,8 +160,35 @@ def in_batches(predict: Predict, rows: int | None) -> Predict:
     return chunked
 
 
+def native_file(engine: str, artefact: Artefact) -> Artefact:
+    """Return the file that ``engine`` itself reads: ``artefact``, or what it was converted to.
+
+    Args:
+        engine: name in `ENGINES`.
+        artefact: of its kind.
+
+    Raises:
+        ExportError: it cannot be converted.
+    """
+    one = ENGINES[engine]
+    return one.native(artefact) if isinstance(one, ConvertingEngine) else artefact
+
+
+def takes_precision(engine: str, precision: str) -> bool:
+    """Whether ``engine`` reads files of ``precision`` at all.
+
+    Args:
+        engine: name in `ENGINES`, or another, of which nothing is known.
+        precision: of the file.
+    """
+    one = ENGINES.get(engine)
+    return not isinstance(one, ConvertingEngine) or precision in one.precisions
+
+
 def missing_reason(engine: Engine) -> str | None:
     """Return why ``engine`` cannot be used here, ``None`` if it can; imports nothing."""
+    if isinstance(engine, ConvertingEngine):
+        return engine.missing()
     with suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version(engine.package)
         return None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Footprint", "measure_footprint"]
 
 _SECONDS = 300
-_MODULES = {"paddle": "paddle.inference", "paddle-onednn": "paddle.inference"}
+_MODULES = {"paddle": "paddle.inference", "paddle-onednn": "paddle.inference", "mnn": "MNN"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,10 @@ __all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
 _SPREAD = 0.2  # between the quartiles, as a share of the median
 _SHARE = 0.9  # of the wall clock that one busy thread should get
 
-_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddleslim", "paddle2onnx", "onnxruntime", "openvino")
+_PACKAGES = (
+    *("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddleslim", "paddle2onnx", "onnxruntime", "openvino"),
+    *("MNN", "ncnn", "pnnx"),
+)
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
 
 

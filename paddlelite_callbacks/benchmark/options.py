@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddlelite_callbacks.benchmark.engines import ENGINES, Engine
+from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, ENGINES, Engine
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.errors import near_names
 
@@ -19,7 +19,8 @@ class BenchOptions:
     """How files are timed.
 
     Args:
-        engines: some of ``"paddle"``, ``"paddle-onednn"``, ``"onnxruntime"``, ``"openvino"``; ``None`` for all.
+        engines: some of ``"paddle"``, ``"paddle-onednn"``, ``"onnxruntime"``, ``"openvino"``; ``None`` for all
+            of these. ``"mnn"`` and ``"ncnn"`` (extra ``edge``) convert the ONNX file and run only where named.
         threads: CPU threads of each engine, at least 1; of a list every one, the first being the one that counts.
         batch_size: images a call, at least 1; of a list every one, the first being the one that counts.
         warmup: calls not counted, at least 0.
@@ -55,12 +56,14 @@ class BenchOptions:
                 f"engines must be a list of names, got {self.engines!r}: write engines=[{self.engines!r}]."
             )
         if self.engines is not None and not self.engines:
-            raise ValueError(f"engines must name at least one of {list(ENGINES)}, or be None for all.")
+            raise ValueError(
+                f"engines must name at least one of {list(ENGINES)}, or be None for {list(DEFAULT_ENGINES)}."
+            )
         for name in self.engines or ():
             if name not in ENGINES:
                 raise ValueError(
                     f"Unknown engine {name!r} in engines; near names: {near_names(name, ENGINES)}. Choose among "
-                    f"{list(ENGINES)}, or leave it out for all."
+                    f"{list(ENGINES)}, or leave it out for {list(DEFAULT_ENGINES)}."
                 )
         for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
             given = getattr(self, name)
@@ -77,7 +80,7 @@ class BenchOptions:
 
     def chosen(self) -> list[Engine]:
         """Return the engines asked for, present or not."""
-        return list(ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
+        return list(DEFAULT_ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
 
     @property
     def settings(self) -> list[tuple[int, int]]:

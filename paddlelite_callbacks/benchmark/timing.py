@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.benchmark.engines import ENGINES, native_file
 from paddlelite_callbacks.benchmark.footprint import measure_footprint
 from paddlelite_callbacks.benchmark.latency import Latency, WarmUp, measure_latency, summarise
 from paddlelite_callbacks.benchmark.load import FileKey, LoadedFiles
@@ -150,7 +150,7 @@ def _with_footprints(
     with tqdm(total=len(counted), desc="peak memory", unit="file", leave=False, disable=not verbose) as bar:
         for row in latencies:
             if any(row is one for one in counted):
-                artefact = files.ready[row.engine, row.precision][1]
+                artefact = native_file(row.engine, files.ready[row.engine, row.precision][1])
                 taken = measure_footprint(row.engine, artefact, repeated_rows(inputs, size), threads=threads)
                 row = replace(row, load_ms=taken.load_ms, peak_mb=taken.peak_mb)
                 if taken.error:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from paddlelite_callbacks.benchmark.engines import ENGINES, in_batches, missing_reason
+from paddlelite_callbacks.benchmark.engines import ENGINES, in_batches, missing_reason, takes_precision
 from paddlelite_callbacks.benchmark.exact_reference import EXACT, exact_engine
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.benchmark.load import LoadedFiles, checked
@@ -88,7 +88,8 @@ def validate_files(
 def violations(errors: Mapping[tuple[str, str], str], files: LoadedFiles, options: BenchOptions) -> tuple[str, ...]:
     """Return what is not as asked: files that are missing, engines that differ, engines that could not run a file.
 
-    An engine or a converter that is not installed is none, unless ``options`` names its engine.
+    An engine or a converter that is not installed is none, unless ``options`` names its engine; nor is an int8 file
+    that an engine does not take at all, as those of phones.
 
     Args:
         errors: by kind and precision, why there is no such file.
@@ -103,6 +104,7 @@ def violations(errors: Mapping[tuple[str, str], str], files: LoadedFiles, option
         for row in file_verdicts(files.checks, files.failed)
         if not row.agrees
         and row.engine not in (*EXACT, *absent)
+        and takes_precision(row.engine, row.precision)
         and (_kind_of(row.engine), row.precision) not in errors
     ]
     return tuple(said)

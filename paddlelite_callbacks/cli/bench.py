@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "timed one unless --batch is given",
     )
     parser.add_argument(
-        "--engines", help="comma-separated, in any case: paddle, paddle-onednn, onnxruntime, openvino (default: all)"
+        "--engines",
+        help="comma-separated, in any case: paddle, paddle-onednn, onnxruntime, openvino (default: these), mnn, ncnn",
     )
     parser.add_argument("--threads", default="1", help="CPU threads, comma-separated (default: 1)")
     parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input, or of the file, or 1)")

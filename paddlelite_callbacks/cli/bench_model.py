@@ -13,6 +13,7 @@ import numpy as np
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.crash_probe import crash_of
+from paddlelite_callbacks.benchmark.edge_engines import ConvertingEngine
 from paddlelite_callbacks.benchmark.engines import EngineError, missing_reason
 from paddlelite_callbacks.benchmark.load import load_files
 from paddlelite_callbacks.benchmark.machine import this_machine
@@ -130,6 +131,8 @@ def _crashes(
     for engine in options.chosen():
         for artefact in artefacts:
             if artefact.kind != engine.kind or engine.name in (beside or {}) or missing_reason(engine):
+                continue
+            if isinstance(engine, ConvertingEngine):  # tries what it converted by itself
                 continue
             name = artefact.path.name if artefact is artefacts[0] else f"the ONNX form of {artefacts[0].path.name}"
             if (why := crash_of(engine.name, artefact, inputs, name=name)) is not None:

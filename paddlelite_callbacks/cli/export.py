@@ -162,10 +162,10 @@ def _answers(artefact: Artefact, engine: str, inputs: list) -> list:
 
 def _installed_engine() -> str:
     """Return the first installed engine for ONNX files."""
-    from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+    from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
     from paddlelite_callbacks.errors import MissingDependencyError
 
-    engines = [engine for engine in ENGINES.values() if engine.kind == "onnx"]
+    engines = [engine for engine in DEFAULT_ENGINES.values() if engine.kind == "onnx"]
     why = [missing_reason(engine) for engine in engines]
     if None not in why:
         raise MissingDependencyError(f"The check of the file needs an engine: {'; '.join(map(str, why))}.")

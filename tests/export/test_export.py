@@ -15,7 +15,7 @@ from paddle.static import InputSpec
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import BenchOptions, ExportBenchCallback, ExportOptions, PACTQuantCallback
-from paddlelite_callbacks.benchmark.engines import ENGINES
+from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, ENGINES
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle
@@ -49,7 +49,7 @@ def in_evaluation(network, *inputs):
 
 @needs("paddle2onnx")
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", DEFAULT_ENGINES)
 def test_every_engine_computes_what_the_network_does(engine, batch, trained, files):
     x = Images(batch).images
     predict = ENGINES[engine].load(files[ENGINES[engine].kind], threads=1)
@@ -58,7 +58,7 @@ def test_every_engine_computes_what_the_network_does(engine, batch, trained, fil
 
 
 @needs("paddle2onnx")
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", DEFAULT_ENGINES)
 def test_signals_are_handled_as_before(engine, files):
     """OpenVINO leaves a freed signal stack behind: the next signal would kill the process."""
     code = (
@@ -136,7 +136,7 @@ def test_a_quantised_network_is_exported_within_half_a_step(tmp_path):
     convert_for_export_(shipped)
     program = export_paddle(shipped, tmp_path, input_spec=SPEC, precision="int8")
     made = {"paddle": program, "onnx": export_onnx(program, tmp_path / "model.onnx")}
-    for engine in ENGINES.values():
+    for engine in DEFAULT_ENGINES.values():
         (got,) = engine.load(made[engine.kind], threads=1)([x])
         assert np.abs(got - expected).max() <= step / 2, engine.name
 

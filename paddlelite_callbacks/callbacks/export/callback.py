@@ -74,7 +74,7 @@ class ExportBenchCallback(ScopedCallback):
         folder: of this and further runs; made if missing.
         name: of the run and its subfolder; the network's class name if ``None``.
         engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
-            (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for all, or for those of ``benchmark``.
+            (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for these, or for those of ``benchmark``.
             One that is missing or fails gives its reason in the record; one that is named and missing is refused at
             train begin.
         eval_data: a data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this

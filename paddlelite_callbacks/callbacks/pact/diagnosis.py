@@ -189,10 +189,10 @@ def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
 
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
     """Return the metric of the exported int8 file and its engine, or why there is none."""
-    from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+    from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
     from paddlelite_callbacks.export.variants import export_forms
 
-    engines = [engine for engine in ENGINES.values() if engine.kind == "onnx" and not missing_reason(engine)]
+    engines = [engine for engine in DEFAULT_ENGINES.values() if engine.kind == "onnx" and not missing_reason(engine)]
     if not engines:
         return None, "no ONNX engine installed: pip install 'paddlelite_callbacks[deploy]'"
     network = model.network

@@ -1,0 +1,191 @@
+"""Convert float ONNX files for MNN and ncnn, each with its own converter, in a child process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from paddlelite_callbacks.errors import ExportError, require, require_installed
+from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.utils.atomic_files import staged_file
+from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.folder_names import without_folder
+
+__all__ = ["QUANTIZED_OPERATORS", "check_float_onnx", "convert_to_mnn", "convert_to_ncnn", "ncnn_input_shapes"]
+
+_SECONDS = 600
+QUANTIZED_OPERATORS = frozenset(
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    ]
+)
+"""ONNX operators of quantised networks, which the converters of `check_float_onnx` do not read."""
+_KNOWN = {  # tried with a file of this package, which ONNX Runtime and OpenVINO compute rightly
+    "MNN": "MNN 3.6.1 says 'Converted Success!' and writes a file that computes something else",
+    "pnnx": "pnnx 20261020 leaves the quantisers in the file, and ncnn has no such layers",
+    "onnx2tf": "onnx2tf makes a float LiteRT file that computes something else",
+}
+_ELEMENTS = {1: "f32", 6: "i32", 7: "i64", 10: "f16", 11: "f64"}  # of ONNX, in pnnx's letters
+
+
+def check_float_onnx(path: Path, converter: str) -> None:
+    """Refuse a quantised ONNX file, of which ``converter`` is known to make a wrong one.
+
+    Args:
+        path: of the file.
+        converter: ``"MNN"``, ``"pnnx"`` (for ncnn) or ``"onnx2tf"`` (for LiteRT).
+
+    Raises:
+        ExportError: names the operators, the versions, and what to take instead.
+    """
+    nodes = _graph(path).node
+    found = {node.op_type for node in nodes if node.op_type in QUANTIZED_OPERATORS or node.op_type.startswith("QLin")}
+    if found:
+        installed = "not installed"
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed = f"{importlib.metadata.version(converter)} installed"
+        raise ExportError(
+            f"{path.name} is quantised ({', '.join(sorted(found))}), and {_KNOWN[converter]} ({installed}): give the "
+            "fp32 model.onnx, or run the int8 file with ONNX Runtime."
+        )
+
+
+def convert_to_mnn(source: Path, path: Path) -> Artefact:
+    """Convert a float ONNX file for MNN.
+
+    Args:
+        source: the ``.onnx`` file.
+        path: of the ``.mnn`` file; appears only when whole.
+
+    Raises:
+        MissingDependencyError: MNN is not installed.
+        ExportError: the file is quantised, or the converter failed or died.
+    """
+    require_installed("MNN", needed_for="a file for MNN")
+    check_float_onnx(source, "MNN")
+    with staged_file(path) as partial:
+        try:  # never its command line, which installs packages and reports to its makers
+            done = run_module("export.mnn_worker", str(source.absolute()), str(partial.absolute()), seconds=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"MNN's converter did not finish {source.name} in {_SECONDS} s.") from error
+        if done.returncode or not partial.is_file() or not partial.stat().st_size:
+            raise ExportError(f"MNN's converter failed on {source.name}: {_said(done, source.parent, path.parent)}")
+    return Artefact(kind="mnn", path=path, files=(path,))
+
+
+def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
+    """Convert a float ONNX file for ncnn, which computes one image a call of a fixed size.
+
+    Args:
+        source: the ``.onnx`` file.
+        folder: exists; gets ``model.ncnn.param`` and ``model.ncnn.bin``.
+
+    Raises:
+        MissingDependencyError: pnnx, its converter, is not installed.
+        ExportError: the file is quantised, leaves sizes free or takes more than one image a call; the converter failed,
+            or left operators that ncnn does not know.
+    """
+    program = _pnnx()
+    check_float_onnx(source, "pnnx")
+    shapes = ncnn_input_shapes(source)
+    sizes = ",".join(f"[{','.join(map(str, shape))}]{letters}" for shape, letters in shapes.values())
+    with tempfile.TemporaryDirectory() as work:  # it writes ten files beside its input
+        place = Path(work) / "model.onnx"
+        place.write_bytes(source.read_bytes())
+        command = [str(program), place.name, f"inputshape={sizes}", "fp16=0"]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=work,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"pnnx did not finish {source.name} in {_SECONDS} s.") from error
+        written = [Path(work) / f"model.ncnn.{end}" for end in ("param", "bin")]
+        if done.returncode or not all(file.is_file() for file in written):
+            raise ExportError(f"pnnx failed on {source.name}: {_said(done, Path(work))}")
+        if unknown := _unknown_layers(written[0]):
+            raise ExportError(f"ncnn has no form of {unknown}, which pnnx found in {source.name}: use another engine.")
+        targets = []
+        for file in written:
+            targets.append(folder / file.name)
+            with staged_file(targets[-1]) as partial:
+                partial.write_bytes(file.read_bytes())
+    return Artefact(kind="ncnn", path=targets[0], files=tuple(targets))
+
+
+def ncnn_input_shapes(source: Path) -> Mapping[str, tuple[list[int], str]]:
+    """Return shape (batch 1) and pnnx's element type of each input.
+
+    Args:
+        source: the ``.onnx`` file.
+
+    Raises:
+        ExportError: sizes behind the batch are free, or it takes more than one image a call.
+    """
+    graph = _graph(source)
+    constants = {item.name for item in graph.initializer}
+    shapes = {}
+    for item in graph.input:
+        if item.name in constants:
+            continue
+        tensor = item.type.tensor_type
+        sizes = [dim.dim_value for dim in tensor.shape.dim]
+        if any(size < 1 for size in sizes[1:]):
+            raise ExportError(
+                f"ncnn's files are of fixed sizes, {source.name} leaves those of {item.name} free ({sizes}; 0: free): "
+                "export it with an input_spec that gives height and width."
+            )
+        if sizes and sizes[0] > 1:
+            raise ExportError(
+                f"ncnn computes one image a call, {source.name} takes exactly {sizes[0]}: export it with "
+                "dynamic_batch=True."
+            )
+        if tensor.elem_type not in _ELEMENTS:
+            raise ExportError(f"ncnn takes floats and integers, {item.name} of {source.name} is neither.")
+        shapes[item.name] = [1, *sizes[1:]], _ELEMENTS[tensor.elem_type]
+    return shapes
+
+
+def _graph(path: Path) -> Any:
+    return require("onnx", needed_for="a look into ONNX files").load(str(path), load_external_data=False).graph
+
+
+def _pnnx() -> Path:
+    """Return pnnx's program; its Python module would import PyTorch, which an ONNX file does not need."""
+    require_installed("pnnx", needed_for="a file for ncnn")
+    spec = find_spec("pnnx")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0]) / ("pnnx.exe" if os.name == "nt" else "pnnx")
+
+
+def _said(done: subprocess.CompletedProcess[str], *folders: Path) -> str:
+    """Return how a converter failed; both tell it on their standard output."""
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    said = lines[-1][-300:] if lines and done.returncode >= 0 and not done.stderr.strip() else last_words(done)
+    for folder in folders:
+        said = without_folder(said, folder)
+    return said
+
+
+def _unknown_layers(param: Path) -> list[str]:
+    """Return the operators that pnnx had no layer for: it leaves them under their PyTorch names, which have dots."""
+    lines = param.read_text(encoding="utf-8").splitlines()[2:]
+    return sorted({line.split()[0] for line in lines if line.strip() and "." in line.split()[0]})
