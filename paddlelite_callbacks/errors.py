@@ -116,6 +116,7 @@ def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]
     for name in known:
         folded.setdefault(name.casefold(), []).append(name)
     near = difflib.get_close_matches(wrong.casefold(), list(folded), n=limit, cutoff=0.5)
+    near.sort(key=lambda name: not name.startswith(wrong.casefold()))  # what was begun comes before what looks like it
     found = [name for key in near for name in sorted(folded[key], key=lambda name: name != wrong)]
     return found[:limit] or known[:limit]
 

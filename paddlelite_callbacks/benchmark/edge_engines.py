@@ -84,7 +84,18 @@ class ConvertingEngine(ABC):
         return self._converted[key][1]
 
     def load(self, artefact: Artefact, *, threads: int) -> Predict:
-        """See `Engine.load`; the first call runs a converted file in a child process, in which it may crash."""
+        """Return a function that runs the file, see `Engine.load`.
+
+        Its first call runs a file that was converted in a child process, which may crash.
+
+        Args:
+            artefact: an ONNX file, or an own one of `native`.
+            threads: CPU threads.
+
+        Raises:
+            EngineError: the file cannot be converted or loaded.
+            MissingDependencyError: engine or converter is not installed.
+        """
         require(self.package, needed_for=f"the engine {self.name}")
         try:
             native = self.native(artefact)

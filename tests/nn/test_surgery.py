@@ -22,6 +22,7 @@ def test_near_names_are_found_in_any_case():
         find_sublayer(TinyNet(), "CONV1")
     assert near_names("resnet", ["VGG", "ResNet", "resnet", "x"]) == ["resnet", "ResNet"]
     assert near_names("zzz", ["b", "a"]) == ["b", "a"]
+    assert near_names("onnx", ["mnn", "onnxruntime", "ncnn"]) == ["onnxruntime", "mnn", "ncnn"]
 
 
 def test_glob_and_names_with_brackets():

@@ -92,7 +92,7 @@ def test_every_error_is_named():
     for name, value in CALLABLES.items():
         doc = (inspect.getdoc(value) or "") + inherited_docs(name)
         if re.match(r"See `\w+\.\w+`\.$", doc):  # of the protocol that it fulfils
-            doc = inspect.getdoc(CALLABLES[next(n for n in CALLABLES if n.endswith(doc[5:-2]))])
+            doc = inspect.getdoc(CALLABLES[next(n for n in CALLABLES if n.endswith(f".{doc[5:-2]}"))])
         silent = {error for error in raised_by(value) if "Raises:" not in doc or error not in doc}
         if silent:
             wrong[name] = silent
