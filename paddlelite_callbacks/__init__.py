@@ -10,6 +10,7 @@ What is wanted, and the name for it:
 - an installation and a machine that fit: `doctor`;
 - files that are checked and timed: `ExportBenchCallback`, with `ExportOptions`, `BenchOptions`, and a `Budget` to
   keep;
+- the same callbacks in a training loop of your own: `training_loop`;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
 The command line does the rest: ``python -m paddlelite_callbacks --help``. What the help texts mention beside these
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
     from paddlelite_callbacks.callbacks.export.options import ExportOptions
     from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
+    from paddlelite_callbacks.callbacks.training_loop import training_loop
     from paddlelite_callbacks.distill.cache import cache_teacher
     from paddlelite_callbacks.distill.ema import EMATeacher
     from paddlelite_callbacks.distill.mutual import MutualPeer
@@ -76,6 +78,7 @@ __all__ = [
     "load_pact_",
     "prepare_pact_",
     "ptq_int8",
+    "training_loop",
 ]
 
 _HOMES = {
@@ -102,6 +105,7 @@ _HOMES = {
     "load_pact_": "quant.checkpoint",
     "prepare_pact_": "quant.prepare",
     "ptq_int8": "quant.ptq",
+    "training_loop": "callbacks.training_loop",
 }
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.callbacks.batch_state import BatchState, LossStep
 from paddlelite_callbacks.callbacks.nan_guard.guard import FIGURE, NaNGuard, agreed_policy
 from paddlelite_callbacks.hapi import (
+    LoopModel,
     LossFunction,
     around_train_batch,
     calling_list,
@@ -47,7 +48,7 @@ class FitSession:
 
     Args:
         model: in training.
-        own_loop: whether a loop of the user's own calls the hooks, instead of ``fit``.
+        hooks_only: whether a loop of the user's own calls the hooks of one callback, instead of ``fit``.
 
     Attributes:
         data: the loader of the training data, until the members have looked ahead; ``None`` in a loop of the user's
@@ -58,9 +59,9 @@ class FitSession:
         late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
     """
 
-    def __init__(self, model: paddle.Model, *, own_loop: bool = False) -> None:
+    def __init__(self, model: paddle.Model, *, hooks_only: bool = False) -> None:
         self.model = model
-        self.own_loop = own_loop
+        self.hooks_only = hooks_only
         self.members: list[ScopedCallback] = []
         self.started = False
         self.logs: dict[str, Any] | None = None
@@ -73,6 +74,11 @@ class FitSession:
         self.late = ExitStack()
         self._scope = ExitStack()
         self._failed = False
+
+    @property
+    def own_loop(self) -> bool:
+        """Return whether this is a loop of the user's own, instead of ``fit``."""
+        return self.hooks_only or isinstance(self.model, LoopModel)
 
     def join(self, member: ScopedCallback) -> None:
         """Add ``member``, unless the session has started or has it."""
@@ -113,10 +119,14 @@ class FitSession:
             member.attach(self._scope)
         if self.guard.policy == "skip":
             self.declare_figure(FIGURE)
-        self.late.enter_context(whole_checkpoints(self.model))
-        self._scope.enter_context(self._computed_loss())
-        self._scope.enter_context(around_train_batch(self.model, self._after_batch, before=self._before_batch))
-        self._scope.enter_context(self.guard.watching(self._after_skipped))  # outermost
+        if isinstance(self.model, LoopModel):  # which calls what hapi's model is wrapped in, itself
+            self._scope.callback(self._forget_batch)
+            self.guard.begin()
+        else:
+            self.late.enter_context(whole_checkpoints(self.model))
+            self._scope.enter_context(self._computed_loss())
+            self._scope.enter_context(around_train_batch(self.model, self.end_batch, before=self.begin_batch))
+            self._scope.enter_context(self.guard.watching(self.end_skipped_batch))  # outermost
         self._scope.enter_context(shown_metrics(params, list(self._figures)))
 
     def add_step(self, step: LossStep) -> None:
@@ -133,25 +143,28 @@ class FitSession:
             scope.callback(self._forget_batch)
             if self._steps:
                 network = self.model.network
-                scope.callback(network.register_forward_pre_hook(self._before_forward).remove)
-                scope.callback(network.register_forward_post_hook(self._after_forward).remove)
+                scope.callback(network.register_forward_pre_hook(self.before_forward).remove)
+                scope.callback(network.register_forward_post_hook(self.after_forward).remove)
             scope.enter_context(replaced_loss(self.model, self._loss_of))
             yield
 
-    def _before_batch(self, inputs: Any, labels: Any) -> None:
+    def begin_batch(self, inputs: Any, labels: Any) -> None:
+        """Begin a training batch."""
         self.batch = BatchState(inputs=inputs, labels=labels)
 
     def _forget_batch(self) -> None:
         self.batch = BatchState()
 
-    def _before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
+    def before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
+        """Run what the steps run before the network."""
         if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
             return
         self.batch.student = self.batch.teachers = None
         for step in self._steps:
             step.before_forward(self.batch, inputs)
 
-    def _after_forward(self, network: Layer, inputs: tuple[Tensor, ...], outputs: Any) -> None:
+    def after_forward(self, network: Layer, inputs: tuple[Tensor, ...], outputs: Any) -> None:
+        """Keep the network's outputs."""
         if paddle.in_dynamic_mode():
             self.batch.student = Seen(outputs)
 
@@ -159,21 +172,37 @@ class FitSession:
         """Return the loss for hapi: ``task_loss``, the steps' terms, and the guard."""
 
         def loss(*outputs_and_labels: Any) -> Any:
-            batch, result = self.batch, task_loss(*outputs_and_labels)
-            outputs, labels = _split(outputs_and_labels, batch)
+            result = task_loss(*outputs_and_labels)
+            outputs, labels = _split(outputs_and_labels, self.batch)
             if not self.model.network.training:
                 for step in self._steps:
                     step.evaluated(task_loss, outputs, labels)
-                batch.student = None
+                self.batch.student = None
                 return result
-            for step in self._steps:
-                result = step.loss(task_loss, summed(result), batch, labels)
-            if self.model.mode == "train":
-                self.guard.examine(listed(result), batch, outputs)
-            self.batch = BatchState()  # frees the tensors
-            return result
+            return self.training_loss(task_loss, result, outputs, labels)
 
         return loss
+
+    def training_loss(self, task_loss: LossFunction, task: Any, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
+        """Return the loss of a training batch: the task's with the steps' terms, looked at by the guard.
+
+        Args:
+            task_loss: the function that gave it, for a peer.
+            task: the task's, in one or several parts.
+            outputs: of the network.
+            labels: of the batch.
+
+        Raises:
+            NonFiniteLossError: see `NaNGuard`.
+            SkipBatch: likewise.
+        """
+        batch, result = self.batch, task
+        for step in self._steps:
+            result = step.loss(task_loss, summed(result), batch, labels)
+        if self.model.mode == "train":
+            self.guard.examine(listed(result), batch, outputs)
+        self.batch = BatchState()  # frees the tensors
+        return result
 
     def declare_figure(self, name: str) -> None:
         """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
@@ -218,14 +247,16 @@ class FitSession:
         """Keep the loader of the evaluation that begins."""
         self.eval_loader = data_loader
 
-    def _after_batch(self, updated: bool) -> None:
+    def end_batch(self, updated: bool) -> None:
+        """End a batch; ``updated`` says whether the optimizer took a step."""
         for step in self._steps:
             step.after_batch(updated)
         for member in self.members:
             member.after_batch(updated)
         self._batch_done()
 
-    def _after_skipped(self, updated: bool) -> None:
+    def end_skipped_batch(self, updated: bool) -> None:
+        """End a batch that is left out; ``updated`` says whether the optimizer took a step all the same."""
         for step in self._steps:
             step.skipped()
             step.after_batch(updated)
@@ -238,7 +269,11 @@ class FitSession:
         if self.guard.policy == "skip":
             self.put_figure(FIGURE, len(self.guard.skipped))
         if self.logs is not None:
-            self.logs.update({name: float(value) for name, value in self._figures.items() if value is not None})
+            self.logs.update(self.figures())
+
+    def figures(self) -> dict[str, float]:
+        """Return the metrics of the latest batch as numbers; waits for the device."""
+        return {name: float(value) for name, value in self._figures.items() if value is not None}
 
 
 def _split(outputs_and_labels: tuple[Any, ...], batch: BatchState) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -263,7 +298,7 @@ def _joined_session(member: ScopedCallback, model: paddle.Model, callbacks: Call
     """
     session = None if callbacks is None else _sessions.get(callbacks)
     if session is None:
-        session = FitSession(model, own_loop=callbacks is None)
+        session = FitSession(model, hooks_only=callbacks is None)
         if callbacks is not None:
             _sessions[callbacks] = session
             guard_fit(model, callbacks, session)
@@ -284,12 +319,16 @@ class ScopedCallback(paddle.callbacks.Callback):
     Attributes:
         on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
         guards_loss: whether it wants such batches looked for.
+        follows_epochs: whether it has schedules over the number of epochs.
+        needs_fp32: whether the network must not run in mixed precision.
     """
 
     model: paddle.Model
     params: dict[str, Any]
     on_nan: str | None = None
     guards_loss = False
+    follows_epochs = False
+    needs_fp32 = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,6 +373,32 @@ class ScopedCallback(paddle.callbacks.Callback):
             raise RuntimeError(f"{type(self).__name__} is not in training: pass it to model.fit(callbacks=[...]).")
         return self._session
 
+    def join(self, session: FitSession, params: dict[str, Any]) -> None:
+        """Join the session of a `training_loop`, with what hapi's ``set_model`` and ``set_params`` would give."""
+        super().set_model(session.model)
+        super().set_params(params)
+        self.close()
+        self._session = session
+        session.join(self)
+
+    @property
+    def in_training(self) -> bool:
+        """Return whether it is in a training that has begun."""
+        return self._session is not None and self._session.started
+
+    def on_evaluated(self, epoch: int, logs: dict[str, Any], figures: dict[str, float]) -> None:
+        """Receive what a loop of the user's own reports of an evaluation.
+
+        Args:
+            epoch: under way.
+            logs: of its latest batch.
+            figures: of the evaluation.
+        """
+
+    def leave(self) -> None:
+        """Forget a session that is closed."""
+        self._session = None
+
     def close(self) -> None:
         """Undo the edits of a training that was left without ``on_train_end``."""
         if self._session is not None:
@@ -373,6 +438,6 @@ class ScopedCallback(paddle.callbacks.Callback):
         """
         session = self.session
         session.close(late=False)
-        if session.own_loop:
+        if session.hooks_only:
             self._session = None
             session.finish()

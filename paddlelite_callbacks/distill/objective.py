@@ -280,7 +280,7 @@ def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
     if not -len(labels) <= index < len(labels):
         raise ValueError(
             f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: choose another with "
-            "OutputTerm(..., label=...)."
+            "OutputTerm(..., label=...); in a training_loop, give the labels: loop.loss(loss, labels)."
         )
     return labels[index]
 

@@ -5,6 +5,7 @@ Every edit is a context manager that undoes itself, or (`guard_fit`) ends with t
 
 from __future__ import annotations
 
+from paddlelite_callbacks.hapi.attribute import instance_attribute
 from paddlelite_callbacks.hapi.checkpoints import WEIGHTS, alongside_checkpoints, whole_checkpoints
 from paddlelite_callbacks.hapi.fit import (
     FitGuard,
@@ -17,6 +18,7 @@ from paddlelite_callbacks.hapi.fit import (
     skippable_batches,
     training_data,
 )
+from paddlelite_callbacks.hapi.loop import LoopModel, unknown_loss
 from paddlelite_callbacks.hapi.model import (
     LossFunction,
     amp_level,
@@ -45,6 +47,7 @@ from paddlelite_callbacks.hapi.optimizer import (
 __all__ = [
     "WEIGHTS",
     "FitGuard",
+    "LoopModel",
     "LossFunction",
     "SkipBatch",
     "alongside_checkpoints",
@@ -59,6 +62,7 @@ __all__ = [
     "in_use_by",
     "input_count",
     "input_specs",
+    "instance_attribute",
     "labels_through",
     "metric_names",
     "metrics_of",
@@ -74,5 +78,6 @@ __all__ = [
     "task_loss_of",
     "trained_also",
     "training_data",
+    "unknown_loss",
     "whole_checkpoints",
 ]

@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor
 
 from paddlelite_callbacks.hapi.attribute import instance_attribute
+from paddlelite_callbacks.hapi.loop import LoopModel
 from paddlelite_callbacks.nn.attributes import same_attributes
 from paddlelite_callbacks.nn.nested import listed
 from paddlelite_callbacks.utils.isolation import same_generators
@@ -61,7 +62,7 @@ def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
     if optimizer is None:
         raise RuntimeError("The model has no optimizer: call model.prepare(optimizer, loss) before fit().")
     parameters = optimizer._parameter_list or []
-    if any(isinstance(group, dict) for group in parameters):
+    if any(isinstance(group, dict) for group in parameters) and not isinstance(model, LoopModel):
         raise ValueError(
             f"The optimizer {type(optimizer).__name__} was made with {len(parameters)} parameter groups, which "
             "paddle.Model.fit cannot use: pass parameters=network.parameters() and give single parameters their own "
@@ -189,7 +190,9 @@ def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
 def metric_names(model: paddle.Model) -> list[str]:
     """Return the names of all metrics of ``model``."""
     names = [metric.name() for metric in metrics_of(model)]
-    return [name for entry in names for name in ([entry] if isinstance(entry, str) else entry)]
+    known = [name for entry in names for name in ([entry] if isinstance(entry, str) else entry)]
+    reported = model.figures if isinstance(model, LoopModel) else ()
+    return known + [name for name in reported if name not in known]
 
 
 @contextmanager

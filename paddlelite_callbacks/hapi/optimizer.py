@@ -30,7 +30,7 @@ def check_optimizer_parameters(optimizer: paddle.optimizer.Optimizer, network: L
     """Check that an optimizer trains parameters of ``network``.
 
     Args:
-        optimizer: not one with parameter groups.
+        optimizer: with or without parameter groups.
         network: to be trained; may be frozen in part, or as a whole.
         whose: for the message.
 
@@ -38,7 +38,7 @@ def check_optimizer_parameters(optimizer: paddle.optimizer.Optimizer, network: L
         ValueError: it knows none of the trainable parameters.
     """
     wanted = [parameter for parameter in network.parameters() if parameter.trainable]
-    known = {id(parameter) for parameter in optimizer._parameter_list or []}
+    known = {id(parameter) for parameter in _parameters_of(optimizer)}
     if wanted and not any(id(parameter) in known for parameter in wanted):
         raise ValueError(
             f"{whose} ({type(optimizer).__name__}, {len(known)} parameters) holds none of the {len(wanted)} trainable "
@@ -126,7 +126,7 @@ def trained_also(
     Taken out again, they leave no accumulators behind, so that later checkpoints do not hold any.
 
     Args:
-        optimizer: not one with parameter groups, see `prepared_optimizer`.
+        optimizer: one with parameter groups gets a group of its own for them.
         parameters: those not yet known to the optimizer are added.
         keep: asked at the end of the block; ``False`` takes the added ones out again.
 
@@ -138,23 +138,59 @@ def trained_also(
         raise ValueError(
             f"The optimizer {type(optimizer).__name__} has no parameter list: pass parameters=network.parameters()."
         )
-    held = {id(parameter) for parameter in known}
+    held = {id(parameter) for parameter in _parameters_of(optimizer)}
     added = [parameter for parameter in parameters if id(parameter) not in held]
     if added and getattr(optimizer, "_use_multi_tensor", False) and optimizer._accumulators:
         raise ValueError(
             f"{type(optimizer).__name__}(use_multi_tensor=True) has already taken steps and cannot take new "
             "parameters: make a new optimizer, or leave use_multi_tensor off."
         )
-    known.extend(added)
+    taken_out = _extended(optimizer, added)
     if added and optimizer._accumulators_holder:  # a loaded state, which would refuse what it does not know
         _create_accumulators(optimizer, added)
     try:
         yield
     finally:
         if not keep():
-            gone = {id(parameter) for parameter in added}
-            known[:] = [parameter for parameter in known if id(parameter) not in gone]
+            taken_out()
             _drop_accumulators(optimizer, added)
+
+
+def _parameters_of(optimizer: paddle.optimizer.Optimizer) -> list[Tensor]:
+    groups = optimizer._parameter_list or []
+    return [one for group in groups for one in (group["params"] if isinstance(group, dict) else [group])]
+
+
+def _extended(optimizer: paddle.optimizer.Optimizer, added: Sequence[Tensor]) -> Callable[[], None]:
+    """Add parameters to the list of ``optimizer``, or as a group to its groups; return the undo."""
+    known = optimizer._parameter_list
+    if not added or not isinstance(next(iter(known), None), dict):
+        known.extend(added)
+        gone = {id(parameter) for parameter in added}
+
+        def remove() -> None:
+            known[:] = [parameter for parameter in known if id(parameter) not in gone]
+
+        return remove
+    rates = [dict(parameter.optimize_attr) for parameter in added]
+    usual = {"weight_decay": getattr(optimizer, "regularization", None), "grad_clip": optimizer._grad_clip}
+    fresh = {**usual, **optimizer._default_dict, "params": list(added)}
+    optimizer._add_param_group(fresh)  # sets every rate to that of the group
+    for parameter, rate in zip(added, rates, strict=True):
+        parameter.optimize_attr.update(rate)
+    group = optimizer._param_groups[-1]
+    known.append(group)
+    per_group = getattr(optimizer, "_param_dict", {}).values()
+    for tensors in per_group:
+        tensors.append([])
+
+    def remove_group() -> None:
+        for groups in (known, optimizer._param_groups):
+            groups[:] = [one for one in groups if one is not group]
+        for tensors in per_group:
+            tensors.pop()
+
+    return remove_group
 
 
 class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):

@@ -22,12 +22,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run(folder, *arguments, processes=1):
+def run(folder, *arguments, processes=1, script=SCRIPT):
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent), "PYTHONWARNINGS": "ignore"}
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
     launch += ["--master", f"127.0.0.1:{free_port()}"]
-    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *arguments]
+    command = [sys.executable, *(launch if processes > 1 else []), str(script), *arguments]
     with (folder / "screen.log").open("w") as screen:
         started = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=screen, stderr=screen, start_new_session=True
@@ -136,3 +136,11 @@ def test_nobody_waits_for_a_process_that_raised(tmp_path, where):
     code, text = run(tmp_path, "fail", where, processes=2)
     assert code != 0
     assert f"raised on purpose in {'a' if where == 'batch' else 'the'} {where}" in text
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_gives_the_weights_of_fit(tmp_path):
+    code, text = run(tmp_path, str(tmp_path), processes=2, script=HELPERS / "launched_loop.py")
+    assert code == 0, text
+    for name in ("features", "pact", "mutual", "skipped"):
+        assert all((tmp_path / f"{name}-{rank}").exists() for rank in (0, 1))

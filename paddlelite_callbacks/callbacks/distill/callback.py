@@ -302,6 +302,12 @@ class DistillCallback(ScopedCallback):
                 alongside_checkpoints(self.model, lambda path: save_state_beside(self.state_dict(), path))
             )
 
+    @property
+    def follows_epochs(self) -> bool:  # type: ignore[override]
+        """Return whether a weight is scheduled."""
+        terms = [] if self._objective is None else self._objective.terms.values()
+        return any(callable(weight) for weight in (self.weight, self.task_weight, *(term.weight for term in terms)))
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the schedules to this epoch (called by hapi)."""
         super().on_epoch_begin(epoch, logs)

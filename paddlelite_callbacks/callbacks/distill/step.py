@@ -46,10 +46,12 @@ class Position:
         self._steps: int | None = None
         self._counted = False  # by us, epoch for epoch
         self._epoch, self._batch = 0, 0
+        self._absolute = False  # the user's own loop numbers epochs over the whole training
 
     def begin(self, params: dict[str, Any]) -> None:
         """Start a ``fit`` with hapi's ``Callback.params``."""
         self._epochs = params.get("epochs") or 1
+        self._absolute = bool(params.get("own_loop"))
         self._steps = params.get("steps")
         self._counted = self._steps is None
         self._epoch, self._batch = 0, 0
@@ -64,6 +66,8 @@ class Position:
         if self._counted and self._batch:
             self._steps = self._batch
         self._epoch, self._batch = epoch, 0
+        if self._absolute:
+            self.offset = 0.0
 
     def after_batch(self) -> None:
         """Advance by one batch."""
@@ -77,7 +81,7 @@ class Position:
     @property
     def epochs(self) -> float:
         """Return the epochs in all."""
-        return self.offset + self._epochs
+        return self._epochs if self._absolute else self.offset + self._epochs
 
     def value_of(self, weight: Weight) -> float:
         """Return a weight, or a schedule's value, at this position."""

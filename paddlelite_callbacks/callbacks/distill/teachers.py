@@ -26,7 +26,7 @@ from paddlelite_callbacks.distill.forward import (
 from paddlelite_callbacks.distill.identity import function_digest, function_name
 from paddlelite_callbacks.distill.load_teacher import TeacherLike, check_files_exist, loaded_teacher
 from paddlelite_callbacks.distill.objective import Objective
-from paddlelite_callbacks.hapi import LossFunction, input_count, labels_through
+from paddlelite_callbacks.hapi import LoopModel, LossFunction, input_count, labels_through
 from paddlelite_callbacks.nn.dry_run import UNKNOWN_BATCH, InputSpecs, seen_on_zeros
 from paddlelite_callbacks.nn.nested import Seen
 
@@ -243,6 +243,7 @@ class CacheSource(Source):
         self._cached = cached
         self.networks = [None]
         self._given: list[Tensor] | None = None
+        self._own_loop = False
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Return ``[None]``: there is no network."""
@@ -255,6 +256,7 @@ class CacheSource(Source):
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
         """Take the cached outputs off each batch's labels."""
+        self._own_loop = isinstance(model, LoopModel)
         scope.callback(self._forget)
         scope.enter_context(labels_through(model, self._without_outputs))
         return self._stored
@@ -280,6 +282,11 @@ class CacheSource(Source):
     def _stored(self, inputs: Sequence[Tensor], labels: Labels) -> list[Seen] | None:
         """Return the outputs that came with the batch."""
         given, self._given = self._given, None
+        if given is None and self._own_loop:
+            raise RuntimeError(
+                "The batch has no stored outputs: iterate over what cache_teacher returned, and take each batch's "
+                "fields from loop.batch(data)."
+            )
         return None if given is None else [Seen(self._cached.outputs_from(given))]
 
     def _forget(self) -> None:

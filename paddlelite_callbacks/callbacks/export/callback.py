@@ -31,7 +31,7 @@ from paddlelite_callbacks.callbacks.export.run import ExportRun, Trained, traine
 from paddlelite_callbacks.callbacks.session import ScopedCallback
 from paddlelite_callbacks.export.metadata import checked_sidecar_options
 from paddlelite_callbacks.export.paddle_program import check_program_format
-from paddlelite_callbacks.hapi import evaluates_in_fit, metric_names
+from paddlelite_callbacks.hapi import LoopModel, evaluates_in_fit, metric_names
 from paddlelite_callbacks.nn.surgery import unwrapped
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
@@ -204,7 +204,7 @@ class ExportBenchCallback(ScopedCallback):
         """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
         super().check()
         check_input_sizes(self.model, self.export_options.input_spec, self.session.data)
-        if self.which == "best":
+        if self.which == "best" and not isinstance(self.model, LoopModel):  # there the user reports what there is
             check_monitor(self.model, self.export_options.monitor)
         if not self.session.own_loop:
             evaluated = self._has_eval_data or evaluates_in_fit(self.model)
@@ -258,6 +258,11 @@ class ExportBenchCallback(ScopedCallback):
         """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
         if self._trained is not None:  # else an evaluation of its own
             self._trained.history.evaluated(self.model.network, logs, metric_names(self.model))
+
+    def on_evaluated(self, epoch: int, logs: dict[str, Any], figures: dict[str, float]) -> None:
+        """Keep the figures of an evaluation in a loop of the user's own, see `on_eval_end`."""
+        self.on_epoch_end(epoch, logs)
+        self.on_eval_end(figures)
 
     def finish(self) -> None:
         """Export, check, time, record, report: on the first process alone, for which the others wait.

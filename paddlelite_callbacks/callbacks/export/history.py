@@ -50,7 +50,10 @@ class History:
             names: of the figures of this model.
         """
         mine = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
-        self.rows.append({"epoch": epoch + 1, **mine})
+        if self.rows and self.rows[-1]["epoch"] == epoch + 1:  # evaluated in its middle, in a loop of the user's own
+            self.rows[-1].update(mine)
+        else:
+            self.rows.append({"epoch": epoch + 1, **mine})
 
     def evaluated(self, network: Layer, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
         """Add the figures of an evaluation; keep the weights where they are the best so far.

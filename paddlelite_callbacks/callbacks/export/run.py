@@ -78,6 +78,7 @@ class Trained:
             inputs: a batch each.
         """
         if self.sample is None:
+            _check_tensors(inputs)
             self.rows = int(inputs[0].shape[0])
             first = [item[:_ROWS] for item in inputs]
             self.sample = [i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in first]
@@ -270,6 +271,21 @@ def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, ve
             figures = model.evaluate(batches, batch_size=trained.rows, verbose=2 if verbose else 0)
         trained.history.evaluated(model.network, figures, metric_names(model))
     return trained
+
+
+def _check_tensors(inputs: Sequence[Any]) -> None:
+    """Check that a network is called with tensors, as every file is.
+
+    Raises:
+        TypeError: with something else.
+    """
+    others = [type(item).__name__ for item in inputs if not isinstance(item, (Tensor, np.ndarray))]
+    if others or not inputs:
+        raise TypeError(
+            f"The network is called with {others or 'no inputs'}, and a file takes tensors: leave ExportBenchCallback "
+            "out of the training, and call its export(layer, images) afterwards, with a layer whose forward takes the "
+            "tensors and calls the network."
+        )
 
 
 def _first_batch(data: Any, inputs: int) -> list[Tensor | np.ndarray]:

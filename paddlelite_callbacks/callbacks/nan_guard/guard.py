@@ -117,11 +117,25 @@ class NaNGuard:
         if self.policy == "ignore":
             yield
             return
-        self._several_ranks = several_ranks()
-        self._buffers.follow(self.model.network)
-        self._check_weights_finite()
-        with skippable_batches(self.model, before=lambda *_: self._buffers.keep(), skipped=skipped):
+        self.begin()
+        with skippable_batches(self.model, before=lambda *_: self.keep(), skipped=skipped):
             yield
+
+    def begin(self) -> None:
+        """Check that all weights are finite, and follow the buffers.
+
+        Raises:
+            ValueError: some are not.
+        """
+        if self.policy != "ignore":
+            self._several_ranks = several_ranks()
+            self._buffers.follow(self.model.network)
+            self._check_weights_finite()
+
+    def keep(self) -> None:
+        """Keep the buffers before a batch."""
+        if self.policy != "ignore":
+            self._buffers.keep()
 
     def _check_weights_finite(self) -> None:
         """Check that all weights are finite before training."""

@@ -115,6 +115,7 @@ class PACTQuantCallback(ScopedCallback):
     """
 
     guards_loss = True
+    needs_fp32 = True
     evaluate_on = old_attribute("evaluate_on", "eval_data")
     allowed_drop = old_attribute("allowed_drop", "metric_drop")
 
@@ -259,7 +260,7 @@ class PACTQuantCallback(ScopedCallback):
         """Advance the schedule (called by hapi)."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
-        if self.config.start_epoch and epoch == self.config.start_epoch:
+        if self.config.start_epoch and epoch >= self.config.start_epoch:  # a resumed loop may begin behind it
             switch_quantizers_(self.model.network, True)
         self._freeze_scales()
 
