@@ -45,7 +45,7 @@ def training_loop(
 ) -> TrainingLoop:
     """Use callbacks of this package in a training loop that is not ``paddle.Model.fit``.
 
-    Inside the ``with`` block, send each batch's loss through `TrainingLoop.loss`; forward pass, ``backward`` and the
+    Inside the ``with`` block, send each batch's loss through ``loop.loss``; forward pass, ``backward`` and the
     optimizer's step stay as they are, and the weights become bit for bit those of ``fit`` on the same batches. What a
     callback changes and does not promise to keep is undone however the block is left: at its end, by ``break``,
     ``return``, an exception or Ctrl-C. An exception skips what runs at the end of training (export, diagnosis).
@@ -194,24 +194,27 @@ class TrainingLoop:
         self._labels = fields[count:]
         return fields
 
-    def loss(self, loss: Tensor | Sequence[Tensor], *labels: Tensor) -> Tensor:
+    def loss(self, loss: Any, *labels: Tensor) -> Any:
         """Return the loss to minimise: the task's with what the callbacks add.
 
         Call it once between forward pass and ``backward``.
 
         Args:
-            loss: the task's; several parts are summed.
+            loss: the task's: a tensor; a list of parts, which are summed; or a dictionary with the total as ``"loss"``,
+                as networks and losses of PaddleDetection and PaddleOCR return it.
             labels: of the batch, for losses that take labels and for a `MutualPeer`.
 
         Returns:
-            The loss; for a batch that is left out (``on_nan="skip"``) a zero that depends on nothing, with which
-            ``backward`` and the optimizer's step change no weight.
+            The loss, in a dictionary where one was given; for a batch that is left out (``on_nan="skip"``) a zero that
+            depends on nothing, with which ``backward`` and the optimizer's step change no weight.
 
         Raises:
-            TypeError: no tensor.
+            TypeError: no tensor, list of tensors or dictionary with ``"loss"``.
             RuntimeError: outside the ``with`` block, called twice, or the network has not run.
             NonFiniteLossError: see ``on_nan`` of the callbacks.
         """
+        if isinstance(loss, Mapping) and "loss" in loss:
+            return {**loss, "loss": self.loss(loss["loss"], *labels)}
         session, parts = self._in_training(), listed(loss)
         self._check_loss(parts)
         self._given, self._ran = True, False
@@ -379,8 +382,8 @@ class TrainingLoop:
     def _check_loss(self, parts: Sequence[Any]) -> None:
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             raise TypeError(
-                f"loss() takes the loss as a tensor, or a list of its parts, got "
-                f"{[type(part).__name__ for part in parts]}: of a network that returns a dictionary, its 'loss'."
+                "loss() takes the loss as a tensor, a list of its parts, or a dictionary with the total as 'loss', got "
+                f"{[sorted(part) if isinstance(part, Mapping) else type(part).__name__ for part in parts]}."
             )
         wide = [list(part.shape) for part in parts if part.size != 1]
         if wide:

@@ -15,7 +15,14 @@ __all__ = ["LoopModel", "unknown_loss"]
 
 
 def unknown_loss(*outputs_and_labels: Any) -> Any:
-    """Stand in for a task loss that `training_loop` was not given."""
+    """Stand in for a task loss that `training_loop` was not given.
+
+    Args:
+        outputs_and_labels: what hapi gives a loss.
+
+    Raises:
+        RuntimeError: always.
+    """
     raise RuntimeError(
         "A callback computes the task's loss itself (MutualPeer and eval_data do), and training_loop does not know it: "
         "give training_loop(..., loss=criterion), a function of the network's outputs and the labels."

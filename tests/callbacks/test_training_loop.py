@@ -7,7 +7,8 @@ import contextlib
 import numpy as np
 import paddle
 import pytest
-from byhand import CE
+from byhand import CE, hinton
+from paddle import nn
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import (
@@ -404,6 +405,139 @@ def test_an_exception_exports_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# --- losses inside the network, several heads ---
+
+
+class Detector(nn.Layer):
+    """In training a dictionary with the loss, as PaddleDetection's networks give it; scores else."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = TinyNet(width=width)
+
+    def forward(self, inputs):
+        scores = self.body(inputs["image"])
+        if not self.training:
+            return scores
+        loss = CE(scores, inputs["label"])
+        return {"loss": 2 * loss, "loss_cls": loss, "scores": scores}
+
+
+class Heads(nn.Layer):
+    """Two heads in training and one else, as PaddleSeg's networks."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.body, self.aux = TinyNet(width=width), nn.Linear(3, 4)
+
+    def forward(self, x):
+        scores = self.body(x)
+        return [scores, self.aux(x.mean(axis=[2, 3]))] if self.training else [scores]
+
+
+def seeded(make, seed, **options):
+    paddle.seed(seed)
+    return make(**options)
+
+
+def by_hand(net, teacher, add, batch_of, loss_of):
+    """The loop that a reader would write: ``add`` is the distillation of outputs and features of both."""
+    optimizer, teacher_features, features = momentum(net), {}, {}
+    teacher.eval()
+    for network_, kept in ((net, features), (teacher, teacher_features)):
+        dict(network_.named_sublayers())["body.conv1"].register_forward_post_hook(
+            lambda layer, x, y, kept=kept: kept.update(y=y)
+        )
+    for images, labels in loader():
+        with paddle.no_grad():
+            taught = teacher(batch_of(images, labels))
+        outputs = net(batch_of(images, labels))
+        (loss_of(outputs, labels) + add(outputs, taught, features.get("y"), teacher_features["y"])).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+
+def in_loop(net, callback, batch_of, loss_of):
+    optimizer = momentum(net)
+    with training_loop(net, optimizer, callback) as loop:
+        for images, labels in loader():
+            loss = loop.loss(loss_of(net(batch_of(images, labels)), labels))
+            (loss["loss"] if isinstance(loss, dict) else loss).backward()
+            optimizer.step()
+            optimizer.clear_grad()
+
+
+def close(a, b):
+    for key, value in weights_of(a).items():
+        np.testing.assert_allclose(value, b.state_dict()[key].numpy(), atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("what", ["features", "scores"])
+def test_a_network_that_returns_a_dictionary_with_its_loss(what):
+    def batch_of(images, labels):
+        return {"image": images, "label": labels}
+
+    def add(outputs, taught, feature, target):
+        if what == "features":
+            return 0.5 * nn.functional.mse_loss(feature, target)
+        return hinton(outputs["scores"], taught)
+
+    ours, theirs = seeded(Detector, 3), seeded(Detector, 3)
+    options = {"features": {"body.conv1": "body.conv1"}} if what == "features" else {
+        "loss": "kl", "output": ("scores", None)
+    }  # fmt: skip
+    in_loop(ours, DistillCallback(seeded(Detector, 7), **options), batch_of, lambda outputs, labels: outputs)
+    by_hand(theirs, seeded(Detector, 7), add, batch_of, lambda outputs, labels: outputs["loss"])
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("what", ["features", "main", "all"])
+def test_a_network_with_auxiliary_heads(what, mode):
+    if (what, mode) == ("all", "eval"):
+        return  # the teacher has one head there
+
+    def loss_of(outputs, labels):
+        return CE(outputs[0], labels) + 0.4 * CE(outputs[1], labels)
+
+    def add(outputs, taught, feature, target):
+        if what == "features":
+            return 0.5 * nn.functional.mse_loss(feature, target)
+        heads = zip(outputs, taught, strict=True) if what == "all" else [(outputs[0], taught[0])]
+        return sum(hinton(a, b) for a, b in heads)
+
+    ours, theirs, teacher = seeded(Heads, 3), seeded(Heads, 3), seeded(Heads, 7)
+    options = {"features": {"features": {"body.conv1": "body.conv1"}}, "main": {"loss": "kl", "output": 0}}
+    callback = DistillCallback(seeded(Heads, 7), teacher_mode=mode, **options.get(what, {"loss": "kl"}))
+    in_loop(ours, callback, lambda images, labels: images, loss_of)
+    if mode == "train":  # norms frozen all the same
+        forward = teacher.forward
+        teacher.forward = lambda x: [*forward(x), teacher.aux(x.mean(axis=[2, 3]))]
+    by_hand(theirs, teacher, add, lambda images, labels: images, loss_of)
+    close(ours, theirs)
+
+
+def test_a_dictionary_with_its_loss_inside_fit():
+    """hapi gives a loss function the dictionary as it is."""
+
+    class Taking(Detector):
+        def forward(self, image):
+            return super().forward({"image": image, "label": paddle.to_tensor([0, 1, 2, 3, 0, 1, 2, 3])})
+
+    student, teacher = seeded(Taking, 3), seeded(Taking, 7)
+    model = paddle.Model(student)
+    model.prepare(momentum(student), lambda outputs, labels: outputs["loss"])
+    fit(model, [DistillCallback(teacher, loss="kl", output=("scores", None))], evaluate=False)
+    net = seeded(Detector, 3)
+    in_loop(
+        net,
+        DistillCallback(seeded(Detector, 7), loss="kl", output=("scores", None)),
+        lambda images, labels: {"image": images, "label": labels},
+        lambda outputs, labels: outputs,
+    )
+    assert equal_weights(weights_of(student), weights_of(net))
+
+
 # --- bad input ---
 
 
@@ -488,7 +622,8 @@ BAD_INPUT = {
         "Call the network",
     ),
     "eval mode": (lambda: inside(in_eval), RuntimeError, "in eval mode", "call train()"),
-    "loss of a dictionary": (lambda: inside(lambda loop, net: loop.loss({"loss": 1})), TypeError, "dict", "'loss'"),
+    "loss of numbers": (lambda: inside(lambda loop, net: loop.loss([0.5])), TypeError, "float", "as 'loss'"),
+    "loss of a dictionary": (lambda: inside(lambda loop, net: loop.loss({"a": 1})), TypeError, "['a']", "as 'loss'"),
     "loss of a batch": (
         lambda: inside(lambda loop, net: loop.loss(net(paddle.ones([2, 3, 8, 8])))),
         ValueError,
