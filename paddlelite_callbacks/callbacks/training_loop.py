@@ -16,8 +16,11 @@ from paddlelite_callbacks.callbacks.session import FitSession, ScopedCallback
 from paddlelite_callbacks.hapi import (
     LoopModel,
     SkipBatch,
+    input_count,
     instance_attribute,
     metrics_of,
+    prepared_optimizer,
+    task_loss_of,
     unknown_loss,
 )
 from paddlelite_callbacks.nn.nested import listed, summed
@@ -189,7 +192,7 @@ class TrainingLoop:
             raise TypeError(
                 f"batch() takes a list [inputs, labels, ...] as a DataLoader gives it, got {type(data).__name__}."
             )
-        count = len(self._model._inputs or [None])
+        count = input_count(self._model)
         fields = self._model.train_batch(list(data[:count]), list(data[count:]))
         self._labels = fields[count:]
         return fields
@@ -222,12 +225,14 @@ class TrainingLoop:
         session.batch.labels = known
         outputs = [] if session.batch.student is None else listed(session.batch.student.outputs)
 
+        criterion = task_loss_of(self._model)
+
         def task_loss(*outputs_and_labels: Any) -> Any:
-            if not known and self._model._loss is not unknown_loss:
+            if not known and criterion is not unknown_loss:
                 raise RuntimeError(
                     "A callback computes the task's loss itself: give the labels, loop.loss(loss, labels)."
                 )
-            return self._model._loss(*outputs_and_labels)
+            return criterion(*outputs_and_labels)
 
         self.skipped = False
         try:
@@ -328,7 +333,7 @@ class TrainingLoop:
 
     def _wrap(self, name: str) -> None:
         """Let the optimizer's ``step`` or ``minimize`` end the batch."""
-        optimizer = self._model._optimizer
+        optimizer = prepared_optimizer(self._model)
         original = getattr(optimizer, name)
 
         def stepped(*args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,11 @@ from paddle import nn
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import (
+    BenchOptions,
     DistillCallback,
     EMATeacher,
     ExportBenchCallback,
+    ExportOptions,
     FeatureTerm,
     MutualPeer,
     NonFiniteLossError,
@@ -371,7 +373,13 @@ def test_the_export_is_of_the_best_evaluation(tmp_path):
     net, kept = network(), {}
     optimizer = momentum(net)
     export = ExportBenchCallback(
-        tmp_path, name="run", which="best", monitor="f1", engines=["paddle"], repeats=2, warmup=1, verbose=0
+        tmp_path,
+        name="run",
+        which="best",
+        engines=["paddle"],
+        export=ExportOptions(monitor="f1"),
+        benchmark=BenchOptions(repeats=2, warmup=1),
+        verbose=0,
     )
     with training_loop(net, optimizer, export, epochs=3, data=loader()) as loop:
         for epoch, figure in enumerate([0.2, 0.9, 0.4]):
@@ -398,7 +406,7 @@ def test_the_export_is_of_the_best_evaluation(tmp_path):
 
 def test_an_exception_exports_nothing(tmp_path):
     net = network()
-    export = ExportBenchCallback(tmp_path / "out", engines=["paddle"], preflight=False, verbose=0)
+    export = ExportBenchCallback(tmp_path / "out", engines=["paddle"], export=ExportOptions(preflight=False), verbose=0)
     with contextlib.suppress(Boom), training_loop(net, momentum(net), export) as loop:
         loop.loss(net(paddle.ones([2, 3, 8, 8])).mean())
         raise Boom
