@@ -34,6 +34,7 @@ from paddlelite_callbacks.quant.output_quantizers import quantized_outputs
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.peak_memory import release_free_memory
+from paddlelite_callbacks.workarounds.tracing import without_repeated_conversions
 
 __all__ = ["Forms", "Reference", "Variants", "export_forms", "references", "said_of", "write_forms"]
 
@@ -226,6 +227,7 @@ def export_forms(
     return write_forms(variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset)
 
 
+@without_repeated_conversions()  # all forms are of the same classes
 def write_forms(
     variants: Variants,
     folder: Path,

@@ -6,8 +6,6 @@ import importlib
 import operator
 from typing import Any
 
-import paddle
-
 __all__ = ["private_module", "require_private"]
 
 
@@ -34,8 +32,9 @@ def require_private(module: str, *names: str, needed_for: str) -> Any:
     """
     found, missing = _found(module, names)
     if missing is not None:
+        version = importlib.import_module("paddle").__version__  # not at the top: engines run without Paddle
         raise RuntimeError(
-            f"{needed_for} needs {missing}, which paddlepaddle {paddle.__version__} does not have: "
+            f"{needed_for} needs {missing}, which paddlepaddle {version} does not have: "
             "pip install 'paddlepaddle>=3.3.1,<3.4'."
         )
     return found

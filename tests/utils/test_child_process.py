@@ -84,6 +84,13 @@ def test_a_package_that_is_not_installed_but_on_the_path_is_found(tmp_path):
     assert done.stdout.startswith('0 {"numpy"'), done.stderr
 
 
+@pytest.mark.parametrize("module", ["benchmark.footprint", "benchmark.crash_probe", "benchmark.roofline"])
+def test_what_runs_an_onnx_file_does_not_import_paddle(module):
+    """It would take a second more for each file and engine, and a quarter of a GB."""
+    code = f"import sys, paddlelite_callbacks.{module}; sys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
+
+
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
