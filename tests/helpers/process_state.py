@@ -138,7 +138,8 @@ class Watch:
     """Compares the process before and behind the first calls of every public function, nested ones too."""
 
     def __init__(self, calls: int = 2):
-        self.codes = {inspect.unwrap(f).__code__: name for name, f in public_functions().items()}
+        # by identity: the hash of a code object is that of all its instructions, and every call of all is looked up
+        self.codes = {id(inspect.unwrap(f).__code__): name for name, f in public_functions().items()}
         self.calls, self.seen, self.bad = calls, {}, {}
         self._open: list = []
 
@@ -153,7 +154,9 @@ class Watch:
             self.bad["the scene as a whole"] = bad
 
     def _profile(self, frame, event, argument):
-        name = self.codes.get(frame.f_code)
+        if event not in ("call", "return"):  # of a function in C
+            return
+        name = self.codes.get(id(frame.f_code))
         if name is None:
             return
         if event == "call":
