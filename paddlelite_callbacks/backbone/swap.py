@@ -41,6 +41,7 @@ from paddlelite_callbacks.nn.surgery import (
     same_modes,
     whole_again_after_an_error,
 )
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["BackboneSwap"]
 
@@ -124,6 +125,11 @@ class BackboneSwap:
         self._done: tuple[Layer, Layer, Layer | None] | None = None
         self._inputs: list[Any] = []
         self._new_inputs: list[Any] | None = None  # where the new network takes others
+
+    def __repr__(self) -> str:
+        """Return the constructor call with all options that are not defaults."""
+        given = {"backbone": self.name, "options": self.options or None}
+        return constructor_repr(self, given)
 
     def __call__(self, network: Layer, input_spec: Sequence[Any] | None = None) -> Layer:
         """Swap the backbone; after an error ``network`` is unchanged.

@@ -58,6 +58,9 @@ class LoadReport:
         """Return whether every key fits, a classifier of other classes aside."""
         return not (self.missing or self.unexpected or self.mismatched)
 
+    def __repr__(self) -> str:
+        return f"<LoadReport {self}>"
+
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} keys loaded"]
         for name in ("missing", "unexpected", "mismatched", "head"):

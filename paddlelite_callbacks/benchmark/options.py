@@ -10,6 +10,7 @@ import numpy as np
 from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, ENGINES, Engine
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["BenchOptions", "latency_row", "repeated_rows"]
 
@@ -49,6 +50,8 @@ class BenchOptions:
     rtol: float = 1e-3
     peak_memory: bool = True
     roofline: bool = True
+
+    __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
         if isinstance(self.engines, str):

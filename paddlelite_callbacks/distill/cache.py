@@ -24,6 +24,7 @@ from paddlelite_callbacks.distill.load_teacher import TeacherLike, digest_of, lo
 from paddlelite_callbacks.utils.atomic_files import check_writable
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.distributed import first_rank_works
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["CachedTeacher", "cache_teacher"]
 
@@ -59,6 +60,8 @@ class CachedTeacher(Dataset):
             )
         self._arrays: list[np.ndarray] | None = None
         self._checksums = stored_array(self.path / "checksums.npy")
+
+    __repr__ = constructor_repr
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -10,6 +10,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.load_teacher import copied, load_weights_
 from paddlelite_callbacks.quant.switch import strip_quantizers_
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["EMATeacher"]
 
@@ -48,6 +49,8 @@ class EMATeacher:
         self.network: Layer | None = None
         self.steps = 0
         self._pairs: list[tuple[Tensor, Tensor, bool]] = []
+
+    __repr__ = constructor_repr
 
     def follow(self, student: Layer) -> Layer:
         """Start as a copy of ``student``, unless it is followed already; return the averaged network."""

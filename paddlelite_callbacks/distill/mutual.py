@@ -6,6 +6,7 @@ import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.utils.metric_direction import checked_mode
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["MutualPeer"]
 
@@ -70,3 +71,5 @@ class MutualPeer:
         self.mode = checked_mode(mode)
         self.better: str | None = None
         self.figures: dict[str, dict[str, float]] = {}
+
+    __repr__ = constructor_repr

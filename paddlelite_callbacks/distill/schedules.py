@@ -51,7 +51,7 @@ def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
         lambda epoch, total: start + (end - start) * _share(epoch, epochs, total),
-        f"linear({start}, {end}, epochs={epochs})",
+        f"linear({start}, {end}{_named(epochs)})",
     )
 
 
@@ -66,7 +66,7 @@ def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
         lambda epoch, total: end + (start - end) * (1 + math.cos(math.pi * _share(epoch, epochs, total))) / 2,
-        f"cosine({start}, {end}, epochs={epochs})",
+        f"cosine({start}, {end}{_named(epochs)})",
     )
 
 
@@ -86,6 +86,10 @@ def stop_at(epoch: float, weight: Weight = 1.0) -> Schedule:
     _check(epoch=epoch)
     inner = checked_weight("weight", weight)
     return Schedule(lambda now, total: value_at(inner, now, total), f"stop_at({epoch}, {weight!r})", epoch)
+
+
+def _named(epochs: float | None) -> str:
+    return "" if epochs is None else f", epochs={epochs}"
 
 
 def value_at(weight: Weight, epoch: float, epochs: float) -> float:

@@ -13,6 +13,7 @@ from paddlelite_callbacks.distill.losses.registry import AnyLoss, LossSpec, spec
 from paddlelite_callbacks.distill.resize import checked_resize
 from paddlelite_callbacks.distill.schedules import Weight, checked_weight
 from paddlelite_callbacks.nn.nested import Key
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["FeatureTerm", "Output", "OutputTerm", "Term", "checked_output"]
 
@@ -85,6 +86,8 @@ class OutputTerm:
     name: str | None = None
     resize: str | None = field(default=None, kw_only=True)
 
+    __repr__ = constructor_repr
+
     def __post_init__(self) -> None:
         checked_weight("weight", self.weight)
         checked_output(self.output)
@@ -154,6 +157,8 @@ class FeatureTerm:
     label: int | None = None
     name: str | None = None
     resize: str | None = field(default=None, kw_only=True)
+
+    __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
         checked_weight("weight", self.weight)

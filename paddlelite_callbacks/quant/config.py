@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig", "pact_config"]
 
@@ -87,6 +88,8 @@ class PACTConfig:
     freeze_bn_after: int | None = None
     freeze_scales_after: int | None = None
     fp32_epochs: int | None = None
+
+    __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
         for name in ("layer_types", "include", "skip"):
@@ -212,6 +215,8 @@ class AdvancedPACTOptions:
     alpha_lr_scale: float = 1.0
     alpha_decay: float | None = None
     fp32_epochs: int | None = None
+
+    __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
         PACTConfig(**vars(self))

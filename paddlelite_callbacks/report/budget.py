@@ -12,6 +12,7 @@ from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
 from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["Budget", "budget_of", "stored_budget"]
 
@@ -67,6 +68,7 @@ class Budget:
     relative: bool = True
     engine: str | None = None
 
+    __repr__ = constructor_repr
     higher_is_better = old_attribute("higher_is_better", "mode", read=lambda budget: not budget.is_lower_better)
 
     def __post_init__(self) -> None:

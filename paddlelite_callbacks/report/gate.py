@@ -307,6 +307,9 @@ class Verdict:
         """Return whether every criterion is met; a missing value fails its own."""
         return all(criterion.passed for criterion in self.criteria)
 
+    def __repr__(self) -> str:
+        return f"<Verdict {self}>"
+
     def __str__(self) -> str:
         said = ", ".join(str(criterion) for criterion in self.criteria) or "the budget has no limit"
         return f"{'pass' if self.passed else 'fail'}: {said}"

@@ -135,6 +135,17 @@ class Record:
     peak_memory: PeakMemory | None = None
     retimes: bool = False
 
+    def __repr__(self) -> str:
+        """Return the name and the measurements that one compares."""
+        best = None if self.failure else self.best_latency()
+        parts = [self.precision]
+        if self.size_mb is not None:
+            parts.append(f"{self.size_mb:.2f} MB")
+        if best is not None and best.p50_ms is not None:
+            parts.append(f"{best.p50_ms:.2f} ms on {best.engine}")
+        parts += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        return f"<Record {self.name!r}: {', '.join(parts)}{'; nothing exported' if self.failure else ''}>"
+
     @property
     def size_mb(self) -> float | None:
         """Return the size of the Paddle export, as the guide's gate counts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -34,7 +33,7 @@ from paddlelite_callbacks.callbacks.session import ScopedCallback
 from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.ema import EMATeacher
 from paddlelite_callbacks.distill.forward import TeacherInputs, checked_inputs, checked_modes
-from paddlelite_callbacks.distill.identity import function_name, function_names
+from paddlelite_callbacks.distill.identity import function_names
 from paddlelite_callbacks.distill.losses.registry import spec_of
 from paddlelite_callbacks.distill.mutual import MutualPeer
 from paddlelite_callbacks.distill.objective import Objective
@@ -52,6 +51,7 @@ from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_l
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
 from paddlelite_callbacks.utils.deprecation import Folded, old_arguments, old_attribute
 from paddlelite_callbacks.utils.isolation import same_random_streams
+from paddlelite_callbacks.utils.representation import Verbatim, constructor_repr
 
 __all__ = ["DistillCallback", "check_fit", "source_of"]
 
@@ -221,15 +221,7 @@ class DistillCallback(ScopedCallback):
 
     def __repr__(self) -> str:
         """Return the constructor call with all options that are not defaults."""
-        options = {
-            name: getattr(self, name)
-            for name, parameter in inspect.signature(type(self).__init__).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and hasattr(self, name)
-        }
-        defaults = inspect.signature(type(self).__init__).parameters
-        given = {name: value for name, value in options.items() if value != defaults[name].default}
-        shown = [self._source.described(), *(f"{name}={_shown(value)}" for name, value in given.items())]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return constructor_repr(self, {"teacher": Verbatim(self._source.described()), "resume": None})
 
     @property
     def teacher(self) -> Layer | None:
@@ -386,17 +378,6 @@ class DistillCallback(ScopedCallback):
     def _has_state(self) -> bool:
         weights = [self.weight, self.task_weight, *(term.weight for term in self.objective.terms.values())]
         return self._source.has_state or bool(self._features) or any(callable(weight) for weight in weights)
-
-
-def _shown(value: Any) -> str:
-    """Format an option's value for ``repr``: functions by name, networks by class."""
-    if isinstance(value, Layer):
-        return f"{type(value).__name__}()"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_shown(key)}: {_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    return str(function_name(value)) if inspect.isroutine(value) else repr(value)
 
 
 def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[Source, int]:

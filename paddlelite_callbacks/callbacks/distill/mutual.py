@@ -65,6 +65,10 @@ class MutualSource(Source):
         self._loss: Tensor | None = None
         self._learnt = False
 
+    def described(self) -> str:
+        """Return the peer with its options."""
+        return repr(self.peer)
+
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Check that peer and optimizer are not the student's own."""
         peer, student = self.peer, {id(parameter) for parameter in model.network.parameters()}

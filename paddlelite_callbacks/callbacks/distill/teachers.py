@@ -193,7 +193,7 @@ class EMASource(FrozenSource):
 
     def described(self) -> str:
         """Return the average with its options."""
-        return f"EMATeacher({self.average.decay}, ramp={self.average.ramp})"
+        return repr(self.average)
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Start to follow the student."""
@@ -244,6 +244,10 @@ class CacheSource(Source):
         self.networks = [None]
         self._given: list[Tensor] | None = None
         self._own_loop = False
+
+    def described(self) -> str:
+        """Return the data set with its folder."""
+        return repr(self._cached)
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
         """Return ``[None]``: there is no network."""

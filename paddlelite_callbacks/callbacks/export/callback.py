@@ -39,6 +39,7 @@ from paddlelite_callbacks.utils.atomic_files import check_appendable, check_repl
 from paddlelite_callbacks.utils.deprecation import Moved, old_arguments, old_attribute
 from paddlelite_callbacks.utils.distributed import first_rank_works
 from paddlelite_callbacks.utils.progress import write_lines
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["ExportBenchCallback"]
 
@@ -167,6 +168,18 @@ class ExportBenchCallback(ScopedCallback):
         self.record: Record | None = None
         self.verdict: Verdict | None = None
         self._trained: Trained | None = None
+
+    def __repr__(self) -> str:
+        """Return the constructor call with all options that are not defaults."""
+        timing = replace(self.bench_options, engines=None)
+        return constructor_repr(
+            self,
+            {
+                "engines": self.bench_options.engines,
+                "export": None if self.export_options == ExportOptions() else self.export_options,
+                "benchmark": None if timing == BenchOptions() else timing,
+            },
+        )
 
     def export(self, model: paddle.Model | Layer, data: Any) -> Record | None:
         """Do now, with a network whose training is over, what is done at the end of ``fit``.

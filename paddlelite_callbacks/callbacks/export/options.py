@@ -11,6 +11,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.callbacks.export.arguments import check_input_spec, checked_forms
 from paddlelite_callbacks.export.metadata import checked_sidecar_options
 from paddlelite_callbacks.utils.metric_direction import checked_mode
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["ExportOptions"]
 
@@ -56,6 +57,8 @@ class ExportOptions:
     preflight: bool = True
     strict: bool = False
     report: bool = True
+
+    __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
         check_input_spec(self.input_spec)

@@ -35,6 +35,7 @@ from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.metric_direction import checked_mode
+from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["PACTQuantCallback"]
 
@@ -185,6 +186,14 @@ class PACTQuantCallback(ScopedCallback):
         self._trained, self._named_idle, self._epoch = False, False, 0
         self._inputs: list[Tensor] | None = None
         self.unquantized: tuple[Unquantized, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the constructor call with all options that are not defaults."""
+        rare = AdvancedPACTOptions(**{name: getattr(self.config, name) for name in _RARE})
+        often = {name: getattr(self.config, name) for name in _OFTEN}
+        return constructor_repr(
+            self, {**often, "config": None, "advanced": None if rare == AdvancedPACTOptions() else rare}
+        )
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTQuantCallback:

@@ -875,11 +875,11 @@ def test_the_options_stand_in_the_repr_and_in_the_record(tmp_path):
     term = OutputTerm("mse", output={"maps": "maps"}, resize="bilinear")
     callback = DistillCallback(trained_db(), loss=[term], teacher_mode="train", teacher_inputs=normalised, weight=2.0)
     shown = repr(callback)
-    assert shown.startswith("DistillCallback(DB, loss=[OutputTerm(loss='mse'")
+    assert shown.startswith("DistillCallback(DB, loss=[OutputTerm('mse', output=")
     for part in ("resize='bilinear'", "weight=2.0", "teacher_mode='train'", "normalised"):
         assert part in shown
     assert "temperature=None, output=None" not in shown
-    assert repr(DistillCallback(EMATeacher(0.9))) == "DistillCallback(EMATeacher(0.9, ramp=True))"
+    assert repr(DistillCallback(EMATeacher(0.9))) == "DistillCallback(EMATeacher(0.9))"
     export = ExportBenchCallback(
         tmp_path,
         name="n",
