@@ -52,7 +52,7 @@ class OutputTerm:
     """Compare the student's output with the teacher's.
 
     Args:
-        loss: a name of `distill.losses.registry.LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``;
+        loss: a name of `LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``;
             ``None`` chooses by the task loss, as `DistillCallback` does.
         weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
         output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of
@@ -121,12 +121,12 @@ class FeatureTerm:
 
     Args:
         student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
-            takes lists of features, such as `distill.losses.afd.AttentionFeatureLoss`.
+            takes lists of features, such as `AttentionFeatureLoss`.
         teacher: the same in the teacher; a glob must match as many layers, and they are paired in order. A tuple may
             be of another length than the student's.
         loss: as in `OutputTerm`.
         weight: of this term (of each pair, with globs) inside ``distill_loss``.
-        project: ``None`` puts a trainable `distill.losses.features.Projection` where the loss needs one shape and the
+        project: ``None`` puts a trainable `Projection` where the loss needs one shape and the
             shapes differ; ``True`` always; ``False`` never; or a layer of your own ``student's feature -> teacher's``.
         of: index among several teachers.
         pick: where the layers return several tensors: an index, key or function, or a pair ``(student's, teacher's)``.

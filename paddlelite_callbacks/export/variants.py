@@ -202,14 +202,14 @@ def export_forms(
     onnx_opset: int = DEFAULT_OPSET,
     sample: Sequence[np.ndarray] | None = None,
 ) -> Forms:
-    """Write every form of ``network`` into ``folder``, with its batch norms folded (see `folded`).
+    """Write every form of ``network`` into ``folder``, with its batch norms folded.
 
     A float network: Paddle's program, and ``model.onnx``. A quantised one: Paddle's program with int8 weights (small;
-    it computes in float), ``model.int8.onnx`` (computes in int8, see `write_int8_onnx`), and ``model.onnx``, the
-    trained network without the rounding of activations (see `clip_activations_`), which an int8 file has to beat.
+    it computes in float), ``model.int8.onnx`` (computes in int8), and ``model.onnx``, the trained network without the
+    rounding of activations, which an int8 file has to beat.
 
     Args:
-        network: any mode; not changed. What its forward hooks change is exported too, see `eval_copy`.
+        network: any mode; not changed. What its forward hooks change is exported too.
         folder: exists.
         input_spec: one per input.
         onnx: whether to write the ONNX files.
@@ -221,6 +221,10 @@ def export_forms(
     Raises:
         ExportError: no file could be written; a file that could not, where others could, is an entry of ``errors``.
         ValueError: a quantised layer has seen no batch, or ``onnx_opset`` is out of range.
+
+    Example:
+        >>> forms = export_forms(network, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
+        >>> forms.artefacts, forms.errors  # doctest: +SKIP
     """
     inputs = _inputs(sample, input_spec)
     variants = Variants(eval_copy(network, inputs), inputs)

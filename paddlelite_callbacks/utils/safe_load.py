@@ -37,6 +37,9 @@ def read_saved(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file would run code, is torn, or is no file of ``paddle.save``.
+
+    Example:
+        >>> network.set_state_dict(read_saved("downloaded.pdparams"))  # doctest: +SKIP
     """
     return _as_tensors(_joined(_unpickled(Path(path))))
 

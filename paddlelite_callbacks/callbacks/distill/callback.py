@@ -128,7 +128,7 @@ class DistillCallback(ScopedCallback):
         teacher: who teaches. A network; a ``paddle.Model`` holding one; ``("file.pdparams", network)`` with the layer
             or a function that builds it; the prefix of a program of ``paddle.jit.save``; a ``.pdparams`` file alone for
             a network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or what `cache_teacher` made.
-        loss: how outputs are compared. A name of ``distill.losses.registry.LOSSES``; a callable
+        loss: how outputs are compared. A name of `LOSSES`; a callable
             ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
             of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``bce`` with
             ``BCEWithLogitsLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are
@@ -140,7 +140,7 @@ class DistillCallback(ScopedCallback):
             and sizes are bridged by projections that the user's optimizer trains during ``fit``.
         temperature: of the tempered losses, unless an `OutputTerm` has its own; ``None`` for each one's default
             (``kl`` 4, ``jsdiv`` 1).
-        weight: of the distillation loss, at least 0; a number, a schedule of ``distill.schedules`` or a function
+        weight: of the distillation loss, at least 0; a number, a schedule of `schedules` or a function
             ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
         task_weight: of the loss given to ``model.prepare``, likewise.
         teacher_weights: of several teachers; ``None`` for equal ones.

@@ -17,7 +17,7 @@ __all__ = ["AttentionFeatureLoss"]
 class AttentionFeatureLoss(Layer):
     """``mean_n Σ_t Σ_s α_nts mean((Q(h_t) - Q(h_s))²)``, after AFD (Ji 2021, arXiv:2102.02973).
 
-    ``Q`` is the map of attention transfer (see `feature_losses.attention`), the student's resized to the teacher's
+    ``Q`` is the map of attention transfer (as in the loss ``attention``), the student's resized to the teacher's
     map. ``α_nt = softmax over s of (q_nt · W k_ns + p_t · p_s) / √d``, with the query ``q = relu(W_t pool(h_t))``, the
     key ``k = relu(W_s pool(h_s))``, pooled over positions, and an embedding ``p`` of each layer: all trained. Without
     the batch norms of the authors' code, so that it holds for any batch size.
@@ -29,6 +29,10 @@ class AttentionFeatureLoss(Layer):
 
     Raises:
         ValueError: ``width`` is less than 1.
+
+    Example:
+        >>> afd = FeatureTerm(("stage2", "stage3"), ("layer2", "layer3"), loss=AttentionFeatureLoss(), weight=50.0)
+        >>> DistillCallback(teacher, features=afd)  # doctest: +SKIP
     """
 
     def __init__(self, width: int = 128) -> None:
