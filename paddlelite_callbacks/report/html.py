@@ -33,6 +33,7 @@ def _template() -> jinja2.Template:
     environment.globals |= {
         "kind_of": lambda block: type(block).__name__,
         "line": one_line,
+        "longest_word": lambda text: max(map(len, text.split()), default=0),
         "order_of": _order_of,
         "parts_of": parts_of,
         "plain": plain,

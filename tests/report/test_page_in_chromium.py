@@ -116,6 +116,27 @@ def test_nothing_stands_out_of_its_box_and_nothing_acts(browser, folder, width, 
     assert browser.evaluate(OVERFLOWING) == []
 
 
+@pytest.mark.parametrize("width", [400, 1280, 1920])
+def test_words_in_tables_stay_whole(browser, folder, width):
+    """A short coloured word, or a name of one word, is never broken; a long name leaves room for the rest."""
+    browser.open(folder / "report.html", width)
+    broken = browser.evaluate(
+        "[...document.querySelectorAll('.table .good, .table .bad, .table tbody th')]"
+        ".filter(e => e.textContent.length < 18 && (e.tagName == 'SPAN' || !/[ -]/.test(e.textContent.trim())))"
+        ".filter(e => { const style = getComputedStyle(e);"
+        " const inside = e.tagName == 'SPAN' ? e.getBoundingClientRect().height : (() => {"
+        " const range = document.createRange(); range.selectNodeContents(e);"
+        " return range.getBoundingClientRect().height; })();"
+        " return inside > 1.6 * parseFloat(style.lineHeight); }).map(e => e.textContent)"
+    )
+    assert broken == []
+    heads = browser.evaluate(
+        "[...document.querySelectorAll('.table')].filter(t => t.clientWidth)"
+        ".map(t => t.querySelector('tbody th').getBoundingClientRect().width / t.clientWidth)"
+    )
+    assert max(heads) < 0.6
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_stands_out_from_what_is_behind_it(browser, folder, dark):
     """4.5 is what WCAG AA asks of normal text."""
