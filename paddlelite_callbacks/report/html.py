@@ -33,7 +33,7 @@ def _template() -> jinja2.Template:
     environment.globals |= {
         "kind_of": lambda block: type(block).__name__,
         "line": one_line,
-        "longest_word": lambda text: max(map(len, text.split()), default=0),
+        "longest_word": _longest_word,
         "order_of": _order_of,
         "parts_of": parts_of,
         "plain": plain,
@@ -44,3 +44,7 @@ def _template() -> jinja2.Template:
 def _order_of(columns: Sequence[Column]) -> list[int]:
     """Return the order of columns: first, early ones, others."""
     return sorted(range(len(columns)), key=lambda i: (i > 0, not columns[i].early))
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
