@@ -33,6 +33,7 @@ import paddle  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 from paddlelite_callbacks import (  # noqa: E402
+    AdvancedPACTOptions,
     BackboneSwap,
     BenchOptions,
     Budget,
@@ -188,7 +189,7 @@ def run(options: argparse.Namespace) -> tuple[Path, list[str]]:
     begun = BackboneSwap(options.student)(teacher)
     whole = {"epochs": options.epochs, "rate": options.rate}
     finer = {"epochs": options.pact_epochs, "rate": options.rate}
-    pact = PACTQuantCallback(lr_scale=options.pact_lr_scale, fp32_epochs=options.epochs)
+    pact = PACTQuantCallback(lr_scale=options.pact_lr_scale, advanced=AdvancedPACTOptions(fp32_epochs=options.epochs))
     distil = DistillCallback(teacher, loss=options.loss, temperature=options.temperature, weight=options.weight)
     light = ladder.rung("light", copy.deepcopy(begun), **whole)
     distilled = ladder.rung("light+distil", copy.deepcopy(begun), **whole, callbacks=[distil])

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.utils.representation import constructor_repr
 
-__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig", "pact_config"]
+__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig"]
 
 QUANTIZABLE = ("Conv2D", "Conv2DTranspose", "Linear")
 ACTIVATIONS = ("pact", "paddleslim")
@@ -220,26 +219,6 @@ class AdvancedPACTOptions:
 
     def __post_init__(self) -> None:
         PACTConfig(**vars(self))
-
-
-def pact_config(**options: Any) -> PACTConfig:
-    """Return ``PACTConfig(**options)`` with helpful errors.
-
-    Args:
-        options: fields of `PACTConfig`.
-
-    Raises:
-        TypeError: an unknown option; near names are listed.
-        ValueError: a value out of range.
-    """
-    known = list(PACTConfig.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"Unknown option {name!r} of PACTConfig; near names: {near_names(name, known)}. See "
-                "help(PACTConfig) for all."
-            )
-    return PACTConfig(**options)
 
 
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:

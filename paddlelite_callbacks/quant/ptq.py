@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -12,15 +13,35 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import copy_network
-from paddlelite_callbacks.quant.config import pact_config
+from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.switch import quantizers_off
+from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
 
 __all__ = ["ptq_int8"]
 
+_NAMED = (
+    *("alpha_percentile", "weight_bits", "activation_bits", "reduce_range", "activation_symmetric"),
+    *("quantize_outputs", "layer_types", "include", "skip"),
+)
+_OTHERS = tuple(name for name in PACTConfig.__dataclass_fields__ if name not in _NAMED)
 
+
+@old_arguments(percentile=Renamed("alpha_percentile"), **dict.fromkeys(_OTHERS, Moved("config", lambda: PACTConfig)))
 def ptq_int8(
-    network: Layer, batches: Iterable[Tensor | Sequence[Tensor]], *, percentile: float = 99.9, **options: Any
+    network: Layer,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    *,
+    alpha_percentile: float = 99.9,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    reduce_range: bool = True,
+    activation_symmetric: bool = False,
+    quantize_outputs: bool = False,
+    layer_types: Sequence[str] = QUANTIZABLE,
+    include: Sequence[str] = ("*",),
+    skip: Sequence[str] = (),
+    config: PACTConfig | None = None,
 ) -> Layer:
     """Return a quantised copy of ``network``, calibrated on ``batches``.
 
@@ -32,8 +53,16 @@ def ptq_int8(
     Args:
         network: in fp32; not changed.
         batches: inputs to calibrate on, a tensor or one per input of the network, some hundred images in all.
-        percentile: of ``|x|``; 100 for the maximum.
-        options: fields of `PACTConfig`: ``weight_bits``, ``reduce_range``, ``activation_bits``, ``skip``, ...
+        alpha_percentile: percentile of ``|x|`` that is clipped at, in (50, 100]; 100 for the maximum.
+        weight_bits: see `PACTConfig`, here and below.
+        activation_bits: 2-8.
+        reduce_range: whether 8-bit weights use half their range.
+        activation_symmetric: whether activations use the grid of Paddle Lite.
+        quantize_outputs: whether outputs of convolutions are quantised too, for ONNX Runtime.
+        layer_types: names of layer classes.
+        include: globs of layers to convert.
+        skip: globs of layers to leave in fp32.
+        config: options that are not named above; arguments that are not default go before it.
 
     Returns:
         The copy, in eval mode.
@@ -47,7 +76,23 @@ def ptq_int8(
         >>> quantised = ptq_int8(network, images, skip=["head"])  # doctest: +SKIP
         >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
-    config = pact_config(alpha_percentile=percentile, **options)
+    named: dict[str, Any] = {
+        "alpha_percentile": alpha_percentile,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "reduce_range": reduce_range,
+        "activation_symmetric": activation_symmetric,
+        "quantize_outputs": quantize_outputs,
+        "layer_types": layer_types,
+        "include": include,
+        "skip": skip,
+    }
+    if config is not None and not isinstance(config, PACTConfig):
+        raise TypeError(f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=4).")
+    defaults = PACTConfig.__dataclass_fields__
+    config = replace(
+        config or PACTConfig(), **{name: value for name, value in named.items() if value != defaults[name].default}
+    )
     if not isinstance(network, Layer):
         prepare_pact_(network, config)  # refuses it
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)

@@ -420,7 +420,7 @@ def large_weights(layer, folder, reduce_range):
         parameter.set_value(paddle.full_like(parameter, 0.0 if "bias" in name else 0.125))
     shape = [8] if layer == "linear" else [8, 6, 6]
     x = np.ones([4, *shape], "float32")
-    network = ptq_int8(network, [paddle.to_tensor(x)], percentile=100, reduce_range=reduce_range)
+    network = ptq_int8(network, [paddle.to_tensor(x)], alpha_percentile=100, reduce_range=reduce_range)
     forms = export_forms(network, folder, input_spec=[InputSpec([None, *shape], name="x")])
     file = next(a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "int8"))
     return file, x, network(paddle.to_tensor(x)).numpy()

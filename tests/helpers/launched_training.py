@@ -15,6 +15,7 @@ from paddle import nn
 from toy import Images, TinyNet, hapi_model
 
 from paddlelite_callbacks import (
+    AdvancedPACTOptions,
     BackboneSwap,
     Budget,
     DistillCallback,
@@ -104,7 +105,7 @@ def cases(folder, rank):
         "kept": Case(kept, evaluation=Images(24), learning_rate=1e-6),
         "cached": Case(DistillCallback(cached), data=cached),
         "skipped": Case(DistillCallback(teacher(), on_nan="skip"), data=spoilt),
-        "pact": Case(PACTQuantCallback(calibration_batches=2)),
+        "pact": Case(PACTQuantCallback(advanced=AdvancedPACTOptions(calibration_batches=2))),
         "lsq": Case(PACTQuantCallback(method="lsq", quantize_outputs=True)),
         "normed": Case(DistillCallback(teacher(), **features), PACTQuantCallback(), network=TinyNet),
         "together": Case(

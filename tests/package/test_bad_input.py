@@ -384,7 +384,7 @@ ROWS = [
         "['x']",
     ),
     ("ptq-empty", lambda b: ptq_int8(TinyNet(), []), V, "batches", "[]"),
-    ("ptq-option", lambda b: ptq_int8(TinyNet(), [A], weight_bit=3), T, "option", "'weight_bit'"),
+    ("ptq-option", lambda b: ptq_int8(TinyNet(), [A], weight_bit=3), T, "argument", "'weight_bit'"),
     ("ptq-network", lambda b: ptq_int8("n", [A]), T, "network", "str"),
     ("ptq-nan", lambda b: ptq_int8(TinyNet(), [paddle.full([2, 3, 8, 8], NAN)]), V, "batches", "not finite"),
     # --- both kinds of training ---

@@ -198,6 +198,7 @@ def test_old_and_new_at_once_are_refused(name):
         pc.ExportBenchCallback,
         pc.DistillCallback,
         pc.PACTQuantCallback.find_skips,
+        pc.ptq_int8,
         pc.cache_teacher,
     ],
     ids=str,
@@ -359,6 +360,35 @@ def test_the_drop_of_find_skips_was_called_budget():
         pc.PACTQuantCallback().find_skips(budget=0.1)
     with pytest.raises(TypeError, match="budget= and metric_drop="):
         pc.PACTQuantCallback().find_skips(0.1, budget=0.1)  # by position, too
+
+
+def test_old_options_of_ptq():
+    images = [paddle.to_tensor(DATA.images)]
+    same = [
+        (pc.ptq_int8, {"percentile": 90.0}, {"alpha_percentile": 90.0}, "percentile=90.0 is now alpha_percentile=90.0"),
+        (
+            pc.ptq_int8,
+            {"method": "lsq", "weight_bits": 4},
+            {"config": pc.PACTConfig(method="lsq"), "weight_bits": 4},
+            "method='lsq' is now config=PACTConfig(method='lsq')",
+        ),
+    ]
+    network = TinyNet()
+    for function, old, new, said in same:
+        with pytest.warns(DeprecationWarning, match=f"ptq_int8: {re.escape(said)}"):
+            made = function(network, images, **old)
+        assert equal_weights(weights_of(made), weights_of(function(network, images, **new)))
+        with pytest.raises(TypeError, match=r"Give .* alone"):
+            function(network, images, **{**old, **new})
+    assert not equal_weights(weights_of(made), weights_of(pc.ptq_int8(network, images)))
+    by_config = pc.ptq_int8(network, images, config=pc.PACTConfig(weight_bits=4, alpha_percentile=80.0))
+    assert equal_weights(
+        weights_of(by_config), weights_of(pc.ptq_int8(network, images, weight_bits=4, alpha_percentile=80.0))
+    )
+    with pytest.raises(TypeError, match=r"ptq_int8 has no argument 'weight_bit'; near names: \['weight_bits'"):
+        pc.ptq_int8(network, images, weight_bit=4)
+    with pytest.raises(TypeError, match="config must be a PACTConfig, got dict"):
+        pc.ptq_int8(network, images, config={})
 
 
 @pytest.mark.parametrize("function", [pc.cache_teacher, time_files, timed_together, measure_metrics], ids=str)

@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from toy import hapi_model
 
-from paddlelite_callbacks import PACTQuantCallback
+from paddlelite_callbacks import AdvancedPACTOptions, PACTQuantCallback
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.ptq import ptq_int8
@@ -137,7 +137,9 @@ def test_calibration_batches_counts_batches_and_not_calls(batches, accumulate):
     x = np.concatenate([images(8, scale, seed) for seed, scale in enumerate((1.0, 3.0, 0.5, 7.0))])
     network = Heads()
     model = hapi_model(network, metrics=False)
-    callback = PACTQuantCallback(calibration_batches=batches, observer_momentum=0.75, alpha_lr_scale=0.0)
+    callback = PACTQuantCallback(
+        advanced=AdvancedPACTOptions(calibration_batches=batches, observer_momentum=0.75, alpha_lr_scale=0.0)
+    )
     model.fit(data(x), batch_size=8, shuffle=False, verbose=0, callbacks=[callback], accumulate_grad_batches=accumulate)
     expected = average([by_hand(network, x[8 * i : 8 * i + 8]) for i in range(batches)], 0.75)
     assert float(network.head.activation_quanter.alpha) == pytest.approx(expected, rel=1e-5)
@@ -254,7 +256,7 @@ def test_a_batch_that_is_left_out_is_calibrated_on_no_value_that_is_not_finite()
 def test_post_training_quantisation_counts_batches_too(kind):
     network = Heads(kind=kind)
     batches = [images(8, scale, seed) for seed, scale in enumerate((1.0, 4.0, 2.0))]
-    quantised = ptq_int8(network, [paddle.to_tensor(x) for x in batches], percentile=99)
+    quantised = ptq_int8(network, [paddle.to_tensor(x) for x in batches], alpha_percentile=99)
     expected = np.mean([by_hand(network, x, 99) for x in batches])
     assert float(quantised.head.activation_quanter.alpha) == pytest.approx(expected, rel=1e-5)
     assert quantised.head.activation_quanter.levels() == (-128, 127)

@@ -237,7 +237,7 @@ def test_the_quantised_network_is_near_the_float_one(kind):
     network = random_norms(kind())
     expected = outputs_of(network)
     for quantize_outputs in (False, True):
-        got = ptq_int8(network, [paddle.to_tensor(X)], percentile=100, quantize_outputs=quantize_outputs)
+        got = ptq_int8(network, [paddle.to_tensor(X)], alpha_percentile=100, quantize_outputs=quantize_outputs)
         for a, b in zip(expected, outputs_of(got), strict=True):
             assert np.abs(a - b).max() < 0.06 * np.abs(a).max()
 

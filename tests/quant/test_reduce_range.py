@@ -174,11 +174,11 @@ def test_a_checkpoint_of_another_setting_is_refused_where_it_is_used(trained, pr
 
     if trained == prepared:
         loaded().evaluate(Images(), batch_size=8, verbose=0)
-        fit(loaded(), [PACTQuantCallback(**prepared)])
+        fit(loaded(), [PACTQuantCallback(PACTConfig(**prepared))])
         return
     uses = [
         lambda model: model.evaluate(Images(), batch_size=8, verbose=0),
-        lambda model: fit(model, [PACTQuantCallback(**prepared)]),
+        lambda model: fit(model, [PACTQuantCallback(PACTConfig(**prepared))]),
         lambda model: model.network.conv1.weight_quanter.integers(model.network.conv1.weight),
     ]
     for use in uses:

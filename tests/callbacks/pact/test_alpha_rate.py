@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddlelite_callbacks import PACTQuantCallback
+from paddlelite_callbacks import AdvancedPACTOptions, PACTQuantCallback
 
 ROWS, WIDTH, RATE = 8, 6, 0.1
 
@@ -54,7 +54,9 @@ def test_two_steps_by_hand(scale):
 
     model = paddle.Model(network)
     model.prepare(paddle.optimizer.SGD(RATE, parameters=network.parameters()), lambda y, _: y.mean())
-    quantise = PACTQuantCallback(alpha_lr_scale=scale, alpha_percentile=90.0, lr_scale=1.0)
+    quantise = PACTQuantCallback(
+        lr_scale=1.0, advanced=AdvancedPACTOptions(alpha_lr_scale=scale, alpha_percentile=90.0)
+    )
     model.fit(Batch(), batch_size=ROWS, epochs=1, shuffle=False, verbose=0, callbacks=[quantise, Watch()])
     expected = by_hand(Batch().x.astype("float64"), weight, scale)
     np.testing.assert_allclose(seen, expected, rtol=1e-5)

@@ -11,7 +11,7 @@ from installed import needs
 from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
 from toy import Images, TinyNet, equal_weights, fit, hapi_model, weights_of
 
-from paddlelite_callbacks import DistillCallback, PACTConfig, PACTQuantCallback, prepare_pact_
+from paddlelite_callbacks import AdvancedPACTOptions, DistillCallback, PACTConfig, PACTQuantCallback, prepare_pact_
 from paddlelite_callbacks.quant.convert import Int8Conv2D, Int8Linear, convert_for_export_
 from paddlelite_callbacks.quant.functional import lsq_fake_quantize, pact_fake_quantize, weight_steps
 from paddlelite_callbacks.quant.prepare import quantized_layers
@@ -126,7 +126,7 @@ def test_conversion_and_training():
 def test_alphas_move_by_the_users_own_optimizer_also_after_steps(optimizer):
     model = hapi_model(optimizer=optimizer)
     fit(model)
-    fit(model, [PACTQuantCallback(alpha_percentile=80)])
+    fit(model, [PACTQuantCallback(advanced=AdvancedPACTOptions(alpha_percentile=80))])
     alpha = model.network.conv2.activation_quanter.alpha
     before = float(alpha)
     fit(model, [PACTQuantCallback()])
@@ -137,7 +137,7 @@ def test_alphas_move_by_the_users_own_optimizer_also_after_steps(optimizer):
 def test_alpha_takes_the_sgd_step_of_its_gradient():
     network = TinyNet()
     model = hapi_model(network, optimizer="SGD", learning_rate=0.1)
-    fit(model, [PACTQuantCallback(alpha_percentile=80)])
+    fit(model, [PACTQuantCallback(advanced=AdvancedPACTOptions(alpha_percentile=80))])
     alpha, seen = network.fc.activation_quanter.alpha, []
     hook = alpha.register_hook(lambda grad: seen.append(float(grad)))
     before = float(alpha)
@@ -252,7 +252,7 @@ def test_layers_that_do_not_run_are_named(caplog):
 @needs("paddleslim", "paddle2onnx")
 def test_paddleslims_quanter_is_selectable_and_ships():
     model = hapi_model()
-    fit(model, [PACTQuantCallback(activation="paddleslim")], epochs=2)
+    fit(model, [PACTQuantCallback(advanced=AdvancedPACTOptions(activation="paddleslim"))], epochs=2)
     network = model.network
     assert type(network.conv1.activation_quanter).__module__.startswith("paddleslim.")
     network.eval()
@@ -299,7 +299,7 @@ def test_mixed_precision_is_refused():
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        PACTQuantCallback(**options)
+        PACTConfig(**options)
 
 
 def test_config_and_options_exclude_each_other():

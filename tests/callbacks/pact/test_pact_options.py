@@ -14,6 +14,7 @@ from places import HELPERS
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
 from paddlelite_callbacks import (
+    AdvancedPACTOptions,
     BenchOptions,
     ExportBenchCallback,
     PACTConfig,
@@ -123,7 +124,15 @@ def test_batch_norm_statistics_and_scales_can_stand_still():
 def test_several_calibration_batches_are_a_moving_average():
     model = hapi_model()
     data = Images(16)
-    fit(model, [PACTQuantCallback(calibration_batches=2, observer_momentum=0.75, alpha_lr_scale=0.0)], data=data)
+    fit(
+        model,
+        [
+            PACTQuantCallback(
+                advanced=AdvancedPACTOptions(calibration_batches=2, observer_momentum=0.75, alpha_lr_scale=0.0)
+            )
+        ],
+        data=data,
+    )
     first, second = (np.percentile(np.abs(data.images[part]), 99.9) for part in (slice(8), slice(8, 16)))
     alpha = float(model.network.conv1.activation_quanter.alpha)
     assert alpha == pytest.approx(0.75 * first + 0.25 * second, rel=1e-4)
@@ -134,7 +143,7 @@ def test_alpha_decay_pulls_alphas_down():
     for decay in (0.0, 5.0):
         paddle.seed(4)
         model = hapi_model(optimizer="Momentum")
-        fit(model, [PACTQuantCallback(alpha_decay=decay)], epochs=2)
+        fit(model, [PACTQuantCallback(advanced=AdvancedPACTOptions(alpha_decay=decay))], epochs=2)
         ends.append(sum(float(alpha) for alpha in trained_scales(model.network)))
     assert ends[1] < ends[0]
 
@@ -264,9 +273,9 @@ def test_the_diagnosis_stands_in_the_record(export_first, tmp_path):
 
 
 def test_a_hint_when_more_epochs_run_than_the_recipe_needs(caplog):
-    fit(hapi_model(), [PACTQuantCallback(fp32_epochs=4)], epochs=2)
+    fit(hapi_model(), [PACTQuantCallback(advanced=AdvancedPACTOptions(fp32_epochs=4))], epochs=2)
     assert not caplog.text
-    fit(hapi_model(), [PACTQuantCallback(fp32_epochs=4)], epochs=3)
+    fit(hapi_model(), [PACTQuantCallback(advanced=AdvancedPACTOptions(fp32_epochs=4))], epochs=3)
     assert "a quarter to a half of them is enough" in caplog.text
 
 
