@@ -16,7 +16,7 @@ import paddle
 from paddlelite_callbacks.benchmark.engines import Engine, EngineError, OnnxRuntime, Predict
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.compare import PDMODEL_CHECK
+from paddlelite_callbacks.export.compare import KIND_OF_CHECK
 from paddlelite_callbacks.utils.error_text import reason
 
 __all__ = ["EXACT", "exact_engine"]
@@ -65,7 +65,7 @@ class _OnnxInNumpy:
 
 
 _ENGINES: tuple[Engine, ...] = (_PaddleJit(), OnnxRuntime(optimised=False), _OnnxInNumpy())
-EXACT = (*(engine.name for engine in _ENGINES), PDMODEL_CHECK)
+EXACT = (*(engine.name for engine in _ENGINES), *KIND_OF_CHECK)
 """Names in checks that are no engines to choose: nothing is timed with them."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from paddlelite_callbacks.benchmark.engines import OnnxRuntime, PaddleInference,
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.compare import PDMODEL_CHECK, Check, compare_outputs
+from paddlelite_callbacks.export.compare import LITE_CHECKS, PDMODEL_CHECK, Check, compare_outputs
+from paddlelite_callbacks.export.lite import LiteTool, find_opt
 from paddlelite_callbacks.export.variants import Reference
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import hushed_stdout
@@ -48,6 +50,7 @@ def load_files(
     *,
     errors: Mapping[tuple[str, str], str] | None = None,
     rows: int | None = None,
+    opt: str | Path | None = None,
 ) -> LoadedFiles:
     """Load every file with every engine of its kind and compare its outputs with the references.
 
@@ -58,6 +61,7 @@ def load_files(
         options: see `BenchOptions`.
         errors: by kind and precision, why there is no such file.
         rows: see `LoadedFiles`.
+        opt: Paddle Lite's, see `find_opt`.
     """
     checks: list[Check] = []
     failed: list[Latency] = []
@@ -87,6 +91,8 @@ def load_files(
     for artefact in artefacts:
         if artefact.kind == "pdmodel":
             checks.append(_pdmodel_check(artefact, inputs, references[artefact.precision], options, rows))
+        elif artefact.kind in LITE_CHECKS:
+            checks.append(_lite_check(artefact, inputs, references[artefact.precision], options, rows, opt))
     return LoadedFiles(ready, tuple(checks), tuple(failed), rows)
 
 
@@ -101,6 +107,40 @@ def _pdmodel_check(
         return checked(PDMODEL_CHECK, artefact, got, reference, options)
     except Exception as error:
         return Check(engine=PDMODEL_CHECK, precision=artefact.precision, error=reason(error))
+
+
+def _lite_check(
+    artefact: Artefact,
+    inputs: Sequence[np.ndarray],
+    reference: Reference,
+    options: BenchOptions,
+    rows: int | None,
+    opt: str | Path | None,
+) -> Check:
+    """Run a float file for x86 with Paddle Lite, and of the others the program that they were made from, in Paddle.
+
+    Paddle Lite's int8 kernels for x86 are faulty: nothing is held against them.
+    """
+    name = LITE_CHECKS[artefact.kind]
+    unverified = "Paddle Lite runs it on ARM alone" if artefact.kind == "lite-arm" else None
+    try:
+        tool = find_opt(opt)
+        if unverified is None and tool.python is None:
+            unverified = "a binary opt cannot run it"
+        with hushed_stdout():
+            if unverified is None:
+                got = in_batches(_run_by(tool, artefact.path), rows)(inputs)
+            else:
+                program = replace(artefact, kind="pdmodel", path=artefact.program[0], files=artefact.program)
+                predict = PaddleInference(onednn=False).load(program, threads=options.settings[0][0])
+                got = in_batches(predict, rows)(inputs)
+        return replace(checked(name, artefact, got, reference, options), unverified=unverified)
+    except Exception as error:
+        return Check(engine=name, precision=artefact.precision, error=reason(error))
+
+
+def _run_by(tool: LiteTool, path: Path) -> Predict:
+    return lambda arrays: tool.run(path, arrays)
 
 
 def _with_rounded_biases(

@@ -20,7 +20,7 @@ from paddlelite_callbacks.benchmark.load import LoadedFiles, checked
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.compare import PDMODEL_CHECK, Check, FileVerdict
+from paddlelite_callbacks.export.compare import KIND_OF_CHECK, Check, FileVerdict
 from paddlelite_callbacks.export.saturation import SaturationReport, saturating_channels
 from paddlelite_callbacks.export.validate import own_movement
 from paddlelite_callbacks.export.variants import Forms, Reference, Variants
@@ -97,7 +97,7 @@ def violations(errors: Mapping[tuple[str, str], str], files: LoadedFiles, option
         options: with the engines asked for.
     """
     absent = [engine.name for engine in options.chosen() if missing_reason(engine)] if options.engines is None else []
-    kinds = {"pdmodel", *(engine.kind for engine in options.chosen() if engine.name not in absent)}
+    kinds = {*KIND_OF_CHECK.values(), *(engine.kind for engine in options.chosen() if engine.name not in absent)}
     said = [f"no {kind} {precision} file: {why}" for (kind, precision), why in errors.items() if kind in kinds]
     said += [
         f"{row.engine} {row.precision} {row.text}"
@@ -208,8 +208,8 @@ def _saturation(artefact: Artefact) -> SaturationReport:
 
 
 def _kind_of(engine: str) -> str:
-    if engine == PDMODEL_CHECK:
-        return "pdmodel"
+    if engine in KIND_OF_CHECK:
+        return KIND_OF_CHECK[engine]
     return ENGINES[engine].kind if engine in ENGINES else "paddle" if engine == "paddle.jit.load" else "onnx"
 
 
@@ -234,7 +234,12 @@ def file_verdicts(checks: Sequence[Check], latencies: Sequence[Latency]) -> tupl
         latencies: whose errors tell why others did not.
     """
     found = {
-        (c.engine, c.precision): FileVerdict(engine=c.engine, precision=c.precision, agrees=c.passed, text=c.verdict)
+        (c.engine, c.precision): FileVerdict(
+            engine=c.engine,
+            precision=c.precision,
+            agrees=None if c.passed and c.unverified is not None else c.passed,
+            text=c.verdict,
+        )
         for c in checks
     }
     for row in latencies:

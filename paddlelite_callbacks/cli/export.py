@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
-        "ONNX, or in Paddle 2's format, and compare the two on random inputs. A checkpoint (.pdparams) holds no "
-        "network and cannot be taken: load it into its network and call paddle.jit.save first."
+        "ONNX, in Paddle 2's format or for Paddle Lite, and compare the two on random inputs. A checkpoint (.pdparams) "
+        "holds no network and cannot be taken: load it into its network and call paddle.jit.save first."
     )
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
     parser.add_argument("out", help="folder for what is written (with deploy.json); must hold nothing else")
@@ -41,9 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forms",
         nargs="+",
         type=str.lower,
-        choices=["onnx", "pdmodel"],
+        choices=["onnx", "pdmodel", "lite"],
         default=["onnx"],
-        help="what to write: onnx (default), pdmodel (model.pdmodel + model.pdiparams, for Paddle Lite and Paddle 2)",
+        help="what to write: onnx (default), pdmodel (model.pdmodel + model.pdiparams, for Paddle 2 and "
+        "other tools), lite (Paddle Lite's model.arm.nb)",
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        type=str.lower,
+        choices=["arm", "x86"],
+        default=["arm"],
+        help="of the files for Paddle Lite: arm (default), x86 (float networks alone)",
+    )
+    parser.add_argument(
+        "--opt",
+        metavar="PATH",
+        help="Paddle Lite's opt: a Python with paddlelite, or a binary (default: what PADDLE_LITE_OPT names, this "
+        "Python's, or that on the path)",
     )
     parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -61,11 +78,13 @@ def run(options: argparse.Namespace) -> int:
     """
     from paddle.static import InputSpec
 
+    from paddlelite_callbacks.benchmark.verdicts import file_verdicts
     from paddlelite_callbacks.errors import ExportError
     from paddlelite_callbacks.export.artefact import Artefact
-    from paddlelite_callbacks.export.compare import compare_outputs
+    from paddlelite_callbacks.export.compare import LITE_CHECKS, compare_outputs
     from paddlelite_callbacks.export.fp16 import write_fp16_onnx
     from paddlelite_callbacks.export.legacy_program import write_legacy_program
+    from paddlelite_callbacks.export.lite import LITE_TARGETS, LiteOptions, find_opt
     from paddlelite_callbacks.export.metadata import (
         SIDECAR,
         checked_sidecar_options,
@@ -80,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         random_inputs,
     )
     from paddlelite_callbacks.export.onnx_export import export_onnx
+    from paddlelite_callbacks.export.variants import LITE_PROGRAMS, write_lite
     from paddlelite_callbacks.utils.atomic_files import staged_folder
     from paddlelite_callbacks.utils.isolation import hushed_stdout
 
@@ -87,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a folder.")
     ours = {"model.onnx", "model.fp16.onnx", "model.pdmodel", "model.pdiparams", SIDECAR}
+    ours |= {f"model{precision}.{target}.nb" for precision in ("", ".int8") for target in LITE_TARGETS}
     if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
         raise ValueError(
             f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
@@ -100,6 +121,11 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     if options.fp16 and "onnx" not in options.forms:
         raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
+    tool = find_opt(options.opt) if "lite" in options.forms else None
+    if tool is not None and source.precision == "int8" and "x86" in options.targets:
+        raise ValueError(
+            f"{source.path} is quantised, and Paddle Lite's int8 kernels for x86 are faulty: --targets arm."
+        )
     if "pdmodel" in options.forms and source.path.suffix != ".json":
         raise ValueError(f"{source.path} is in Paddle 2's format already: use the file as it is.")
     inputs = random_inputs(source, complete_inputs(source, specs))
@@ -115,10 +141,25 @@ def run(options: argparse.Namespace) -> int:
         if "pdmodel" in options.forms:
             pair = write_legacy_program(source.path, stage / "model")
             files.append(Artefact(kind="pdmodel", path=pair[0], files=pair, precision=source.precision))
+        if tool is not None:
+            files += write_lite(source, stage, LiteOptions(targets=options.targets, opt=options.opt))
+        checks = []
         for file in files:
-            judge = judges[file.kind]
-            atol, rtol = (1e-4, 1e-3) if file.precision != "fp16" else (5e-5, 5e-2)
-            check = compare_outputs(expected, _answers(file, judge, inputs), engine=judge, atol=atol, rtol=rtol)
+            judge = LITE_CHECKS.get(file.kind) or judges[file.kind]
+            coarse = file.precision == "fp16" or (file.kind in LITE_CHECKS and file.precision == "int8")
+            atol, rtol = (5e-5, 5e-2) if coarse else (1e-4, 1e-3)
+            unverified = None
+            if file.kind == "lite-x86" and tool is not None and tool.python is not None:
+                got = tool.run(file.path, inputs)
+            elif file.program:
+                unverified = "Paddle Lite runs it on ARM alone" if file.kind == "lite-arm" else "a binary cannot run it"
+                program = replace(file, kind="pdmodel", path=file.program[0], files=file.program)
+                got = _answers(program, "paddle", inputs)
+            else:
+                got = _answers(file, judge, inputs)
+            check = compare_outputs(expected, got, engine=judge, precision=file.precision, atol=atol, rtol=rtol)
+            check = replace(check, unverified=unverified)
+            checks.append(check)
             if not check.passed:
                 found = check.error or f"by {check.max_abs_diff:.3g}, allowed {check.tolerance:.3g}"
                 raise ExportError(f"{file.path.name} differs from the program on {judge}: {found}.")
@@ -131,15 +172,24 @@ def run(options: argparse.Namespace) -> int:
                     "engine": judge,
                     "max_abs_diff": check.max_abs_diff,
                     "tolerance": check.tolerance,
+                    "verdict": check.verdict,
                 }
             )
-        shapes = input_shapes(files[0])
+        shutil.rmtree(stage / LITE_PROGRAMS, ignore_errors=True)
+        shapes = input_shapes(next((file for file in files if file.kind not in LITE_CHECKS), source))
         described = [
             {"name": name, "shape": [None if size < 0 else size for size in shape], "dtype": str(a.dtype)}
             for (name, shape), a in zip(shapes.items(), inputs, strict=True)
         ]
         outputs = described_outputs(files, expected, [InputSpec(shape) for shape in shapes.values()])
-        write_sidecar(stage, files, inputs=described, outputs=outputs, options=checked_sidecar_options(None))
+        write_sidecar(
+            stage,
+            files,
+            inputs=described,
+            outputs=outputs,
+            options=checked_sidecar_options(None),
+            verdicts=file_verdicts([check for check in checks if check.unverified is not None], []),
+        )
     if options.json:
         write_json({"files": told})
     else:
@@ -148,7 +198,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _line(file: dict[str, Any]) -> str:
-    return f"{file['path']}: {file['size_mb']:.2f} MB, largest difference {file['max_abs_diff']:.3g}\n"
+    said = f"; {file['verdict']}" if file["verdict"] != "agrees" else ""
+    return f"{file['path']}: {file['size_mb']:.2f} MB, largest difference {file['max_abs_diff']:.3g}{said}\n"
 
 
 def _answers(artefact: Artefact, engine: str, inputs: list) -> list:

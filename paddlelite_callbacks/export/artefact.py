@@ -15,16 +15,19 @@ class Artefact:
     """One exported model.
 
     Args:
-        kind: ``"paddle"`` (program and parameters), ``"onnx"``, or ``"pdmodel"`` (program in Paddle 2's format).
+        kind: ``"paddle"`` (program and parameters), ``"onnx"``, ``"pdmodel"`` (program in Paddle 2's format),
+            ``"lite-arm"`` or ``"lite-x86"`` (Paddle Lite's ``.nb`` for that target).
         path: File that an engine loads: Paddle's program, or the ``.onnx`` file.
         files: All files of the model.
         precision: Type of the weights: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        program: Program and parameters that a ``.nb`` was made from; deleted after the checks.
     """
 
     kind: str
     path: Path
     files: tuple[Path, ...]
     precision: str = "fp32"
+    program: tuple[Path, ...] = ()
 
     @property
     def size_mb(self) -> float:

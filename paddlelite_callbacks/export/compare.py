@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PDMODEL_CHECK", "Check", "FileVerdict", "compare_outputs"]
+__all__ = ["KIND_OF_CHECK", "LITE_CHECKS", "PDMODEL_CHECK", "Check", "FileVerdict", "compare_outputs"]
 
 PDMODEL_CHECK = "paddle.pdmodel"  # Paddle Inference on a program in Paddle 2's format: checked, not timed
+LITE_CHECKS = {"lite-arm": "paddlelite-arm", "lite-x86": "paddlelite-x86"}  # by the kind of the file
+KIND_OF_CHECK = {PDMODEL_CHECK: "pdmodel", **{engine: kind for kind, engine in LITE_CHECKS.items()}}
+"""Kinds of the files that are checked and not timed, by the names in their checks."""
 
 _FLIP_FACTOR = 1.5  # estimated over many rows and draws, so nearly the worst case is among them
 _FEW_ROWS = 4  # with fewer rows, a rounding flip in one row cannot be told from a wrong scale
@@ -30,6 +33,7 @@ class Check:
         passed: Whether the difference is within the tolerance.
         error: Reason why nothing could be compared, or what else failed.
         largest: Largest magnitude of the network's output, in units of the output.
+        unverified: Reason why the file itself was not run; the rest is then of its program, run by Paddle.
     """
 
     engine: str
@@ -41,10 +45,13 @@ class Check:
     passed: bool = False
     error: str | None = None
     largest: float | None = None
+    unverified: str | None = None
 
     @property
     def verdict(self) -> str:
         """``"agrees"``, or the difference and the tolerance."""
+        if self.passed and self.unverified is not None:
+            return f"not verified here ({self.unverified}); the program that it was made from agrees in Paddle"
         if self.passed:
             return "agrees"
         return f"differs by {self.distance}" if self.max_abs_diff is not None else f"differs: {self.error}"
@@ -77,9 +84,9 @@ class FileVerdict:
 
     @property
     def kind(self) -> str:
-        """Kind of the file: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``."""
-        if self.engine == PDMODEL_CHECK:
-            return "pdmodel"
+        """Kind of the file, see `Artefact`."""
+        if self.engine in KIND_OF_CHECK:
+            return KIND_OF_CHECK[self.engine]
         return "paddle" if self.engine.startswith("paddle") else "onnx"
 
 

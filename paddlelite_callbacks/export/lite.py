@@ -22,7 +22,7 @@ from paddlelite_callbacks.errors import ExportError, MissingDependencyError
 from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.child_process import last_words
 
-__all__ = ["LITE_TARGETS", "OPT_VARIABLE", "LiteTool", "find_opt"]
+__all__ = ["LITE_TARGETS", "OPT_VARIABLE", "LiteOptions", "LiteTool", "checked_targets", "find_opt"]
 
 LITE_TARGETS = ("arm", "x86")
 OPT_VARIABLE = "PADDLE_LITE_OPT"
@@ -34,6 +34,36 @@ _REMEDY = (
     f"paddlelite==2.13rc0, then give lite/bin/python as opt (command line: --opt, or the variable {OPT_VARIABLE}). The "
     "path of an opt binary will do, too."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteOptions:
+    """Which files for Paddle Lite to write, and with what.
+
+    Args:
+        targets: some of `LITE_TARGETS`.
+        opt: see `find_opt`.
+    """
+
+    targets: Sequence[str] = ("arm",)
+    opt: str | Path | None = None
+
+
+def checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """Return ``targets`` as a tuple.
+
+    Args:
+        targets: of Paddle Lite.
+
+    Raises:
+        ValueError: one is unknown, there is none, or it is no list.
+    """
+    known = list(LITE_TARGETS)
+    if isinstance(targets, str):
+        raise ValueError(f"targets must be a list of names, got {targets!r}: write targets=[{targets!r}].")
+    if not targets or any(target not in known for target in targets):
+        raise ValueError(f"targets must be some of {known}, got {list(targets)}: leave it out for ['arm'].")
+    return tuple(dict.fromkeys(targets))
 
 
 @dataclass(frozen=True, kw_only=True)

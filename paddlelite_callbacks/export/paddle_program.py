@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +17,24 @@ from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.hooks import copy_with_hooks, forget_results_
 from paddlelite_callbacks.export.legacy_program import legacy_program, write_legacy_program
+from paddlelite_callbacks.export.lite_program import prepare_for_lite_
+from paddlelite_callbacks.export.pdmodel_qdq import rewrite_program_as_qdq
 from paddlelite_callbacks.export.pir_program import read_pir_program
+from paddlelite_callbacks.export.program_graph import ProgramGraph
 from paddlelite_callbacks.export.signature import has_plain_signature, named_specs, plain_signature_
 from paddlelite_callbacks.export.slim_program import make_program_lean, name_outputs, number_parameters
 from paddlelite_callbacks.nn.surgery import restored
+from paddlelite_callbacks.utils.atomic_files import link_or_copy
 from paddlelite_callbacks.workarounds.tracing import clean_trace
 
-__all__ = ["check_program_format", "export_paddle", "export_pdmodel", "output_names"]
+__all__ = [
+    "check_program_format",
+    "export_lite_program",
+    "export_paddle",
+    "export_pdmodel",
+    "export_qdq_pdmodel",
+    "output_names",
+]
 
 
 _UNUSED = "is not involved in the target_vars"  # Paddle's words
@@ -109,6 +121,58 @@ def export_pdmodel(program: Artefact) -> Artefact:
     number_parameters(program.path)
     files = write_legacy_program(program.path, program.path.with_suffix(""))
     return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
+
+
+def export_qdq_pdmodel(program: Artefact, target: Path) -> Artefact:
+    """Write a quantised program for Paddle 2 with ``quantize_linear`` and int8 weights, see `rewrite_program_as_qdq`.
+
+    Args:
+        program: of `export_paddle`, with the integers of every layer; its parameters get short names.
+        target: prefix of the two files.
+
+    Raises:
+        ExportError: the network was quantised on another grid.
+        UnknownOperatorError: an operator has no form in Paddle 2.
+        OSError: the disk is full.
+    """
+    files = _graph_of(program).write(target)
+    return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
+
+
+def export_lite_program(program: Artefact, target: Path) -> Artefact:
+    """Write a program in the form that Paddle Lite's ``opt`` takes, see `prepare_for_lite_`.
+
+    Args:
+        program: of `export_paddle`, with the integers of every layer if it is quantised.
+        target: prefix of the two files.
+
+    Raises:
+        ExportError: the network was quantised on another grid.
+        UnknownOperatorError: an operator has no form in Paddle 2.
+        OSError: the disk is full.
+    """
+    graph = _graph_of(program)
+    prepare_for_lite_(graph)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files = graph.write(target)
+    return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
+
+
+def _graph_of(program: Artefact) -> ProgramGraph:
+    """Return a program of Paddle 2 or 3 in the format of Paddle 2, its int8 weights and quantisers as operators."""
+    with tempfile.TemporaryDirectory() as work:
+        files = program.files[0], program.files[-1]
+        if program.path.suffix == ".json":
+            source = Path(work, "source.json")
+            shutil.copyfile(program.path, source)
+            link_or_copy(files[1], source.with_suffix(".pdiparams"))
+            legacy_program(read_pir_program(source))  # as long as the parameters have the names of layers
+            number_parameters(source)
+            files = write_legacy_program(source, Path(work, "model"))
+        graph = ProgramGraph(*files)
+    if program.precision == "int8" and not any(one.type == "quantize_linear" for one in graph.operators):
+        rewrite_program_as_qdq(graph)
+    return graph
 
 
 def check_program_format() -> None:

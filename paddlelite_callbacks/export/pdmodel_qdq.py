@@ -20,6 +20,7 @@ __all__ = ["rewrite_program_as_qdq"]
 _HIGHEST = 127
 _AXES = {"conv2d": 0, "depthwise_conv2d": 0, "conv2d_transpose": 1, "depthwise_conv2d_transpose": 1, "matmul_v2": 1}
 _FIXED = {"bit_length": 8, "qmin": -128, "qmax": _HIGHEST, "is_test": True, "only_observer": False}
+_ON_GRID = 1e-4  # of a step: what fp32 leaves of an integer
 _HALF_AWAY = 1  # round_type: what Lite does, and clips to [-127, 127] before
 
 
@@ -44,6 +45,8 @@ def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
     made: dict[str, str] = {}
     for operator in casts:
         _weight(graph, operator, made)
+    for operator in [operator for operator in graph.operators if operator.type in _AXES]:
+        _float_weight(graph, operator, made)
     return len(made)
 
 
@@ -98,6 +101,45 @@ def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
     graph.remove([product])
     graph.insert_before(cast, "dequantize_linear", {"X": [weight], **scales}, {"Y": [output]}, attributes)
     graph.remove([cast])
+
+
+def _float_weight(graph: ProgramGraph, user: Any, made: dict[str, str]) -> None:
+    """Write the integers of a weight that is stored in float on its grid, as small ones are, after a quantizer."""
+    source, weight = ("X", "Y") if user.type == "matmul_v2" else ("Input", "Filter")
+    (given,), (name,) = graph.inputs(user, source), graph.inputs(user, weight)
+    maker, value = graph.producer(given), graph.parameters.get(name)
+    if maker is None or maker.type != "dequantize_linear" or value is None or value.dtype != np.float32:
+        return
+    axis = _AXES[user.type]
+    if (found := _integers_of(value, axis)) is None:
+        return
+    integers, steps = found
+    stored, output = graph.add_parameter(f"{name}.int8", integers), f"{name}.back"
+    output = graph.add_variable(output, "float32", value.shape)
+    scales = _scales(graph, stored, steps * np.float32(_HIGHEST))
+    attributes = {**_FIXED, "quant_axis": axis, "round_type": _HALF_AWAY}
+    graph.insert_before(user, "dequantize_linear", {"X": [stored], **scales}, {"Y": [output]}, attributes)
+    for other in graph.consumers(name):
+        graph.set_input(other, weight, [output])
+    made[stored] = output
+
+
+def _integers_of(value: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the integers of a weight and the step of each channel; ``None`` where it lies on no grid."""
+    rows = np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1).astype("float64")
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    largest[largest == 0] = 1.0
+    integers, steps = np.zeros(rows.shape, "int8"), np.ones(len(rows))
+    waiting = np.ones(len(rows), bool)
+    for highest in range(1, _HIGHEST + 1):
+        scaled = rows * highest / largest
+        fits = waiting & (np.abs(scaled - np.rint(scaled)).max(axis=1) < _ON_GRID)
+        integers[fits], steps[fits] = np.rint(scaled[fits]), largest[fits, 0] / highest
+        waiting &= ~fits
+    if waiting.any():
+        return None
+    moved = tuple(np.moveaxis(value, axis, 0).shape)
+    return np.ascontiguousarray(np.moveaxis(integers.reshape(moved), 0, axis)), steps.astype("float32")
 
 
 def _scales(graph: ProgramGraph, name: str, scale: np.ndarray) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,8 +22,14 @@ from paddlelite_callbacks.export.eval_copy import eval_copy
 from paddlelite_callbacks.export.fold_bn import folded
 from paddlelite_callbacks.export.fp16 import round_to_fp16_, write_fp16_onnx
 from paddlelite_callbacks.export.hooks import carry_hooks_, copy_with_hooks
+from paddlelite_callbacks.export.lite import LiteOptions, find_opt
 from paddlelite_callbacks.export.onnx_export import DEFAULT_OPSET, checked_opset, export_onnx
-from paddlelite_callbacks.export.paddle_program import export_paddle, export_pdmodel
+from paddlelite_callbacks.export.paddle_program import (
+    export_lite_program,
+    export_paddle,
+    export_pdmodel,
+    export_qdq_pdmodel,
+)
 from paddlelite_callbacks.export.qdq import write_int8_onnx
 from paddlelite_callbacks.export.slim_program import number_parameters
 from paddlelite_callbacks.export.tolerance import bias_noise, flip_noise, middle_noise
@@ -31,14 +38,27 @@ from paddlelite_callbacks.nn.surgery import restored
 from paddlelite_callbacks.quant.clip import clip_activations_, store_weights_on_grid_
 from paddlelite_callbacks.quant.convert import convert_for_export_, store_small_in_float_
 from paddlelite_callbacks.quant.output_quantizers import quantized_outputs
-from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.quant.prepare import quantization_of, quantized_layers
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.peak_memory import release_free_memory
 from paddlelite_callbacks.workarounds.tracing import without_repeated_conversions
 
-__all__ = ["Forms", "Reference", "Variants", "export_forms", "references", "said_of", "write_forms"]
+__all__ = [
+    "LITE_PROGRAMS",
+    "Forms",
+    "Reference",
+    "Variants",
+    "export_forms",
+    "on_lite_grid",
+    "references",
+    "said_of",
+    "write_forms",
+    "write_lite",
+]
 
 _ORDER = (("paddle", "fp32"), ("paddle", "int8"), ("onnx", "fp32"), ("onnx", "int8"), ("onnx", "fp16"))  # of the files
+LITE_PROGRAMS = ".lite"
+"""Folder beside the files with the programs that those for Paddle Lite were made from, until they are checked."""
 _log = logging.getLogger(__name__)
 
 
@@ -200,6 +220,7 @@ def export_forms(
     onnx: bool = True,
     pdmodel: bool = False,
     onnx_opset: int = DEFAULT_OPSET,
+    lite: LiteOptions | None = None,
     sample: Sequence[np.ndarray] | None = None,
 ) -> Forms:
     """Write every form of ``network`` into ``folder``, with its batch norms folded.
@@ -215,6 +236,8 @@ def export_forms(
         onnx: whether to write the ONNX files.
         pdmodel: whether to write Paddle's program in the format of Paddle 2, too.
         onnx_opset: of the ONNX files, 13-19: below 13 there are no weight scales per channel.
+        lite: which files for Paddle Lite to write, ``model.arm.nb`` and the like; of a network that was trained with
+            ``activation_symmetric`` also ``model.int8.arm.nb``. ``None`` for none.
         sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
             leaves only the batch open (otherwise nothing is folded).
 
@@ -228,7 +251,12 @@ def export_forms(
     """
     inputs = _inputs(sample, input_spec)
     variants = Variants(eval_copy(network, inputs), inputs)
-    return write_forms(variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset)
+    try:
+        return write_forms(
+            variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset, lite=lite
+        )
+    finally:
+        shutil.rmtree(folder / LITE_PROGRAMS, ignore_errors=True)
 
 
 @without_repeated_conversions()  # all forms are of the same classes
@@ -241,6 +269,7 @@ def write_forms(
     fp16: bool = False,
     pdmodel: bool = False,
     onnx_opset: int = DEFAULT_OPSET,
+    lite: LiteOptions | None = None,
 ) -> Forms:
     """Write the files of `export_forms`; at no time are more than two forms beside the trained network in memory.
 
@@ -252,27 +281,39 @@ def write_forms(
         fp16: whether to write ``model.fp16.onnx`` too.
         pdmodel: see `export_forms`.
         onnx_opset: see `export_forms`.
+        lite: see `export_forms`; what the files were made from stays in the folder `LITE_PROGRAMS`.
 
     Raises:
         ExportError: see `export_forms`.
         ValueError: see `export_forms`.
     """
     forms, work, opset = Forms([], {}), folder / ".work", checked_opset(onnx_opset)
+    phone = Forms([], forms.errors)  # what is made for Paddle 2 and Paddle Lite alone
+    symmetric = on_lite_grid(variants.network)
     try:
         if variants.is_quantized:
-            _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx, opset)
+            whole = symmetric and (pdmodel or lite is not None)
+            program = _write_int8(forms, variants.int8_network(), folder, work, input_spec, onnx, opset, whole=whole)
+            if program is not None and pdmodel and symmetric:
+                pair = functools.partial(export_qdq_pdmodel, program, folder / "model.int8")
+                _attempt(phone, "pdmodel", "int8", pair)
+            if program is not None and lite is not None and symmetric:
+                _write_lite(phone, program, folder, lite)
             release_free_memory()
-        if onnx or not variants.is_quantized:
-            _write_float(forms, variants, folder, work, input_spec, onnx, fp16, opset)
+        if onnx or lite is not None or not variants.is_quantized:
+            program = _write_float(forms, variants, folder, work, input_spec, onnx, fp16, opset)
+            if program is not None and lite is not None:
+                _write_lite(phone, program, folder, lite)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         release_free_memory()
     forms.artefacts.sort(key=lambda artefact: _ORDER.index((artefact.kind, artefact.precision)))
     for artefact in list(forms.artefacts):
         if artefact.kind == "paddle":
-            if pdmodel:
+            if pdmodel and not symmetric:
                 _attempt(forms, "pdmodel", artefact.precision, lambda program=artefact: export_pdmodel(program))  # type: ignore[misc]
             number_parameters(artefact.path)  # ONNX files, made of the program, keep the names of state_dict
+    forms.artefacts += sorted(phone.artefacts, key=lambda artefact: (artefact.kind != "pdmodel", artefact.path.name))
     if not forms.artefacts:
         said = "; ".join(dict.fromkeys(forms.errors.values()))
         raise ExportError(said)
@@ -288,23 +329,24 @@ def _write_float(
     onnx: bool,
     fp16: bool,
     opset: int,
-) -> None:
+) -> Artefact | None:
+    """Write the float files; return the program, ``None`` where there is none."""
     network, target = variants.float_network(), folder / "model.onnx"
     shipped = not variants.is_quantized  # else the program is only a step to the ONNX file
 
     def program() -> Artefact:
         return export_paddle(network, folder if shipped else work, input_spec=input_spec, in_place=True)
 
+    made = Forms([], forms.errors)
+    _attempt(made, "paddle" if shipped else "onnx", "fp32", program)
+    source = made.artefacts[0] if made.artefacts else None
     if shipped:
-        _attempt(forms, "paddle", "fp32", program)
+        forms.artefacts += made.artefacts
     if not onnx:
-        return
-    if not shipped:
-        _attempt(forms, "onnx", "fp32", lambda: export_onnx(program(), target, opset=opset))
-    elif forms.artefacts:
-        source = forms.artefacts[0]
+        return source
+    if source is not None:
         _attempt(forms, "onnx", "fp32", lambda: export_onnx(source, target, opset=opset))
-    else:
+    elif shipped:
         forms.errors["onnx", "fp32"] = "there is no Paddle program to convert"
     if fp16:
         plain = next((a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "fp32")), None)
@@ -312,6 +354,7 @@ def _write_float(
             forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
         else:
             _attempt(forms, "onnx", "fp16", lambda: _write_fp16(variants, network, plain))
+    return source
 
 
 def _write_fp16(variants: Variants, network: Layer, plain: Artefact) -> Artefact:
@@ -325,23 +368,90 @@ def _write_fp16(variants: Variants, network: Layer, plain: Artefact) -> Artefact
 
 
 def _write_int8(
-    forms: Forms, network: Layer, folder: Path, work: Path, input_spec: Sequence[InputSpec], onnx: bool, opset: int
-) -> None:
+    forms: Forms,
+    network: Layer,
+    folder: Path,
+    work: Path,
+    input_spec: Sequence[InputSpec],
+    onnx: bool,
+    opset: int,
+    *,
+    whole: bool,
+) -> Artefact | None:
+    """Write the int8 files; with ``whole`` return the program with the integers of every layer."""
+
     def small() -> Artefact:
         with restored(network):
             store_small_in_float_(network)
             return export_paddle(network, folder, input_spec=input_spec, precision="int8", in_place=True)
 
-    def whole() -> Artefact:
+    def program() -> Artefact:
         # The same network once more, with the integers of every layer in it: engines want them all.
-        program = export_paddle(network, work, input_spec=input_spec, precision="int8", name="int8", in_place=True)
-        source = export_onnx(program, work / "int8.onnx", opset=opset)
-        return write_int8_onnx(source, folder / "model.int8.onnx")
+        return export_paddle(network, work, input_spec=input_spec, precision="int8", name="int8", in_place=True)
+
+    def qdq(source: Artefact) -> Artefact:
+        return write_int8_onnx(export_onnx(source, work / "int8.onnx", opset=opset), folder / "model.int8.onnx")
 
     _attempt(forms, "paddle", "int8", small)
     release_free_memory()
+    if not onnx and not whole:
+        return None
+    made = Forms([], forms.errors)
+    _attempt(made, "onnx" if onnx else "pdmodel", "int8", program)
+    if not made.artefacts:
+        return None
     if onnx:
-        _attempt(forms, "onnx", "int8", whole)
+        _attempt(forms, "onnx", "int8", lambda: qdq(made.artefacts[0]))
+    return made.artefacts[0]
+
+
+def on_lite_grid(network: Layer) -> bool:
+    """Return whether ``network`` is quantised on the symmetric grid that Paddle Lite has.
+
+    Args:
+        network: looked through.
+    """
+    settings = quantization_of(network)
+    return settings is not None and bool(settings["activation_symmetric"])
+
+
+def write_lite(program: Artefact, folder: Path, options: LiteOptions) -> list[Artefact]:
+    """Write the files for Paddle Lite of a finished program.
+
+    Args:
+        program: Program of Paddle 2 or 3.
+        folder: Folder of the files; what they were made from stays in its `LITE_PROGRAMS`.
+        options: Targets and ``opt``.
+
+    Raises:
+        ExportError: One of them could not be written.
+    """
+    forms = Forms([], {})
+    _write_lite(forms, program, folder, options)
+    if forms.errors:
+        raise ExportError("; ".join(dict.fromkeys(forms.errors.values())))
+    return forms.artefacts
+
+
+def _write_lite(forms: Forms, program: Artefact, folder: Path, options: LiteOptions) -> None:
+    """Write a ``.nb`` for each target; a quantised network has none for x86, where Paddle Lite's kernels are faulty."""
+    int8 = program.precision == "int8"
+    targets = [target for target in options.targets if not (int8 and target == "x86")]
+    if not targets:
+        return
+    prefix = folder / LITE_PROGRAMS / program.precision / "model"
+    made = Forms([], forms.errors)
+    _attempt(made, f"lite-{targets[0]}", program.precision, lambda: export_lite_program(program, prefix))
+    for target in targets if made.artefacts else []:
+        path = folder / f"model{'.int8' * int8}.{target}.nb"
+        write = functools.partial(_nb_of, made.artefacts[0], path, target, options.opt)
+        _attempt(forms, f"lite-{target}", program.precision, write)
+
+
+def _nb_of(program: Artefact, path: Path, target: str, opt: str | Path | None) -> Artefact:
+    find_opt(opt).write(program.files[0], program.files[1], path, target=target)
+    kind = f"lite-{target}"
+    return Artefact(kind=kind, path=path, files=(path,), precision=program.precision, program=program.files)
 
 
 def _converted(network: Layer) -> Layer:

@@ -266,6 +266,12 @@ class PACTActivationQuantizer(Switched):
         self._levels = self._calibrated_levels(signed)
         _set_(self.grid, self._levels)
 
+    def make_symmetric(self) -> None:
+        """Take the symmetric grid of the same range, in place of the one that was trained."""
+        self.symmetric, self._unset = True, (grid_levels(self._bits, True, symmetric=True)[0], 0.0)
+        self._levels = self._calibrated_levels(True)
+        _set_(self.grid, self._levels)
+
     @paddle.no_grad()
     def measure(self, x: Tensor) -> tuple[float, float]:
         """Return percentile and minimum over all ranks.

@@ -9,6 +9,7 @@ from typing import Any
 
 from paddlelite_callbacks.benchmark.exact_reference import EXACT
 from paddlelite_callbacks.benchmark.latency import Latency
+from paddlelite_callbacks.export.compare import LITE_CHECKS
 from paddlelite_callbacks.report.blocks import Column, Part, Table
 from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.markdown import table_lines
@@ -196,7 +197,8 @@ def _known(value: float, budget: Budget) -> _Figure:
 
 def _size_of(record: Record, engine: str, precision: str) -> float | None:
     kind = "paddle" if engine.startswith("paddle") else "onnx"
-    kinds = ("pdmodel", "paddle") if kind == "paddle" else (kind,)  # the guide counts .pdmodel + .pdiparams
+    # The guide counts .pdmodel + .pdiparams; a file for Paddle Lite is what ships where it was asked for.
+    kinds = (*LITE_CHECKS, "pdmodel", "paddle") if kind == "paddle" else (kind,)
     sizes = {a.kind: a.size_mb for a in record.artefacts if a.precision == precision and a.size_mb is not None}
     return next((sizes[kind] for kind in kinds if kind in sizes), None)
 

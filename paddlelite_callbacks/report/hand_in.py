@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from paddlelite_callbacks.benchmark.exact_reference import EXACT
+from paddlelite_callbacks.export.compare import KIND_OF_CHECK
 from paddlelite_callbacks.report.blocks import Cell, Part
 from paddlelite_callbacks.report.record import ArtefactFigures, Record
 from paddlelite_callbacks.report.tables import number
@@ -69,6 +70,7 @@ def _result_and_model(record: Record, folder: Path) -> CheckPoint:
     engines = [check for check in record.checks if check.engine not in EXACT]
     verdicts = record.verdicts
     right = {(verdict.kind, verdict.precision) for verdict in verdicts if verdict.agrees}
+    right |= {(KIND_OF_CHECK.get(c.engine, ""), c.precision) for c in record.checks if c.passed}  # by its program
     agreed = bool(record.checks) and all((a.kind, a.precision) in right for a in wanted)
     details.append(f"{sum(c.passed for c in engines)} of {len(engines)} engine checks agree with the network")
     details += [f"{v.engine} {v.precision} {v.text}" for v in verdicts if v.agrees is False][:_FIGURES]

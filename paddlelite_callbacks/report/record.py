@@ -17,7 +17,7 @@ from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.benchmark.machine import Machine
 from paddlelite_callbacks.benchmark.verdicts import file_verdicts
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.compare import Check, FileVerdict
+from paddlelite_callbacks.export.compare import LITE_CHECKS, Check, FileVerdict
 from paddlelite_callbacks.export.saturation import saturation_of
 from paddlelite_callbacks.report.blocks import one_line
 from paddlelite_callbacks.report.parse import FieldError, parsed
@@ -35,7 +35,7 @@ class ArtefactFigures:
     """Size and checksums of an exported form when measured.
 
     Args:
-        kind: ``"paddle"``, ``"onnx"`` or ``"pdmodel"``.
+        kind: see `Artefact`.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         path: of its first file.
         size_mb: of all its files, MB (1e6 bytes).
@@ -150,11 +150,12 @@ class Record:
     def size_mb(self) -> float | None:
         """Return the size of the Paddle export, as the guide's gate counts.
 
-        The program in Paddle 2's format, the guide's, comes first. Of a model that has no Paddle program, the smallest
-        ONNX file.
+        A file for Paddle Lite comes first, the smallest where there are several, then the program in Paddle 2's
+        format, the guide's. Of a model that has no Paddle program, the smallest ONNX file.
         """
         sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
-        found = [[mb for kind, mb in sizes if kind in kinds] for kinds in (("pdmodel",), ("paddle",), ("onnx",))]
+        order = (tuple(LITE_CHECKS), ("pdmodel",), ("paddle",), ("onnx",))
+        found = [[mb for kind, mb in sizes if kind in kinds] for kinds in order]
         return next((min(group) for group in found if group), None)
 
     @property

@@ -25,7 +25,7 @@ __all__ = [
     "checked_forms",
 ]
 
-FORMS = ("pdmodel",)
+FORMS = ("pdmodel", "lite")
 _FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.callbacks.export.arguments import check_input_spec, checked_forms
+from paddlelite_callbacks.export.lite import LiteOptions, checked_targets
 from paddlelite_callbacks.export.metadata import checked_sidecar_options
+from paddlelite_callbacks.export.onnx_export import DEFAULT_OPSET, checked_opset
 from paddlelite_callbacks.utils.metric_direction import checked_mode
 from paddlelite_callbacks.utils.representation import constructor_repr
 
@@ -22,7 +25,13 @@ class ExportOptions:
 
     Args:
         forms: further forms to write; ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
-            which Paddle Lite and older tools read (with ``model.pdiparams``). Size and gate then count that pair.
+            which Paddle Lite and older tools read (with ``model.pdiparams``; of a network trained with
+            ``activation_symmetric`` as ``model.int8.pdmodel`` with ``quantize_linear``); ``["lite"]`` Paddle Lite's own
+            files, ``model.arm.nb`` and, of such a network, ``model.int8.arm.nb``. Size and gate then count these.
+        targets: what the files for Paddle Lite are for, ``"arm"`` and ``"x86"``; quantised ones are for ARM alone.
+        opt: Paddle Lite's ``opt``: a Python with ``paddlelite``, or a binary; ``None`` for what ``PADDLE_LITE_OPT``
+            names, this Python's, or that on the path.
+        onnx_opset: opset of the ONNX files, 13-19.
         fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
         input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
             ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
@@ -41,13 +50,17 @@ class ExportOptions:
 
     Raises:
         TypeError: an ``input_spec`` without `InputSpec`, or a switch that is no bool.
-        ValueError: an unknown form or mode, or a ``sidecar`` that JSON cannot hold.
+        ValueError: an unknown form, target or mode, an ``onnx_opset`` out of range, or a ``sidecar`` that JSON cannot
+            hold.
 
     Example:
         >>> ExportBenchCallback("out", export=ExportOptions(fp16=True, forms=["pdmodel"]))  # doctest: +SKIP
     """
 
     forms: Sequence[str] = ()
+    targets: Sequence[str] = ("arm",)
+    opt: str | Path | None = None
+    onnx_opset: int = DEFAULT_OPSET
     fp16: bool = False
     input_spec: Sequence[InputSpec] | None = None
     dynamic_batch: bool = True
@@ -60,9 +73,20 @@ class ExportOptions:
 
     __repr__ = constructor_repr
 
+    @property
+    def lite(self) -> LiteOptions | None:
+        """Return the options for Paddle Lite; ``None`` where no file for it is asked for."""
+        return LiteOptions(targets=self.targets, opt=self.opt) if "lite" in self.forms else None
+
     def __post_init__(self) -> None:
         check_input_spec(self.input_spec)
         object.__setattr__(self, "forms", checked_forms(self.forms))
+        object.__setattr__(self, "targets", checked_targets(self.targets))
+        checked_opset(self.onnx_opset)
+        if self.opt is not None and not isinstance(self.opt, (str, Path)):
+            raise TypeError(
+                f"opt must be a path, got {type(self.opt).__name__}: opt='lite/bin/python', or leave it out."
+            )
         checked_sidecar_options(self.sidecar)
         if self.monitor is not None and not isinstance(self.monitor, str):
             raise TypeError(f"monitor must be the name of a metric or None, got {self.monitor!r}: monitor='acc'.")

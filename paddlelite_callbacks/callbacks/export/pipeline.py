@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,20 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics, measure_metrics
 from paddlelite_callbacks.benchmark.load import LoadedFiles, load_files
 from paddlelite_callbacks.benchmark.options import BenchOptions, latency_row
+from paddlelite_callbacks.benchmark.requantizing import requantizing_note
 from paddlelite_callbacks.benchmark.timing import Timing, time_files
 from paddlelite_callbacks.benchmark.verdicts import file_verdicts, validate_files, violations
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.clean_onnx import describe_onnx
 from paddlelite_callbacks.export.compare import Check
 from paddlelite_callbacks.export.eval_copy import eval_outputs
+from paddlelite_callbacks.export.lite import LiteOptions
 from paddlelite_callbacks.export.metadata import described_outputs, fixed_rows, has_free_sizes, write_sidecar
+from paddlelite_callbacks.export.onnx_export import DEFAULT_OPSET
 from paddlelite_callbacks.export.saturation import saturation_of
 from paddlelite_callbacks.export.signature import named_specs
 from paddlelite_callbacks.export.validate import check_definite
-from paddlelite_callbacks.export.variants import Forms, Variants, write_forms
+from paddlelite_callbacks.export.variants import LITE_PROGRAMS, Forms, Variants, on_lite_grid, write_forms
 from paddlelite_callbacks.nn.cost import count_macs
 from paddlelite_callbacks.quant.prepare import quantization_of
 from paddlelite_callbacks.utils.error_text import reason
@@ -94,6 +98,8 @@ def hand_out(
     options: BenchOptions,
     fp16: bool = False,
     pdmodel: bool = False,
+    onnx_opset: int = DEFAULT_OPSET,
+    lite: LiteOptions | None = None,
     evaluation: Evaluation | None = None,
     sidecar: Mapping[str, Any] | None = None,
     verbose: int = 1,
@@ -112,6 +118,8 @@ def hand_out(
         options: see `BenchOptions`.
         fp16: whether to write ``model.fp16.onnx`` too.
         pdmodel: whether to write ``model.pdmodel`` too.
+        onnx_opset: of the ONNX files.
+        lite: which files for Paddle Lite to write; ``None`` for none.
         evaluation: measures the metrics on every file.
         sidecar: of `checked_sidecar_options`.
         verbose: 1 shows progress bars, 0 nothing.
@@ -127,15 +135,26 @@ def hand_out(
         check_definite(network, sample, own)
         variants = Variants(network, [paddle.to_tensor(item) for item in sample], own=own)
         onnx = any(engine.kind == "onnx" for engine in options.chosen())
-        forms = write_forms(variants, folder, input_spec=input_spec, onnx=onnx, fp16=fp16, pdmodel=pdmodel)
+        forms = write_forms(
+            variants,
+            folder,
+            input_spec=input_spec,
+            onnx=onnx,
+            fp16=fp16,
+            pdmodel=pdmodel,
+            onnx_opset=onnx_opset,
+            lite=lite,
+        )
         expected = variants.references
         describe_onnx(forms.artefacts, sidecar or {})
         macs = _macs(network, sample)
         meter = MemoryMeter("") if meter is None else meter
         release_free_memory()
         meter.stage("engines")
-        files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows)
+        opt = None if lite is None else lite.opt
+        files = load_files(forms.artefacts, sample, expected, options, errors=forms.errors, rows=rows, opt=opt)
         files, said = validate_files(forms, files, variants, sample, options)
+        shutil.rmtree(folder / LITE_PROGRAMS, ignore_errors=True)
         if not forms.artefacts:
             return HandedOut(
                 errors=forms.errors, checks=files.checks, macs=macs, failure=_said_of_all(network, forms.errors)
@@ -150,6 +169,9 @@ def hand_out(
             quantization=quantization_of(network),
         )
         metrics, notes = _metrics_of_files(files, evaluation, verbose)
+        if lite is not None and variants.is_quantized and not on_lite_grid(network):
+            given = {} if evaluation is None else vars(evaluation)
+            notes = [*notes, requantizing_note(network, sample, **given)]
         meter.__exit__()  # it would disturb the timing
         timing = _timed(files, sample, options, macs, verbose)
     return HandedOut(

@@ -21,12 +21,14 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
 from paddlelite_callbacks.benchmark.options import BenchOptions
+from paddlelite_callbacks.benchmark.requantizing import NOT_ON_LITE_GRID
 from paddlelite_callbacks.callbacks.export.fit_facts import batch_specs
 from paddlelite_callbacks.callbacks.export.run import one_export_at_a_time
-from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.errors import ExportError, MissingDependencyError
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.export.fp16 import write_fp16_onnx
+from paddlelite_callbacks.export.lite import LiteOptions, find_opt
 from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
 from paddlelite_callbacks.export.validate import check_definite
 from paddlelite_callbacks.export.variants import export_forms, said_of
@@ -34,7 +36,7 @@ from paddlelite_callbacks.hapi import input_specs, sample_inputs
 from paddlelite_callbacks.nn.attributes import same_state
 from paddlelite_callbacks.nn.surgery import same_modes, unwrapped
 from paddlelite_callbacks.nn.trace import noise
-from paddlelite_callbacks.quant.prepare import activation_quantizers, quantized_layers
+from paddlelite_callbacks.quant.prepare import activation_quantizers, quantization_of, quantized_layers
 from paddlelite_callbacks.quant.quantizers import Switched
 from paddlelite_callbacks.quant.switch import switch_quantizers_
 from paddlelite_callbacks.utils.error_text import reason
@@ -76,6 +78,8 @@ class Preflight:
         dynamic_batch: see there.
         fp16: see there.
         forms: see there.
+        onnx_opset: see there.
+        lite: targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
         strict: see there.
         engine: of the budget; ``None`` for any.
         verbose: 1 says what is done, 0 nothing.
@@ -86,6 +90,8 @@ class Preflight:
     dynamic_batch: bool
     fp16: bool
     forms: Sequence[str]
+    onnx_opset: int
+    lite: LiteOptions | None
     strict: bool
     engine: str | None
     verbose: int
@@ -109,6 +115,13 @@ class Preflight:
             TypeError: the network cannot be copied.
         """
         self._check_engines_installed()
+        if self.lite is not None:
+            try:
+                find_opt(self.lite.opt)
+            except MissingDependencyError as error:
+                raise ExportError(f"forms ask for Paddle Lite's files. {error} {_REMEDY}") from error
+            if (settings := quantization_of(network)) is not None and not settings["activation_symmetric"]:
+                _log.warning("%s", NOT_ON_LITE_GRID)
         name, begin = type(unwrapped(network)).__name__, time.monotonic()
         with ExitStack() as scope:
             if last:
@@ -181,6 +194,8 @@ class Preflight:
                         input_spec=specs,
                         onnx=onnx,
                         pdmodel="pdmodel" in self.forms,
+                        onnx_opset=self.onnx_opset,
+                        lite=self.lite,
                         sample=sample,
                     )
                 except ExportError as error:
@@ -201,7 +216,9 @@ class Preflight:
         return artefacts, errors
 
     def _key(self, artefacts: Sequence[Artefact], specs: Sequence[InputSpec]) -> str:
-        digest = hashlib.sha256(repr((self.fp16, [(spec.shape, spec.dtype, spec.name) for spec in specs])).encode())
+        digest = hashlib.sha256(
+            repr((self.fp16, self.onnx_opset, [(spec.shape, spec.dtype, spec.name) for spec in specs])).encode()
+        )
         for artefact in artefacts:
             if artefact.kind == "paddle":
                 digest.update(artefact.path.read_bytes())
@@ -234,7 +251,7 @@ class Preflight:
                 f"{name} cannot be exported for {useless}, which engines or budget ask for: {lost}. What can be "
                 f"written is {files}, for {others}: change the network, or name those engines."
             )
-        if missing := [form for form in self.forms if any(form == kind for kind, _ in errors)]:
+        if missing := [form for form in self.forms if any(kind.split("-")[0] == form for kind, _ in errors)]:
             raise ExportError(
                 f"{name} cannot be exported with forms={missing}: {lost}. What can be written is {files}: change the "
                 "network, or leave these forms out."

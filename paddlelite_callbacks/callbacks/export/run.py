@@ -26,6 +26,7 @@ from paddlelite_callbacks.callbacks.export.run_folder import LOG, WEIGHTS, stage
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.export.lite import LiteOptions
 from paddlelite_callbacks.export.used_inputs import take_inputs_, used_inputs
 from paddlelite_callbacks.export.variants import said_of
 from paddlelite_callbacks.hapi import input_count, metric_names
@@ -97,6 +98,8 @@ class ExportRun:
         last: whether the last weights are exported instead of the best.
         fp16: see there.
         forms: see there.
+        onnx_opset: see there.
+        lite: targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
         dynamic_batch: see there.
         sidecar: of `checked_sidecar_options`.
         strict: see there.
@@ -113,6 +116,8 @@ class ExportRun:
     last: bool
     fp16: bool
     forms: Sequence[str]
+    onnx_opset: int
+    lite: LiteOptions | None
     dynamic_batch: bool
     sidecar: Mapping[str, Any]
     strict: bool
@@ -208,6 +213,8 @@ class ExportRun:
             options=self.options,
             fp16=self.fp16,
             pdmodel="pdmodel" in self.forms,
+            onnx_opset=self.onnx_opset,
+            lite=self.lite,
             evaluation=file_evaluation(model, self.eval_data, batch_size=trained.rows, used=used),
             sidecar=self.sidecar,
             verbose=self.verbose,

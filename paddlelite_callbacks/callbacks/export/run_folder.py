@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlelite_callbacks.export.lite import LITE_TARGETS
 from paddlelite_callbacks.export.metadata import SIDECAR
 from paddlelite_callbacks.utils.atomic_files import link_or_copy, staged_folder
 from paddlelite_callbacks.utils.signals import uninterrupted
@@ -29,7 +30,10 @@ PREVIOUS = "previous_export"
 _MODELS = (
     "model.json",
     "model.pdmodel",
+    "model.int8.pdmodel",
     "model.pdiparams",
+    "model.int8.pdiparams",
+    *(f"model{precision}.{target}.nb" for precision in ("", ".int8") for target in LITE_TARGETS),
     "model.onnx",
     "model.int8.onnx",
     "model.fp16.onnx",
