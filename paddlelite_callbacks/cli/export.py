@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = ["add_arguments", "run"]
+
+_INT8 = 21  # of Paddle's VarType
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
     from paddlelite_callbacks.export.variants import LITE_PROGRAMS, write_lite
     from paddlelite_callbacks.utils.atomic_files import staged_folder
     from paddlelite_callbacks.utils.isolation import hushed_stdout
+    from paddlelite_callbacks.utils.parameters_file import stored_tensors
 
     target = Path(options.out)
     if target.exists() and not target.is_dir():
@@ -121,6 +125,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
     if options.fp16 and "onnx" not in options.forms:
         raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
+    with suppress(ValueError):  # parameters that are written otherwise are left to Paddle
+        if any(kind == _INT8 for file in source.files[1:] for kind, _ in stored_tensors(file)):
+            source = replace(source, precision="int8")  # also where no deploy.json says so
     tool = find_opt(options.opt) if "lite" in options.forms else None
     if tool is not None and source.precision == "int8" and "x86" in options.targets:
         raise ValueError(

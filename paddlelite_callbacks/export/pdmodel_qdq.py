@@ -38,7 +38,7 @@ def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
     """
     roundings = [operator for operator in graph.operators if operator.type == "round"]
     casts = [operator for operator in graph.operators if _is_int8_cast(graph, operator)]
-    if not roundings or not casts:
+    if not roundings:
         raise ExportError("The program holds no quantizer: was it exported from a quantised network?")
     for operator in roundings:
         _activation(graph, operator)
@@ -47,6 +47,8 @@ def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
         _weight(graph, operator, made)
     for operator in [operator for operator in graph.operators if operator.type in _AXES]:
         _float_weight(graph, operator, made)
+    if not made:
+        raise ExportError("The program holds no int8 weight: was it exported from a quantised network?")
     return len(made)
 
 

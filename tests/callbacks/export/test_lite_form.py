@@ -27,6 +27,7 @@ from paddlelite_callbacks import (
     PACTQuantCallback,
     ptq_int8,
 )
+from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.requantizing import on_symmetric_grid
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.lite_program import prepare_for_lite_
@@ -231,6 +232,35 @@ def test_a_kill_while_writing_leaves_the_former_set(opt, tmp_path):
 def test_what_cannot_be_is_refused_at_once(options, error, said):
     with pytest.raises(error, match=said):
         ExportOptions(**options)
+
+
+@pytest.mark.parametrize("kind", ["float", "old", "symmetric", "other"])
+def test_a_finished_folder_from_the_command_line(kind, opt, tmp_path, capsys, monkeypatch):
+    network = TinyNet()
+    if kind in ("symmetric", "other"):
+        network = ptq_int8(network, [paddle.to_tensor(X)], activation_symmetric=kind == "symmetric")
+    exporter(tmp_path, opt, forms=["pdmodel"] if kind == "old" else []).export(network, X)
+    source = tmp_path / "n" / ("model.pdmodel" if kind == "old" else "model.json")
+    before, out = names(tmp_path / "n"), tmp_path / "out"
+    command = ["export", str(source), str(out), "--input", "2x3x8x8", "--forms", "lite", "--opt", str(opt)]
+    assert main(command) == (1 if kind == "other" else 0)
+    said = capsys.readouterr()
+    assert names(tmp_path / "n") == before
+    if kind == "other":
+        assert "train with activation_symmetric=True" in said.err
+        assert not out.exists()
+        return
+    file = "model.int8.arm.nb" if kind == "symmetric" else "model.arm.nb"
+    assert names(out) == ["deploy.json", file]
+    assert "not verified here (Paddle Lite runs it on ARM alone)" in said.out
+    (entry,) = json.loads((out / "deploy.json").read_text())["files"]
+    assert (entry["kind"], entry["precision"]) == ("lite-arm", "int8" if kind == "symmetric" else "fp32")
+    assert "not verified here" in entry["verdicts"]["paddlelite-arm"]
+    assert main([*command, "--targets", "arm", "x86"]) == (1 if kind == "symmetric" else 0)
+    assert ("int8 kernels for x86 are faulty" in capsys.readouterr().err) == (kind == "symmetric")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(command[:-2]) == 1
+    assert "paddlelite==2.13rc0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
