@@ -67,7 +67,7 @@ def requantizing_note(
             with ended_with_the_epoch(batches()) as data:
                 rows = measure_metrics(forms, metrics, data, inputs=inputs, used=used, verbose=0)
             if failed := [row.error for row in rows if row.error]:
-                raise ValueError(failed[0])
+                return f"{begin} What moving it there would cost was not measured: {failed[0]}. {end}"
             now, then = rows[0].metrics, rows[1].metrics
             said = ", ".join(f"{name} {now[name]:.4g} -> {then[name]:.4g}" for name in now)
             return f"{begin} Moved to its grid without training it would lose: {said} ({rows[0].samples} images). {end}"
