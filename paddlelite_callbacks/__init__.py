@@ -11,13 +11,14 @@ What is wanted, and the name for it:
 - files that are checked and timed: `ExportBenchCallback`, with `ExportOptions`, `BenchOptions`, and a `Budget` to
   keep;
 - the same callbacks in a training loop of your own: `training_loop`;
+- all of it in one call: `lighten`;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
 The command line does the rest: ``python -m paddlelite_callbacks --help``. Beside these: `schedules` for weights that
 change in training, `LOSSES` and `AttentionFeatureLoss` to compare with, `export_forms` to write the files of a network,
 and `read_saved` to read a file of ``paddle.save`` without running what is in it. What is returned or used by these, and
-can be imported from here too: `Backbone`, `render_table`, `SwapSummary`, `LoadReport`, `Finding`, `Projection`,
-`Diagnosis`, `Record`, `Verdict`, `fields_of_guide`, `output_places`, `ChannelWeightQuantizer`,
+can be imported from here too: `Backbone`, `render_table`, `SwapSummary`, `LoadReport`, `Finding`, `Lightened`,
+`Projection`, `Diagnosis`, `Record`, `Verdict`, `fields_of_guide`, `output_places`, `ChannelWeightQuantizer`,
 `PACTActivationQuantizer`.
 
 The names are imported when first used: importing the package itself loads neither Paddle nor anything else.
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.quant.ptq import ptq_int8
     from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer as ChannelWeightQuantizer
     from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer as PACTActivationQuantizer
+    from paddlelite_callbacks.recipes.lighten import Lightened as Lightened
+    from paddlelite_callbacks.recipes.lighten import lighten
     from paddlelite_callbacks.report.gate import Budget, GateError
     from paddlelite_callbacks.report.gate import Verdict as Verdict
     from paddlelite_callbacks.report.record import Record as Record
@@ -93,6 +96,7 @@ __all__ = [
     "cache_teacher",
     "doctor",
     "export_forms",
+    "lighten",
     "list_backbones",
     "load_pact_",
     "prepare_pact_",
@@ -125,6 +129,7 @@ _HOMES = {
     "cache_teacher": "distill.cache",
     "doctor": "benchmark.doctor",
     "export_forms": "export.variants",
+    "lighten": "recipes.lighten",
     "list_backbones": "backbone.catalogue",
     "load_pact_": "quant.checkpoint",
     "prepare_pact_": "quant.prepare",
@@ -137,6 +142,7 @@ _HOMES = {
     "ChannelWeightQuantizer": "quant.quantizers",
     "Diagnosis": "callbacks.pact.diagnosis",
     "Finding": "benchmark.doctor",
+    "Lightened": "recipes.lighten",
     "LoadReport": "backbone.weights",
     "PACTActivationQuantizer": "quant.quantizers",
     "Projection": "distill.losses.features",

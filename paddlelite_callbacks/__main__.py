@@ -57,6 +57,7 @@ class Command:
 
 
 COMMANDS = {
+    "lighten": Command("cli.lighten", "from a folder of pictures to the best light classifier that keeps a budget"),
     "bench": Command("cli.bench", "check and time a Paddle program or ONNX file on every CPU engine"),
     "export": Command("cli.export", "write a Paddle program as ONNX, checked"),
     "gate": Command("cli.gate", "hold recorded runs against a budget; exit code 3 if none keeps it"),

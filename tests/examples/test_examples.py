@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import paddle
 import pytest
 from installed import needs
-from PIL import Image
 from places import HELPERS, ROOT
 
 from paddlelite_callbacks.report.record import read_records
@@ -119,72 +115,10 @@ def test_own_network_quick(tmp_path):
     assert "1 of 61 pictures cannot be read and are left out:\n  out/pictures/disc/broken.jpg: " in done.stdout
     assert "Training pictures: cross 10, disc 20, square 20" in done.stdout
     records = {record.name: record for record in read_records(tmp_path / "out" / "runs.jsonl")}
-    assert list(records) == ["teacher", "light", "light-int8"]
-    assert records["light"].size_mb < 0.1 * records["teacher"].size_mb
+    assert list(records) == ["teacher", "PPLCNet_x1_0", "PPLCNet_x1_0-int8"]
+    assert records["PPLCNet_x1_0"].size_mb < 0.1 * records["teacher"].size_mb
     assert all(check.passed for record in records.values() for check in record.checks)
-    assert json.loads((tmp_path / "out" / "light" / "deploy.json").read_text())["labels"] == ["cross", "disc", "square"]
-    assert "light-int8: " in done.stdout
-    assert "light-int8" in (tmp_path / "out" / "report.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def own_network():
-    spec = importlib.util.spec_from_file_location("own_network", EXAMPLES / "own_network.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("RGB", (1, 2, 3), (1, 2, 3)),
-        ("L", 7, (7, 7, 7)),
-        ("RGBA", (1, 2, 3, 255), (1, 2, 3)),
-        ("RGBA", (1, 2, 3, 0), (255, 255, 255)),
-        ("LA", (7, 255), (7, 7, 7)),
-        ("P", 0, (0, 0, 0)),
-        ("1", 1, (255, 255, 255)),
-    ],
-)
-def test_pictures_of_every_kind_become_rgb(own_network, tmp_path, mode, colour, expected):
-    Image.new(mode, (5, 9), colour).save(tmp_path / "picture.png")
-    picture = own_network.load(str(tmp_path / "picture.png"))
-    assert (picture.mode, picture.size) == ("RGB", (5, 9))
-    assert picture.getpixel((0, 0)) == expected
-    (image, label) = own_network.Pictures([(str(tmp_path / "picture.png"), 2)], 32, train=False)[0]
-    np.testing.assert_allclose(image[:, 3, 4], (np.array(expected) - own_network.MEAN) / own_network.STD, rtol=1e-5)
-    assert (image.dtype, image.shape, label) == (np.float32, (3, 32, 32), 2)
-
-
-def test_own_pictures_are_sorted_split_and_weighed(own_network, tmp_path, capsys):
-    for name, count in (("b", 3), ("a", 11), ("c", 1)):
-        (tmp_path / name).mkdir()
-        for i in range(count):
-            Image.new("RGB", (20 + i, 30)).save(tmp_path / name / f"{i}.png")
-    whole = (tmp_path / "a" / "0.png").read_bytes()
-    (tmp_path / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "b" / "empty.png").write_bytes(b"")
-    folder = paddle.vision.datasets.DatasetFolder(str(tmp_path))
-    samples = own_network.readable(folder.samples)
-    printed = capsys.readouterr().out
-    assert printed.startswith("2 of 17 pictures cannot be read")
-    assert f"{tmp_path}/a/cut.png: " in printed
-    assert f"{tmp_path}/b/empty.png: " in printed
-    with pytest.raises(SystemExit, match="Class 'c' has 1 readable pictures"):
-        own_network.split(samples, folder.classes, 0)
-    train, test = own_network.split([sample for sample in samples if sample[1] < 2], ["a", "b"], 0)
-    assert sorted(train + test) == sorted(sample for sample in samples if sample[1] < 2)
-    assert [sum(label == number for _, label in test) for number in (0, 1)] == [2, 1]
-    np.testing.assert_allclose(own_network.class_weights(train, ["a", "b"]).numpy(), [11 / 18, 11 / 4], rtol=1e-6)
-
-
-def test_teacher_weights_for_other_classes_are_taken_but_for_the_last_layer(own_network, tmp_path, capsys):
-    mine, theirs = (paddle.vision.models.resnet18(num_classes=count) for count in (3, 5))
-    paddle.save(theirs.state_dict(), str(tmp_path / "theirs.pdparams"))
-    own_network.load_teacher_weights_(mine, str(tmp_path / "theirs.pdparams"))
-    assert "['fc.bias', 'fc.weight']" in capsys.readouterr().out
-    np.testing.assert_array_equal(mine.conv1.weight.numpy(), theirs.conv1.weight.numpy())
-    paddle.save({"other": paddle.ones([2])}, str(tmp_path / "other.pdparams"))
-    with pytest.raises(SystemExit, match="holds no weight of this network"):
-        own_network.load_teacher_weights_(mine, str(tmp_path / "other.pdparams"))
+    labels = json.loads((tmp_path / "out" / "PPLCNet_x1_0" / "deploy.json").read_text())["labels"]
+    assert labels == ["cross", "disc", "square"]
+    assert "PPLCNet_x1_0-int8: " in done.stdout
+    assert "PPLCNet_x1_0-int8" in (tmp_path / "out" / "report.md").read_text()

@@ -1,0 +1,1 @@
+"""Whole ways through the package in one call: `lighten`."""

@@ -1,0 +1,239 @@
+"""Choose light networks by what they cost on this machine, measured before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.static import InputSpec
+
+from paddlelite_callbacks.backbone.catalogue import Backbone, list_backbones
+from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
+from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
+from paddlelite_callbacks.errors import MissingDependencyError
+from paddlelite_callbacks.export.onnx_export import export_onnx
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.nn.cost import count_macs, count_parameters
+from paddlelite_callbacks.report.budget import Budget
+from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.isolation import hushed_stdout
+
+__all__ = ["Candidate", "choose", "measure_candidates", "shortlist", "table_lines"]
+
+_GUIDES = ("PPLCNet_x2_5", "MobileNetV3_large_x1_0", "MobileNetV3_small_x1_0", "mobilenet_v3_large")
+_INT8_SHARE = 0.3  # of the fp32 file's size: weights a quarter, the program as it is
+_LIGHTER = 0.8  # of the big network's multiply-accumulates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A light network and what it costs here.
+
+    Args:
+        name: as `BackboneSwap` takes it.
+        parameters: number of weights.
+        macs: multiply-accumulates of one image.
+        size_mb: of the exported fp32 program and parameters; ``None`` where it cannot be exported.
+        latency_ms: median of one image on the fastest engine.
+        engine: which that is.
+        export_seconds: that the export took.
+        fits: ``"fp32"`` where size and latency keep the budget as they are, ``"int8"`` where only the quantised file
+            can, ``"no"`` where neither.
+        error: why there are no figures.
+    """
+
+    name: str
+    parameters: int = 0
+    macs: int = 0
+    size_mb: float | None = None
+    latency_ms: float | None = None
+    engine: str | None = None
+    export_seconds: float = 0.0
+    fits: str = "no"
+    error: str | None = None
+
+
+def shortlist(budget: Budget, *, most_macs: int, pixels: int, count: int) -> list[str]:
+    """Return names of the catalogue that are worth measuring, the costliest first.
+
+    Those that were built, trained, exported and quantised when the catalogue was made, whose int8 file can keep the
+    size, and that need fewer multiply-accumulates than the big network; of too many, some of every cost.
+
+    Args:
+        budget: whose size is looked at.
+        most_macs: of the big network on one image.
+        pixels: height times width of an image.
+        count: names at most.
+    """
+    there = {name: importlib.util.find_spec(name) is not None for name in ("paddleclas", "paddle")}
+    scale = pixels / 224**2
+    pool = [
+        one
+        for one in list_backbones()
+        if one.source != "models"
+        and there[one.source.partition(".")[0]]
+        and one.checks.get("onnx") is True
+        and one.checks.get("pact") is True
+        and one.macs * scale < _LIGHTER * most_macs
+        and (budget.size_mb is None or one.parameters * 4e-6 * _INT8_SHARE <= budget.size_mb)
+    ]
+    pool.sort(key=lambda one: -one.macs)
+    if len(pool) <= count:
+        return [one.name for one in pool]
+    known = [one for one in pool if one.name in _GUIDES][:count]
+    spread = [pool[round(place)] for place in np.linspace(0, len(pool) - 1, count)]
+    chosen: dict[str, Backbone] = {one.name: one for one in known}
+    for one in spread:
+        if len(chosen) < count:
+            chosen.setdefault(one.name, one)
+    return [one.name for one in pool if one.name in chosen]
+
+
+def measure_candidates(
+    names: Sequence[str],
+    make: Callable[[str], Layer],
+    images: Sequence[np.ndarray],
+    budget: Budget,
+    *,
+    engines: Sequence[str] | None = None,
+    warmup: int = 3,
+    repeats: int = 15,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[Candidate]:
+    """Build, export and time each on one CPU thread, all in turn in this process.
+
+    Args:
+        names: of the candidates.
+        make: builds one by its name.
+        images: one input each, a batch of one.
+        budget: that `Candidate.fits` is judged by; its ``engine`` counts where it names one.
+        engines: some of `ENGINES`; ``None`` for all that are installed.
+        warmup: rounds not counted.
+        repeats: rounds counted.
+        progress: called with each name before it is built.
+
+    Returns:
+        A candidate each; one that cannot be built or exported says why.
+    """
+    found: dict[str, Candidate] = {}
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    wanted = [budget.engine] if budget.engine else list(engines or ENGINES)
+    usable = [ENGINES[name] for name in wanted if missing_reason(ENGINES[name]) is None]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(names):
+            progress(name)
+            try:
+                with paddle.utils.unique_name.guard(f"candidate_{number}_"):
+                    network = make(name)
+                network.eval()
+                begin = time.perf_counter()
+                size, loaded = _exported(network, Path(folder) / str(number), images, [e.name for e in usable])
+                found[name] = Candidate(
+                    name=name,
+                    parameters=count_parameters(network),
+                    macs=count_macs(network, [paddle.to_tensor(image) for image in images]),
+                    size_mb=size,
+                    export_seconds=time.perf_counter() - begin,
+                )
+                calls.update({(name, engine): call for engine, call in loaded.items()})
+            except Exception as error:
+                found[name] = Candidate(name=name, error=reason(error))
+        with hushed_stdout():
+            durations = measure_latency(calls, warmup=warmup, repeats=repeats, shuffle=True) if calls else {}
+    for (name, engine), values in durations.items():
+        median, best = summarise(values)["p50_ms"], found[name].latency_ms
+        if best is None or median < best:
+            found[name] = replace(found[name], latency_ms=median, engine=engine)
+    return [replace(one, fits=_fits(one, budget)) for one in found.values()]
+
+
+def _exported(
+    network: Layer, folder: Path, images: Sequence[np.ndarray], engines: Sequence[str]
+) -> tuple[float, dict[str, Callable[[], object]]]:
+    specs = [InputSpec([None, *x.shape[1:]], dtype=str(x.dtype), name=f"x{i}") for i, x in enumerate(images)]
+    with hushed_stdout():
+        program = export_paddle(network, folder, input_spec=specs)
+        files = {"paddle": program}
+        if any(ENGINES[name].kind == "onnx" for name in engines):
+            with contextlib.suppress(MissingDependencyError):
+                files["onnx"] = export_onnx(program, folder / "model.onnx")
+        calls: dict[str, Callable[[], object]] = {}
+        for name in engines:
+            if (file := files.get(ENGINES[name].kind)) is None:
+                continue
+            with contextlib.suppress(Exception):  # an engine that fails gives no figure; the others do
+                predict = ENGINES[name].load(file, threads=1)
+                predict(images)
+                calls[name] = lambda predict=predict: predict(images)  # type: ignore[misc]
+    if not calls:
+        raise RuntimeError(f"none of {list(engines)} runs it")
+    return program.size_mb, calls
+
+
+def _fits(one: Candidate, budget: Budget) -> str:
+    if one.size_mb is None or one.latency_ms is None:
+        return "no"
+    size, latency = (math.inf if limit is None else limit for limit in (budget.size_mb, budget.latency_ms))
+    if one.size_mb <= size and one.latency_ms <= latency:
+        return "fp32"
+    return "int8" if one.size_mb * _INT8_SHARE <= size and one.latency_ms <= 1.5 * latency else "no"
+
+
+def choose(measured: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return the ``count`` candidates that most probably are the most accurate of those that keep the budget.
+
+    Of networks of one kind the larger is the more accurate, and nothing is trained yet to know better: those with the
+    most multiply-accumulates come first, after all that keep the budget in fp32 those that can in int8 alone.
+
+    Args:
+        measured: of `measure_candidates`.
+        count: at most.
+
+    Raises:
+        ValueError: none can keep the budget.
+    """
+    order = {"fp32": 0, "int8": 1}
+    fitting = sorted((one for one in measured if one.fits in order), key=lambda one: (order[one.fits], -one.macs))
+    if not fitting:
+        near = "; ".join(_why(one) for one in measured[:5]) or "there was none to measure"
+        raise ValueError(
+            f"No candidate keeps the budget on this machine: {near}. Raise --size-mb or --latency-ms (Budget(size_mb=, "
+            "latency_ms=)), make the pictures smaller, or name candidates of your own."
+        )
+    return fitting[:count]
+
+
+def _why(one: Candidate) -> str:
+    if one.error:
+        return f"{one.name}: {one.error}"
+    return f"{one.name}: {one.size_mb:.3g} MB, {one.latency_ms:.3g} ms"
+
+
+def table_lines(measured: Sequence[Candidate], chosen: Mapping[str, object] | Sequence[str]) -> Iterator[str]:
+    """Yield a Markdown table of what was measured.
+
+    Args:
+        measured: of `measure_candidates`.
+        chosen: names that will be trained.
+    """
+    yield "| candidate | params M | MACs M | fp32 MB | ms | engine | keeps the budget | |"
+    yield "|---|---:|---:|---:|---:|---|---|---|"
+    for one in measured:
+        mark = "chosen" if one.name in chosen else ""
+        if one.size_mb is None or one.latency_ms is None:
+            yield f"| {one.name} | | | | | | no: {one.error} | {mark} |"
+            continue
+        fits = {"fp32": "yes", "int8": "in int8 perhaps", "no": "no"}[one.fits]
+        yield (
+            f"| {one.name} | {one.parameters / 1e6:.2f} | {one.macs / 1e6:.0f} | {one.size_mb:.2f} "
+            f"| {one.latency_ms:.2f} | {one.engine} | {fits} | {mark} |"
+        )

@@ -1,0 +1,231 @@
+"""A folder of pictures as training and test data: one sub-folder a class, pictures of any size and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import Layer
+from paddle.vision import transforms
+from PIL import Image, ImageOps
+
+from paddlelite_callbacks.utils.safe_load import read_saved
+
+__all__ = [
+    "MEAN",
+    "STD",
+    "LoadedWeights",
+    "PictureFolder",
+    "Pictures",
+    "class_weights",
+    "load_fitting_weights_",
+    "load_picture",
+    "readable",
+    "split",
+]
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, for pixels of 0-255
+BACKGROUND = (255, 255, 255)  # behind transparent pixels
+Sample = tuple[str, int]  # path and class number
+
+
+def load_picture(path: str | Path) -> Image.Image:
+    """Return the picture at ``path`` in RGB, upright: grey, transparent, with a palette or turned by EXIF."""
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened)  # a telephone may note that it was held sideways
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            ground = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+            return Image.alpha_composite(ground, picture).convert("RGB")
+        return picture.convert("RGB")
+
+
+def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
+    """Return the samples that can be read whole, and of the others the path with the reason.
+
+    Do so before ``fit``, which ends at the first sample that raises.
+
+    Args:
+        samples: paths and class numbers.
+    """
+    good: list[Sample] = []
+    broken: dict[str, str] = {}
+    for path, label in samples:
+        try:
+            load_picture(path)
+            good.append((path, label))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            broken[path] = str(error)
+    return good, broken
+
+
+class Pictures(paddle.io.Dataset):
+    """Samples ``(picture [3, size, size], class)``.
+
+    Args:
+        samples: paths and class numbers.
+        size: pixels a side.
+        train: whether to crop and mirror at random.
+    """
+
+    def __init__(self, samples: Sequence[Sample], size: int, *, train: bool) -> None:
+        super().__init__()
+        self.samples = list(samples)
+        view = (
+            [transforms.RandomResizedCrop(size, scale=(0.6, 1.0)), transforms.RandomHorizontalFlip()]
+            if train
+            else [transforms.Resize((size, size))]
+        )
+        self.transform = transforms.Compose([*view, transforms.Transpose(), transforms.Normalize(MEAN, STD)])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        path, label = self.samples[index]
+        return self.transform(load_picture(path)).astype("float32"), np.asarray(label, "int64")
+
+
+def split(samples: Sequence[Sample], classes: Sequence[str], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Return training and test samples, a fifth of each class for the test.
+
+    Args:
+        samples: paths and class numbers.
+        classes: names by number.
+        seed: of the choice.
+
+    Raises:
+        ValueError: a class has fewer than two samples.
+    """
+    stream, train, test = np.random.RandomState(seed), [], []
+    for number, name in enumerate(classes):
+        own = [sample for sample in samples if sample[1] == number]
+        if len(own) < 2:
+            raise ValueError(
+                f"Class {name!r} has {len(own)} readable pictures; at least 2 are needed, one for the test: add some, "
+                "or take its folder away."
+            )
+        order, count = stream.permutation(len(own)), max(1, len(own) // 5)
+        test += [own[i] for i in order[:count]]
+        train += [own[i] for i in order[count:]]
+    return train, test
+
+
+def class_weights(train: Sequence[Sample], classes: Sequence[str]) -> np.ndarray:
+    """Return weights of the loss, of mean 1 over the pictures, by which rare classes count as much as others.
+
+    Args:
+        train: paths and class numbers.
+        classes: names by number.
+    """
+    counts = np.bincount([label for _, label in train], minlength=len(classes))
+    return (counts.sum() / (len(classes) * counts)).astype("float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFolder:
+    """A folder of pictures, read, split and weighed.
+
+    Args:
+        classes: names of the sub-folders, sorted.
+        train: augmented training data.
+        test: data to measure on.
+        weights: of the classes in the loss.
+        broken: pictures that cannot be read, with the reason; they are left out.
+        found: number of all pictures.
+        size: pixels a side.
+    """
+
+    classes: tuple[str, ...]
+    train: Pictures
+    test: Pictures
+    weights: np.ndarray
+    broken: Mapping[str, str]
+    found: int
+    size: int
+
+    @classmethod
+    def read(cls, folder: str | Path, *, size: int, seed: int = 0) -> PictureFolder:
+        """Read every picture once.
+
+        Args:
+            folder: with one sub-folder a class.
+            size: of the network's square input, pixels.
+            seed: of the split.
+
+        Raises:
+            ValueError: no such folder, fewer than two classes, or a class of fewer than two pictures.
+        """
+        place = Path(folder)
+        if not place.is_dir() or len([item for item in place.iterdir() if item.is_dir()]) < 2:
+            raise ValueError(
+                f"{place} is no folder of pictures: one sub-folder a class is needed, and at least two of them."
+            )
+        try:
+            listed = paddle.vision.datasets.DatasetFolder(str(place))
+        except RuntimeError as error:
+            raise ValueError(f"{place} holds no pictures that can be read: {error}".rstrip(". ") + ".") from error
+        good, broken = readable(listed.samples)
+        train, test = split(good, listed.classes, seed)
+        return cls(
+            classes=tuple(listed.classes),
+            train=Pictures(train, size, train=True),
+            test=Pictures(test, size, train=False),
+            weights=class_weights(train, listed.classes),
+            broken=broken,
+            found=len(listed.samples),
+            size=size,
+        )
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """Return what ``deploy.json`` tells of labels and preprocessing."""
+        return {"labels": list(self.classes), "preprocess": {"size": self.size, "mean": MEAN, "std": STD}}
+
+    def lines(self) -> list[str]:
+        """Return what was found: broken pictures by name, and how many of each class train."""
+        lines = []
+        if self.broken:
+            lines.append(f"{len(self.broken)} of {self.found} pictures cannot be read and are left out:")
+            lines += [f"  {path}: {reason}" for path, reason in self.broken.items()]
+        counts = np.bincount([label for _, label in self.train.samples], minlength=len(self.classes))
+        named = ", ".join(f"{name} {n}" for name, n in zip(self.classes, counts, strict=True))
+        return [*lines, f"Training pictures: {named}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """What a file of weights gave.
+
+    Args:
+        loaded: keys that were taken.
+        left: keys of the network that the file lacks or has in another shape.
+    """
+
+    loaded: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def load_fitting_weights_(network: Layer, path: str | Path) -> LoadedWeights:
+    """Load what fits, for instance ImageNet's weights but for the last layer.
+
+    Args:
+        network: gets the weights.
+        path: of a ``.pdparams`` file.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    state, own = read_saved(path), network.state_dict()
+    fits = {key: value for key, value in state.items() if key in own and list(value.shape) == list(own[key].shape)}
+    if not fits:
+        raise ValueError(
+            f"{path} holds no weight of this network: its keys are {list(state)[:3]} ...; give a file of the same "
+            "network."
+        )
+    network.set_state_dict(fits)
+    return LoadedWeights(loaded=tuple(fits), left=tuple(sorted(own.keys() - fits.keys())))

@@ -1,0 +1,151 @@
+"""What a `lighten` keeps on disk to go on after any death: plan, finished rungs, checkpoints of the running one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from paddlelite_callbacks.recipes.plan import Plan
+from paddlelite_callbacks.report.record import now
+from paddlelite_callbacks.utils.atomic_files import staged_file
+
+__all__ = ["STATE", "Checkpoints", "SaveNewest", "State"]
+
+STATE = "lighten.json"
+_VERSION = 1
+
+
+@dataclass
+class State:
+    """How far a run has come; every change is on the disk when `write` returns.
+
+    Args:
+        path: of ``lighten.json``.
+        settings: that the results depend on; another run in this folder must have the same.
+        plan: what is done.
+        started: UTC; records of these names that are older belong to another run.
+        finished: names of the rungs that are done.
+        baseline: the big network's metric, once it is measured.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    plan: Plan
+    started: str = field(default_factory=now)
+    finished: list[str] = field(default_factory=list)
+    baseline: float | None = None
+
+    def write(self) -> None:
+        """Put the state on the disk, whole."""
+        held = {
+            "version": _VERSION,
+            "started": self.started,
+            "settings": self.settings,
+            "plan": self.plan.to_json(),
+            "finished": self.finished,
+            "baseline": self.baseline,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with staged_file(self.path) as partial:
+            partial.write_text(json.dumps(held, indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path, settings: Mapping[str, Any]) -> State | None:
+        """Return the state that an earlier run left; ``None`` without one.
+
+        Args:
+            path: of ``lighten.json``.
+            settings: of this run.
+
+        Raises:
+            ValueError: it is of other settings, or cannot be read.
+        """
+        if not path.is_file():
+            return None
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["version"] != _VERSION:
+                raise ValueError(f"it is of version {held['version']}")
+            plan, before = Plan.from_json(held["plan"]), held["settings"]
+            state = cls(
+                path=path,
+                settings=dict(settings),
+                plan=plan,
+                started=held["started"],
+                finished=list(held["finished"]),
+                baseline=held["baseline"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): give a new folder, or delete the file.") from error
+        wanted = json.loads(json.dumps(dict(settings)))
+        other = [name for name in sorted({*wanted, *before}) if wanted.get(name) != before.get(name)]
+        if other:
+            told = ", ".join(f"{name}={before.get(name)!r} then, {wanted.get(name)!r} now" for name in other)
+            raise ValueError(
+                f"{path.parent} holds a run of other settings ({told}): give the same to go on with it, or a new "
+                "folder."
+            )
+        return state
+
+
+class Checkpoints:
+    """hapi's checkpoints of one rung: ``FOLDER/FROM/EPOCH.pdparams``, where ``FROM`` epochs were done before.
+
+    Args:
+        folder: of this rung alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def newest(self) -> tuple[int, str | None]:
+        """Return how many epochs are done, and the prefix of the checkpoint that holds them."""
+        found = [
+            (int(file.parent.name) + int(file.stem) + 1, str(file.with_suffix("")))
+            for file in self.folder.glob("*/*.pdparams")
+            if file.parent.name.isdigit() and file.stem.isdigit()
+        ]
+        return max(found, default=(0, None))
+
+    def prefix(self, done: int, epoch: int) -> str:
+        """Return the prefix of the checkpoint after ``epoch`` of a ``fit`` that began with ``done`` epochs behind it."""
+        return str(self.folder / str(done) / str(epoch))
+
+    def forget_old(self) -> None:
+        """Delete all but the newest checkpoint."""
+        _, newest = self.newest()
+        for file in self.folder.glob("*/*.pd*"):
+            if newest is not None and file.with_suffix("") != Path(newest):
+                file.unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Delete all; the rung is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SaveNewest(paddle.callbacks.Callback):
+    """Saves network and optimizer after each epoch, then deletes the checkpoint before; stands last in hapi's list.
+
+    hapi's own ``save_dir`` keeps all, and prints a line for each.
+
+    Args:
+        checkpoints: of the rung.
+        done: epochs that are behind this ``fit``.
+    """
+
+    model: paddle.Model
+
+    def __init__(self, checkpoints: Checkpoints, done: int) -> None:
+        super().__init__()
+        self._checkpoints, self._done = checkpoints, done
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Called by hapi."""
+        self.model.save(self._checkpoints.prefix(self._done, epoch))
+        self._checkpoints.forget_old()
