@@ -114,7 +114,7 @@ class Checkpoints:
         return max(found, default=(0, None))
 
     def prefix(self, done: int, epoch: int) -> str:
-        """Return the prefix of the checkpoint after ``epoch`` of a ``fit`` that began with ``done`` epochs behind it."""
+        """Return the prefix of the checkpoint after ``epoch`` of a ``fit`` that began after ``done`` epochs."""
         return str(self.folder / str(done) / str(epoch))
 
     def forget_old(self) -> None:
