@@ -6,11 +6,11 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
-from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attributes
 from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
 from paddlelite_callbacks.utils.representation import constructor_repr
 
@@ -69,7 +69,11 @@ class Budget:
     engine: str | None = None
 
     __repr__ = constructor_repr
-    higher_is_better = old_attribute("higher_is_better", "mode", read=lambda budget: not budget.is_lower_better)
+
+    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+        __getattr__ = old_attributes(
+            higher_is_better=("mode", lambda budget: not budget.is_lower_better),
+        )
 
     def __post_init__(self) -> None:
         checked_mode(self.mode)

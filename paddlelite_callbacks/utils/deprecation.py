@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["Folded", "Moved", "Renamed", "forwarded", "old_arguments", "old_attribute"]
+__all__ = ["Folded", "Moved", "Renamed", "forwarded", "old_arguments", "old_attributes"]
 
 T = TypeVar("T")
 _GOES, _PATH = "the old spelling goes with the next release", "the old path goes with the next release"
@@ -86,21 +86,27 @@ def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
     return decorate
 
 
-def old_attribute(old: str, new: str, *, read: Callable[[Any], Any] | None = None) -> Any:
-    """Return a property that warns and returns what the new attribute holds.
+def old_attributes(**names: str | tuple[str, Callable[[Any], Any]]) -> Callable[[Any, str], Any]:
+    """Return a class's ``__getattr__`` with which old attribute names still work and warn.
 
     Args:
-        old: its name.
-        new: the new one, dotted for one of an options object.
-        read: makes the old value of the object; ``None`` where it is the new attribute's.
+        names: by the old name the new one, dotted for one of an options object; or a pair of it and a function of the
+            instance that makes the old value.
+
+    Raises:
+        AttributeError: by the returned function, for other names.
     """
 
-    def get(self: Any) -> Any:
-        warnings.warn(f"{type(self).__name__}.{old} is now {new}; {_GOES}.", DeprecationWarning, stacklevel=2)
+    def get(self: Any, name: str) -> Any:
+        if name not in names:
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+        rule = names[name]
+        new, read = (rule, None) if isinstance(rule, str) else rule
+        warnings.warn(f"{type(self).__name__}.{name} is now {new}; {_GOES}.", DeprecationWarning, stacklevel=2)
         return read(self) if read else functools.reduce(getattr, new.split("."), self)
 
-    get.__doc__ = f"Return ``{new}`` (the old name of it)."
-    return property(get)
+    return get
 
 
 def forwarded(old: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

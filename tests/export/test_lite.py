@@ -22,7 +22,7 @@ from paddlelite_callbacks.models import lite_hrnet_18, lite_hrnet_30
 from places import HELPERS
 from toy import Images, TinyNet
 
-from paddlelite_callbacks import ptq_int8
+from paddlelite_callbacks import PACTConfig, ptq_int8
 from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.errors import ExportError, MissingDependencyError
 from paddlelite_callbacks.export import lite, lite_program, pdmodel_qdq

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import pydoc
 import re
 import warnings
 from collections.abc import Callable
@@ -337,6 +338,18 @@ def test_an_old_attribute_works_and_says_the_new_one(name):
     with pytest.warns(DeprecationWarning, match=rf"{type(made).__name__}\.{name} is now {new};") as told:
         assert getattr(made, name) is value
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", [pc.ExportBenchCallback, pc.DistillCallback, pc.PACTQuantCallback, pc.Budget])
+def test_old_attributes_are_not_shown(kind):
+    made = {pc.ExportBenchCallback: ["out"], pc.DistillCallback: [TinyNet()]}.get(kind, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = {*dir(kind(*made)), *re.findall(r"^ \|  (\w+)$", pydoc.plain(pydoc.render_doc(kind)), re.MULTILINE)}
+        copied = copy.copy(kind(*made))
+    assert not shown & {"fp16", "options", "evaluate_on", "allowed_drop", "feature_loss", "higher_is_better"}
+    with pytest.raises(AttributeError, match=rf"'{kind.__name__}' object has no attribute 'nothing'"):
+        _ = copied.nothing
 
 
 def test_old_attributes_of_a_diagnosis():

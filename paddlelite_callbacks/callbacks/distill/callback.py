@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle.nn import Layer
@@ -49,7 +49,7 @@ from paddlelite_callbacks.distill.schedules import Weight, checked_weight
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
 from paddlelite_callbacks.hapi import alongside_checkpoints, input_specs, task_loss_of
 from paddlelite_callbacks.nn.dry_run import InputSpecs, seen_on_zeros
-from paddlelite_callbacks.utils.deprecation import Folded, old_arguments, old_attribute
+from paddlelite_callbacks.utils.deprecation import Folded, old_arguments, old_attributes
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.representation import Verbatim, constructor_repr
 
@@ -174,11 +174,13 @@ class DistillCallback(ScopedCallback):
     """
 
     guards_loss = True
-    output = old_attribute("output", "loss", read=lambda callback: _of_terms(callback.loss, "output"))
-    resize = old_attribute("resize", "loss", read=lambda callback: _of_terms(callback.loss, "resize"))
-    feature_loss = old_attribute(
-        "feature_loss", "features", read=lambda callback: _of_terms(callback.features, "loss") or "fitnet"
-    )
+
+    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+        __getattr__ = old_attributes(
+            output=("loss", lambda callback: _of_terms(callback.loss, "output")),
+            resize=("loss", lambda callback: _of_terms(callback.loss, "resize")),
+            feature_loss=("features", lambda callback: _of_terms(callback.features, "loss") or "fitnet"),
+        )
 
     @old_arguments(
         output=Folded("loss", _with_outputs, "loss=OutputTerm(..., {})"),

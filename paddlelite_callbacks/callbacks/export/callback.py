@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import paddle
@@ -36,7 +36,7 @@ from paddlelite_callbacks.nn.surgery import unwrapped
 from paddlelite_callbacks.report.gate import GATE_FAILED, Budget, GateError, Verdict, judge
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.utils.atomic_files import check_appendable, check_replaceable, check_writable
-from paddlelite_callbacks.utils.deprecation import Moved, old_arguments, old_attribute
+from paddlelite_callbacks.utils.deprecation import Moved, old_arguments, old_attributes
 from paddlelite_callbacks.utils.distributed import first_rank_works
 from paddlelite_callbacks.utils.progress import write_lines
 from paddlelite_callbacks.utils.representation import constructor_repr
@@ -117,17 +117,20 @@ class ExportBenchCallback(ScopedCallback):
         ... )  # doctest: +SKIP
     """
 
-    options = old_attribute("options", "bench_options")
-    input_spec = old_attribute("input_spec", "export_options.input_spec")
-    sidecar = old_attribute("sidecar", "export_options.sidecar")
-    monitor = old_attribute("monitor", "export_options.monitor")
-    mode = old_attribute("mode", "export_options.mode")
-    strict = old_attribute("strict", "export_options.strict")
-    preflight = old_attribute("preflight", "export_options.preflight")
-    forms = old_attribute("forms", "export_options.forms")
-    fp16 = old_attribute("fp16", "export_options.fp16")
-    dynamic_batch = old_attribute("dynamic_batch", "export_options.dynamic_batch")
-    report = old_attribute("report", "export_options.report")
+    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+        __getattr__ = old_attributes(
+            options="bench_options",
+            input_spec="export_options.input_spec",
+            sidecar="export_options.sidecar",
+            monitor="export_options.monitor",
+            mode="export_options.mode",
+            strict="export_options.strict",
+            preflight="export_options.preflight",
+            forms="export_options.forms",
+            fp16="export_options.fp16",
+            dynamic_batch="export_options.dynamic_batch",
+            report="export_options.report",
+        )
 
     @old_arguments(
         **dict.fromkeys(ExportOptions.__dataclass_fields__, Moved("export", lambda: ExportOptions)),

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import paddle
 from paddle import Tensor
@@ -31,7 +31,7 @@ from paddlelite_callbacks.quant.prepare import activation_quantizers, convertibl
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantizers_, switch_quantizers_
 from paddlelite_callbacks.quant.unquantized import Unquantized, unquantized_lines, unquantized_parts
-from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments, old_attribute
+from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments, old_attributes
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.metric_direction import checked_mode
@@ -117,8 +117,12 @@ class PACTQuantCallback(ScopedCallback):
 
     guards_loss = True
     needs_fp32 = True
-    evaluate_on = old_attribute("evaluate_on", "eval_data")
-    allowed_drop = old_attribute("allowed_drop", "metric_drop")
+
+    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+        __getattr__ = old_attributes(
+            evaluate_on="eval_data",
+            allowed_drop="metric_drop",
+        )
 
     @old_arguments(
         evaluate_on=Renamed("eval_data"),

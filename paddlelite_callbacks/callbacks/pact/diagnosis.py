@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantizers_off
-from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attribute
+from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attributes
 from paddlelite_callbacks.utils.distributed import mean_figure, of_first_rank
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 from paddlelite_callbacks.workarounds.data_loader import loader_of
@@ -59,8 +59,11 @@ class Diagnosis:
     skips: tuple[str, ...]
     mode: str = "max"
 
-    allowed_drop = old_attribute("allowed_drop", "metric_drop")
-    higher_is_better = old_attribute("higher_is_better", "mode", read=lambda found: found.mode == "max")
+    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+        __getattr__ = old_attributes(
+            allowed_drop="metric_drop",
+            higher_is_better=("mode", lambda found: found.mode == "max"),
+        )
 
     @property
     def drop(self) -> float:
