@@ -152,7 +152,7 @@ MUTATIONS = {
 def test_a_wrong_rule_is_seen(name, tmp_path, monkeypatch):
     x = 20 * Images(8).images - 10
     network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.AdaptiveAvgPool2D(1), nn.Flatten(), nn.Linear(4, 4))
-    made = ptq_int8(network, [paddle.to_tensor(x)], activation_symmetric=True, alpha_alpha_percentile=60.0)
+    made = ptq_int8(network, [paddle.to_tensor(x)], activation_symmetric=True, alpha_percentile=60.0)
     variants = Variants(eval_copy(made, [paddle.to_tensor(x)]), [paddle.to_tensor(x)])
     graph = programs(variants.int8_network(), tmp_path, x.shape[1:], "int8")
     monkeypatch.setattr(pdmodel_qdq, *MUTATIONS[name])
