@@ -67,9 +67,12 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer as PACTActivationQuantizer
     from paddlelite_callbacks.recipes.lighten import Lightened as Lightened
     from paddlelite_callbacks.recipes.lighten import lighten
+    from paddlelite_callbacks.report.comparison import Comparison as Comparison
+    from paddlelite_callbacks.report.comparison import compare_folders
     from paddlelite_callbacks.report.gate import Budget, GateError
     from paddlelite_callbacks.report.gate import Verdict as Verdict
     from paddlelite_callbacks.report.record import Record as Record
+    from paddlelite_callbacks.report.write import write_report
     from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = [
@@ -94,6 +97,7 @@ __all__ = [
     "PACTQuantCallback",
     "__version__",
     "cache_teacher",
+    "compare_folders",
     "doctor",
     "export_forms",
     "lighten",
@@ -104,6 +108,7 @@ __all__ = [
     "read_saved",
     "schedules",
     "training_loop",
+    "write_report",
 ]
 
 _HOMES = {
@@ -127,6 +132,7 @@ _HOMES = {
     "PACTConfig": "quant.config",
     "PACTQuantCallback": "callbacks.pact.callback",
     "cache_teacher": "distill.cache",
+    "compare_folders": "report.comparison",
     "doctor": "benchmark.doctor",
     "export_forms": "export.variants",
     "lighten": "recipes.lighten",
@@ -137,9 +143,11 @@ _HOMES = {
     "read_saved": "utils.safe_load",
     "schedules": "distill",
     "training_loop": "callbacks.training_loop",
+    "write_report": "report.write",
     # returned or used by these
     "Backbone": "backbone.catalogue",
     "ChannelWeightQuantizer": "quant.quantizers",
+    "Comparison": "report.comparison",
     "Diagnosis": "callbacks.pact.diagnosis",
     "Finding": "benchmark.doctor",
     "Lightened": "recipes.lighten",

@@ -55,7 +55,7 @@ class _NewerStandsError(Exception):
     """Another process wrote a report of more runs meanwhile."""
 
 
-def write_report(folder: Path, *, budget: Budget | None = None, metric: str | None = None) -> str:
+def write_report(folder: str | Path, *, budget: Budget | None = None, metric: str | None = None) -> str:
     """Write the report of all runs in ``folder``.
 
     It is drawn from a copy of the records, so that runs which end meanwhile wait for nothing: each draws its own, and
@@ -74,7 +74,11 @@ def write_report(folder: Path, *, budget: Budget | None = None, metric: str | No
     Raises:
         ValueError: there is no ``runs.jsonl``, or it holds no run.
         OSError: the folder cannot be written to.
+
+    Example:
+        >>> write_report("runs/1", metric="acc")  # doctest: +SKIP
     """
+    folder = Path(folder)
     path = folder / "runs.jsonl"
     if not path.is_file():
         raise ValueError(
