@@ -120,7 +120,7 @@ def test_another_runs_folder_is_refused(tmp_path):
         ({"int8_epochs": -1}, ValueError, "int8_epochs must be a whole number of at least 0"),
         ({"candidates": 0}, ValueError, "candidates must be a number of at least 1 or a list of names, got 0"),
         ({"candidates": "PPLCNet_x1_0"}, ValueError, "candidates must be a number"),
-        ({"candidates": ["PPLCNet_x9"]}, ValueError, "There is no backbone 'PPLCNet_x9'"),
+        ({"candidates": ["PPLCNet_x9"]}, ValueError, "Unknown backbone 'PPLCNet_x9'"),
         ({"distill": {"loss": "kll"}}, ValueError, "kll"),
     ],
 )
@@ -332,7 +332,7 @@ def test_the_command_shows_its_plan_as_json(tmp_path, capsys):
     [
         (["--images", "{}/none"], "is no folder of pictures"),
         (["--images", "{}", "--network", "resnet51"], "There is no network 'resnet51' in paddle.vision.models"),
-        (["--images", "{}", "--light", "mobilnet"], "There is no backbone 'mobilnet'"),
+        (["--images", "{}", "--light", "mobilnet"], "Unknown backbone 'mobilnet'"),
         (["--images", "{}", "--size-mb", "-1"], "size_mb must be a positive"),
     ],
 )
