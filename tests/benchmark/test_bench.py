@@ -103,7 +103,7 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engines": ["openvin"]}, r"No engine 'openvin'; known are \['openvino'"),
+        ({"engines": ["openvin"]}, r"Unknown engine 'openvin' in engines; near names: \['openvino'"),
         ({"engines": []}, "engines must name at least one"),
         ({"engines": "paddle"}, "engines must be a list of names, got 'paddle'"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
