@@ -1,0 +1,47 @@
+"""Run by `ArmEmulator.run` on the emulated processor: ``ENGINE RUNS INPUTS.npz OUTPUTS.npz FILE...``."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddlelite_callbacks.benchmark.edge_engines import Mnn, Ncnn
+
+if TYPE_CHECKING:
+    from paddlelite_callbacks.benchmark.engine import Predict
+
+
+def main(engine: str, runs: str, inputs: str, outputs: str, *files: str) -> None:
+    """Load the file, call it ``runs`` times with all inputs, and write what came out."""
+    if platform.machine() != "aarch64":
+        raise SystemExit(f"this is {platform.machine()}, no ARM processor")
+    with np.load(inputs) as stored:
+        arrays = [stored[key] for key in stored.files]
+    predict, got = _loaded(engine, files), list[np.ndarray]()
+    for _ in range(int(runs)):
+        got = predict(arrays)
+    np.savez(outputs, *got)
+
+
+def _loaded(engine: str, files: tuple[str, ...]) -> Predict:
+    if engine == "onnxruntime":  # the engine's own class would need Paddle, which has no such wheel
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(files[0], options, providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_inputs()]
+        return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+    paths = tuple(map(Path, files))
+    native = SimpleNamespace(path=paths[0], files=paths)
+    return {"mnn": Mnn, "ncnn": Ncnn}[engine]().load(native, threads=1)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,221 @@
+"""Run exported files on an emulated ARM processor: qemu-user, a Debian root of 40 packages, and ARM wheels.
+
+For the maintainer, on Linux for x86-64 with ``apt-get``, ``dpkg-deb`` and a network. Nothing is installed into the
+system: packages are unpacked into a folder of their own, and qemu runs the programs in it without a chroot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["ArmEmulator", "ArmRun", "build_arm_root", "missing_for_arm"]
+
+CPU = "cortex-a76"
+_SUITE = "bookworm"  # Debian 12: its qemu 7.2 and Python 3.11 were tried
+_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1")
+_WHEELS = (  # onnxruntime 1.32 crashes in qemu 7.2
+    *("numpy==1.26.4", "onnxruntime==1.20.1", "MNN==3.6.1", "ncnn==1.0.20261020"),
+    *("filelock", "packaging"),
+)
+_PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
+_READY = "ready.json"
+_SECONDS = 600
+_COUNTED = "INSTRUCTIONS "
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRun:
+    """What an engine gave on the emulated processor.
+
+    Args:
+        outputs: of one call.
+        instructions_m: millions of instructions of one call, a proxy for its cost; ``None`` where none were counted.
+            It tells nothing of memory, caches or issue width: never read it as a time.
+    """
+
+    outputs: list[np.ndarray]
+    instructions_m: float | None = None
+
+
+def missing_for_arm() -> str | None:
+    """Return what `build_arm_root` lacks on this machine; ``None`` if nothing."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"the emulator is built on Linux for x86-64, this is {sys.platform} on {platform.machine()}"
+    lacking = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
+    return f"{' and '.join(lacking)} not found: a Debian or Ubuntu is needed" if lacking else None
+
+
+def build_arm_root(folder: Path) -> ArmEmulator:
+    """Download and unpack what is needed (about 140 MB), once; a folder that is ready is taken as it is.
+
+    Args:
+        folder: for nothing else; some 650 MB.
+
+    Raises:
+        RuntimeError: a download or an unpacking failed; carries the end of what the program said.
+    """
+    folder = folder.absolute()
+    if not (folder / _READY).is_file():
+        if missing := missing_for_arm():
+            raise RuntimeError(f"No ARM root can be built: {missing}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _unpack_debian(folder, "arm64", _PACKAGES, folder / "root")
+        if shutil.which("qemu-aarch64") is None:
+            _unpack_debian(folder, "amd64", ("qemu-user",), folder / "qemu")
+        _install_wheels(folder)
+        counter = _built_counter(folder)
+        (folder / _READY).write_text(json.dumps({"wheels": _WHEELS, "counter": counter}) + "\n", encoding="utf-8")
+    return ArmEmulator(folder)
+
+
+class ArmEmulator:
+    """An emulated Cortex-A76 with ONNX Runtime, MNN and ncnn.
+
+    Args:
+        folder: of `build_arm_root`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        system = shutil.which("qemu-aarch64")
+        self._qemu = Path(system) if system else folder / "qemu" / "usr" / "bin" / "qemu-aarch64"
+
+    @property
+    def version(self) -> str:
+        """Of the emulator, one line."""
+        return self._started([str(self._qemu), "--version"]).stdout.splitlines()[0]
+
+    def run(self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, count: bool = False) -> ArmRun:
+        """Load ``files`` and call them.
+
+        Args:
+            engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (what `native_file` gives).
+            files: that belong to the network, the one that is opened first.
+            inputs: in the file's order.
+            count: whether to count instructions too: two more runs, of one and of three calls, whose difference leaves
+                out start and loading.
+
+        Raises:
+            RuntimeError: the engine failed, or the emulator died.
+        """
+        outputs, _ = self._called(engine, files, inputs, runs=1, counted=False)
+        if not count or not (self._folder / "counter.so").is_file():
+            return ArmRun(outputs=outputs)
+        few, many = (self._called(engine, files, inputs, runs=runs, counted=True)[1] for runs in (2, 4))
+        return ArmRun(outputs=outputs, instructions_m=None if None in (few, many) else (many - few) / 2e6)  # type: ignore
+
+    def _called(
+        self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, runs: int, counted: bool
+    ) -> tuple[list[np.ndarray], int | None]:
+        with tempfile.TemporaryDirectory() as work:
+            given, got = Path(work) / "inputs.npz", Path(work) / "outputs.npz"
+            np.savez(given, *inputs)
+            arguments = [engine, str(runs), str(given), str(got), *(str(file.absolute()) for file in files)]
+            done = self._python(["-m", "paddlelite_callbacks.maintainer_tools.arm_child", *arguments], counted=counted)
+            if done.returncode or not got.is_file():
+                said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                raise RuntimeError(
+                    f"{engine} on the emulated {CPU} ended with {done.returncode}: {said[-1][-300:] if said else ''}"
+                )
+            with np.load(got) as stored:
+                outputs = [stored[key] for key in stored.files]
+        said = [line for line in done.stderr.splitlines() if line.startswith(_COUNTED)]
+        return outputs, int(said[-1].removeprefix(_COUNTED)) if said else None
+
+    def _python(self, arguments: Sequence[str], *, counted: bool) -> subprocess.CompletedProcess[str]:
+        root, package = self._folder / "root", Path(__file__).absolute().parents[2]
+        variables = {
+            "PYTHONHOME": root / "usr",
+            "PYTHONPATH": f"{package}:{root / 'site'}",
+            "PYTHONNOUSERSITE": 1,
+            "PYTHONDONTWRITEBYTECODE": 1,
+            "LD_LIBRARY_PATH": "/lib/aarch64-linux-gnu",
+            "OMP_NUM_THREADS": 1,
+        }
+        plugin = ["-plugin", str(self._folder / "counter.so")] if counted else []
+        given = [part for name, value in variables.items() for part in ("-E", f"{name}={value}")]
+        python = [str(root / "usr" / "bin" / "python3.11"), "-W", "ignore"]
+        return self._started([str(self._qemu), *plugin, "-cpu", CPU, "-L", str(root), *given, *python, *arguments])
+
+    def _started(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        libraries = self._folder / "qemu" / "usr" / "lib" / "x86_64-linux-gnu"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OPENBLAS"))}
+        environment = {**clean, "LD_LIBRARY_PATH": str(libraries)} if libraries.is_dir() else clean
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment, cwd="/"
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"The emulator did not finish in {_SECONDS} s: {command[-6:]}.") from error
+
+
+def _unpack_debian(folder: Path, architecture: str, packages: Sequence[str], target: Path) -> None:
+    """Download ``packages`` with all that they need, by an apt of their own, and unpack them."""
+    apt = folder / f"apt-{architecture}"
+    for name in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d"):
+        (apt / name).mkdir(parents=True, exist_ok=True)
+    (apt / "status").touch()
+    (apt / "etc" / "sources.list").write_text(f"deb http://deb.debian.org/debian {_SUITE} main\n", encoding="ascii")
+    lines = {
+        "APT::Architecture": architecture,
+        "Dir::State": apt / "state",
+        "Dir::State::status": apt / "status",
+        "Dir::Cache": apt / "cache",
+        "Dir::Etc::sourcelist": apt / "etc" / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::Etc::preferencesparts": apt / "etc" / "preferences.d",
+        "APT::Sandbox::User": "root",
+    }
+    text = "".join(f'{name} "{value}";\n' for name, value in lines.items())
+    (apt / "apt.conf").write_text(f'APT::Architectures {{ "{architecture}"; }};\n{text}', encoding="utf-8")
+    environment = {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
+    _checked(["apt-get", "update"], environment)
+    wanted = ["install", "--download-only", "--yes", "--no-install-recommends", *packages]
+    _checked(["apt-get", *wanted], environment)
+    for file in sorted((apt / "cache" / "archives").glob("*.deb")):
+        _checked(["dpkg-deb", "--extract", str(file), str(target)], environment)
+
+
+def _install_wheels(folder: Path) -> None:
+    platforms = [part for name in _PLATFORMS for part in ("--platform", name)]
+    options = [
+        "--only-binary=:all:",
+        "--no-deps",
+        "--python-version",
+        "3.11",
+        "--target",
+        str(folder / "root" / "site"),
+    ]
+    python = next((p for p in (sys.executable, shutil.which("python3")) if p and _has_pip(p)), sys.executable)
+    _checked([python, "-m", "pip", "install", "--quiet", "--upgrade", *options, *platforms, *_WHEELS], dict(os.environ))
+
+
+def _has_pip(python: str) -> bool:
+    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+
+
+def _built_counter(folder: Path) -> str | None:
+    """Compile the plugin that counts instructions; return why there is none."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return "no C compiler: instructions are not counted"
+    source = Path(__file__).with_name("instruction_counter.c")
+    _checked([compiler, "-shared", "-fPIC", "-O2", "-o", str(folder / "counter.so"), str(source)], dict(os.environ))
+    return None
+
+
+def _checked(command: Sequence[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:3])} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
