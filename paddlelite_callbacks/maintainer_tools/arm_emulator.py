@@ -30,7 +30,8 @@ _WHEELS = (  # onnxruntime 1.32 crashes in qemu 7.2
 )
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 _READY = "ready.json"
-_SECONDS = 600
+_SECONDS = 1800
+_FEW, _MANY = 2, 6  # calls; the first prepares weights
 _COUNTED = "INSTRUCTIONS "
 
 
@@ -103,17 +104,18 @@ class ArmEmulator:
             engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (what `native_file` gives).
             files: that belong to the network, the one that is opened first.
             inputs: in the file's order.
-            count: whether to count instructions too: two more runs, of one and of three calls, whose difference leaves
-                out start and loading.
+            count: whether to count instructions too: it is started twice, for two calls and for six, so that start and
+                loading cancel out.
 
         Raises:
             RuntimeError: the engine failed, or the emulator died.
         """
-        outputs, _ = self._called(engine, files, inputs, runs=1, counted=False)
         if not count or not (self._folder / "counter.so").is_file():
-            return ArmRun(outputs=outputs)
-        few, many = (self._called(engine, files, inputs, runs=runs, counted=True)[1] for runs in (2, 4))
-        return ArmRun(outputs=outputs, instructions_m=None if None in (few, many) else (many - few) / 2e6)  # type: ignore
+            return ArmRun(outputs=self._called(engine, files, inputs, runs=1, counted=False)[0])
+        outputs, few = self._called(engine, files, inputs, runs=_FEW, counted=True)
+        _, many = self._called(engine, files, inputs, runs=_MANY, counted=True)
+        found = None if few is None or many is None else (many - few) / (_MANY - _FEW) / 1e6
+        return ArmRun(outputs=outputs, instructions_m=found)
 
     def _called(
         self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, runs: int, counted: bool
