@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -143,8 +143,7 @@ def _accepting(
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
         if unknown := [key for key in given if key not in known and key not in rules and not is_open]:
-            near = near_names(unknown[0], [key for key in known if key not in ("self", "cls")])
-            raise TypeError(f"{name} has no argument {unknown[0]!r}; near names: {near}. See help({name}) for all.")
+            raise TypeError(_unknown(name, unknown[0], known, rules))
         if old := {key: value for key, value in given.items() if key in rules}:
             rest = {key: value for key, value in given.items() if key not in rules}
             present = {**signature.bind_partial(*args).arguments, **rest}
@@ -154,6 +153,15 @@ def _accepting(
         return function(*args, **given)
 
     return call
+
+
+def _unknown(name: str, wrong: str, known: Sequence[str], rules: Mapping[str, Renamed | Moved | Folded]) -> str:
+    """Return what to write in place of an argument that there is not."""
+    for into, kind in {rule.into: rule.kind() for rule in rules.values() if isinstance(rule, Moved)}.items():
+        if wrong in inspect.signature(kind).parameters:
+            return f"{name} has no argument {wrong!r}: it goes into {into}={kind.__name__}({wrong}=...)."
+    near = near_names(wrong, [key for key in known if key not in ("self", "cls")])
+    return f"{name} has no argument {wrong!r}; near names: {near}. See help({name}) for all."
 
 
 def _translated(

@@ -216,6 +216,8 @@ def test_signatures_show_the_new_spellings_alone(target):
 def test_an_unknown_argument_is_refused_with_near_names():
     with pytest.raises(TypeError, match=r"has no argument 'metrics_drop'; near names: \['metric_drop'"):
         pc.PACTQuantCallback(metrics_drop=0.1)
+    with pytest.raises(TypeError, match=r"'max_warmup': it goes into benchmark=BenchOptions\(max_warmup=...\)"):
+        pc.ExportBenchCallback("out", max_warmup=3)
     with pytest.raises(TypeError, match=r"Budget has no argument 'latency'; near names: \['latency_ms'"):
         pc.Budget(latency=3)
 

@@ -44,6 +44,12 @@ from paddlelite_callbacks.utils.representation import constructor_repr
 __all__ = ["ExportBenchCallback"]
 
 T = TypeVar("T")
+# arguments of their own, once
+_ONCE_OF_FILES = (
+    *("forms", "fp16", "input_spec", "dynamic_batch", "sidecar"),
+    *("monitor", "mode", "preflight", "strict", "report"),
+)
+_ONCE_OF_TIMING = ("threads", "batch_size", "warmup", "repeats", "peak_memory", "roofline")
 
 
 class ExportBenchCallback(ScopedCallback):
@@ -133,11 +139,8 @@ class ExportBenchCallback(ScopedCallback):
         )
 
     @old_arguments(
-        **dict.fromkeys(ExportOptions.__dataclass_fields__, Moved("export", lambda: ExportOptions)),
-        **dict.fromkeys(
-            ("threads", "batch_size", "warmup", "repeats", "peak_memory", "roofline"),
-            Moved("benchmark", lambda: BenchOptions),
-        ),
+        **dict.fromkeys(_ONCE_OF_FILES, Moved("export", lambda: ExportOptions)),
+        **dict.fromkeys(_ONCE_OF_TIMING, Moved("benchmark", lambda: BenchOptions)),
     )
     def __init__(
         self,
