@@ -161,6 +161,7 @@ class TrainingLoop:
         try:
             if kind is None:
                 self._end_epoch()
+                self._last = session.figures()
                 for callback in self._callbacks:
                     callback.on_train_end()
                 self._leave(forget=False)
