@@ -136,7 +136,7 @@ def _set_ranges(axes: Any, points: Sequence[Point], budget: Budget | None, metri
     else:
         margin = 0.14 * (max(ms) - min(ms) or max(ms))
         axes.set_xlim(min(ms) - margin, max(ms) + margin)
-    margin = 0.14 * (max(values) - min(values) or abs(max(values)) or 1.0)
+    margin = max(0.14 * (max(values) - min(values) or abs(max(values)) or 1.0), 1e-12)  # 1e-300 is no range to draw
     axes.set_ylim(min(values) - margin, max(values) + margin)
 
 

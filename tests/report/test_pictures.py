@@ -16,7 +16,7 @@ from records import record
 from paddlelite_callbacks import Budget
 from paddlelite_callbacks.report.curves import curves_png
 from paddlelite_callbacks.report.drawing import fitted
-from paddlelite_callbacks.report.pareto import ladder_figure
+from paddlelite_callbacks.report.pareto import ladder_figure, ladder_png
 
 BUDGET = Budget(size_mb=20, latency_ms=10, metric="acc", baseline=0.95, metric_limit=0.9)
 
@@ -51,7 +51,7 @@ def clusters():
     near = [run_of(f"run {i}", 0.9 + 1e-5 * i, 5 + 1e-4 * i) for i in range(12)]
     same = [run_of(f"run {i}", 0.9, 5.0) for i in range(12)]
     line = [run_of(f"a very long name of a run that is number {i}", 0.9 + 0.001 * i, 1.0 + i / 10) for i in range(24)]
-    return {"spread": spread, "near": near, "same": same, "line": line, "one": spread[:1], "many": spread * 2}
+    return {"near": near, "same": same, "line": line, "one": spread[:1], "many": spread * 2}
 
 
 @pytest.mark.parametrize("kind", clusters())
@@ -112,6 +112,16 @@ def test_who_fails_the_gate_is_told_by_a_cross_and_a_word():
     words = [text.get_text() for text in ladder_figure(runs, metric="acc").texts]
     assert "pass" not in words
     assert "area of a bubble: exported size" in words
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (1e-300, 5e-324), (1e11, -1e11), (-0.5, -0.5), (1e-9, 1.0)])
+@pytest.mark.parametrize("ms", [(1e-11, 9e11), (5.0, 5.0)])
+def test_figures_of_any_size_are_drawn_without_a_warning(values, ms, tmp_path, recwarn):
+    runs = [run_of("a", values[0], ms[0], size=0.0), run_of("b", values[1], ms[1], size=1e300)]
+    budget = Budget(size_mb=20, latency_ms=1e9, metric="acc", metric_limit=1e300)
+    ladder_png(runs, tmp_path / "a.png", metric="acc", budget=budget)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert not [one for one in recwarn if one.category is UserWarning]
 
 
 def test_curves_of_many_epochs_and_runs(tmp_path):
