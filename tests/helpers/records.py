@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.benchmark.machine import this_machine
 from paddlelite_callbacks.export.compare import Check
 from paddlelite_callbacks.report.record import ArtefactFigures, Record
+
+machine_once = functools.cache(this_machine)  # it reads the metadata of all packages; some tests make 1,000 records
 
 
 def latency(engine, p50, precision="fp32", error=None):
@@ -33,5 +37,5 @@ def record(
         latencies=tuple(latency(engine, p50) for engine, p50 in ms),
         checks=tuple(Check(engine=engine, precision="fp32", passed=engine in agree) for engine, _ in ms),
         metrics={"acc": acc},
-        machine=this_machine(),
+        machine=machine_once(),
     )

@@ -32,13 +32,13 @@ def texts_of(figure):
     renderer = canvas.get_renderer()
     axes = figure.axes[0]
     frame = axes.get_window_extent()
+    ticks = {*axes.get_xticklabels(which="both"), *axes.get_yticklabels(which="both")}
     boxes = []
     for text in dict.fromkeys(figure.findobj(lambda one: isinstance(one, Text) and one.get_visible())):
         if not text.get_text().strip():
             continue
         box = Text.get_window_extent(text, renderer)  # without the line that leads to an annotation
         x, y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
-        ticks = [*axes.get_xticklabels(which="both"), *axes.get_yticklabels(which="both")]
         if text in ticks and not (frame.x0 - 1 <= x <= frame.x1 + 1 or frame.y0 - 1 <= y <= frame.y1 + 1):
             continue  # ticks out of range are not drawn
         boxes.append((text.get_text(), box))
