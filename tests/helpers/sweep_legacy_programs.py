@@ -2,7 +2,11 @@
 
 For the maintainer; hours on one core. A line of JSON a network is added to RESULTS, what stands there is not done
 again. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2, which then runs every file too. With ``--work`` the
-exported programs are kept for another time.
+exported programs are kept for another time. ``--summary FILE`` writes what the lines say of each network of the
+catalogue, and does nothing else.
+
+A network with random weights may be chaotic: where a file is off by more than is allowed, ``moves`` tells how far the
+exported Paddle 3 program itself moves when its input moves by one part in a million.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from paddle.static import InputSpec
 
 from paddlelite_callbacks.backbone.catalogue import DATA
 from paddlelite_callbacks.backbone.registry import build
+from paddlelite_callbacks.benchmark.engines import PaddleInference
+from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.legacy_program import write_legacy_program
 from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
@@ -75,6 +81,47 @@ def compare(folder: Path) -> dict | str:
     return {"off": off, "of": largest, "passed": off <= ATOL + RTOL * largest}
 
 
+def movement(folder: Path) -> float:
+    """Return how far the source program's outputs move when its input moves by one part in a million."""
+    artefact = Artefact(
+        kind="paddle", path=folder / "model.json", files=(folder / "model.json", folder / "model.pdiparams")
+    )
+    predict = PaddleInference(onednn=False).load(artefact, threads=1)
+    with np.load(folder / "io.npz") as file:
+        x = file["x"]
+    noise = np.random.RandomState(0).standard_normal(x.shape).astype("float32")
+    return max(float(np.abs(a - b).max()) for a, b in zip(predict([x]), predict([x * (1 + 1e-6 * noise)]), strict=True))
+
+
+def verdict(noted: dict) -> str:
+    """Return ``"passed"``, ``"chaotic: ..."``, or what is wrong, of a line of the results."""
+    if "error" in noted:
+        return noted["error"]
+    ran = {version: noted[version] for version in noted if version[0].isdigit()}
+    if said := [f"Paddle {version}: {found}" for version, found in ran.items() if isinstance(found, str)]:
+        return "; ".join(said)
+    if all(found["passed"] for found in ran.values()):
+        return "passed"
+    off = max(found["off"] for found in ran.values())
+    moves = noted.get("moves", 0.0)
+    said = f"off by {off:.2g} of {max(found['of'] for found in ran.values()):.2g}"
+    return f"chaotic: {said}, its own output moves by {moves:.2g} with one part in a million" if moves >= off else said
+
+
+def summary(lines: list[dict], names: list[str], versions: list[str]) -> dict:
+    """Return what the results say of every network: how many passed, and why the others did not.
+
+    Args:
+        lines: of the results.
+        names: of the catalogue.
+        versions: of Paddle in which they ran.
+    """
+    known = {line["name"]: verdict(line) for line in lines}
+    passed = sorted(name for name in names if known.get(name) == "passed")
+    other = {name: known.get(name, "not run") for name in sorted(names) if name not in passed}
+    return {"paddle": versions, "tolerance": f"{ATOL} + {RTOL} of the largest output", "passed": passed, "other": other}
+
+
 def _child(name: str, folder: str, sender) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
@@ -111,6 +158,9 @@ def _run(batch: dict[str, tuple[Path, dict]], pythons: dict[str, str]) -> None:
         for folder, noted in batch.values():
             if "error" not in noted:
                 noted[version] = compare(folder)
+    for folder, noted in batch.values():
+        if verdict(noted).startswith("off by"):
+            noted["moves"] = movement(folder)
 
 
 def _said(folder: Path) -> str | None:
@@ -125,6 +175,7 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="only what is in --work already")
     parser.add_argument("--millions", type=float, default=1e9, help="leave out networks with more parameters")
     parser.add_argument("--batch", type=int, default=8, help="networks at a time (default 8)")
+    parser.add_argument("--summary", type=Path, help="write what the results say, and do nothing else")
     options = parser.parse_args()
     pythons = {"3.3.1": sys.executable}
     if os.environ.get("PADDLE_2_PYTHON"):
@@ -132,6 +183,11 @@ def main() -> None:
     lines = options.results.read_text().splitlines() if options.results.exists() else []
     done = {json.loads(line)["name"] for line in lines}
     entries = json.loads(DATA.read_text(encoding="utf-8"))["backbones"]
+    if options.summary:
+        versions = sorted({key for line in lines for key in json.loads(line) if key[0].isdigit()}, reverse=True)
+        found = summary([json.loads(line) for line in lines], [entry["name"] for entry in entries], versions)
+        options.summary.write_text(json.dumps(found, indent=1) + "\n")
+        return
     names = [
         entry["name"]
         for entry in sorted(entries, key=lambda entry: entry["parameters"])

@@ -1,0 +1,56 @@
+"""A sample of the catalogue in Paddle 2's format; ``sweep_legacy_programs.py`` does all of it, in hours."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+import sweep_legacy_programs as sweep
+from installed import needs
+from places import ROOT
+
+from paddlelite_callbacks.backbone.catalogue import DATA
+
+SUMMARY = ROOT / "examples" / "results" / "phone" / "pdmodel.json"
+SAMPLE = ["MicroNet_M0", "DLA46x_c", "MobileViTV3_XXS", "GhostNet_x0_5", "StarNet_S1", "RedNet26"]
+
+
+@pytest.mark.slow
+@needs("paddleclas")
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_network_of_the_catalogue(name, tmp_path):
+    noted = {}
+    sweep.prepare(name, tmp_path)
+    noted.update(sweep.convert(tmp_path))
+    pythons = {"3.3.1": sys.executable}
+    if os.environ.get("PADDLE_2_PYTHON"):
+        pythons["2.6.2"] = os.environ["PADDLE_2_PYTHON"]
+    sweep._run({name: (tmp_path, noted)}, pythons)
+    assert sweep.verdict(noted) == "passed"
+
+
+def test_what_is_said_of_a_network():
+    good, bad = {"off": 1e-6, "of": 1.0, "passed": True}, {"off": 0.5, "of": 1.0, "passed": False}
+    assert sweep.verdict({"3.3.1": good, "2.6.2": good}) == "passed"
+    assert sweep.verdict({"error": "ValueError: no"}) == "ValueError: no"
+    assert sweep.verdict({"3.3.1": good, "2.6.2": "the process died"}) == "Paddle 2.6.2: the process died"
+    assert sweep.verdict({"3.3.1": good, "2.6.2": bad, "moves": 0.1}) == "off by 0.5 of 1"
+    assert sweep.verdict({"3.3.1": bad, "moves": 0.9}).startswith(
+        "chaotic: off by 0.5 of 1, its own output moves by 0.9"
+    )
+
+
+def test_the_summary_speaks_of_every_network():
+    lines = [{"name": "A", "3.3.1": {"off": 0.0, "of": 1.0, "passed": True}}, {"name": "B", "error": "no"}]
+    found = sweep.summary(lines, ["C", "B", "A"], ["3.3.1"])
+    assert found["passed"] == ["A"]
+    assert found["other"] == {"B": "no", "C": "not run"}
+
+
+def test_the_committed_sweep_is_of_this_catalogue():
+    found = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    names = {entry["name"] for entry in json.loads(DATA.read_text(encoding="utf-8"))["backbones"]}
+    assert set(found["passed"]) | found["other"].keys() == names
+    assert not [why for why in found["other"].values() if not why.startswith(("chaotic: ", "not run"))]
