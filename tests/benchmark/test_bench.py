@@ -36,7 +36,7 @@ def test_calls_take_turns_and_warm_up_is_not_counted():
     )
     assert order == ["a", "b"] * 4
     assert durations == {"a": [1000.0] * 3, "b": [2000.0] * 3}
-    with pytest.raises(ValueError, match="repeats at least 1, got 1 and 0"):
+    with pytest.raises(ValueError, match="repeats at least 1, got warmup=1, repeats=0"):
         measure_latency({}, warmup=1, repeats=0)
 
 
