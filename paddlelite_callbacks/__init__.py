@@ -1,6 +1,6 @@
-"""Callbacks that make any vision model trained with ``paddle.Model`` small and fast, and prove it.
+"""Callbacks that make vision models of Paddle small and fast, and prove it.
 
-What is wanted, and the name for it:
+Features and their names:
 
 - a lighter network in place of a heavy one, before training: `BackboneSwap`, `list_backbones`;
 - a teacher in ``model.fit``: `DistillCallback`, with `OutputTerm` and `FeatureTerm` for more than one loss,

@@ -1,7 +1,9 @@
-"""``paddlelite-callbacks <command>`` (``python -m paddlelite_callbacks``): what needs no training script.
+"""Command line: ``paddlelite-callbacks <command>``.
 
-A command is a module with ``add_arguments(parser)`` and ``run(options) -> int``, named in `COMMANDS`; it is imported
-only when it is asked for, so that ``--help`` needs neither Paddle nor anything else.
+Also ``python -m paddlelite_callbacks``.
+
+A command is a module with ``add_arguments(parser)`` and ``run(options) -> int``, listed in `COMMANDS`. It is imported
+only when called, so that ``--help`` needs neither Paddle nor anything else.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from paddlelite_callbacks.utils.terminal import degrading
 __all__ = ["COMMANDS", "Command", "command", "main"]
 
 _EXIT_CODES = (
-    "exit codes: 0 done; 1 cannot be done (one line says why); 2 unknown arguments; 3 done, but a budget is not kept; "
+    "exit codes: 0 done; 1 failed (one line says why); 2 unknown arguments; 3 done, but a budget is exceeded; "
     "130 interrupted"
 )
 _PATHS = (
@@ -41,11 +43,11 @@ _PATHS = (
 
 @dataclass(frozen=True)
 class Command:
-    """One sub-command.
+    """A command of the command line.
 
     Args:
-        module: dotted name inside this package.
-        summary: one line for ``--help``.
+        module: Dotted name inside this package.
+        summary: One line for ``--help``.
     """
 
     module: str
@@ -69,9 +71,9 @@ COMMANDS = {
 
 
 def _in_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where the locale is ASCII; what it writes still degrades.
+    """Restart this process in Python's UTF-8 mode where the locale is ASCII.
 
-    Otherwise Paddle, ONNX Runtime and OpenVINO cannot be given a path with other letters, and names are unreadable.
+    Otherwise Paddle, ONNX Runtime and OpenVINO cannot open other paths. Output is still encoded for the locale.
     """
     if os.name != "posix" or sys.flags.utf8_mode or not sys.executable:
         return
@@ -83,7 +85,7 @@ def _in_utf8() -> None:
 
 
 def _parser(wanted: str | None, *, whole: bool = False) -> argparse.ArgumentParser:
-    """Return the parser; arguments of the command ``wanted`` alone, unless the ``whole`` is asked for."""
+    """Build the parser, with the arguments of ``wanted`` only unless ``whole``."""
     parser = argparse.ArgumentParser(
         prog=program_name(),
         description="Make a vision model small and fast, and prove it.",
@@ -105,7 +107,7 @@ def _parser(wanted: str | None, *, whole: bool = False) -> argparse.ArgumentPars
 
 
 def _completion(shell: str) -> str:
-    """Return a script that completes commands, options, choices and files without starting Python."""
+    """Return a script that completes commands and arguments without starting Python."""
     shtab = require("shtab", needed_for="--print-completion")
     parser = _parser(None, whole=True)
     parser.prog = "paddlelite-callbacks"
@@ -122,12 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: without the program's name; ``None`` for those of the process.
+        arguments: Arguments without the program's name; ``None`` for those of the process.
 
     Returns:
-        0; 1 if what was asked for cannot be done, with one line on the error stream saying why; 3 if it was done and
-        a budget is not kept; 130 after Ctrl-C. ``argparse`` itself ends the process with 2 for arguments that it does
-        not know.
+        0; 1 if it failed, with the reason on one line of stderr; 3 if a budget is exceeded; 130 after Ctrl-C.
+        ``argparse`` itself exits with 2 for unknown arguments.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(next((item for item in given if not item.startswith("-")), None))

@@ -1,4 +1,4 @@
-"""Exceptions, and imports of heavy or optional packages."""
+"""Define exceptions, and import heavy or optional packages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REMEDIES = {
     "sklearn": "pip install 'paddlelite_callbacks[examples]'",
 }
 
-_REPORTERS = {"openvino": "openvino_telemetry"}  # tells its makers of every import, from a thread that stays
+_REPORTERS = {"openvino": "openvino_telemetry"}  # sends telemetry on import, from a thread that stays
 
 
 class MissingDependencyError(ImportError):
@@ -43,19 +43,18 @@ class MissingDependencyError(ImportError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss of a training batch is NaN or Inf; weights are those before that batch.
+    """The loss of a batch is NaN or Inf; weights are those before that batch.
 
     Args:
-        message: names the batch, the terms and where they come from.
-        epoch: of the batch, counted from 0.
-        batch: its number in the epoch, counted from 0.
-        terms: the parts of the loss that were not finite, by the names of their figures (``"task_loss"``,
-            ``"distill_kl"``).
+        message: Names the batch, the terms and their cause.
+        epoch: Index of the epoch, from 0.
+        batch: Index of the batch in the epoch, from 0.
+        terms: Names of the terms of the loss that are not finite, as in ``logs`` (``"task_loss"``, ``"distill_kl"``).
 
     Attributes:
-        epoch: as given.
-        batch: as given.
-        terms: as given.
+        epoch: As given.
+        batch: As given.
+        terms: As given.
 
     Example:
         >>> try:
@@ -73,14 +72,14 @@ def require(name: str, *, needed_for: str) -> ModuleType:
     """Import a heavy or optional module silently.
 
     Args:
-        name: dotted module name, for instance ``"paddleclas"``.
-        needed_for: the feature that asks, for the error message.
+        name: Dotted module name, for instance ``"paddleclas"``.
+        needed_for: Feature that needs it, for the error message.
 
     Returns:
         The imported module.
 
     Raises:
-        MissingDependencyError: the package is absent or cannot be imported; says what to install.
+        MissingDependencyError: The package is missing or cannot be imported; says what to install.
     """
     try:
         with _hushed(), _hidden(_REPORTERS.get(name)):
@@ -93,23 +92,23 @@ def require_installed(name: str, *, needed_for: str) -> None:
     """Check that a top-level module can be found, without importing it.
 
     Args:
-        name: of the module.
-        needed_for: the feature that asks, for the error message.
+        name: Name of the module.
+        needed_for: Feature that needs it, for the error message.
 
     Raises:
-        MissingDependencyError: as `require` does.
+        MissingDependencyError: The package is missing; says what to install.
     """
     if importlib.util.find_spec(name) is None:
         raise _missing(name, f"No module named {name!r}", needed_for)
 
 
 def near_names(wrong: str, names: Iterable[str], *, limit: int = 5) -> list[str]:
-    """Return up to ``limit`` names that look most like ``wrong``, ignoring case.
+    """Return up to ``limit`` names similar to ``wrong``, ignoring case.
 
     Args:
-        wrong: that was given.
-        names: that there are.
-        limit: of the list.
+        wrong: Unknown name.
+        names: Known names.
+        limit: Largest number of results.
     """
     known = list(names)
     folded: dict[str, list[str]] = {}
@@ -155,4 +154,4 @@ def _hushed() -> Iterator[None]:
 
 
 class ExportError(RuntimeError):
-    """A network cannot be exported, or its files do not compute the same."""
+    """A network cannot be exported, or its files compute something else."""

@@ -1,1 +1,1 @@
-"""Light backbones and how they take the place of heavy ones."""
+"""Light backbones, and how to swap them in."""

@@ -1,4 +1,4 @@
-"""The backbones that can be swapped in, with figures measured by `measure`."""
+"""List the backbones that can be swapped in, with measured costs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DATA = Path(__file__).with_name("catalogue.json")
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneMap:
-    """A feature map that a backbone returns: name, channels, stride.
+    """Feature map of a backbone: name, channels, stride.
 
     Args:
-        name: of the tap, as `BackboneSwap` takes it.
-        channels: of the map.
-        stride: input size over map size; a pair ``(height, width)`` where the axes differ.
+        name: Name of the tap, for `BackboneSwap`.
+        channels: Number of channels.
+        stride: Input size over map size; a pair ``(height, width)`` where the axes differ.
     """
 
     name: str
@@ -35,19 +35,19 @@ class BackboneMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A catalogue entry; all measurements were made by building the network.
+    """Catalogue entry of a backbone; all values were measured on the built network.
 
     Args:
-        name: as `BackboneSwap` takes it.
-        source: ``"paddleclas"``, ``"paddle.vision"``, or ``"models"`` for this package's own.
-        parameters: weights of the whole network, for 1,000 classes where it is a classifier.
-        macs: multiply-accumulates of one image of 3x224x224 through the whole network.
-        trunk_parameters: weights up to its last map, which is what stands inside a detector.
-        trunk_macs: multiply-accumulates up to its last map.
-        taps: the map taken for each stride.
-        licence: of code and weights, an SPDX identifier.
-        weights: where the makers offer ImageNet weights; ``None`` if they do not.
-        checks: by name ``True``, or what went wrong: ``train`` (one step), ``paddle`` (``jit.save``, reload, equal),
+        name: Name, for `BackboneSwap`.
+        source: Package: ``"paddleclas"``, ``"paddle.vision"``, or ``"models"`` for this one.
+        parameters: Number of weights of the whole network, with 1,000 classes for a classifier.
+        macs: Multiply-accumulates of the whole network for one image of 3x224x224.
+        trunk_parameters: Number of weights up to its last map, the part used in a detector.
+        trunk_macs: Multiply-accumulates up to its last map.
+        taps: Default map of each stride.
+        licence: Licence of code and weights, an SPDX identifier.
+        weights: Origin of ImageNet weights; ``None`` if there are none.
+        checks: ``True`` or the failure by name: ``train`` (one step), ``paddle`` (``jit.save``, reload, equal),
             ``paddle-onednn``, ``onnx`` (ONNX Runtime), ``pact`` (all convolutions quantised, int8 program equal).
     """
 
@@ -66,14 +66,14 @@ class Backbone:
 def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Backbone]:
     """List the backbones of the catalogue; `render_table` formats them.
 
-    Reads the measured figures only; it imports no network library.
+    Reads only the catalogue; no network library is imported.
 
     Args:
-        pattern: of names, for instance ``"PPLCNet_*"``; in any case where none matches as it stands.
+        pattern: Glob of names, for instance ``"PPLCNet_*"``; case is ignored if nothing matches exactly.
         source: ``"paddleclas"``, ``"paddle.vision"`` or ``"models"``; ``None`` for all.
 
     Raises:
-        ValueError: nothing matches; the message lists the names that look alike.
+        ValueError: Nothing matches; the message lists similar names.
 
     Example:
         >>> light = list_backbones("PPLCNet_x0_25")[0]
@@ -97,14 +97,14 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
 
 
 def why_left_out() -> dict[str, str]:
-    """Return networks that are not in the catalogue, by name, with the reason."""
+    """Return networks that are not in the catalogue, with the reason."""
     return dict(_data()["left_out"])
 
 
 def render_table(backbones: Iterable[Backbone]) -> str:
     """Format ``backbones`` as a Markdown table.
 
-    Parameters and MACs are in millions, the trunk's in brackets.
+    Parameters and MACs are in millions, with those of the trunk in brackets.
     """
     rows = [
         "| name | params M (trunk) | MACs M (trunk) | maps: stride x channels | licence | weights |",

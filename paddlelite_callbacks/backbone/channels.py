@@ -1,4 +1,4 @@
-"""Images of other than three channels: the ready-made networks do not take them, and the refusal says what does."""
+"""Check images without three channels, which ready-made networks do not accept."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ def channels_taken(network: Layer) -> int | None:
     """Return the input channels of the first convolution; ``None`` without one.
 
     Args:
-        network: any.
+        network: Any network.
     """
     first = next((layer for layer in network.sublayers() if isinstance(layer, Conv2D)), None)
     return None if first is None else int(first.weight.shape[1]) * int(first._groups)
 
 
 def check_input_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer | None = None) -> None:
-    """Raise if a backbone cannot run on ``x`` because of its number of channels.
+    """Check that a backbone can run on the channels of ``x``.
 
     Args:
-        name: of the backbone.
-        new: the backbone.
-        x: what it would be given, ``[N, C, H, W]``.
-        instead_of: the whole network that it replaces, where nothing but that network tells the channels.
+        name: Name of the backbone.
+        new: The backbone.
+        x: Its future input, ``[N, C, H, W]``.
+        instead_of: Whole network that it replaces, where only that network tells the channels.
 
     Raises:
-        ValueError: says how a network gets such images.
+        ValueError: It cannot; the message says how to use such images.
     """
     if instead_of is not None:
         old = channels_taken(instead_of)
@@ -43,18 +43,18 @@ def check_input_channels(name: str, new: Layer, x: Tensor, *, instead_of: Layer 
         return
     given = int(x.shape[1])
     raise ValueError(
-        f"{name} takes {taken} channels, but would be given {given}: put paddle.nn.Conv2D({given}, {taken}, 1) in "
-        f"front of it, have the data give {taken} channels (a grey image three times), or give a network of your own "
-        f"that takes {given}."
+        f"{name} takes {taken} channels, but would get {given}: put paddle.nn.Conv2D({given}, {taken}, 1) before "
+        f"it, let the data have {taken} channels (a grey image three times), or give a network of your own that "
+        f"takes {given}."
     )
 
 
 def runs_on(network: Layer, x: Tensor) -> bool:
-    """Return whether ``network`` runs on ``x`` in eval mode.
+    """Whether ``network`` runs on ``x`` in eval mode.
 
     Args:
-        network: any mode.
-        x: an image batch ``[N, C, H, W]``.
+        network: Network in any mode.
+        x: Image batch ``[N, C, H, W]``.
     """
     try:
         with same_modes(network), paddle.no_grad():

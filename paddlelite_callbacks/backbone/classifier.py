@@ -1,4 +1,4 @@
-"""Whole classifiers: how many classes, and a head for as many."""
+"""Find the number of classes of a classifier, and fit its head."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ __all__ = ["fit_head_", "number_of_classes"]
 
 
 def number_of_classes(network: Layer, input_spec: Sequence[Any] | None) -> int:
-    """Return the number of classes that ``network`` scores.
+    """Return the number of classes of ``network``.
 
     Raises:
-        ValueError: it is no classifier, or cannot be told without ``input_spec``.
+        ValueError: It is not a classifier, or ``input_spec`` is needed to tell.
     """
     if input_spec is not None:
         output = run_on_zeros(network, input_spec)
         if isinstance(output, Tensor) and output.ndim == 2:
             return int(output.shape[1])
         raise ValueError(
-            f"A classifier gives [N, classes]; {type(network).__name__} gives "
-            f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. For a network of another "
-            "kind name its backbone: BackboneSwap(name, at='backbone')."
+            f"A classifier must return [N, classes], {type(network).__name__} returns "
+            f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}. For another kind of "
+            "network "
+            "name its backbone: BackboneSwap(name, at='backbone')."
         )
     linears = [layer for layer in network.sublayers(include_self=True) if isinstance(layer, Linear)]
     if not linears:
         raise ValueError(
-            f"{type(network).__name__} has no Linear to tell its number of classes: give input_spec=[...]."
+            f"{type(network).__name__} has no Linear that tells its number of classes: give input_spec=[...]."
         )
     return int(linears[-1].weight.shape[1])
 
 
 def fit_head_(network: Layer, classes: int, x: Tensor) -> None:
-    """Replace the last ``Linear`` if it does not give ``classes`` scores.
+    """Replace the last ``Linear`` unless it returns ``classes`` scores.
 
     Args:
-        network: a classifier.
-        classes: wanted.
-        x: ``[N, 3, H, W]``.
+        network: Classifier.
+        classes: Number of classes.
+        x: Image batch ``[N, 3, H, W]``.
 
     Raises:
-        ValueError: it gives no ``[N, classes]``, or its head is no ``Linear``.
+        ValueError: It does not return ``[N, classes]``, or its head is not a ``Linear``.
     """
     with same_modes(network), paddle.no_grad():
         network.eval()
@@ -56,15 +57,15 @@ def fit_head_(network: Layer, classes: int, x: Tensor) -> None:
     scores = output[0] if isinstance(output, (list, tuple)) and output else output
     if not isinstance(scores, Tensor) or scores.ndim != 2:
         shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{type(network).__name__} is no classifier: it gives {shape}, not [N, classes].")
+        raise ValueError(f"{type(network).__name__} is not a classifier: it must return [N, classes], got {shape}.")
     if scores.shape[1] == classes:
         return
     heads = {name: sub for name, sub in network.named_sublayers() if isinstance(sub, Linear)}
     fitting = [name for name, sub in heads.items() if sub.weight.shape[1] == scores.shape[1]]
     if not fitting:
         raise ValueError(
-            f"{type(network).__name__} gives {scores.shape[1]} scores, wanted are {classes}, and it has no Linear to "
-            "rebuild for that: build it for the right number yourself."
+            f"{type(network).__name__} returns {scores.shape[1]} scores instead of {classes}, and has no Linear to "
+            f"rebuild: build it for {classes} classes yourself."
         )
     old = heads[fitting[-1]]
     with default_dtype(parameter_dtype(old.weight)):

@@ -1,4 +1,4 @@
-"""What a swap won: parameters, multiply-accumulates, size of the export and CPU latency, before and after."""
+"""Compare a network before and after a swap: weights, MACs, size, latency."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Cost:
     """Parameters, MACs, size and latency of a network.
 
     Args:
-        name: of its class.
-        parameters: number of weights.
-        macs: multiply-accumulates for one image.
-        size_mb: of its exported files, in 1e6 bytes.
-        p50_ms: median latency for one image.
-        error: why there is no size or latency.
+        name: Name of its class.
+        parameters: Number of weights.
+        macs: Multiply-accumulates for one image.
+        size_mb: Size of its exported files, in MB (1e6 bytes).
+        p50_ms: Median latency for one image, milliseconds.
+        error: Reason for a missing size or latency.
     """
 
     name: str
@@ -52,11 +52,11 @@ class SwapSummary:
     """Cost before and after a swap; latencies were interleaved in one process.
 
     Args:
-        before: the network as it was.
-        after: with the new backbone.
-        engine: that was timed.
-        threads: it was given.
-        repeats: timed calls, the median of which counts.
+        before: Cost of the original network.
+        after: Cost with the new backbone.
+        engine: Engine that was timed.
+        threads: Its number of CPU threads.
+        repeats: Number of timed calls.
     """
 
     before: Cost
@@ -98,22 +98,22 @@ def compare(
     """Export both networks to a temporary folder and benchmark them.
 
     Args:
-        old: before; where the swap was in place, the network in which ``old_layer`` goes back to ``at`` in a copy.
-        new: after.
-        at: where the swap was, if inside.
-        old_layer: what stood there.
-        inputs: one image for each input, or dictionaries and lists of them.
-        new_inputs: of ``new``, where it takes others.
-        engine: name from `ENGINES`.
-        threads: CPU threads.
-        warmup: rounds not counted.
-        repeats: rounds counted.
+        old: Network before the swap; after one in place, the network in a copy of which ``old_layer`` is restored.
+        new: Network after the swap.
+        at: Name of the swapped sublayer, if inside.
+        old_layer: Original sublayer.
+        inputs: One image for each input, or dictionaries and lists of them.
+        new_inputs: Inputs of ``new``, where it takes others.
+        engine: Name in `ENGINES`.
+        threads: Number of CPU threads.
+        warmup: Number of uncounted rounds.
+        repeats: Number of counted rounds.
 
     Raises:
-        ValueError: no such engine, or a number out of range.
+        ValueError: Unknown engine, or a number out of range.
     """
     if engine not in ENGINES:
-        raise ValueError(f"No engine {engine!r}; known are {near_names(engine, ENGINES)}.")
+        raise ValueError(f"Unknown engine {engine!r}; near names: {near_names(engine, ENGINES)}. Choose one of these.")
     before = copy.deepcopy(old)
     if at is not None and old_layer is not None:
         replace_sublayer(before, at, copy.deepcopy(old_layer))

@@ -1,4 +1,7 @@
-"""What backbones tell of their maps, for necks and heads that read it: PaddleDetection, PaddleOCR, PaddleSeg."""
+"""Copy a backbone's descriptions of its maps, which necks and heads read.
+
+Used by PaddleDetection, PaddleOCR and PaddleSeg.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ from paddle.nn import Layer
 
 __all__ = ["describe_"]
 
-_NAMES = ("out_shape", "out_channels", "feat_channels")  # PaddleDetection's list of ShapeSpec; PaddleOCR's; PaddleSeg's
+_NAMES = ("out_shape", "out_channels", "feat_channels")  # PaddleDetection's list of ShapeSpec; PaddleOCR; PaddleSeg
 
 
 def describe_(new: Layer, old: Layer, channels: Sequence[tuple[int, int]], *, projected: bool) -> None:
-    """Give ``new`` the attributes with which ``old`` describes its feature maps.
+    """Set the attributes on ``new`` with which ``old`` describes its feature maps.
 
     Args:
-        new: gets the attributes that the old one has.
-        old: stays as it is.
-        channels: per map, those that the new one gives by itself and those that the old one gave.
-        projected: whether the new ones are fitted to the old ones.
+        new: New backbone; gets the attributes that the old one has.
+        old: Old backbone; not changed.
+        channels: Per map, channels of the new and of the old backbone.
+        projected: Whether the new channels are projected to the old ones.
     """
     given = [(want, want if projected else have) for have, want in channels]
     for name in _NAMES:
         try:
             told = getattr(old, name, None)
-        except Exception:  # a property that fails tells nothing
+        except Exception:  # a property that fails is skipped
             continue
         if told is not None and not callable(told):
             setattr(new, name, _told(told, given))

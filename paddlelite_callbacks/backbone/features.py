@@ -1,8 +1,8 @@
-"""Where a network can be tapped: its maps of every stride, found by running it once.
+"""Find the feature maps of a network by running it once.
 
-A *trunk* map is one through which all data pass: without it the last output would not depend on the input. That is
-read off the graph of gradients, so that shortcuts, squeeze-and-excitation and auxiliary heads are told apart from the
-trunk in any network, however its ``forward`` is written.
+A *trunk* map is one through which all data pass: without it the last output would not depend on the input. This is
+derived from the gradient graph, which tells shortcuts, squeeze-and-excitation and auxiliary heads from the trunk in any
+network, however its ``forward`` is written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paddlelite_callbacks.nn.trace import release_graph
 
 __all__ = ["OUTPUT", "Tap", "find_taps", "tap_spelling"]
 
-OUTPUT = "output"  # name of the tap that is the network's own output
+OUTPUT = "output"  # tap name of the network's own output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Tap:
     """A feature map that a network can return.
 
     Args:
-        name: the layer that gives it, as in ``named_sublayers()``; ``:i`` behind it where the layer gives several.
-        channels: of the map.
-        stride: input size over map size; a pair ``(height, width)`` where the axes differ.
-        default: whether it is the one taken when only the stride is asked for.
+        name: Layer that returns it, as in ``named_sublayers()``; with ``:i`` appended where it returns several maps.
+        channels: Number of channels.
+        stride: Input size over map size; a pair ``(height, width)`` where the axes differ.
+        default: Whether it is the default for its stride.
     """
 
     name: str
@@ -53,22 +53,22 @@ class _Call:
 
 
 def tap_spelling(name: str) -> str:
-    """Convert a ``name`` such as ``blocks[2]`` to ``blocks.2``, as in ``named_sublayers()``."""
+    """Convert a ``name`` such as ``blocks[2]`` to its spelling ``blocks.2``."""
     return name.replace("[", ".").replace("]", "")
 
 
 def find_taps(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
-    """Run ``network`` once and return its taps in order; by default one a stride.
+    """Run ``network`` once and return its taps in order, with one default per stride.
 
-    Taps are the outputs of the trunk's blocks and stages: a layer is taken whole unless the stride along an axis
-    changes more than once inside it. The default of a stride is the last one; at the deepest stride a pointwise
-    convolution behind the last block is left out, since it only widens for the classifier, and so is what runs behind
-    ``end``. A network that gives maps itself has these as defaults of their strides.
+    Taps are the outputs of the trunk's blocks and stages: a layer is one tap unless the stride along an axis changes
+    more than once inside it. The default of a stride is the last one; at the deepest stride a pointwise convolution
+    after the last block is skipped, since it only widens for the classifier, as is what runs after ``end``. Maps that
+    the network itself returns are the defaults of their strides.
 
     Args:
-        network: any mode; comes back as it was.
-        x: ``[N, 3, H, W]``; best with sides that 32 divides.
-        end: the last stage of the trunk, where the network's makers name it.
+        network: Network in any mode; restored.
+        x: Image batch ``[N, 3, H, W]``, preferably with sides divisible by 32.
+        end: Last stage of the trunk, where known.
     """
     calls, output = _run(network, x)
     own = {f"{OUTPUT}{suffix}": value for suffix, value in maps_of(output).items()}
@@ -121,7 +121,7 @@ class _Graph:
 
     def __init__(self, output: Tensor | None) -> None:
         self._next: dict[int, list[int]] = {}
-        self._kept: list[Any] = []  # an id is only unique while its node lives
+        self._kept: list[Any] = []  # an id is unique only while its node lives
         self._root = 0
         if output is None or output.grad_fn is None:
             return
@@ -137,7 +137,7 @@ class _Graph:
             waiting += following
 
     def passes_through(self, maps: Any) -> bool:
-        """Return whether every path from input to output crosses ``maps``."""
+        """Whether every path from input to output crosses ``maps``."""
         nodes = {value.grad_fn.node_ptr() for value in maps if value.grad_fn is not None}
         if not nodes or not nodes <= self._next.keys():
             return False
@@ -155,7 +155,7 @@ class _Graph:
 
 
 def _deepest(output: Any) -> Tensor | None:
-    """Return the output that depends on most: the scores, or the smallest map."""
+    """Return the output with the largest graph: the scores, or the smallest map."""
     if isinstance(output, Tensor):
         return output
     maps = list(maps_of(output).values())
@@ -200,7 +200,7 @@ def _until_pooled(units: Iterator[_Call]) -> Iterator[_Call]:
     for call in units:
         if isinstance(call.layer, (AdaptiveAvgPool2D, AdaptiveMaxPool2D)):
             return
-        if not {id(value) for value in call.maps.values()} <= seen:  # dropout and Identity hand on what they get
+        if not {id(value) for value in call.maps.values()} <= seen:  # dropout and Identity return their input
             yield call
         seen.update(id(value) for value in call.maps.values())
 
@@ -214,7 +214,7 @@ def _defaults(units: list[_Call], size: tuple[int, int], end: str | None) -> dic
     tail = [call for call in units if deepest in call.strides]
     wide = [i for i, call in enumerate(tail) if any(k > 1 for k in _kernels(call.layer))]
     for call in tail[wide[-1] + 1 :] if wide else []:
-        if _kernels(call.layer):  # a pointwise convolution behind the last block
+        if _kernels(call.layer):  # a pointwise convolution after the last block
             units = units[: units.index(call)]
             break
     for call in units:

@@ -21,10 +21,10 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
     """Freeze weights and batch-norm statistics up to stage ``stages``.
 
     Args:
-        network: whole, not yet in a `Trunk`.
-        taps: its taps, see `find_taps`; stage ``i`` ends with the ``i``-th default map, so stage 1 is the stem.
-        x: ``[N, 3, H, W]``.
-        stages: how many, from the input on.
+        network: Whole network, not yet in a `Trunk`.
+        taps: Its taps, see `find_taps`; stage ``i`` ends with the ``i``-th default map, so stage 1 is the stem.
+        x: Image batch ``[N, 3, H, W]``.
+        stages: Number of stages, from the input on.
         stop_grad: ``False`` holds the statistics alone; weights go on learning.
 
     Returns:
@@ -36,8 +36,8 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
     ends = _ends(taps)
     if not 1 <= stages <= len(ends):
         raise ValueError(
-            f"freeze_stages must be from 0 to {len(ends)} for {type(network).__name__}, got {stages}: its stages end "
-            f"with {ends}."
+            f"freeze_stages must be from 0 to {len(ends)} for {type(network).__name__}, got {stages}: choose among "
+            f"its stages, which end with {ends}."
         )
     trunk = Trunk(network, ends[:stages])
     with same_modes(network), paddle.no_grad():

@@ -1,4 +1,4 @@
-"""The image among the arguments of a backbone: alone, in a dictionary, beside other inputs, or by keyword."""
+"""Find the image among a backbone's arguments, by position, key or keyword."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ImagePlace:
     """Position of the image among a backbone's arguments.
 
     Args:
-        place: position or keyword of the argument, then the keys and indices inside it.
-        alone: whether it is the only argument, and positional.
-        asked: the key, keyword or position that the user named, if any.
+        place: Position or keyword of the argument, then keys and indices inside it.
+        alone: Whether it is the only argument, and positional.
+        asked: Key, keyword or position given by the user, if any.
     """
 
     place: Place
@@ -34,14 +34,14 @@ class ImagePlace:
     asked: str | int | None = None
 
     def of(self, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        """Return the image of a call, however it is passed.
+        """Return the image of a call, positional or not.
 
         Args:
-            inputs: positional arguments.
-            keywords: the others.
+            inputs: Positional arguments.
+            keywords: Keyword arguments.
 
         Raises:
-            ValueError: it cannot be told.
+            ValueError: The image is ambiguous.
         """
         found = dict(_tensors(inputs, keywords))
         if self.place in found and getattr(found[self.place], "ndim", 0) == 4:
@@ -54,17 +54,17 @@ def image_place(
 ) -> ImagePlace:
     """Find the image ``[N, C, H, W]`` among the arguments of a call.
 
-    The only one; else the one under a name such as ``"image"``; else the only one of three channels. Numbers that are
-    not whole go before whole ones.
+    It is the only one; else the one under a name such as ``"image"``; else the only one with three channels.
+    Floating-point tensors are preferred to integers.
 
     Args:
-        inputs: positional arguments: tensors, dictionaries, lists.
-        keywords: the others.
-        asked: key, keyword or position of the image, where the user named it.
-        name: of the sublayer, for messages.
+        inputs: Positional arguments: tensors, dictionaries, lists.
+        keywords: Keyword arguments.
+        asked: Key, keyword or position of the image, where given by the user.
+        name: Name of the sublayer, for messages.
 
     Raises:
-        ValueError: there is none, or it cannot be told which; the message names all arguments.
+        ValueError: There is none, or it is ambiguous; the message lists all arguments.
     """
     found, alone = dict(_tensors(inputs, keywords)), len(inputs) == 1 and not keywords and hasattr(inputs[0], "ndim")
     maps = {place: value for place, value in found.items() if getattr(value, "ndim", 0) == 4}
@@ -73,7 +73,7 @@ def image_place(
         if len(named) != 1:
             which = "more than one" if named else "none"
             raise ValueError(
-                f"The sublayer {name!r} is given {_told(inputs, keywords)}; image={asked!r} is {which} of its images "
+                f"The sublayer {name!r} gets {_told(inputs, keywords)}; image={asked!r} is {which} of its images "
                 f"{sorted(map(_spelled, maps))}: give the key, keyword or position of one."
             )
         return ImagePlace(named[0], alone, asked)
@@ -87,9 +87,7 @@ def image_place(
     if len(candidates) == 1:
         return ImagePlace(next(iter(candidates)), alone)
     more = f"; which of {sorted(map(_spelled, candidates))} is the image? Name it with image=" if candidates else ""
-    raise ValueError(
-        f"The sublayer {name!r} must take one image [N, C, H, W]; it took {_told(inputs, keywords)}{more}."
-    )
+    raise ValueError(f"The sublayer {name!r} must take one image [N, C, H, W], got {_told(inputs, keywords)}{more}.")
 
 
 class TakesImage(Layer):
@@ -98,8 +96,8 @@ class TakesImage(Layer):
     It *is* the network: it has its sublayers, parameters and buffers under their names.
 
     Args:
-        network: taken over, not copied.
-        place: where the network wants the image, behind any position.
+        network: Network; used, not copied.
+        place: Place of the image in the network's input, after any position.
     """
 
     def __init__(self, network: Layer, place: ImagePlace) -> None:
@@ -108,7 +106,7 @@ class TakesImage(Layer):
         self._non_persistable_buffer_names_set = network._non_persistable_buffer_names_set
         self.training = network.training
         self._network: Layer
-        self.__dict__["_network"] = network  # past Layer's registration: it is no sublayer of itself
+        self.__dict__["_network"] = network  # bypass registration as a sublayer
         self._place = place
 
     def forward(self, x: Tensor) -> Any:
@@ -123,12 +121,12 @@ class TakesImage(Layer):
 
 
 def taking_image(network: Layer, x: Tensor, place: ImagePlace) -> Layer:
-    """Return a form of ``network`` that runs on the image alone.
+    """Wrap ``network`` to run on the image alone, where needed.
 
     Args:
-        network: the new backbone.
-        x: an image batch ``[N, C, H, W]``.
-        place: of the image among the old backbone's arguments.
+        network: New backbone.
+        x: Image batch ``[N, C, H, W]``.
+        place: Place of the image among the old backbone's arguments.
     """
     if runs_on(network, x):
         return network
@@ -136,7 +134,7 @@ def taking_image(network: Layer, x: Tensor, place: ImagePlace) -> Layer:
         wrapped = TakesImage(network, way)
         if way.place != (0,) and runs_on(wrapped, x):
             return wrapped
-    return network  # its own error will be told where it is run
+    return network  # its own error is raised where it is run
 
 
 @paddle.jit.not_to_static

@@ -1,4 +1,4 @@
-"""Backbones by name: which package makes them, with what arguments, and where their weights lie."""
+"""Build backbones by name, and locate their weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _PADDLECLAS = "paddleclas.ppcls.arch.backbone"
-# The package's own networks: name -> module of paddlelite_callbacks.models; the factory has the name itself.
+# The package's own networks: name -> module of paddlelite_callbacks.models; the factory has the same name.
 _OURS = {
     "lite_hrnet_18": "lite_hrnet",
     "lite_hrnet_30": "lite_hrnet",
@@ -49,10 +49,10 @@ class Source:
     """A package that builds backbones.
 
     Args:
-        name: as `list_backbones` shows it.
-        classes: the factory's argument for the number of classes; ``None`` where there is no classifier.
-        licence: of code and weights, as an SPDX identifier.
-        cache: folder where this package's own loader keeps weights, so that a file is fetched once.
+        name: Name in `list_backbones`.
+        classes: Factory argument for the number of classes; ``None`` without a classifier.
+        licence: Licence of code and weights, an SPDX identifier.
+        cache: Folder where the package's own loader keeps weights.
     """
 
     name: str
@@ -72,8 +72,8 @@ def source_of(name: str) -> Source:
     """Return the package that builds the network ``name``.
 
     Raises:
-        MissingDependencyError: it is one of paddleclas's, which is not installed.
-        ValueError: nobody makes it; the message lists the names that look alike.
+        MissingDependencyError: It is paddleclas, which is not installed.
+        ValueError: Unknown name; the message lists similar ones.
     """
     for key in ("models", "paddle.vision"):
         if name in _names_of(key):
@@ -89,10 +89,10 @@ def spelled_name(name: str) -> str:
     """Return the network's name in its package's spelling.
 
     Args:
-        name: that was given; a name that nobody knows comes back as it is.
+        name: Given name; an unknown one is returned as it is.
 
     Raises:
-        ValueError: several names differ from it in case only.
+        ValueError: Several names differ from it only in case.
     """
     own = [*_names_of("models"), *_names_of("paddle.vision")]
     if name in own:
@@ -102,12 +102,12 @@ def spelled_name(name: str) -> str:
         return name
     found = sorted(other for other in known if other.casefold() == name.casefold())
     if len(found) > 1:
-        raise ValueError(f"{name!r} may be any of {found}, which differ in case only: write one of them as it stands.")
+        raise ValueError(f"{name!r} may be any of {found}, which differ only in case: write one of them exactly.")
     return found[0] if found else name
 
 
 def known_names() -> list[str]:
-    """Return all buildable names, in the catalogue or not."""
+    """Return the names of all networks that can be built, in the catalogue or not."""
     names = [*_names_of("models"), *_names_of("paddle.vision")]
     if _is_there("paddleclas"):
         names += _names_of("paddleclas")
@@ -118,13 +118,13 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
     """Build the network ``name`` with random weights; input ``[N, 3, H, W]``.
 
     Args:
-        name: see `known_names`, in any case.
-        num_classes: of its classifier; networks of ours have none.
-        options: further arguments of its factory, for instance ``{"stride_list": [2, 2, 2, 2, 1]}``.
+        name: Name in `known_names`, in any case.
+        num_classes: Number of classes; this package's networks have no classifier.
+        options: Further arguments of its factory, for instance ``{"stride_list": [2, 2, 2, 2, 1]}``.
 
     Raises:
-        MissingDependencyError: the package that makes it is not installed.
-        ValueError: no such network, or an option it does not take.
+        MissingDependencyError: The package that builds it is not installed.
+        ValueError: Unknown network, or an option that it does not take.
     """
     name = spelled_name(name)
     source, factory = source_of(name), _factory(name)
@@ -132,7 +132,7 @@ def build(name: str, *, num_classes: int = 1000, options: Mapping[str, Any] | No
     if source.classes is not None:
         arguments[source.classes] = num_classes
     if "pretrained" in inspect.signature(factory).parameters:
-        arguments.setdefault("pretrained", False)  # a few of paddleclas's download by default
+        arguments.setdefault("pretrained", False)  # some of paddleclas's networks download by default
     try:
         with _own_parameter_names():
             network = factory(**arguments)
@@ -162,7 +162,7 @@ def weights_url(name: str) -> str | None:
         found = getattr(module, table, {}).get(name)
         if found:
             return str(found[0] if isinstance(found, (list, tuple)) else found)
-    # Paddle spells its tables its own way: mobilenet_v1 is "mobilenetv1_1.0" there.
+    # Paddle spells names in its tables differently: mobilenet_v1 is "mobilenetv1_1.0".
     spelled = {_plain(key): found for key, found in getattr(module, "model_urls", {}).items()}
     return str(spelled[_plain(name)][0]) if _plain(name) in spelled else None
 
@@ -171,8 +171,8 @@ def weights_file(name: str, url: str) -> Path | None:
     """Return the cache path that the package's own loader uses for ``url``.
 
     Args:
-        name: of the network.
-        url: of its weights.
+        name: Name of the network.
+        url: Address of its weights.
     """
     cache = source_of(name).cache
     return None if cache is None else cache.expanduser() / url.rsplit("/", 1)[-1]
@@ -183,7 +183,7 @@ def _is_there(package: str) -> bool:
 
 
 def _of_paddleclas() -> set[str]:
-    """The names that the catalogue knows of it, offered or not."""
+    """Return all paddleclas networks of the catalogue, offered or not."""
     return {backbone.name for backbone in list_backbones(source="paddleclas")} | why_left_out().keys()
 
 
@@ -203,14 +203,14 @@ def _factory(name: str) -> Callable[..., Layer]:
 
 
 def _module_of(name: str) -> ModuleType:
-    """The module that defines the factory ``name``."""
+    """Return the module that defines the factory ``name``."""
     source = source_of(name)
     if source.name == "models":
         try:
             return importlib.import_module(f"paddlelite_callbacks.models.{_OURS[name]}")
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"{name} is made by paddlelite_callbacks.models.{_OURS[name]}, which this installation lacks."
+                f"{name} needs paddlelite_callbacks.models.{_OURS[name]}, which is missing here: reinstall the package."
             ) from error
     module = paddle.vision.models if source.name == "paddle.vision" else require(_PADDLECLAS, needed_for=name)
     return require(inspect.unwrap(getattr(module, name)).__module__, needed_for=name)
@@ -218,9 +218,9 @@ def _module_of(name: str) -> ModuleType:
 
 @contextmanager
 def _own_parameter_names() -> Iterator[None]:
-    """Allow networks with fixed parameter names to be built twice."""
+    """Allow building networks with fixed parameter names twice."""
     generator, checker = unique_name.switch()
-    unique_name.switch(generator)  # the same counters, with a checker that has seen no name
+    unique_name.switch(generator)  # the same counters, with a checker without names
     try:
         yield
     finally:

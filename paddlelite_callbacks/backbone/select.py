@@ -1,4 +1,4 @@
-"""Which maps of the new backbone take the places of the old one's."""
+"""Select maps of the new backbone for those of the old one."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def taps_of(network: Layer, x: Tensor, *, end: str | None = None) -> list[Tap]:
     """Return the taps of ``network``, searched at 224x224 where ``x`` is too small.
 
     Args:
-        network: run once.
-        x: an image batch ``[N, C, H, W]``.
-        end: name of the last layer of its trunk, if known.
+        network: Network; run once.
+        x: Image batch ``[N, C, H, W]``.
+        end: Name of the last layer of its trunk, if known.
 
     Raises:
-        ValueError: it has none, or it cannot be run.
+        ValueError: It has none, or it cannot be run.
     """
     sides = [int(side) for side in x.shape[2:]]
     probes = [x]
     if min(sides) < 2 * 64 or any(side % 32 for side in sides):
         probes.insert(0, paddle.zeros([1, x.shape[1], _PROBE, _PROBE], dtype=x.dtype))
-    problem = "no layer of its trunk gives a map of a stride 1, 2, 4, ... 64 along each axis"
+    problem = "no layer of its trunk returns a map of a stride 1, 2, 4, ... 64 along each axis"
     for probe in probes:
         try:
             if taps := find_taps(network, probe, end=end):
                 return taps
-        except Exception as error:  # its size or channels are not to this network's liking
+        except Exception as error:  # the size or the channels do not suit this network
             problem = f"it cannot be run on {list(probe.shape)}: {reason(error)}"
-    raise ValueError(f"{type(network).__name__} cannot stand in for a backbone: {problem}.")
+    raise ValueError(f"{type(network).__name__} cannot be used as a backbone: {problem}. Choose another network.")
 
 
 def chosen_taps(
@@ -59,16 +59,16 @@ def chosen_taps(
     """Select a tap for each map of ``wanted``.
 
     Args:
-        name: of the new backbone, for messages.
-        network: the new backbone.
-        taps: its taps.
-        wanted: the old backbone's maps.
-        x: what both are given, ``[N, C, H, W]``.
-        asked: names or strides, one per map; ``None`` takes the default tap of each map's size.
-        end: name of the last layer of its trunk, if known.
+        name: Name of the new backbone, for messages.
+        network: New backbone.
+        taps: Its taps.
+        wanted: Maps of the old backbone.
+        x: Input of both, ``[N, C, H, W]``.
+        asked: Names or strides, one per map; ``None`` takes the default tap of each map's size.
+        end: Name of the last layer of its trunk, if known.
 
     Raises:
-        ValueError: a name, stride or size that there is not; the message lists those that there are.
+        ValueError: Unknown name, stride or size; the message lists the available ones.
     """
     defaults = [tap for tap in taps if tap.default]
     if asked is None:
@@ -80,22 +80,20 @@ def chosen_taps(
         one = (
             f" One stride (height, width) is written [{tuple(asked)}]." if len(asked) == 2 and len(wanted) == 1 else ""
         )
-        raise ValueError(
-            f"The old backbone gives {len(wanted)} maps, so {len(wanted)} taps are needed, got {asked}.{one}"
-        )
+        raise ValueError(f"The old backbone returns {len(wanted)} maps, so give {len(wanted)} taps, got {asked}.{one}")
     names = [_named(name, network, taps, tap) for tap in asked]
     sizes = _sizes(maps_at(network, names, x))
     for tap, old in zip(names, wanted, strict=True):
         if sizes[tap] != _size(old):
             raise ValueError(
-                f"Tap {tap!r} of {name} gives {sizes[tap]} (height, width) for an input {list(x.shape)}, the old map "
-                f"is {_size(old)}. Its maps by stride: {_by_stride(defaults)}."
+                f"Tap {tap!r} of {name} returns {sizes[tap]} (height, width) for an input {list(x.shape)}, the old "
+                f"map is {_size(old)}. Choose among its maps by stride: {_by_stride(defaults)}."
             )
     return names
 
 
 def _own_sizes(network: Layer, x: Tensor, end: str | None) -> dict[str, list[int]]:
-    """Return sizes that occur for ``x`` alone, such as of an adaptive pool."""
+    """Return sizes that only ``x`` gives, such as of an adaptive pool."""
     with same_modes(network), paddle.no_grad():
         network.eval()
         own = {f"{OUTPUT}{suffix}": value for suffix, value in maps_of(network(x)).items()}
@@ -107,9 +105,9 @@ def maps_at(network: Layer, names: Sequence[str], x: Tensor) -> dict[str, Tensor
     """Run ``network`` as far as needed and return the named maps.
 
     Args:
-        network: run once, in eval mode.
-        names: of its sublayers.
-        x: an image batch ``[N, C, H, W]``.
+        network: Network; run once, in eval mode.
+        names: Names of its sublayers.
+        x: Image batch ``[N, C, H, W]``.
     """
     with same_modes(network), paddle.no_grad():
         trunk = Trunk(network, names)
@@ -123,14 +121,16 @@ def _named(name: str, network: Layer, taps: Sequence[Tap], asked: str | Stride) 
         stride = checked_stride(asked)
         fitting = [tap.name for tap in defaults if tap.stride == stride]
         if not fitting:
-            raise ValueError(f"{name} has no map of stride {stride}; its maps by stride: {_by_stride(defaults)}.")
+            raise ValueError(
+                f"{name} has no map of stride {stride}. Choose among its maps by stride: {_by_stride(defaults)}."
+            )
         return fitting[-1]
     spelled = tap_spelling(asked)
     known = [tap.name for tap in taps]
     spelled = {tap_spelling(tap).rstrip("."): tap for tap in known}.get(spelled.rstrip("."), spelled)
     if spelled in known or spelled.partition(":")[0] in dict(network.named_sublayers()):
         return spelled
-    raise ValueError(f"{name} has no tap {asked!r}; near names: {near_names(spelled, known)}; its taps are {known}.")
+    raise ValueError(f"{name} has no tap {asked!r}; near names: {near_names(spelled, known)}. Choose among {known}.")
 
 
 def _of_size(name: str, defaults: Sequence[Tap], sizes: dict[str, list[int]], size: list[int], x: Tensor) -> str:
@@ -143,7 +143,7 @@ def _of_size(name: str, defaults: Sequence[Tap], sizes: dict[str, list[int]], si
             f"{name} has no map of {what if stride is None else f'stride {stride} ({what})'}; its maps by stride"
             f"{_pairs(stride, defaults)}: {_by_stride(defaults)}. Choose another backbone, or change strides with "
             "options=... or the network."
-            + (" Sides of the input that 32 divides avoid differences of rounding." if odd else "")
+            + (" Use input sides divisible by 32 to avoid rounding differences." if odd else "")
         )
     return fitting[-1]
 

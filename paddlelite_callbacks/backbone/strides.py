@@ -1,4 +1,4 @@
-"""Strides of maps: an integer for both axes, or a pair ``(height, width)``, as Paddle's layers write them."""
+"""Handle strides of maps: an integer for both axes, or ``(height, width)``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Stride", "checked_stride", "coarseness", "stride_between"]
 
 Stride = int | tuple[int, int]
 
-_STEPS = (1, 2, 4, 8, 16, 32, 64)  # of one axis
+_STEPS = (1, 2, 4, 8, 16, 32, 64)  # along one axis
 
 
 def stride_between(image: Sequence[int], size: Sequence[int]) -> Stride | None:
     """Return the stride from image to map; ``None`` unless 1, 2, 4, ... 64 per axis.
 
     Args:
-        image: ``(height, width)``.
-        size: of the map; a side may be rounded up.
+        image: Image size ``(height, width)``.
+        size: Map size; a side may be rounded up.
     """
     steps = [_step(int(whole), int(part)) for whole, part in zip(image, size, strict=True)]
     if None in steps:
@@ -30,16 +30,16 @@ def checked_stride(value: Any) -> Stride:
     """Validate a stride: an integer or a pair.
 
     Args:
-        value: a whole number, or a pair ``(height, width)`` of them.
+        value: Integer, or a pair ``(height, width)`` of integers.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: It is neither.
     """
     pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, (tuple, list)) else []
     if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
         raise ValueError(
-            f"A stride is a whole number of at least 1, or a pair (height, width) of them, got {value!r}: write 16, or "
-            "(32, 1)."
+            f"A stride must be a whole number of at least 1, or a pair (height, width) of them, got {value!r}: "
+            "write 16, or (32, 1)."
         )
     return pair[0] if pair[0] == pair[1] else (pair[0], pair[1])
 
@@ -48,7 +48,7 @@ def coarseness(stride: Stride) -> tuple[int, int]:
     """Return a sort key from fine to coarse strides.
 
     Args:
-        stride: the more pixels of the image it merges, the later.
+        stride: Stride; those that merge more pixels come later.
     """
     height, width = (stride, stride) if isinstance(stride, int) else stride
     return height * width, height

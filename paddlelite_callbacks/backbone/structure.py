@@ -1,4 +1,4 @@
-"""How maps are handed on: alone, or in a list, tuple or dict."""
+"""Pack and unpack maps: a tensor, list, tuple or dictionary."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["maps_of", "pack", "structure_of", "unpack"]
 
 
 def structure_of(output: Any) -> Any:
-    """Return how maps are nested: ``None``, list, tuple, or the keys of a dict.
+    """Return the nesting of maps: ``None``, list, tuple, or the keys of a dict.
 
     Args:
-        output: of a network: a tensor, or a list, tuple or dictionary of tensors.
+        output: Output of a network: a tensor, or a list, tuple or dictionary of tensors.
 
     Raises:
-        ValueError: another structure.
+        ValueError: Another structure.
     """
     if isinstance(output, Tensor):
         return None
@@ -25,7 +25,8 @@ def structure_of(output: Any) -> Any:
     if type(output) in (list, tuple):
         return type(output)
     raise ValueError(
-        f"The backbone gives a {type(output).__name__}; a tensor, or a list, tuple or dict of tensors is needed."
+        f"The backbone must return a tensor, or a list, tuple or dict of tensors, got {type(output).__name__}: "
+        "change its forward, or name another sublayer with at=."
     )
 
 
@@ -33,15 +34,16 @@ def unpack(output: Any) -> list[Tensor]:
     """Return the maps of ``output`` as a list.
 
     Raises:
-        ValueError: something else than maps ``[N, C, H, W]`` is among them.
+        ValueError: It holds something else than maps ``[N, C, H, W]``.
     """
     structure = structure_of(output)
     maps = [output] if structure is None else list(output.values() if isinstance(output, dict) else output)
     if not maps or not all(isinstance(item, Tensor) and item.ndim == 4 for item in maps):
         raise ValueError(
-            "The backbone must give maps [N, C, H, W]; it gives "
-            f"{[list(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]}. Name the sublayer in "
-            "front of the pooling, or swap the whole classifier with at=None."
+            "The backbone must return maps [N, C, H, W], got "
+            f"{[list(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]}. Name the sublayer "
+            "before the "
+            "pooling, or swap the whole classifier with at=None."
         )
     return maps
 
@@ -67,4 +69,4 @@ def maps_of(output: Any) -> dict[str, Tensor]:
 
 
 def _is_map(value: Any) -> bool:
-    return getattr(value, "ndim", 0) == 4  # while a program is traced, values are no Tensor
+    return getattr(value, "ndim", 0) == 4  # during a trace, values are not Tensors

@@ -1,4 +1,4 @@
-"""`BackboneSwap`: a light backbone in the place of a heavy one."""
+"""Swap a heavy backbone for a light one."""
 
 from __future__ import annotations
 
@@ -52,46 +52,45 @@ class BackboneSwap:
     """Swap a heavy backbone for a light one, before ``paddle.Model`` is made.
 
     With ``at=None`` a whole classifier is swapped: the call returns a new light classifier with a head for the same
-    number of classes; the given network is left alone. With ``at="backbone"`` the sublayer of that name is replaced
-    in place: the old one is run once to learn the sizes, channels and structure (tensor, list, tuple, dict) of its
-    maps; maps of the new one with the same strides are chosen, channels fitted by 1x1 convolutions with batch norm
-    only where they differ, and what lies behind the last used map is removed. The rest of the network keeps its
-    weights. Keys of ``state_dict`` below ``at`` are the new network's own; projections are ``project.<i>``.
+    number of classes; the given network is not changed. With ``at="backbone"`` the sublayer of that name is replaced in
+    place: the old one is run once to find the sizes, channels and structure (tensor, list, tuple, dict) of its maps;
+    maps of the new one with the same strides are chosen, channels are fitted by 1x1 convolutions with batch norm only
+    where they differ, and layers after the last used map are removed. The rest of the network keeps its weights. Keys
+    of ``state_dict`` below ``at`` are the new network's own; projections are ``project.<i>``.
 
-    A backbone that is called with a dictionary (``backbone({"image": x})``), several inputs or keywords goes on being
-    called so; the new one is run on the image alone. What the old one tells of its maps for those who read it
-    (``out_shape``, ``out_channels``, ``feat_channels``), the new one tells too.
+    A backbone that is called with a dictionary (``backbone({"image": x})``), several inputs or keywords is still called
+    so; the new one is run on the image alone. Attributes with which the old one describes its maps (``out_shape``,
+    ``out_channels``, ``feat_channels``) are set on the new one, too.
 
     The guide's choices: ``PPLCNet_x2_5`` (~30 MB), ``MobileNetV3_large_x1_0`` (~20 MB),
     ``MobileNetV3_small_x1_0`` (~10 MB). `list_backbones` shows all.
 
     Args:
-        backbone: a name of `list_backbones`, in any case, or a network of your own, which is copied.
-        at: name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
-        taps: the maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``, or ``(32, 1)`` for height and
-            width); ``None`` takes the last map of each stride that the old backbone gave.
-        pretrained: ``True`` takes the ImageNet weights of the network's makers (their file, kept where their own
-            loader keeps it); or a path or address of a ``.pdparams`` file.
-        sha256: checksum that the weights file must have.
-        strict: ``False`` takes a weights file that fits only in part.
+        backbone: Name in `list_backbones`, in any case, or a network of your own, which is copied.
+        at: Name of the sublayer to replace, as in ``named_sublayers()``; ``None`` for a whole classifier.
+        taps: Maps to use, by name (``"blocks3"``, ``"blocks[2]"``) or stride (``16``, or ``(32, 1)`` for height and
+            width); ``None`` takes the last map of each stride that the old backbone returned.
+        pretrained: ``True`` for ImageNet weights of the network's package (cached where its own loader does); or a path
+            or address of a ``.pdparams`` file.
+        sha256: Expected checksum of the weights file.
+        strict: ``False`` accepts a weights file that fits only in part.
         adapt: ``"project"`` fits channels as above; ``"rebuild"`` calls ``rebuild`` instead.
         rebuild: ``rebuild(network, channels)`` gets the network with the new backbone in place and its channels per
             map, and makes the rest fit.
-        freeze_norm: hold all norm layers of the new backbone still, also after ``network.train()``.
-        freeze_stages: hold still all that runs up to the map of this stage; stage 1 ends with the first map (mostly
-            stride 2), 0 freezes nothing.
-        stop_grad: whether what is frozen gets ``stop_gradient``; ``False`` holds batch-norm statistics alone.
-        options: further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``, or
+        freeze_norm: Whether to freeze all norm layers of the new backbone, also after ``network.train()``.
+        freeze_stages: Number of stages to freeze; stage 1 ends with the first map (mostly stride 2), 0 freezes nothing.
+        stop_grad: Whether frozen layers get ``stop_gradient``; ``False`` freezes only batch-norm statistics.
+        options: Further arguments of the network's factory, for instance ``{"stride_list": [1, 2, 2, 2, 1]}``, or
             ``{"stride_list": [2, [2, 1], [2, 1], [2, 1], [2, 1]]}`` for lines of text.
-        image: key, keyword or position of the image among the arguments of the old backbone; ``None`` finds it: the
-            only map ``[N, C, H, W]``, else the one named ``"image"`` or alike, else the only one of three channels.
+        image: Key, keyword or position of the image among the arguments of the old backbone; ``None`` finds it: the
+            only map ``[N, C, H, W]``, else the one named ``"image"`` or alike, else the only one with three channels.
 
     Attributes:
-        report: what a weights file gave, a `LoadReport`; ``None`` without one.
+        report: Result of loading a weights file, a `LoadReport`; ``None`` without one.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a name or value out of range.
+        TypeError: An argument of another type.
+        ValueError: A name or value out of range.
 
     Example:
         >>> light = BackboneSwap("MobileNetV3_small_x1_0")(paddle.vision.models.resnet50())  # doctest: +SKIP
@@ -135,20 +134,20 @@ class BackboneSwap:
         """Swap the backbone; after an error ``network`` is unchanged.
 
         Args:
-            network: a classifier (``at=None``), or a network with the sublayer ``at``.
-            input_spec: one `InputSpec` per input of ``network``, the batch may be ``None``, or dictionaries of them as
+            network: A classifier (``at=None``), or a network with the sublayer ``at``.
+            input_spec: One `InputSpec` per input of ``network``, the batch may be ``None``, or dictionaries of them as
                 ``paddle.jit.to_static`` takes them (``[{"image": InputSpec(...)}]``); needed with ``at``, and for a
-                classifier whose number of classes its last ``Linear`` does not tell.
+                classifier whose last ``Linear`` does not give its number of classes.
 
         Returns:
             A new network with ``at=None``, otherwise ``network``, changed.
 
         Raises:
-            TypeError: ``network`` is no ``paddle.nn.Layer``, or already in a ``paddle.Model`` or ``DataParallel``.
-            ValueError: names, taps, sizes or weights that do not fit; the message says which would. Or an optimizer
-                already trains what would be replaced.
-            RuntimeError: weights that cannot be downloaded.
-            MissingDependencyError: the package that makes the network is not installed.
+            TypeError: ``network`` is not a ``paddle.nn.Layer``, or already in a ``paddle.Model`` or ``DataParallel``.
+            ValueError: Names, taps, sizes or weights that do not fit, with the available ones; or an optimizer already
+                trains what would be replaced.
+            RuntimeError: The weights cannot be downloaded.
+            MissingDependencyError: The package that builds the network is not installed.
         """
         check_swappable(network)
         weights = self._weights_file()
@@ -164,13 +163,13 @@ class BackboneSwap:
         """Export and time both networks, and return the comparison.
 
         Args:
-            engine: one of those of `ExportBenchCallback`.
-            threads: CPU threads of the engine.
-            warmup: timed rounds that are not counted.
-            repeats: timed rounds that are.
+            engine: Name of an engine, see `BenchOptions`.
+            threads: Number of CPU threads of the engine.
+            warmup: Number of uncounted rounds.
+            repeats: Number of counted rounds.
 
         Raises:
-            RuntimeError: nothing has been swapped yet.
+            RuntimeError: Nothing has been swapped yet.
         """
         if self._done is None:
             raise RuntimeError("summary() compares a swap that has been made: call swap(network, ...) first.")
@@ -229,7 +228,7 @@ class BackboneSwap:
             run_on_zeros(result, input_spec)
         self._done = (network, result, old) if whole is None else (whole, result, None)
         self._inputs = zeros_of(input_spec)
-        _log.info("%s now stands at %r; taps %s, channels (have, want) %s.", self.name, at, trunk.taps, channels)
+        _log.info("%s replaces %r; taps %s, channels (have, want) %s.", self.name, at, trunk.taps, channels)
         return result
 
     def _fit_channels(self, trunk: Trunk, wanted: Sequence[Tensor], x: Tensor) -> list[tuple[int, int]]:
@@ -246,7 +245,7 @@ class BackboneSwap:
         return network if result is None else result
 
     def _freeze(self, new: Layer, x: Tensor) -> set[str]:
-        """Freeze as asked; return the layers to keep in eval mode."""
+        """Freeze as configured; return the layers to keep in eval mode."""
         if self.freeze_norm:
             freeze_norm_(new, stop_grad=self.stop_grad)
         if not self.freeze_stages:
@@ -267,7 +266,5 @@ class BackboneSwap:
             return local_weights(self.pretrained, sha256=self.sha256)
         url = weights_url(self.name)
         if url is None:
-            raise ValueError(
-                f"The makers of {self.name} offer no weights: give a path, an address, or pretrained=False."
-            )
+            raise ValueError(f"There are no weights for {self.name}: give a path, an address, or pretrained=False.")
         return local_weights(url, sha256=self.sha256, cached=weights_file(self.name, url))

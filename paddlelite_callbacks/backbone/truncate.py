@@ -1,4 +1,4 @@
-"""Remove what lies behind the last tapped map: it never runs, and must not be trained, saved or shipped."""
+"""Remove layers after the last tapped map, which never run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["cut_", "layers_that_ran"]
 def cut_(trunk: Trunk, x: Tensor) -> list[str]:
     """Remove sublayers of ``trunk`` that run in neither mode.
 
-    Where the forward still names one of them, an ``Identity`` stands in its place.
+    Where the forward still reads one of them, an ``Identity`` replaces it.
 
     Args:
-        trunk: without projections yet; comes back in its mode, with its statistics.
-        x: ``[N, 3, H, W]``.
+        trunk: Trunk without projections yet; mode and statistics are restored.
+        x: Image batch ``[N, 3, H, W]``.
 
     Returns:
-        The names of the layers that are gone; those whose weights the network uses itself stay.
+        Names of the removed layers; those whose weights the network itself reads stay.
     """
     ran: set[int] = set()
     with _kept_state(trunk), paddle.no_grad():
@@ -40,7 +40,7 @@ def cut_(trunk: Trunk, x: Tensor) -> list[str]:
         idle = list(_idle(trunk, ran))
         if _replaced(trunk, idle, None, x, before):
             return [key for _, key, _ in idle]
-        # The forward names a layer without running it: in ``self.pool(self.norm(x))``, cut behind the norm, the pool.
+        # The forward reads a layer without running it: in ``self.pool(self.norm(x))``, cut after the norm, the pool.
         if _replaced(trunk, idle, Identity(), x, before):
             return [key for _, key, _ in idle]
         return [key for parent, key, child in idle if _replaced(trunk, [(parent, key, child)], Identity(), x, before)]
@@ -67,7 +67,7 @@ def _replaced(
 def _still_gives(trunk: Trunk, x: Tensor, before: dict[str, Tensor]) -> bool:
     try:
         return all(bool(paddle.allclose(value, before[tap])) for tap, value in trunk.maps(x).items())
-    except Exception:  # its forward reaches for a layer that is gone
+    except Exception:  # its forward reads a removed layer
         return False
 
 
@@ -75,9 +75,9 @@ def layers_that_ran(trunk: Trunk, x: Tensor, *, finished: bool = False) -> dict[
     """Run ``trunk`` and return the sublayers that started, or also finished.
 
     Args:
-        trunk: run once.
-        x: an image batch ``[N, C, H, W]``.
-        finished: whether only those count that ended before the last tap.
+        trunk: Trunk; run once.
+        x: Image batch ``[N, C, H, W]``.
+        finished: Whether to return only those that finished before the last tap.
     """
     ran: dict[str, Layer] = {}
 
@@ -112,7 +112,7 @@ def _idle(parent: Layer, ran: set[int]) -> Iterator[tuple[Layer, str, Layer]]:
 
 @contextmanager
 def _kept_state(network: Layer) -> Iterator[None]:
-    """Restore modes, batch-norm statistics and random streams at the end."""
+    """Restore modes, batch-norm statistics and random generators at the end."""
     state = {key: value.clone() for key, value in network.state_dict().items() if value.stop_gradient}
     with same_modes(network), same_random_streams():
         try:

@@ -1,4 +1,4 @@
-"""A network cut behind its last used map, giving the maps that the network around it expects."""
+"""Cut a network after its last used map, and return its maps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Trunk(Layer):
     in ``state_dict`` are the network's own (``conv1.conv.weight``), and a layer replaced here is replaced there. Only
     projections, where channels had to be fitted, are added, as ``project.<i>``.
 
-    Maps are collected by hooks that live as long as one ``forward``: a copy, a quantised layer under an old name and
-    an export see nothing of them. Any ``forward`` will do, since it is left, not rewritten, at the last map.
+    Maps are collected by hooks that exist only during ``forward``: a copy, a quantised layer under an old name and an
+    export do not see them. Any ``forward`` works, since it is left at the last map, not rewritten.
 
     Args:
-        network: taken over, not copied; do not run it by itself any more.
-        taps: what to return, see `find_taps`; ``name``, ``name:i`` for one of several, or ``output`` for the
-            network's own.
-        structure: of the output, see `structure_of`.
+        network: Network; used, not copied. Do not run it by itself any more.
+        taps: Maps to return, see `find_taps`; ``name``, ``name:i`` for one of several, or ``output`` for the network's
+            own.
+        structure: Structure of the output, see `structure_of`.
     """
 
     def __init__(self, network: Layer, taps: Sequence[str], *, structure: Any = list) -> None:
@@ -46,10 +46,10 @@ class Trunk(Layer):
         self._non_persistable_buffer_names_set = network._non_persistable_buffer_names_set
         self.training = network.training
         self._network: Layer
-        self.__dict__["_network"] = network  # past Layer's registration: it is no sublayer of itself
+        self.__dict__["_network"] = network  # bypass registration as a sublayer
         self._taps, self._structure = list(taps), structure
-        self._key = ""  # of the projections
-        self._still: list[str] = []  # names of layers held in eval mode
+        self._key = ""  # name of the projections
+        self._still: list[str] = []  # names of layers kept in eval mode
 
     @property
     def taps(self) -> list[str]:
@@ -60,14 +60,14 @@ class Trunk(Layer):
         """Add 1x1 projections with batch norm where channels differ.
 
         Args:
-            channels: per map, those of the tap and those that are wanted.
+            channels: Per map, channels of the tap and wanted channels.
         """
         dtype = next((parameter_dtype(one) for one in self.parameters() if one.is_floating_point()), "float32")
         with default_dtype(dtype):
             fitted = {str(i): _projection(*pair) for i, pair in enumerate(channels) if pair[0] != pair[1]}
         if fitted:
             self._key = "project"
-            while self._key in self._sub_layers:  # of a trunk that this one stands on
+            while self._key in self._sub_layers:  # of a trunk inside this one
                 self._key += "_"
             self.add_sublayer(self._key, LayerDict(fitted))
 
@@ -76,7 +76,7 @@ class Trunk(Layer):
         self._still = [*self._still, *(name for name in names if name not in self._still)]
 
     def forward(self, x: Tensor) -> Any:
-        """Return the tapped maps of ``[N, 3, H, W]``."""
+        """Return the tapped maps for ``[N, 3, H, W]``."""
         return self._packed(x)
 
     def _packed(self, x: Tensor) -> Any:
@@ -106,13 +106,13 @@ class Trunk(Layer):
 
 
 class ArgumentTrunk(Trunk):
-    """Trunk in place of a backbone with dict, keyword or several inputs.
+    """Trunk for a backbone with dict, keyword or several inputs.
 
     Args:
-        network: as `Trunk` takes it.
-        taps: as `Trunk` takes them.
-        place: of the image among the arguments.
-        structure: as `Trunk` takes it.
+        network: See `Trunk`.
+        taps: See `Trunk`.
+        place: Place of the image among the arguments.
+        structure: See `Trunk`.
     """
 
     def __init__(self, network: Layer, taps: Sequence[str], place: ImagePlace, *, structure: Any = list) -> None:
@@ -138,10 +138,10 @@ def _projection(have: int, want: int) -> Layer:
     return Sequential(Conv2D(have, want, 1, bias_attr=False), BatchNorm2D(want))
 
 
-@paddle.jit.not_to_static  # plain Python while a program is traced, too
+@paddle.jit.not_to_static  # plain Python also during a trace
 @contextmanager
 def _collected(network: Layer, taps: Sequence[str], maps: dict[str, Tensor]) -> Iterator[None]:
-    """Collect the maps of ``taps``, and leave the block when all are there."""
+    """Collect the maps of ``taps``, and leave the block once complete."""
     awaited = set(taps)
 
     def keep(name: str) -> Any:

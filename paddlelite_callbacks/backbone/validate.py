@@ -1,4 +1,4 @@
-"""Learn about a user's network by running it once on zeros."""
+"""Validate networks and options of a swap, and run a network on zeros."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["Rebuild", "check_options", "check_swappable", "own_layer", "run_on_z
 
 
 def check_swappable(network: Any) -> None:
-    """Check that ``network`` is a plain network that nothing holds yet.
+    """Check that ``network`` is a plain network, not yet in use.
 
     Raises:
-        TypeError: with what to do instead.
+        TypeError: It is not; says what to do instead.
     """
     if isinstance(network, paddle.Model):
         raise TypeError(
-            "Swap before paddle.Model is made: BackboneSwap takes the network, got a paddle.Model. Call swap(network) "
-            "first."
+            "network must be a paddle.nn.Layer, got a paddle.Model: swap before paddle.Model is made. Call "
+            "swap(network) first."
         )
     if isinstance(network, paddle.DataParallel):
-        raise TypeError("Swap before paddle.DataParallel is made: BackboneSwap takes the network inside it.")
+        raise TypeError("network must not be in a paddle.DataParallel yet: call swap(network) before wrapping it.")
     if not isinstance(network, Layer):
         raise TypeError(
             f"network must be a paddle.nn.Layer, got {type(network).__name__}: build the network first, then call the "
@@ -46,14 +46,14 @@ def seen_at(
     """Run ``network`` on zeros and return input and output of its sublayer ``at``.
 
     Args:
-        network: run once.
-        at: name of the sublayer.
-        input_spec: one per input, or dictionaries and lists of them; sizes other than the batch are numbers.
-        image: key, keyword or position of the image, where the user named it.
+        network: Network; run once.
+        at: Name of the sublayer.
+        input_spec: One per input, or dictionaries and lists of them; sizes besides the batch are numbers.
+        image: Key, keyword or position of the image, where given by the user.
 
     Raises:
-        ValueError: there is no such sublayer, it does not run, it cannot be told which of its arguments is the image,
-            or an optimizer or ``DataParallel`` already holds its parameters.
+        ValueError: There is no such sublayer, it does not run, the image among its arguments is ambiguous, or an
+            optimizer or ``DataParallel`` already holds its parameters.
     """
     layer = find_sublayer(network, at)
     holder = in_use_by(layer.parameters())
@@ -69,7 +69,7 @@ def seen_at(
     finally:
         hook.remove()
     if not seen:
-        raise ValueError(f"The sublayer {at!r} did not run when the network did: name the one that does.")
+        raise ValueError(f"The sublayer {at!r} did not run when the network did: name one that does.")
     inputs, keywords, output = seen[0]
     place = image_place(inputs, keywords, asked=image, name=at)
     return place.of(inputs, keywords), place, output
@@ -79,7 +79,7 @@ def run_on_zeros(network: Layer, input_spec: Sequence[Any]) -> Any:
     """Run ``network`` in eval mode on one image of zeros.
 
     Raises:
-        ValueError: a size in ``input_spec`` is open.
+        ValueError: A size in ``input_spec`` is dynamic.
     """
     inputs = zeros_of(input_spec)
     with same_modes(network), paddle.no_grad():
@@ -88,14 +88,14 @@ def run_on_zeros(network: Layer, input_spec: Sequence[Any]) -> Any:
 
 
 def zeros_of(input_spec: Sequence[Any]) -> list[Any]:
-    """Return zeros for ``input_spec``, batch 1; ones for vectors such as scale factors.
+    """Return zeros for ``input_spec``, batch 1; ones for vectors (scale factors).
 
     Args:
-        input_spec: one ``InputSpec`` per input, or dictionaries and lists of them.
+        input_spec: One ``InputSpec`` per input, or dictionaries and lists of them.
 
     Raises:
-        ValueError: a size is open.
-        TypeError: something else than an ``InputSpec`` is among them.
+        ValueError: A size is dynamic.
+        TypeError: It holds something else than ``InputSpec``.
     """
     return [_zeros(spec) for spec in input_spec]
 
@@ -109,8 +109,8 @@ def _zeros(spec: Any) -> Any:
         raise TypeError(f"input_spec holds a {type(spec).__name__}: give paddle.static.InputSpec([None, 3, 224, 224]).")
     if any(size in (None, -1) for size in list(spec.shape)[1:]):
         raise ValueError(
-            f"input_spec {list(spec.shape)}: only the batch may be None here, sizes are measured. Give numbers: "
-            "[None, 3, 224, 224]."
+            f"input_spec has dynamic sizes besides the batch, got {list(spec.shape)}: sizes are measured. Give "
+            "numbers: [None, 3, 224, 224]."
         )
     vector = len(spec.shape) < 3 and "float" in str(spec.dtype)
     return (paddle.ones if vector else paddle.zeros)([1, *list(spec.shape)[1:]], dtype=spec.dtype)
@@ -130,16 +130,16 @@ def check_options(
     """Validate the options of `BackboneSwap`.
 
     Args:
-        at: the sublayer to replace, or ``None``.
-        taps: names or strides, which may be pairs.
+        at: Sublayer to replace, or ``None``.
+        taps: Names or strides, which may be pairs.
         adapt: ``"project"`` or ``"rebuild"``.
-        rebuild: the function that goes with ``"rebuild"``.
-        freeze_stages: how many first stages stand still.
-        image: key, keyword or position of the image.
+        rebuild: Function for ``"rebuild"``.
+        freeze_stages: Number of stages to freeze.
+        image: Key, keyword or position of the image.
 
     Raises:
-        TypeError: ``taps`` is no list, or ``image`` no key, keyword or position.
-        ValueError: says what is allowed.
+        TypeError: ``taps`` is not a list, or ``image`` not a key, keyword or position.
+        ValueError: A value out of range; says what is allowed.
     """
     if isinstance(taps, (str, int)):
         raise TypeError(f"taps must be a list, got {taps!r}: write taps=[{taps!r}].")
@@ -148,11 +148,12 @@ def check_options(
             checked_stride(tap)
     if image is not None and type(image) not in (str, int):
         raise TypeError(
-            f"image must be the key, keyword or position of the image, got {image!r}: 'image' or 0, or leave it out."
+            f"image must be the key, keyword or position of the image, got {image!r}: give 'image' or 0, or leave "
+            "it out."
         )
     if at is None and (taps is not None or adapt != "project"):
         raise ValueError(
-            f"taps and adapt go with at='...': a whole classifier has no maps to hand on, got taps={taps!r}, "
+            f"taps and adapt need at='...', as a whole classifier returns no maps, got taps={taps!r}, "
             f"adapt={adapt!r}. Name the backbone with at, or leave them out."
         )
     if adapt not in ("project", "rebuild") or (adapt == "rebuild") != (rebuild is not None):
@@ -170,13 +171,13 @@ def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Map
     """Return ``backbone`` if it is a network; validate it if it is a name.
 
     Args:
-        backbone: a name, or a network.
-        pretrained: as `BackboneSwap` takes it.
-        options: of the factory.
+        backbone: Name, or a network.
+        pretrained: See `BackboneSwap`.
+        options: Options of the factory.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: no such name or file, or options that go with a name alone.
+        TypeError: It is neither.
+        ValueError: Unknown name or file, or options that need a name.
     """
     if isinstance(backbone, str):
         source_of(backbone)
@@ -188,5 +189,5 @@ def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Map
             f"backbone must be a name or a paddle.nn.Layer, got {type(backbone).__name__}: see list_backbones()."
         )
     if options or pretrained is True:
-        raise ValueError("options and pretrained=True go with a name; build your own layer as you want it.")
+        raise ValueError("options and pretrained=True need a name, got a layer: build your own layer with them.")
     return backbone

@@ -1,4 +1,4 @@
-"""Pretrained weights: fetch a file whole or not at all, load it, and report what did not fit."""
+"""Download pretrained weights atomically, load them, and report what did not fit."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from paddlelite_callbacks.utils.safe_load import check_no_code, read_saved
 
 __all__ = ["DownloadError", "LoadReport", "fetch", "is_url", "load_weights", "local_weights"]
 
-_SECONDS = 30.0  # without an answer
-_DEADLINE = 3600.0  # for a whole file
+_SECONDS = 30.0  # time limit of an answer
+_DEADLINE = 3600.0  # time limit of a file
 _BLOCK = 1 << 16
 
 
 class DownloadError(RuntimeError):
-    """A download failed or brought something else; nothing is kept."""
+    """A download failed or was not a weights file; nothing is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class LoadReport:
     """Keys that a weights file filled, lacked or did not fit.
 
     Args:
-        file: that was read.
-        loaded: keys taken over.
-        missing: keys of the network that the file lacks.
-        unexpected: keys of the file that the network does not know.
-        mismatched: keys whose shapes differ, with the shape in the file and the one needed.
-        head: keys of the classifier for another number of classes, which were left as they were.
+        file: File that was read.
+        loaded: Keys that were loaded.
+        missing: Keys of the network that the file lacks.
+        unexpected: Keys of the file that the network does not have.
+        mismatched: Keys whose shapes differ, with both shapes.
+        head: Keys of a classifier for another number of classes, which were not loaded.
     """
 
     file: str
@@ -55,7 +55,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Return whether every key fits, a classifier of other classes aside."""
+        """Whether every key fits, except a classifier with other classes."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class LoadReport:
 
 
 def is_url(place: str | Path) -> bool:
-    """Return whether `fetch` takes ``place``."""
+    """Whether `fetch` accepts ``place``."""
     return str(place).lower().startswith(("http://", "https://", "file://"))
 
 
@@ -79,14 +79,14 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
     """Return the local file for a path or URL.
 
     Args:
-        place: a path, whose suffix ``.pdparams`` may be left out, or an address.
-        sha256: hexadecimal checksum that the file must have.
-        cached: where a fetched file is kept; ``None`` for a folder of this package under ``~/.cache``.
+        place: Path, optionally without its suffix ``.pdparams``, or an address.
+        sha256: Expected checksum of the file, hexadecimal.
+        cached: Target of a download; ``None`` for a folder of this package under ``~/.cache``.
 
     Raises:
-        ValueError: no such file, or another checksum.
-        DownloadError: it cannot be fetched.
-        PermissionError: there is no place to keep it in.
+        ValueError: No such file, or another checksum.
+        DownloadError: It cannot be downloaded.
+        PermissionError: The target is not writable.
     """
     if str(place).lower().startswith("file://"):
         place = Path(urllib.request.url2pathname(urllib.parse.urlsplit(str(place)).path))
@@ -101,7 +101,7 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
         )
     if sha256 is not None and (found := sha256_of(file)) != sha256.lower():
         raise ValueError(
-            f"{file} has the sha256 {found}, expected {sha256}: it is another file or a broken one. Fetch it again."
+            f"{file} has the sha256 {found}, expected {sha256}: it is another file or a damaged one. Fetch it again."
         )
     return file
 
@@ -109,19 +109,19 @@ def local_weights(place: str | Path, *, sha256: str | None = None, cached: Path 
 def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float = _DEADLINE) -> Path:
     """Download a file atomically to ``target``, unless it exists.
 
-    What is no file of ``paddle.save``, a login page for instance, is not kept, nor taken where it was kept before.
+    Files that are not of ``paddle.save``, such as a login page, are neither kept nor used from the cache.
 
     Args:
-        url: ``http://`` or ``https://``.
-        target: its folder is made if missing. Several processes may fetch the same file at once.
-        sha256: hexadecimal checksum; a file there with another one is fetched again.
-        seconds: within which all of it must be here.
+        url: ``http://`` or ``https://`` address.
+        target: Target file; its folder is created if missing. Several processes may fetch the same file at once.
+        sha256: Expected checksum, hexadecimal; an existing file with another one is downloaded again.
+        seconds: Time limit of the download.
 
     Raises:
-        DownloadError: the server cannot be reached, answers with an error, breaks off, takes too long, or what it
-            sends is no weights file.
-        ValueError: the file has another checksum.
-        PermissionError: ``target`` cannot be written to.
+        DownloadError: The server cannot be reached, answers with an error, disconnects, takes too long, or does not
+            send a weights file.
+        ValueError: The file has another checksum.
+        PermissionError: ``target`` is not writable.
     """
     if target.is_file() and (_is_weights(target) if sha256 is None else sha256.lower() == sha256_of(target)):
         return target
@@ -130,13 +130,13 @@ def fetch(url: str, target: Path, *, sha256: str | None = None, seconds: float =
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PermissionError(
-            f"The weights of {url} cannot be kept in {target.parent} ({error}). Set XDG_CACHE_HOME or HOME to a folder "
-            "that can be written to, or download the file yourself and pass its path: pretrained='file.pdparams'."
+            f"The weights of {url} cannot be kept in {target.parent} ({error}). Set XDG_CACHE_HOME or HOME to a "
+            "writable folder, or download the file yourself and pass its path: pretrained='file.pdparams'."
         ) from error
     with staged_file(target) as partial:
         _download(url, partial, seconds)
         if sha256 is not None and (found := sha256_of(partial)) != sha256.lower():
-            raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: it is not the file you mean.")
+            raise ValueError(f"{url} has the sha256 {found}, expected {sha256}: check the address and the checksum.")
         if (what := _why_no_weights(partial)) is not None:
             raise _failed(url, what)
     return target
@@ -169,7 +169,7 @@ def _download(url: str, partial: Path, seconds: float) -> None:
     if worker.is_alive():
         raise _failed(url, f"it was not finished after {time.monotonic() - begin:.0f} s")
     for error in failures:
-        if isinstance(error, (OSError, http.client.HTTPException, ValueError)):  # the last: no address at all
+        if isinstance(error, (OSError, http.client.HTTPException, ValueError)):  # ValueError: not an address
             said = " ".join(str(error).split()) or type(error).__name__
             raise _failed(url, said if isinstance(error, OSError) else f"{type(error).__name__}: {said}") from error
         raise error
@@ -187,12 +187,12 @@ def _is_weights(file: Path) -> bool:
 
 
 def _why_no_weights(file: Path) -> str | None:
-    """Return why ``file`` is no file of ``paddle.save``."""
+    """Return why ``file`` is not a file of ``paddle.save``, or ``None``."""
     if (what := mistaken_kind(file)) is not None:
         return f"what came is {what}"
     with file.open("rb") as stream:
-        if stream.read(1) != b"\x80":  # of every pickle from protocol 2 on
-            return "what came is no file of paddle.save"
+        if stream.read(1) != b"\x80":  # first byte of a pickle from protocol 2 on
+            return "what came is not a file of paddle.save"
     with suppress(MemoryError):
         try:
             check_no_code(file)
@@ -213,17 +213,17 @@ def load_weights(
     """Load a ``.pdparams`` file into ``network``, if it fits.
 
     Args:
-        network: whose keys are those of the file.
-        file: a ``state_dict`` saved with ``paddle.save``; code in it is refused, see `read_saved`.
-        strict: ``False`` loads what fits and leaves the rest as it is.
-        num_classes: of the network; keys that differ from the file's in this dimension alone are its head, which may
-            stay as it is.
-        behind_the_cut: further keys that the file may have.
-        name: of the network, for messages; its class if ``None``.
+        network: Network with the keys of the file.
+        file: ``state_dict`` saved with ``paddle.save``; code in it is rejected, see `read_saved`.
+        strict: ``False`` loads what fits and leaves the rest unchanged.
+        num_classes: Number of classes of the network; keys that differ from the file's only in this dimension are its
+            head, which may stay unchanged.
+        behind_the_cut: Further keys that the file may have.
+        name: Name of the network, for messages; its class if ``None``.
 
     Raises:
-        ValueError: no ``state_dict``; nothing fits; or ``strict`` and not all fits. The message counts and names the
-            keys.
+        ValueError: Not a ``state_dict``; nothing fits; or ``strict`` and not everything fits. The message counts and
+            lists the keys.
     """
     report, fitting = _matched(network, file, _read(file), num_classes, behind_the_cut)
     if not report.loaded or (strict and not report.complete):

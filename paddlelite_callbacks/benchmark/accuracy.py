@@ -1,4 +1,4 @@
-"""The user's own metrics computed from what the exported files answer, engine by engine."""
+"""Compute the user's metrics on exported files, engine by engine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FileMetrics:
     """Metrics of one file on one engine.
 
     Args:
-        engine: its name.
-        precision: of the file.
-        metrics: by the names that ``paddle.Model.evaluate`` uses.
-        samples: images that were looked at.
-        error: why there are no metrics.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        metrics: Values by the names that ``paddle.Model.evaluate`` uses.
+        samples: Number of images evaluated.
+        error: Reason why there are no metrics.
     """
 
     engine: str
@@ -51,22 +51,22 @@ def measure_metrics(
     rows: int | None = None,
     verbose: int = 1,
 ) -> tuple[FileMetrics, ...]:
-    """Run every file over the same batches; each batch is loaded once and given to all of them.
+    """Evaluate all files on the same batches, each loaded once.
 
     Args:
-        files: function by engine and precision.
-        metrics: of ``model.prepare``; copies are used.
-        batches: as ``paddle.Model.evaluate`` takes them, inputs first and labels behind, nested or not.
-        inputs: how many of a batch's items the network takes.
-        used: which of these the files take; ``None`` for all.
-        rows: images a file takes in a call, exactly; ``None`` for any number.
+        files: Predict function by engine and precision.
+        metrics: Metrics of ``model.prepare``; copies are used.
+        batches: Batches as ``paddle.Model.evaluate`` takes them, inputs before labels, nested or not.
+        inputs: Number of a batch's items that the network takes.
+        used: Indices of the inputs that the files take; ``None`` for all.
+        rows: Exact number of images per call; ``None`` for any.
         verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
-        A row per file, with its reason where it or a metric failed.
+        One row per file, with a reason where it or a metric failed.
     """
     runs = {key: _Run(in_batches(predict, rows), metrics) for key, predict in files.items()}
-    total = known_length(batches)  # tqdm asks too, but dies of a loader over an IterableDataset
+    total = known_length(batches)  # tqdm would fail on a loader over an IterableDataset
     for batch in tqdm(batches, desc="accuracy of the files", total=total, leave=False, disable=not verbose):
         items = paddle.utils.flatten(batch)
         given = [items[i] for i in (range(len(items[:inputs])) if used is None else used)]

@@ -1,8 +1,7 @@
-"""Run a file of unknown origin in a child process first: what kills an engine there cannot end this process.
+"""Run a file of unknown origin in a child process first, as engines can crash.
 
-A file may be damaged, or meet a fault of an engine, so that the engine ends by a segmentation fault, an abort, or takes
-all memory: no exception says so. The child is this module, run by `crash_of`: ``ENGINE THREADS INPUTS.npz PATH
-FILE...``.
+A damaged file, or a fault of an engine, can end the process by a segmentation fault, an abort or lack of memory,
+without an exception. The child is this module, run by `crash_of`: ``ENGINE THREADS INPUTS.npz PATH FILE...``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Check the installation and the machine: what does not fit, what is missing and what that costs, with remedies.
+"""Check installation and machine for problems, with remedies.
 
-Paddle is imported in a child process alone, so that a broken installation can be examined.
+Only a child process imports Paddle, so that a broken installation can be examined.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from paddlelite_callbacks.utils.cpu import MKL_VARIABLE, cpu_info, has_vnni, mkl
 
 __all__ = ["LEVELS", "Finding", "cpu_findings", "doctor", "package_findings", "thread_findings", "unmet_requirements"]
 
-LEVELS = ("ok", "hint", "warning", "error")  # from harmless to "does not work"
+LEVELS = ("ok", "hint", "warning", "error")  # by severity
 _PACKAGE = "paddlelite_callbacks"
 _GB = 1e9
 _PROBE_SECONDS = 300
-PROBE_STEPS = {  # of the child, in its order: what it shows
+PROBE_STEPS = {  # steps of the child process in order, and what each shows
     "numpy": "NumPy computes",
     "opencv": "OpenCV and NumPy fit each other",
     "paddle": "Paddle can be imported",
@@ -45,7 +45,7 @@ PROBE_STEPS = {  # of the child, in its order: what it shows
     "onnxruntime": "ONNX Runtime runs it",
     "openvino": "OpenVINO runs it",
 }
-_COSTS = {  # of a package that is not there
+_COSTS = {  # of a missing package
     "paddleclas": "BackboneSwap offers the networks of paddle.vision and of this package alone",
     "paddleslim": "PACTConfig(activation='paddleslim') is refused; the package's own quantizers need nothing",
     "paddle2onnx": "no model.onnx, so no ONNX Runtime, no OpenVINO and no int8 that computes in int8",
@@ -58,18 +58,18 @@ _COSTS = {  # of a package that is not there
     "rich": "tables on a terminal are plain",
     "shtab": "the shell does not complete commands and options",
 }
-_EXTRAS = ("deploy", "terminal", "examples")  # without that of developers, whose absence costs a user nothing
+_EXTRAS = ("deploy", "terminal", "examples")  # extras of users, not of developers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was checked.
+    """Result of one check.
 
     Args:
         topic: ``"python"``, ``"packages"``, ``"engines"``, ``"cpu"``, ``"threads"``, ``"disk"``, ``"locale"``, ...
-        level: ``"ok"``, ``"hint"`` (could be better), ``"warning"`` (a part will not work or mislead) or ``"error"``.
-        text: what was found.
-        remedy: what to do; ``None`` where nothing needs doing.
+        level: ``"ok"``, ``"hint"`` (could be better), ``"warning"`` (a part fails or misleads) or ``"error"``.
+        text: Finding in one sentence.
+        remedy: Remedy; ``None`` where none is needed.
     """
 
     topic: str
@@ -79,15 +79,15 @@ class Finding:
 
 
 def doctor(folder: str | Path = ".", *, probe: bool = True) -> list[Finding]:
-    """Check whether this installation and machine can do what the package promises.
+    """Check whether installation and machine fit this package.
 
     Args:
-        folder: where results will be written.
-        probe: whether to start a process that imports Paddle and runs a small network on every engine (about ten
-            seconds); without it only versions and settings are looked at.
+        folder: Folder for results.
+        probe: Whether to start a child process that imports Paddle and runs a small network on every engine (about ten
+            seconds); otherwise only versions and settings are checked.
 
     Returns:
-        What was found, in the order of the checks. Nothing is printed, and nothing is left behind.
+        Findings in the order of the checks. Nothing is printed or left behind.
 
     Example:
         >>> from paddlelite_callbacks import doctor
@@ -146,12 +146,12 @@ def _installed() -> dict[str, str]:
 
 
 def unmet_requirements(requirements: list[str], installed: Mapping[str, str], extra: str = "") -> dict[str, str | None]:
-    """Return the packages that are missing (``None``) or of a version that does not fit, by what was asked for.
+    """Return missing (``None``) and unfitting versions by requirement.
 
     Args:
-        requirements: as ``importlib.metadata.requires`` returns them.
-        installed: versions by canonical name.
-        extra: whose requirements are looked at; ``""`` for those that hold without any.
+        requirements: Result of ``importlib.metadata.requires``.
+        installed: Versions by canonical name.
+        extra: Extra whose requirements are checked; ``""`` for the unconditional ones.
     """
     unmet: dict[str, str | None] = {}
     for text in requirements:
@@ -171,10 +171,10 @@ def unmet_requirements(requirements: list[str], installed: Mapping[str, str], ex
 
 
 def package_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
-    """Compare ``installed`` (versions by canonical name) with what this package and its companions ask for.
+    """Compare installed versions with the requirements of this package.
 
     Yields:
-        A finding for each that is missing or does not fit; one that says so where all is well.
+        One finding per missing or unfitting package, or one that all fit.
     """
     try:
         requirements = importlib.metadata.requires(_PACKAGE) or []
@@ -238,7 +238,7 @@ def _unmet(name: str, asked: str, version: str | None, extra: str) -> Finding:
 
 
 def _probe_findings() -> Iterator[Finding]:
-    """Run `doctor_probe` in a child and tell what it came to."""
+    """Run `doctor_probe` in a child process and report its steps."""
     try:
         done = run_module("benchmark.doctor_probe", seconds=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -279,12 +279,12 @@ def _failed_step(step: str, error: str) -> Finding:
 
 
 def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machine: str) -> Iterator[Finding]:
-    """Tell what the instruction sets mean for int8, and whether MKL takes its slow path.
+    """Report what the instruction sets mean for int8, and MKL's slow path.
 
     Args:
-        info: of `cpu_info`.
-        environment: variables.
-        machine: of ``platform.machine()``.
+        info: Result of `cpu_info`.
+        environment: Environment variables.
+        machine: Result of ``platform.machine()``.
 
     Yields:
         The findings.
@@ -336,7 +336,7 @@ def _cores() -> int:
 
 
 def _quota() -> float | None:
-    """Return how many cores the container may use at a time; ``None`` without a limit."""
+    """Return the CPU quota of the container in cores; ``None`` without a limit."""
     with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -348,12 +348,12 @@ def _quota() -> float | None:
 
 
 def thread_findings(cores: int, quota: float | None, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Compare the threads that will be started with the cores there are.
+    """Compare the number of threads with the available cores.
 
     Args:
-        cores: that this process may run on.
-        quota: cores' worth of time that a container grants; ``None`` without a limit.
-        environment: variables.
+        cores: Number of cores this process may use.
+        quota: CPU quota of the container in cores; ``None`` without a limit.
+        environment: Environment variables.
 
     Yields:
         One finding.

@@ -1,4 +1,7 @@
-"""The child process of `doctor`: a small network through Paddle, the converter and every engine; a JSON line a step."""
+"""Probe Paddle, the converter and every engine in the child process of `doctor`.
+
+Prints one JSON line per step.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ __all__: list[str] = []
 
 
 class _AbsentError(Exception):
-    """A package is not installed, so that there is nothing to try."""
+    """A package is not installed, so its step is skipped."""
 
 
 class _Probe:
-    """The steps; each leaves behind what the next needs."""
+    """Steps of the probe; each leaves what the next needs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -107,7 +110,7 @@ def _main() -> None:
         probe = _Probe(Path(folder))
         steps: dict[str, Callable[[], None]] = {
             "numpy": probe.numpy,
-            "opencv": probe.opencv,  # before Paddle, which imports it and would hear its complaint
+            "opencv": probe.opencv,  # before Paddle, which imports it and would swallow its warning
             "paddle": probe.paddle,
             "convolution": probe.convolution,
             "program": probe.program,

@@ -1,4 +1,4 @@
-"""Start a child process that loads one file with one engine, and read its arguments there."""
+"""Run one file on one engine in a child process."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def run_engine_child(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``module`` with the arguments ``ENGINE THREADS INPUTS.npz PATH FILE...``.
 
-    Its messages name no temporary path.
+    Its messages contain no temporary path.
 
     Args:
-        module: below the package, see `run_module`.
-        engine: name in `ENGINES`.
-        artefact: of its kind.
-        inputs: of one call.
-        threads: CPU threads.
-        seconds: after which it is killed.
-        environment: variables beside those of this process.
+        module: Module inside the package, see `run_module`.
+        engine: Name in `ENGINES`.
+        artefact: File of the engine's kind.
+        inputs: Inputs of one call.
+        threads: Number of CPU threads.
+        seconds: Time limit, after which it is killed.
+        environment: Variables added to those of this process.
 
     Raises:
-        subprocess.TimeoutExpired: it did not end in time.
+        subprocess.TimeoutExpired: The time limit was reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "inputs.npz"
@@ -87,12 +87,12 @@ def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, n
 
 
 def file_and_inputs(arrays: str, path: str, *files: str) -> tuple[Artefact, list[np.ndarray]]:
-    """Return what the child was given by `run_engine_child`, the end of its arguments.
+    """Parse the last arguments of `run_engine_child` in the child.
 
     Args:
-        arrays: path of the inputs.
-        path: of the artefact.
-        files: all that belong to it.
+        arrays: Path of the inputs.
+        path: Path of the artefact.
+        files: All files of the artefact.
     """
     with np.load(arrays) as stored:
         inputs = [stored[key] for key in stored.files]

@@ -1,4 +1,4 @@
-"""Inference engines on the CPU, one small class each; every one is a function from arrays to arrays once loaded."""
+"""Load exported files with CPU inference engines, as functions of arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.parameters_file import check_not_truncated
 from paddlelite_callbacks.utils.signals import same_signal_stack
 
-if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
+if TYPE_CHECKING:  # a process that runs an ONNX file does not import Paddle
     from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = [
@@ -41,7 +41,7 @@ class PaddleInference:
     """Paddle Inference on the CPU.
 
     Args:
-        onednn: with oneDNN (Paddle 3's default) or without (how the guide's table was taken).
+        onednn: Whether to use oneDNN (Paddle 3's default); the guide's table was measured without.
     """
 
     kind, package = "paddle", "paddlepaddle"
@@ -83,7 +83,7 @@ class OnnxRuntime:
     """ONNX Runtime on the CPU.
 
     Args:
-        optimised: whether it may rewrite the graph, as it does by default.
+        optimised: Whether to optimise the graph, as by default.
     """
 
     kind, package = "onnx", "onnxruntime"
@@ -108,7 +108,7 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, tuned for latency, in fp32 (its default rounds to bf16 where the CPU can)."""
+    """OpenVINO on the CPU, for latency, in fp32 (its default may round to bf16)."""
 
     name, kind, package = "openvino", "onnx", "openvino"
 
@@ -141,11 +141,12 @@ ENGINES: dict[str, Engine] = {**DEFAULT_ENGINES, **_EDGE}
 
 
 def in_batches(predict: Predict, rows: int | None) -> Predict:
-    """Return ``predict`` for any number of images, where the file takes exactly ``rows`` in a call.
+    """Split calls into chunks of exactly ``rows`` images, as a fixed batch needs.
 
     Args:
-        predict: of an engine; outputs have a row per image.
-        rows: ``None`` returns ``predict`` as it is. The last call is filled up with repeated rows.
+        predict: Predict function of an engine; outputs have one row per image.
+        rows: Batch size of the file; ``None`` returns ``predict`` as it is. The last chunk is filled with repeated
+            rows.
     """
     if rows is None:
         return predict
@@ -186,13 +187,13 @@ def takes_precision(engine: str, precision: str) -> bool:
 
 
 def missing_reason(engine: Engine) -> str | None:
-    """Return why ``engine`` cannot be used here, ``None`` if it can; imports nothing."""
+    """Return why ``engine`` cannot be used; ``None`` if it can. Imports nothing."""
     if isinstance(engine, ConvertingEngine):
         return engine.missing()
     with suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version(engine.package)
         return None
-    with suppress(importlib.metadata.PackageNotFoundError):  # the GPU build is a package of its own
+    with suppress(importlib.metadata.PackageNotFoundError):  # the GPU build is another package
         importlib.metadata.version(f"{engine.package}-gpu")
         return None
     return f"{engine.package} not installed: pip install 'paddlelite_callbacks[deploy]'"

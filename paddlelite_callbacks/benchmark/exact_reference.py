@@ -1,8 +1,8 @@
-"""Exact references: what a file says, computed without the rewriting and the fast kernels of an engine.
+"""Compute exact references of files, without optimisations and fast kernels.
 
 They tell a wrong file from a wrong engine. ONNX Runtime with its graph optimisations off runs every node as ONNX
 defines it, on any CPU; without ONNX Runtime the NumPy code in the package ``onnx`` does, slowly. A Paddle program is
-loaded by ``paddle.jit.load``.
+run by ``paddle.jit.load``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _OnnxInNumpy:
         onnx = require("onnx", needed_for="a reference for ONNX files")
         reference = require("onnx.reference", needed_for="a reference for ONNX files")
         converter = require("onnx.version_converter", needed_for="a reference for ONNX files")
-        try:  # of quantizers it knows the newer form alone
+        try:  # it supports only newer opsets of the quantizers
             newer = converter.convert_version(onnx.load(str(artefact.path)), _NUMPY_OPSET)
             evaluator = reference.ReferenceEvaluator(newer)
         except Exception as error:
@@ -66,11 +66,11 @@ class _OnnxInNumpy:
 
 _ENGINES: tuple[Engine, ...] = (_PaddleJit(), OnnxRuntime(optimised=False), _OnnxInNumpy())
 EXACT = (*(engine.name for engine in _ENGINES), *KIND_OF_CHECK)
-"""Names in checks that are no engines to choose: nothing is timed with them."""
+"""Names in checks that cannot be chosen as engines: nothing is timed with them."""
 
 
 def exact_engine(kind: str) -> Engine | None:
-    """Return the reference for files of ``kind``; ``None`` if none is installed.
+    """Return the reference engine for files of ``kind``; ``None`` if not installed.
 
     Args:
         kind: ``"paddle"`` or ``"onnx"``.

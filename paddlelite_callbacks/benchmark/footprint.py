@@ -1,6 +1,6 @@
-"""Load time and peak memory of an engine with one file, in a child process that does nothing else.
+"""Measure load time and peak memory of an engine in a child process.
 
-The parent holds the network, its gradients and every other engine, so its own memory says nothing. The child is this
+The parent holds the network, its gradients and all engines, so its own memory says nothing. The child is this
 module, run by `run_module`: ``ENGINE THREADS INPUTS.npz PATH FILE...``.
 """
 
@@ -37,12 +37,12 @@ _MODULES = {"paddle": "paddle.inference", "paddle-onednn": "paddle.inference", "
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What an engine takes to serve one file.
+    """Resources that an engine needs for one file.
 
     Args:
-        load_ms: from the files to an engine that is ready; its library is imported before.
-        peak_mb: resident memory added by loading and three calls at its highest, MB (1e6 bytes).
-        error: why there are no figures.
+        load_ms: Load time in milliseconds, without importing the engine.
+        peak_mb: Peak resident memory added by loading and three calls, MB (1e6 bytes).
+        error: Reason why there are no measurements.
     """
 
     load_ms: float | None = None
@@ -54,10 +54,10 @@ def measure_footprint(engine: str, artefact: Artefact, inputs: Sequence[np.ndarr
     """Load ``artefact`` and run ``inputs`` in a child process.
 
     Args:
-        engine: name in `ENGINES`.
-        artefact: of its kind.
-        inputs: of one call.
-        threads: CPU threads.
+        engine: Name in `ENGINES`.
+        artefact: File of the engine's kind.
+        inputs: Inputs of one call.
+        threads: Number of CPU threads.
     """
     try:
         done = run_engine_child(
@@ -92,7 +92,7 @@ def _child(name: str, threads: str, *given: str) -> dict[str, float]:
 
 
 def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # not on every kernel; then importing the library counts where it took more
+    with contextlib.suppress(OSError):  # not on every kernel; the peak then includes importing the library
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""Does int8 pay here? Said in the result, so that no slower file is shipped in silence, and none that loses."""
+"""Advise whether int8 pays: faster, and without a loss of accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 __all__ = ["int8_notes"]
 
-_PAIRS = "onnxruntime"  # computes a layer in int8 where input and output are quantised
+_PAIRS = "onnxruntime"  # runs a layer in int8 if both its input and its output are quantised
 _Key = tuple[str, str]  # engine and precision
 
 
@@ -21,19 +21,19 @@ def int8_notes(
     file_metrics: Sequence[FileMetrics] = (),
     noisy: bool = False,
 ) -> tuple[str, ...]:
-    """Compare the int8 files with the fp32 ones that took turns with them, by the fastest call of each.
+    """Compare int8 files with the fp32 files of the same timing, by fastest call.
 
-    Paddle's program with int8 weights counts as neither: it is small, but computes in float. A file that an engine
-    does not compute rightly is not compared, and none is advised whose metrics, as measured on the files, are worse.
+    Paddle's program with int8 weights counts as neither: it is small, but computes in float. A file that an engine does
+    not compute correctly is not compared, and none is recommended whose metrics, as measured on the files, are worse.
 
     Args:
-        latencies: of one benchmark.
-        agreeing: engine and precision of the files that compute what the network does; ``None`` for all.
-        file_metrics: as measured on the files.
-        noisy: whether the benchmark was disturbed; then nothing is said of speed.
+        latencies: Rows of one benchmark.
+        agreeing: Engine and precision of the files whose outputs match the network's; ``None`` for all.
+        file_metrics: Metrics measured on the files.
+        noisy: Whether the measurements were noisy; speed is then not judged.
 
     Returns:
-        One sentence on the best files, and one per engine on which int8 is the slower; empty without an int8 file.
+        One sentence on the best files, and one per engine on which int8 is slower; empty without an int8 file.
     """
     timed = {
         (row.engine, row.precision): row.p50_ms if row.min_ms is None else row.min_ms
@@ -78,7 +78,7 @@ def _advised(lost: str | None, file_metrics: Sequence[FileMetrics]) -> str:
 
 
 def _lost(file_metrics: Sequence[FileMetrics], mine: _Key, other: _Key) -> str | None:
-    """Return the metrics that are worse on the file ``other`` than on ``mine``; ``None`` where none is."""
+    """Return the metrics that are worse on ``other`` than on ``mine``, or ``None``."""
     by_file = {(row.engine, row.precision): row.metrics for row in file_metrics}
     have, get = by_file.get(mine, {}), by_file.get(other, {})
     worse = [

@@ -1,4 +1,4 @@
-"""Latency by interleaved runs: engines take turns, so that a drift of the machine meets all of them alike."""
+"""Measure latency by interleaved runs, so that drift affects all engines alike."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ import numpy as np
 __all__ = ["Latency", "WarmUp", "measure_latency", "summarise"]
 
 Key = TypeVar("Key")
-_WINDOW = 5  # rounds whose median is compared with that of as many before
+_WINDOW = 5  # rounds whose median is compared with that of the rounds before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """The time of one call, and how it was got; ``error`` says why there is none.
+    """Latency of one engine and file, with its settings.
 
     Args:
-        engine: its name.
-        precision: of the file that ran.
-        threads: CPU threads it was given.
-        batch_size: images a call.
-        warmup: calls not counted.
-        repeats: calls counted.
-        p50_ms: median, milliseconds a call.
-        p90_ms: 90th percentile.
-        min_ms: fastest.
-        mean_ms: mean.
-        p25_ms: first quartile.
-        p75_ms: third quartile.
-        images_per_s: ``1000 batch_size / p50_ms``.
-        load_ms: time from the files to an engine that is ready, in a process of its own.
-        peak_mb: memory that loading and running added at its highest, MB (1e6 bytes), in a process of its own.
-        roofline: share of this machine's fastest measured matrix product at as many threads that the network's
-            multiply-accumulates reached; algorithms that need fewer of them (Winograd) can exceed 1.
-        error: the reason where the figures are ``None``.
-        joint: the joint timing that the row is of, see `timed_together`: rows of one can be compared across runs.
-            ``None`` where the files of one run were timed by themselves.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        threads: Number of CPU threads.
+        batch_size: Images per call.
+        warmup: Number of uncounted calls.
+        repeats: Number of counted calls.
+        p50_ms: Median, milliseconds per call.
+        p90_ms: 90th percentile, milliseconds per call.
+        min_ms: Minimum, milliseconds per call.
+        mean_ms: Mean, milliseconds per call.
+        p25_ms: First quartile, milliseconds per call.
+        p75_ms: Third quartile, milliseconds per call.
+        images_per_s: Throughput, ``1000 batch_size / p50_ms``.
+        load_ms: Load time in milliseconds, in a process of its own.
+        peak_mb: Peak memory added by loading and running, MB (1e6 bytes), in a process of its own.
+        roofline: Achieved share of this machine's fastest measured matrix product at as many threads, by the network's
+            multiply-accumulates; algorithms that need fewer of them (Winograd) can exceed 1.
+        error: Reason where the measurements are ``None``.
+        joint: Joint timing of the row, see `timed_together`: its rows can be compared across runs. ``None`` where the
+            files of one run were timed alone.
     """
 
     engine: str
@@ -64,7 +64,7 @@ class Latency:
 
     @property
     def spread(self) -> float | None:
-        """Distance of the quartiles as a share of the median: how noisy the machine was."""
+        """Interquartile range relative to the median: the noise of the measurement."""
         if self.p25_ms is None or self.p75_ms is None or not self.p50_ms:
             return None
         return (self.p75_ms - self.p25_ms) / self.p50_ms
@@ -72,11 +72,11 @@ class Latency:
 
 @dataclass
 class WarmUp:
-    """How the calls were warmed up.
+    """Result of the warm-up.
 
     Args:
-        rounds: that were not counted.
-        unsteady: calls whose time was still changing when they began to count.
+        rounds: Number of uncounted rounds.
+        unsteady: Calls whose time was still changing at the end of the warm-up.
     """
 
     rounds: int
@@ -98,28 +98,29 @@ def measure_latency(
 ) -> dict[Key, list[float]]:
     """Time ``calls`` in turn: a, b, c, a, b, c, ...
 
-    Two things make the turns fair. In a fixed order a call would always find the caches as its neighbour, perhaps the
-    same library, leaves them: ``shuffle`` changes the order every round. And a call that runs for itself finds its own
-    weights there: ``settle`` lets it run before it is timed, so that figures agree with those of a plain loop.
+    Two options make the comparison fair. In a fixed order a call would always find the caches as its predecessor,
+    perhaps of the same library, leaves them: ``shuffle`` changes the order every round. And a call that runs alone
+    finds its own weights cached: ``settle`` runs it before it is timed, so that results agree with those of a plain
+    loop.
 
     Args:
-        calls: what to run, by name.
-        warmup: rounds that are not counted, at least 0.
-        repeats: rounds that are counted, at least 1.
-        max_warmup: warming up goes on, up to so many rounds, until the median of the last five rounds of every call
-            lies within ``tolerance`` of that of the five before; ``None`` stops at ``warmup`` as it is.
-        tolerance: share of the earlier median.
-        settle: untimed calls in front of each timed one.
-        shuffle: whether to change the order every round (by a random stream of its own).
-        clock: seconds.
-        progress: called behind every round.
-        warmed: called with how the warming up went, before the first round that counts.
+        calls: Functions by name.
+        warmup: Number of uncounted rounds, at least 0.
+        repeats: Number of counted rounds, at least 1.
+        max_warmup: Largest number of warm-up rounds; they end when the median of the last five rounds of every call is
+            within ``tolerance`` of that of the five before. ``None`` stops at ``warmup``.
+        tolerance: Relative change of the median.
+        settle: Number of untimed calls before each timed one.
+        shuffle: Whether to change the order every round (with a random generator of its own).
+        clock: Returns seconds.
+        progress: Called after every round.
+        warmed: Called with the result of the warm-up, before the first counted round.
 
     Returns:
-        By name the ``repeats`` durations in milliseconds.
+        Durations in milliseconds by name, ``repeats`` each.
 
     Raises:
-        ValueError: ``warmup`` or ``repeats`` out of range.
+        ValueError: ``warmup`` or ``repeats`` is out of range.
     """
     if warmup < 0 or repeats < 1:
         raise ValueError(
@@ -162,13 +163,15 @@ def _steady(durations_ms: Sequence[float], tolerance: float) -> bool:
 
 
 def summarise(durations_ms: Sequence[float]) -> dict[str, float]:
-    """Return median, quartiles, 90th percentile, minimum and mean of ``durations_ms``, keyed as in `Latency`.
+    """Summarise durations: median, quartiles, 90th percentile, minimum and mean.
+
+    The keys are fields of `Latency`.
 
     Args:
-        durations_ms: of single calls, milliseconds.
+        durations_ms: Durations of single calls, milliseconds.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are no durations.
     """
     values = np.asarray(durations_ms, dtype=float)
     if not values.size:

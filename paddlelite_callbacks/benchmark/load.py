@@ -1,4 +1,4 @@
-"""Exported files loaded by every engine of their kind, and their outputs held against the network's."""
+"""Load exported files on every engine and compare their outputs with the network."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FileKey = tuple[str, str]  # engine and precision
 
 @dataclass(frozen=True)
 class LoadedFiles:
-    """Files that their engines could run.
+    """Loaded files with their checks.
 
     Args:
-        ready: function and file by engine and precision; on the first number of threads.
-        checks: of each.
-        failed: rows of those that could not.
-        rows: images that the files take in a call, exactly; ``None`` if any number.
-        exact: the same as ``ready``, of the references that were needed to tell a wrong file from a wrong engine.
+        ready: Predict function and file by engine and precision, with the first number of threads.
+        checks: Comparison of each file with the network.
+        failed: Rows of the engines that failed.
+        rows: Exact number of images per call; ``None`` for any.
+        exact: Like ``ready``, for the references that were needed to tell a wrong file from a wrong engine.
     """
 
     ready: dict[FileKey, tuple[Predict, Artefact]]
@@ -52,16 +52,16 @@ def load_files(
     rows: int | None = None,
     opt: str | Path | None = None,
 ) -> LoadedFiles:
-    """Load every file with every engine of its kind and compare its outputs with the references.
+    """Load every file on every engine and compare its outputs with the references.
 
     Args:
-        artefacts: the files.
-        inputs: real inputs.
-        references: by precision, what has to come out.
-        options: see `BenchOptions`.
-        errors: by kind and precision, why there is no such file.
-        rows: see `LoadedFiles`.
-        opt: Paddle Lite's, see `find_opt`.
+        artefacts: Exported models.
+        inputs: Real inputs.
+        references: Reference outputs by precision.
+        options: Engines and tolerances, see `BenchOptions`.
+        errors: Reason for each missing file, by kind and precision.
+        rows: See `LoadedFiles`.
+        opt: Paddle Lite's converter, see `find_opt`.
     """
     checks: list[Check] = []
     failed: list[Latency] = []
@@ -99,7 +99,7 @@ def load_files(
 def _pdmodel_check(
     artefact: Artefact, inputs: Sequence[np.ndarray], reference: Reference, options: BenchOptions, rows: int | None
 ) -> Check:
-    """Run a program in Paddle 2's format; whatever goes wrong is said in the check."""
+    """Run a program in Paddle 2's format; failures are recorded in the check."""
     try:
         with hushed_stdout():
             predict = PaddleInference(onednn=False).load(artefact, threads=options.settings[0][0])
@@ -152,9 +152,9 @@ def _with_rounded_biases(
     options: BenchOptions,
     rows: int | None,
 ) -> Check:
-    """Return another check where ONNX Runtime computes just what the file says as long as it may not rewrite it.
+    """Check again with rounded biases, if only ONNX Runtime's optimisations differ.
 
-    It rounds float biases of quantised convolutions to int32 (see `bias_noise`): then it may be that far off.
+    It rounds float biases of quantised convolutions to int32 (see `bias_noise`), which allows a larger difference.
     """
     if not reference.biases:
         return check
@@ -166,14 +166,14 @@ def _with_rounded_biases(
 def checked(
     engine: str, artefact: Artefact, got: Sequence[np.ndarray], reference: Reference, options: BenchOptions
 ) -> Check:
-    """Hold what ``engine`` computed from a file against what it has to compute.
+    """Compare the outputs of ``engine`` for a file with its reference.
 
     Args:
-        engine: its name.
-        artefact: the file.
-        got: the engine's outputs.
-        reference: of the file's precision.
-        options: with the tolerances.
+        engine: Name of the engine.
+        artefact: The file.
+        got: Outputs of the engine.
+        reference: Reference of the file's precision.
+        options: Tolerances.
     """
     return compare_outputs(
         reference.outputs,

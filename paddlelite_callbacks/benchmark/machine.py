@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describe the machine of a measurement and the noise of its latencies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paddlelite_callbacks.utils.cpu import cpu_info
 
 __all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
 
-_SPREAD = 0.2  # between the quartiles, as a share of the median
+_SPREAD = 0.2  # interquartile range relative to the median
 _SHARE = 0.9  # of the wall clock that one busy thread should get
 
 _PACKAGES = (
@@ -25,16 +25,16 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "as
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Processor, system and versions.
+    """Processor, system and package versions.
 
     Args:
-        cpu: its name.
-        cores: logical cores this process may use.
-        flags: instruction sets that matter for speed.
-        system: operating system and architecture.
-        python: version.
-        packages: versions by name, of those installed.
-        governor: how the system chooses the clock rate (``"performance"`` holds it); ``None`` where it does not say.
+        cpu: Name of the processor.
+        cores: Number of logical cores this process may use.
+        flags: Instruction sets that matter for speed.
+        system: Operating system and architecture.
+        python: Python version.
+        packages: Versions of installed packages by name.
+        governor: Clock rate governor (``"performance"`` keeps it constant); ``None`` where unknown.
     """
 
     cpu: str
@@ -47,7 +47,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Describe the machine that this runs on; imports none of the packages it names."""
+    """Describe this machine; imports none of the packages that it lists."""
     info = cpu_info()
     flags = info.get("flags", info.get("Features", "")).split()
     versions = {}
@@ -73,13 +73,13 @@ def noise_notes(
     unsteady: Sequence[str],
     share: float,
 ) -> list[str]:
-    """Say what makes a set of latencies doubtful; nothing on a quiet machine.
+    """Return warnings about noisy measurements; none on a quiet machine.
 
     Args:
-        setting: threads and batch size.
-        figures: of `summarise`, by engine and precision.
-        unsteady: engines whose time was still changing after the warm-up.
-        share: CPU time of this process over the wall clock while it timed.
+        setting: Threads and batch size.
+        figures: Results of `summarise`, by engine and precision.
+        unsteady: Engines whose time was still changing after the warm-up.
+        share: CPU time of this process relative to the wall clock while timing.
     """
     where, notes = f"{setting[0]} threads, batch {setting[1]}", []
     noisy = [
@@ -98,7 +98,7 @@ def noise_notes(
 
 
 def clock_governor() -> str | None:
-    """Return how the system chooses the clock rate; ``None`` where it does not say."""
+    """Return the clock rate governor; ``None`` where unknown."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip() or None
     except OSError:

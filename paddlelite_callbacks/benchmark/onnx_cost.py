@@ -1,4 +1,4 @@
-"""Multiply-accumulates and weights of an ONNX file, by the shapes of its tensors."""
+"""Count multiply-accumulates and weights of an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ __all__ = ["onnx_cost"]
 
 
 def onnx_cost(path: Path, shapes: Sequence[Sequence[int]]) -> tuple[int | None, int]:
-    """Return the multiply-accumulates of one image in convolutions and matrix products, and the number of weights.
+    """Count multiply-accumulates per image and weights of an ONNX file.
+
+    Convolutions and matrix products count.
 
     Args:
-        path: of the file.
-        shapes: of the inputs, in the file's order, the batch in front.
+        path: Path of the file.
+        shapes: Shapes of the inputs in the file's order, batch first.
 
     Returns:
-        ``None`` for the first where a shape cannot be inferred.
+        Both numbers; ``None`` for the first where a shape cannot be inferred.
 
     Raises:
         MissingDependencyError: ``onnx`` is not installed.

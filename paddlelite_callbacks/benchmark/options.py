@@ -1,4 +1,4 @@
-"""How files are timed, and the row of a table that comes of it."""
+"""Define options and result rows of benchmarks."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ __all__ = ["BenchOptions", "latency_row", "repeated_rows"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """How files are timed.
+    """Options of a benchmark.
 
     Args:
-        engines: some of ``"paddle"``, ``"paddle-onednn"``, ``"onnxruntime"``, ``"openvino"``; ``None`` for all
-            of these. ``"mnn"`` and ``"ncnn"`` (extra ``edge``) convert the ONNX file and run only where named.
-        threads: CPU threads of each engine, at least 1; of a list every one, the first being the one that counts.
-        batch_size: images a call, at least 1; of a list every one, the first being the one that counts.
-        warmup: calls not counted, at least 0.
-        repeats: calls counted, at least 1.
-        max_warmup: calls not counted at most, while their times still change; ``None`` for five times ``warmup``.
-        atol: a check's absolute tolerance, in units of the output.
-        rtol: a check's tolerance relative to the largest output.
-        peak_memory: whether to measure load time and peak memory, a child process per file and engine (1-2 s each).
-        roofline: whether to measure this machine's fastest matrix product (2 s a process).
+        engines: Some of ``"paddle"``, ``"paddle-onednn"``, ``"onnxruntime"``, ``"openvino"``; ``None`` for all
+            of these. ``"mnn"`` and ``"ncnn"`` (extra ``edge``) convert the ONNX file and run only if named.
+        threads: CPU threads of each engine, at least 1; a list measures each, and the gate uses the first.
+        batch_size: Images per call, at least 1; a list measures each, and the gate uses the first.
+        warmup: Number of uncounted calls, at least 0.
+        repeats: Number of counted calls, at least 1.
+        max_warmup: Largest number of uncounted calls while their times still change; ``None`` for five times
+            ``warmup``.
+        atol: Absolute tolerance of checks, in units of the output.
+        rtol: Tolerance of checks relative to the largest output.
+        peak_memory: Whether to measure load time and peak memory, in one child process per file and engine (1-2 s
+            each).
+        roofline: Whether to measure this machine's fastest matrix product (2 s per process).
 
     Raises:
-        TypeError: a switch that is no bool.
-        ValueError: an unknown engine, or a number out of range.
+        TypeError: A switch is not a bool.
+        ValueError: An unknown engine, or a number out of range.
 
     Example:
         >>> ExportBenchCallback("out", benchmark=BenchOptions(threads=[1, 4], repeats=100))  # doctest: +SKIP
@@ -60,7 +62,7 @@ class BenchOptions:
             )
         if self.engines is not None and not self.engines:
             raise ValueError(
-                f"engines must name at least one of {list(ENGINES)}, or be None for {list(DEFAULT_ENGINES)}."
+                f"engines must name at least one of {list(ENGINES)}, got []: leave it out for {list(DEFAULT_ENGINES)}."
             )
         for name in self.engines or ():
             if name not in ENGINES:
@@ -82,12 +84,12 @@ class BenchOptions:
                 raise TypeError(f"{name} must be True or False, got {switch!r}: leave it out for True.")
 
     def chosen(self) -> list[Engine]:
-        """Return the engines asked for, present or not."""
+        """Return the chosen engines, installed or not."""
         return list(DEFAULT_ENGINES.values()) if self.engines is None else [ENGINES[name] for name in self.engines]
 
     @property
     def settings(self) -> list[tuple[int, int]]:
-        """Threads and batch size of every set of figures; the first is the one that the gate looks at."""
+        """Threads and batch size of each measurement; the gate uses the first."""
         threads, sizes = (
             list(dict.fromkeys([value] if isinstance(value, int) else value))
             for value in (self.threads, self.batch_size)
@@ -106,17 +108,17 @@ def latency_row(
     error: str | None = None,
     joint: str | None = None,
 ) -> Latency:
-    """Return ``figures`` of `summarise`, or the ``error`` in their place, with how they were got.
+    """Build a row from ``figures`` of `summarise`, or from an ``error``.
 
     Args:
-        engine: its name.
-        precision: of the file.
-        options: of the benchmark.
-        setting: threads and batch size; the first of the options' if ``None``.
-        warmup: calls that were not counted; the options' if ``None``.
-        figures: fields of `Latency`.
-        error: why there are none.
-        joint: see `Latency`.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        options: Options of the benchmark.
+        setting: Threads and batch size; ``None`` for the first of the options.
+        warmup: Number of uncounted calls; ``None`` for that of the options.
+        figures: Values of fields of `Latency`.
+        error: Reason why there are none.
+        joint: See `Latency`.
     """
     threads, batch_size = setting or options.settings[0]
     row = dict(figures or {})
@@ -136,5 +138,5 @@ def latency_row(
 
 
 def repeated_rows(inputs: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Return ``inputs`` with their rows repeated until there are ``size``."""
+    """Repeat the rows of ``inputs`` up to ``size`` rows."""
     return [np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for array in inputs]

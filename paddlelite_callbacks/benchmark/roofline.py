@@ -1,4 +1,4 @@
-"""How fast this machine multiplies at best, so that a latency can be read as a share of what is possible.
+"""Measure this machine's fastest matrix product, to relate latencies to.
 
 The child process is this module, run by `run_module` with the number of threads.
 """
@@ -30,13 +30,14 @@ Roofline = dict[str, float]  # GFLOP/s by library
 
 @functools.cache
 def measure_roofline(threads: int) -> Roofline:
-    """Time a float32 product of two 1024x1024 matrices with every library at hand; once a process and thread count.
+    """Time a float32 product of 1024x1024 matrices with each installed library.
 
-    A child process does it, with its thread pools set by the environment: NumPy's BLAS takes its number of threads
-    only at its start.
+    Measured once per process and number of threads.
+
+    It runs in a child process, since NumPy's BLAS reads its number of threads from the environment at its start.
 
     Args:
-        threads: CPU threads.
+        threads: Number of CPU threads.
 
     Returns:
         GFLOP/s of the fastest call by library: ``"numpy"``, ``"onnxruntime"``, ``"openvino"``; empty if none ran.
@@ -50,13 +51,13 @@ def measure_roofline(threads: int) -> Roofline:
 
 
 def roofline_share(macs: int, batch_size: int, p50_ms: float, roofline: Roofline) -> float | None:
-    """Return ``2 macs batch_size / p50_ms`` over the fastest matrix product; ``None`` without one.
+    """Return ``2 macs batch_size / p50_ms`` relative to the fastest matrix product.
 
     Args:
-        macs: multiply-accumulates of one image.
-        batch_size: images a call.
-        p50_ms: median of a call.
-        roofline: of as many threads.
+        macs: Multiply-accumulates per image.
+        batch_size: Images per call.
+        p50_ms: Median milliseconds per call.
+        roofline: Result of `measure_roofline` for as many threads; empty gives ``None``.
     """
     best = max(roofline.values(), default=0.0)
     return 2 * macs * batch_size / (p50_ms * 1e6) / best if best and p50_ms else None

@@ -1,4 +1,4 @@
-"""Loaded files timed in turn, one setting of threads and batch size after the other."""
+"""Time loaded files in turn for each setting of threads and batch size."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["Timing", "time_files"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Figures of a benchmark.
+    """Measurements of a benchmark.
 
     Args:
-        latencies: a row per engine, file and setting.
-        notes: what makes them doubtful.
+        latencies: One row per engine, file and setting.
+        notes: Warnings about noise.
         roofline: GFLOP/s of the fastest matrix product by number of threads.
     """
 
@@ -47,13 +47,13 @@ def time_files(
     macs: int | None = None,
     verbose: int = 1,
 ) -> Timing:
-    """Time all files in turn, one setting of threads and batch size after the other.
+    """Time all files in turn, for each setting of threads and batch size.
 
     Args:
-        files: of `load_files`.
-        inputs: rows are repeated up to each batch size.
-        options: see `BenchOptions`.
-        macs: multiply-accumulates of one image, for the share of the roofline.
+        files: Result of `load_files`.
+        inputs: Inputs, repeated up to each batch size.
+        options: Engines, threads, batch sizes and repeats, see `BenchOptions`.
+        macs: Multiply-accumulates per image, for the share of the roofline.
         verbose: 1 shows progress bars, 0 nothing.
     """
     latencies: list[Latency] = []
@@ -132,7 +132,7 @@ def _call(
     files: LoadedFiles, key: FileKey, setting: tuple[int, int], batch: list[np.ndarray], *, first: bool
 ) -> Callable[[], object]:
     if files.rows not in (None, setting[1]):
-        raise ValueError(f"the file takes exactly {files.rows} images a call")
+        raise ValueError(f"the file takes exactly {files.rows} images per call")
     predict, artefact = files.ready[key]
     with hushed_stdout():
         if not first:
@@ -154,7 +154,7 @@ def _with_footprints(
                 taken = measure_footprint(row.engine, artefact, repeated_rows(inputs, size), threads=threads)
                 row = replace(row, load_ms=taken.load_ms, peak_mb=taken.peak_mb)
                 if taken.error:
-                    notes.append(f"No memory figure of {row.engine} {row.precision}: {taken.error}.")
+                    notes.append(f"No memory measurement of {row.engine} {row.precision}: {taken.error}.")
                 bar.update()
             rows.append(row)
     return rows, notes

@@ -1,7 +1,7 @@
-"""Validate exported files: which engine gets from which file what the trained network gives, and why another does not.
+"""Validate exported files against the network, engine by engine.
 
-Each file has a verdict by each engine. A file that at least one engine computes rightly, or its exact reference, is
-kept, with the verdicts of the others beside it; one that nothing computes rightly goes. What is said of an engine that
+Each file gets a verdict per engine. A file that at least one engine, or its exact reference, computes correctly is
+kept, with the verdicts of the others; a file that none computes correctly is deleted. A report on an engine that
 differs names those that agree, the likely cause and the remedy.
 """
 
@@ -33,13 +33,13 @@ __all__ = ["file_verdicts", "validate_files", "violations"]
 _log = logging.getLogger(__name__)
 
 _UNSETTLED = (
-    "Its own output moves by {:.3g} when its input moves by one part in a million, so no two engines can agree: are "
-    "its batch-norm statistics settled? Train it, or run some batches in train mode, first."
+    "Its own output moves by {:.3g} when its input moves by one part in a million, so no two engines can agree: "
+    "check whether its batch-norm statistics are settled; train it, or run some batches in train mode, first."
 )
 _UNKNOWN = "No reference could be run to tell whether the file or the engine is wrong."
 _CHANGED = (
-    "Its definition gives the same wrong values, so the conversion changed the network: does forward() do something "
-    "else under paddle.jit (paddle.in_dynamic_mode(), Python numbers, numpy())?"
+    "Its definition gives the same wrong values, so the conversion changed the network: check whether forward() "
+    "behaves differently under paddle.jit (paddle.in_dynamic_mode(), Python numbers, numpy())."
 )
 _KNOWN = {  # engine, operators one of which is in the file, what is known
     "openvino": (("LSTM", "GRU", "RNN"), "OpenVINO computes LSTM and GRU inexactly in files with quantised layers"),
@@ -53,17 +53,17 @@ def validate_files(
     sample: Sequence[np.ndarray],
     options: BenchOptions,
 ) -> tuple[LoadedFiles, tuple[str, ...]]:
-    """Remove the files that nothing computes rightly, in ``forms`` and on the disk, and say what there is to say.
+    """Delete files that no engine computes correctly, and explain differences.
 
     Args:
-        forms: of `export_forms`; changed.
-        files: of `load_files`.
-        variants: of the network, of which the files were made.
-        sample: inputs of the checks, one array each.
-        options: with the tolerances.
+        forms: Result of `export_forms`; changed.
+        files: Result of `load_files`.
+        variants: Variants of the network.
+        sample: Inputs of the checks, one array each.
+        options: Tolerances.
 
     Returns:
-        The files that are left, with the checks of exact references where one was needed; and the notes.
+        The remaining files, with checks of exact references where needed, and the notes.
     """
     files = _with_references(forms.artefacts, files, sample, variants.references, options)
     notes = []
@@ -86,15 +86,15 @@ def validate_files(
 
 
 def violations(errors: Mapping[tuple[str, str], str], files: LoadedFiles, options: BenchOptions) -> tuple[str, ...]:
-    """Return what is not as asked: files that are missing, engines that differ, engines that could not run a file.
+    """List missing files, differing engines and engines that failed.
 
-    An engine or a converter that is not installed is none, unless ``options`` names its engine; nor is an int8 file
-    that an engine does not take at all, as those of phones.
+    An engine or a converter that is not installed does not count, unless ``options`` names its engine; nor does an int8
+    file that an engine cannot read, as those of phones.
 
     Args:
-        errors: by kind and precision, why there is no such file.
-        files: of `validate_files`.
-        options: with the engines asked for.
+        errors: Reason for each missing file, by kind and precision.
+        files: Result of `validate_files`.
+        options: Chosen engines.
     """
     absent = [engine.name for engine in options.chosen() if missing_reason(engine)] if options.engines is None else []
     kinds = {*KIND_OF_CHECK.values(), *(engine.kind for engine in options.chosen() if engine.name not in absent)}
@@ -117,7 +117,7 @@ def _with_references(
     expected: Mapping[str, Reference],
     options: BenchOptions,
 ) -> LoadedFiles:
-    """Run the exact reference of every file that an engine got wrong, or none could run."""
+    """Run the exact reference of files that an engine got wrong or none could run."""
     checks, exact = list(files.checks), dict(files.exact)
     for artefact in artefacts:
         known = _checks_of(artefact, files.checks)
@@ -130,7 +130,7 @@ def _with_references(
                 got = in_batches(predict, files.rows)(sample)
             checks.append(checked(engine.name, artefact, got, expected[artefact.precision], options))
             exact[engine.name, artefact.precision] = predict, artefact
-        except Exception as error:  # the engines say themselves why they could not run it, or how far they are off
+        except Exception as error:  # the engines' own reports say why, or how much they differ
             _log.info("%s could not run %s: %s", engine.name, artefact.path.name, reason(error))
     return replace(files, checks=tuple(checks), exact=exact)
 
@@ -138,7 +138,7 @@ def _with_references(
 def _explained(
     artefact: Artefact, checks: Sequence[Check], variants: Variants, sample: Sequence[np.ndarray], options: BenchOptions
 ) -> str | None:
-    """Say which engines differ on a file, which agree, why, and what to do; ``None`` where none differs."""
+    """Explain the engines that differ on a file; ``None`` where none does."""
     wrong = [check for check in checks if not check.passed]
     if not wrong:
         return None
@@ -159,21 +159,21 @@ def _explained(
     if agreeing:
         parts.append(f"{_agree(agreeing)}: deploy this file there; engines={others} leaves out what differs.")
     elif artefact.kind == "onnx":
-        parts.append("ONNX Runtime computes it rightly with its graph optimisations off.")
+        parts.append("ONNX Runtime computes it correctly with its graph optimisations off.")
     else:
         parts.append(f"{_agree([check.engine for check in right])} with the network.")
     return " ".join(parts)
 
 
 def _causes(artefact: Artefact, wrong: Sequence[Check]) -> list[str]:
-    """Return why engines get a right file wrong, and the remedy that there is in training."""
+    """Return why engines get a correct file wrong, and the remedy in training."""
     saturating = _saturation(artefact)
     narrow = [check for check in wrong if saturating.channels and not has_vnni(check.engine)]
     parts = []
     if narrow:
         off = ", ".join(f"{check.engine} is off by {check.distance}" for check in narrow)
         parts.append(
-            f"{artefact.path.name} is right by definition; this CPU has no VNNI: {off}; use reduce_range=True "
+            f"{artefact.path.name} is correct by definition; this CPU has no VNNI: {off}; use reduce_range=True "
             f"({saturating.channels} of {saturating.total} channels can saturate)."
         )
     for check in wrong:
@@ -187,13 +187,13 @@ def _agree(names: Sequence[str]) -> str:
 
 
 def _defect(engine: str, artefact: Artefact) -> str:
-    """Return the likely cause where the file itself is right."""
+    """Return the likely cause where the file itself is correct."""
     if engine == "paddle-onednn":
-        return "The program is right, Paddle's default kernels (oneDNN) are not."
+        return "The program is correct, Paddle's default kernels (oneDNN) are not."
     operators, known = _KNOWN.get(engine, ((), ""))
     if artefact.kind == "onnx" and operators and _operators(artefact) & set(operators):
-        return f"The file is right: {known}."
-    return f"The file is right, so {engine} computes this network wrongly here: a defect of that engine or version."
+        return f"The file is correct: {known}."
+    return f"The file is correct, so {engine} computes this network wrongly here: a defect of that engine or version."
 
 
 def _operators(artefact: Artefact) -> set[str]:
@@ -218,7 +218,7 @@ def _checks_of(artefact: Artefact, checks: Sequence[Check]) -> list[Check]:
 
 
 def _without(files: LoadedFiles, artefact: Artefact, why: str, options: BenchOptions) -> LoadedFiles:
-    """Take a file out of what is timed; its checks stay, to be read."""
+    """Remove a file from timing; its checks stay."""
     gone = [key for key, (_, one) in files.ready.items() if one is artefact]
     rows = [latency_row(*key, options, error=why) for key in gone]
     ready = {key: value for key, value in files.ready.items() if key not in gone}
@@ -227,11 +227,11 @@ def _without(files: LoadedFiles, artefact: Artefact, why: str, options: BenchOpt
 
 
 def file_verdicts(checks: Sequence[Check], latencies: Sequence[Latency]) -> tuple[FileVerdict, ...]:
-    """Return a verdict per engine and file, those of exact references among them.
+    """Return a verdict per engine and file, exact references included.
 
     Args:
-        checks: of the engines that ran.
-        latencies: whose errors tell why others did not.
+        checks: Checks of the engines that ran.
+        latencies: Rows whose errors say why others did not run.
     """
     found = {
         (c.engine, c.precision): FileVerdict(

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks backbones``."""
+"""Command ``backbones``: list available backbones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.add_argument(
-        "pattern", nargs="?", default="*", help="of names, for instance 'PPLCNet_*', in any case (default: all)"
+        "pattern", nargs="?", default="*", help="pattern of names, for instance 'PPLCNet_*', in any case (default: all)"
     )
     parser.add_argument(
-        "--source", type=str.lower, choices=["paddleclas", "paddle.vision", "models"], help="who makes them"
+        "--source", type=str.lower, choices=["paddleclas", "paddle.vision", "models"], help="package that builds them"
     )
-    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="only trunks of at most as many")
+    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="most parameters of a trunk")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--left-out", action="store_true", help="the networks that are not offered, and why")
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the list.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
     """
     if options.left_out:
         reasons = why_left_out()

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks bench MODEL``."""
+"""Command ``bench MODEL``: check and time a model on CPU engines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
-        "Check and time a model on every CPU engine. Exit code 0; 1 if it cannot be done, or an engine that --engines "
-        "names gave no figure; 3 if --size-mb or --latency-ms is not kept."
+        "Check and time a model on every CPU engine. Exit code 0; 1 if it failed, or an engine that --engines names "
+        "gave no measurement; 3 if it exceeds --size-mb or --latency-ms."
     )
     parser.add_argument("model", help="an .onnx file, a Paddle program (.json or .pdmodel), its prefix or its folder")
     parser.add_argument(
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME:]1x3x224x224[:TYPE]",
-        help="sizes of an input, where the file leaves them free; repeated for each such; the batch in front is the "
-        "timed one unless --batch is given",
+        help="sizes of an input with dynamic sizes; repeated for each such; its batch is the timed one unless "
+        "--batch is given",
     )
     parser.add_argument(
         "--engines",
@@ -43,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", default="1", help="CPU threads, comma-separated (default: 1)")
     parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input, or of the file, or 1)")
-    parser.add_argument("--warmup", type=int, default=10, help="calls that are not counted, at least (default: 10)")
-    parser.add_argument("--repeats", type=int, default=50, help="calls that are (default: 50)")
+    parser.add_argument("--warmup", type=int, default=10, help="uncounted calls, at least (default: 10)")
+    parser.add_argument("--repeats", type=int, default=50, help="counted calls (default: 50)")
     parser.add_argument("--no-memory", action="store_true", help="leave out load time and peak memory")
-    parser.add_argument("--record", metavar="DIR", help="add the figures to DIR/runs.jsonl and draw its report anew")
-    parser.add_argument("--name", help="of the record (default: the model's file or folder)")
+    parser.add_argument("--record", metavar="DIR", help="add the results to DIR/runs.jsonl and update its report")
+    parser.add_argument("--name", help="name of the record (default: the model's file or folder)")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
     parser.add_argument("--size-mb", type=float, help="fail (exit code 3) above this size")
     parser.add_argument("--latency-ms", type=float, help="fail (exit code 3) above this median of the fastest engine")
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
     """Time the model; write tables or JSON to the standard output.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Returns:
-        0; 3 where a limit is not kept; 1 where an engine that ``--engines`` names gave no figure.
+        0; 3 if a limit is exceeded; 1 if an engine that ``--engines`` names gave no measurement.
     """
     from paddlelite_callbacks.benchmark.options import BenchOptions
     from paddlelite_callbacks.cli.bench_model import bench_model
@@ -108,7 +108,8 @@ def _silent(record: Record, named: Sequence[str]) -> list[str]:
         if not any(row.p50_ms is not None for row in rows):
             why = next((row.error for row in rows if row.error), "it was not run")
             lines.append(
-                f"{engine} gave no figure: {why.rstrip('.')}. Leave it out of --engines, or export the model for it."
+                f"{engine} gave no measurement: {why.rstrip('.')}. Leave it out of --engines, or export the model "
+                "for it."
             )
     return lines
 

@@ -1,4 +1,4 @@
-"""Time a model that stands alone, without its network: what `bench` does."""
+"""Check and time a model without its network, for the command ``bench``."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ _ROWS = 2  # images of the check
 def bench_model(
     artefact: Artefact, specs: Sequence[InputSpec], options: BenchOptions, *, name: str, verbose: int = 1
 ) -> Record:
-    """Run a model on every engine, compare the answers, and benchmark.
+    """Run a model on every engine, compare the outputs, and benchmark.
 
-    A Paddle program is converted to ONNX for the engines that need it; the file is thrown away.
+    A Paddle program is converted to a temporary ONNX file for the engines that need it.
 
     Args:
-        artefact: of `find_model`.
-        specs: of the inputs, with all sizes.
-        options: see `BenchOptions`.
-        name: of the record.
+        artefact: Result of `find_model`.
+        specs: Specs of the inputs with fixed sizes.
+        options: Engines, settings and tolerances, see `BenchOptions`.
+        name: Name of the record.
         verbose: 1 shows progress bars, 0 nothing.
 
     Raises:
-        EngineError: no engine could run the model.
-        ValueError: the inputs do not fit it.
+        EngineError: No engine could run the model.
+        ValueError: The inputs do not fit it.
     """
     with undisturbed(), tempfile.TemporaryDirectory() as work:
         inputs = random_inputs(artefact, specs, rows=_ROWS)
@@ -68,13 +68,13 @@ def bench_model(
         crashed = _crashes(artefacts, inputs, options)
         try:
             expected, judge = _first_answer(artefacts, inputs, options, crashed)
-        except EngineError:  # perhaps a file of a fixed batch
+        except EngineError:  # perhaps a file with a fixed batch
             rows = int(specs[0].shape[0])
             inputs = random_inputs(artefact, specs)
             crashed |= _crashes(artefacts, inputs, options, beside=crashed)
             expected, judge = _first_answer(artefacts, inputs, options, crashed)
-            notes.append(f"The file takes exactly {rows} images a call.")
-        notes.append(f"Without the network, {judge}'s answers on random inputs were the measure of the others.")
+            notes.append(f"The file takes exactly {rows} images per call.")
+        notes.append(f"Without the network, the outputs of {judge} on random inputs were the reference.")
         alive = replace(options, engines=[one.name for one in options.chosen() if one.name not in crashed])
         files = load_files(
             artefacts, inputs, {artefact.precision: Reference(expected)}, alive, errors=errors, rows=rows
@@ -126,7 +126,10 @@ def _crashes(
     *,
     beside: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return by engine how it ended on its file in a process of its own, without those ``beside`` and missing ones."""
+    """Return, by engine, how it crashed on its file in a child process.
+
+    Engines in ``beside`` and missing ones are left out.
+    """
     found = {}
     for engine in options.chosen():
         for artefact in artefacts:
@@ -167,6 +170,6 @@ def _cost(artefacts: Sequence[Artefact], inputs: Sequence[np.ndarray]) -> tuple[
         if artefact.kind == "onnx":
             try:
                 return onnx_cost(artefact.path, [item.shape for item in inputs])
-            except Exception:  # exotic shapes: the figures are left out
+            except Exception:  # unusual shapes: no cost
                 return None, 0
     return None, 0

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks doctor``."""
+"""Command ``doctor``: check installation and machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
         "Check that the packages fit each other, that a small network runs on every engine, and processor, threads, "
         "disk and locale. Exit code 0; 1 if something is broken (with --strict: also at a warning)."
     )
-    parser.add_argument("folder", nargs="?", default=".", help="where results will be written (default: this one)")
-    parser.add_argument("--quick", action="store_true", help="versions and settings alone: run no network")
+    parser.add_argument("folder", nargs="?", default=".", help="folder for results (default: this one)")
+    parser.add_argument("--quick", action="store_true", help="check only versions and settings: run no network")
     parser.add_argument("--strict", action="store_true", help="exit code 1 at a warning, too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Returns:
         0, or 1 where something is broken.

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks export MODEL OUT``: a Paddle program as ONNX, checked."""
+"""Command ``export MODEL OUT``: convert a Paddle program to ONNX and check it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
         "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "holds no network and cannot be taken: load it into its network and call paddle.jit.save first."
     )
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
-    parser.add_argument("out", help="folder for what is written (with deploy.json); must hold nothing else")
+    parser.add_argument("out", help="folder for the files (with deploy.json); must hold nothing else")
     parser.add_argument(
         "--input",
         action="append",
         default=[],
         metavar="[NAME:]1x3x224x224[:TYPE]",
-        help="sizes for the check, where the file leaves them free",
+        help="sizes for the check, for inputs with dynamic sizes",
     )
     parser.add_argument(
         "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Paddle Lite's opt: a Python with paddlelite, or a binary (default: what PADDLE_LITE_OPT names, this "
         "Python's, or that on the path)",
     )
-    parser.add_argument("--opset", type=int, default=17, help="of ONNX (default: 17)")
+    parser.add_argument("--opset", type=int, default=17, help="ONNX opset version (default: 17)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
 
 
@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     """Convert, check, then move the files into place.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Raises:
-        ValueError: the model is ONNX already, or the target is a file or holds other files.
-        ExportError: the file that was written computes something else.
+        ValueError: The model is ONNX already, or the target is a file or holds other files.
+        ExportError: The written file computes something else.
     """
     from paddle.static import InputSpec
 
@@ -109,20 +109,19 @@ def run(options: argparse.Namespace) -> int:
 
     target = Path(options.out)
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; give a folder.")
+        raise ValueError(f"{target} is a file: give a folder.")
     ours = {"model.onnx", "model.fp16.onnx", "model.pdmodel", "model.pdiparams", SIDECAR}
     ours |= {f"model{precision}.{target}.nb" for precision in ("", ".int8") for target in LITE_TARGETS}
     if target.is_dir() and (other := sorted(item.name for item in target.iterdir() if item.name not in ours)):
         raise ValueError(
-            f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not speak of: "
-            "give a new folder."
+            f"{target} holds other files ({', '.join(other[:3])}), which deploy.json would not list: give a new folder."
         )
     specs = [parse_input(text) for text in options.input]
     if Path(options.model).suffix.lower() == ".onnx":
-        raise ValueError(f"{options.model} is ONNX already; export takes Paddle programs: use the file as it is.")
+        raise ValueError(f"{options.model} is ONNX already; export converts Paddle programs: use the file as it is.")
     source = find_model(options.model)
     if source.kind != "paddle":
-        raise ValueError(f"{source.path} is ONNX already; export takes Paddle programs: use the file as it is.")
+        raise ValueError(f"{source.path} is ONNX already; export converts Paddle programs: use the file as it is.")
     if options.fp16 and "onnx" not in options.forms:
         raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
     with suppress(ValueError):  # parameters that are written otherwise are left to Paddle

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks gate DIR --size-mb 20 --latency-ms 100``."""
+"""Command ``gate DIR``: judge recorded runs by a budget."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
-        "Hold the latest run of every name in DIR/runs.jsonl against a budget. Exit code 0 if one passes (with --run: "
+        "Judge the latest run of every name in DIR/runs.jsonl by a budget. Exit code 0 if one passes (with --run: "
         "if that one does; with --all: if every one does), 3 if not, 1 if it cannot be judged."
     )
-    parser.add_argument("folder", help="with runs.jsonl")
+    parser.add_argument("folder", help="folder with runs.jsonl")
     parser.add_argument("--size-mb", type=float, help="parameters and program, 1 MB = 1e6 bytes")
-    parser.add_argument("--latency-ms", type=float, help="median of a call")
-    parser.add_argument("--metric", help="name of the accuracy's figure, for instance acc; with one of the next two")
-    parser.add_argument("--baseline", type=float, help="the big model's metric")
-    parser.add_argument("--metric-limit", type=float, help="the worst value of the metric that is allowed")
+    parser.add_argument("--latency-ms", type=float, help="median latency per call")
+    parser.add_argument("--metric", help="name of the accuracy metric, for instance acc; with one of the next two")
+    parser.add_argument("--baseline", type=float, help="metric of the large model")
+    parser.add_argument("--metric-limit", type=float, help="worst allowed value of the metric")
     parser.add_argument("--metric-drop", type=float, help="allowed loss against the baseline (default: 0.05 of it)")
     parser.add_argument("--absolute", action="store_true", help="the drop is not relative to the baseline")
     parser.add_argument(
         "--mode",
         choices=["auto", "max", "min"],
-        help="which metric is better: the larger (max), the smaller (min), or by its name (auto, the default)",
+        help="better values of the metric: larger (max), smaller (min), or by its name (auto, the default)",
     )
     parser.add_argument("--lower-is-better", action="store_true", help=argparse.SUPPRESS)  # the old spelling
-    parser.add_argument("--engine", type=str.lower, help="whose latency counts (default: the fastest)")
+    parser.add_argument("--engine", type=str.lower, help="engine whose latency is judged (default: the fastest)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="NAME", help="judge the latest run of this name alone")
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the verdicts.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Returns:
         0 if the gate is passed, 3 if not.
 
     Raises:
-        ValueError: no limit, an unknown engine or run, or no record.
+        ValueError: No limit, an unknown engine or run, or no record.
     """
     from paddlelite_callbacks.errors import near_names
     from paddlelite_callbacks.report.blocks import one_line
@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> int:
     from paddlelite_callbacks.report.record import Record, scan_records
 
     if options.metric_drop is not None and options.baseline is None:
-        raise ValueError("--metric-drop needs --metric and --baseline, what the drop is counted from.")
+        raise ValueError("--metric-drop needs --metric and --baseline to compare with: give both.")
     if options.metric is not None and options.baseline is None and options.metric_limit is None:
         raise ValueError(
-            f"--metric {options.metric} has nothing to be held against: give --baseline, the big model's, or "
-            "--metric-limit, the worst value that is allowed; without --metric no accuracy is judged."
+            f"--metric {options.metric} needs a value to compare with: give --baseline, the large model's, or "
+            "--metric-limit, the worst allowed value; without --metric no accuracy is judged."
         )
     if options.lower_is_better:
         if options.mode is not None:
@@ -91,15 +91,15 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.folder) / "runs.jsonl"
     if not path.is_file():
         raise ValueError(
-            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+            f"No record file {path}: give the folder of ExportBenchCallback(folder), after a fit has ended."
         )
-    # what cannot be read is judged too: it passes nothing, and what stands before it under its name is no answer
+    # an unreadable line is judged too: it fails, and older records of its name do not replace it
     latest = {one.name or f"line {getattr(one, 'line', '')}": one for one in scan_records(path.read_bytes())}
     if options.run is not None:
         if options.run not in latest:
             raise ValueError(
-                f"No run {options.run!r}; near ones are {near_names(options.run, latest)}: name one, or leave --run "
-                "out for all."
+                f"Unknown run {options.run!r}; near names: {near_names(options.run, latest)}. Name one, or leave "
+                "--run out for all."
             )
         latest = {options.run: latest[options.run]}
     if not latest:
@@ -110,9 +110,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"No record of {path} can be judged: {said}.")
     known = sorted({metric for record in records for metric in record.metrics})
     if budget.metric is not None and records and budget.metric not in known:
-        raise ValueError(
-            f"No run has the metric {budget.metric!r}; measured are {known or 'none'}: write it as it stands there."
-        )
+        raise ValueError(f"No run has the metric {budget.metric!r}; available: {known or 'none'}. Give one of these.")
     winner = most_accurate(records, budget) if budget.metric is not None else None
     passed, lines = [], []
     judged: list[dict[str, Any]] = []

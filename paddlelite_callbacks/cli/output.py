@@ -1,4 +1,4 @@
-"""What the commands write: tables for people, JSON for programs."""
+"""Write results of commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from paddlelite_callbacks.errors import require
 
 __all__ = ["NAMES", "program_name", "write_json", "write_text"]
 
-NAMES = ("paddlelite-callbacks", "plcb")  # of the installed commands
+NAMES = ("paddlelite-callbacks", "plcb")  # installed commands
 
 
 def program_name() -> str:
-    """Return how this program was called, for usages and messages."""
+    """Return the command name of this process, for usage texts and messages."""
     called = Path(sys.argv[0]).stem if sys.argv else ""
     return called if called in NAMES else "python -m paddlelite_callbacks"
 
 
 def write_json(value: Any) -> None:
-    """Write ``value`` as one line; letters that the standard output lacks are escaped, so that nothing is lost."""
+    """Write ``value`` as one line of JSON, with unencodable characters escaped."""
     line = json.dumps(value, ensure_ascii=False) + "\n"
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -36,9 +36,9 @@ def write_json(value: Any) -> None:
 
 
 def write_text(text: str) -> None:
-    """Write ``text``; on a terminal its Markdown tables are drawn by rich, if that is installed.
+    """Write ``text``, with Markdown tables drawn by rich on a terminal.
 
-    In a pipe or a file they stay Markdown. ``NO_COLOR`` and ``TERM=dumb`` are obeyed.
+    In a pipe, a file, or without rich they stay Markdown. ``NO_COLOR`` and ``TERM=dumb`` are obeyed.
     """
     if not _draws():
         sys.stdout.write(text)
@@ -64,7 +64,7 @@ def _draws() -> bool:
 def _rich_table(lines: Iterable[str]) -> Any:
     head, rule, *rows = (_cells(line) for line in lines)
     table = require("rich.table", needed_for="tables on a terminal").Table()
-    text = require("rich.text", needed_for="tables on a terminal").Text  # plain: brackets in names are no markup
+    text = require("rich.text", needed_for="tables on a terminal").Text  # plain: brackets in names are not markup
     for title, mark in zip(head, rule, strict=False):
         table.add_column(text(title), justify="right" if mark.endswith(":") else "left", overflow="fold")
     for row in rows:

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks report DIR``."""
+"""Command ``report DIR``: write the report of a folder of runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
-    parser.add_argument("folder", help="with runs.jsonl; report.md, report.html and their pictures are drawn there")
+    parser.add_argument("folder", help="folder with runs.jsonl, where report.md, report.html and pictures are written")
     parser.add_argument(
-        "--metric", help="that the ladder shows (default: the budget's, else the first that is no loss)"
+        "--metric", help="metric of the ladder (default: the budget's, else the first that is not a loss)"
     )
     parser.add_argument("--json", action="store_true", help="the paths as one JSON object")
 
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the report; print the paths of its files.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
     """
     from paddlelite_callbacks.report.write import write_report
 

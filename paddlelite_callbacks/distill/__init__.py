@@ -1,1 +1,1 @@
-"""Distillation: pure loss functions, usable in any Paddle loop."""
+"""Knowledge distillation: losses and objectives for any Paddle loop."""

@@ -1,4 +1,4 @@
-"""The outputs of a teacher, worked out once and stored, so that later epochs cost no teacher at all."""
+"""Compute a teacher's outputs once and store them for training without it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _PROBES = 16
 
 
 class CachedTeacher(Dataset):
-    """A data set that brings the teacher's stored outputs along with each sample; made by `cache_teacher`.
+    """Data set with a teacher's stored outputs in each sample, see `cache_teacher`.
 
     It is both the data and the teacher: ``model.fit(cached, callbacks=[DistillCallback(cached)])``. Each sample is that
-    of ``dataset`` followed by the teacher's outputs and a check number. They travel with it through any shuffling,
-    sampler, worker process and loader, and `DistillCallback` takes them off again: the task loss and the metrics see
-    the labels alone.
+    of ``dataset`` followed by the teacher's outputs and a checksum result. They stay with it through any shuffling,
+    sampler, worker process and loader, and `DistillCallback` removes them: the task loss and the metrics get only the
+    labels.
 
     Args:
-        dataset: map-style, as it was stored.
-        path: the folder that `cache_teacher` wrote.
-        verify: compare each sample's checksum with that of the one the teacher saw.
+        dataset: Map-style data set, as it was stored.
+        path: Folder written by `cache_teacher`.
+        verify: Whether to compare the checksum of each sample with the stored one.
 
     Raises:
         ValueError: ``path`` is of another data set or format.
@@ -51,12 +51,12 @@ class CachedTeacher(Dataset):
     def __init__(self, dataset: Dataset, path: str | Path, *, verify: bool = True) -> None:
         super().__init__()
         self.dataset, self.verify = dataset, verify
-        self.path = Path(path).absolute()  # the files are opened later, in worker processes too
+        self.path = Path(path).absolute()  # files are opened later, also in worker processes
         self.meta = meta_of(self.path)
         if len(dataset) != self.meta["count"]:
             raise ValueError(
                 f"{path} holds the teacher's outputs for {self.meta['count']} samples, the data set has "
-                f"{len(dataset)}: store them anew with cache_teacher(..., overwrite=True)."
+                f"{len(dataset)}: store them again with cache_teacher(..., overwrite=True)."
             )
         self._arrays: list[np.ndarray] | None = None
         self._checksums = stored_array(self.path / "checksums.npy")
@@ -75,7 +75,7 @@ class CachedTeacher(Dataset):
         return (*fields, *stored, np.int64(check))
 
     def arrays(self) -> list[np.ndarray]:
-        """Return the stored outputs, memory-mapped: one array ``[samples, ...]`` per output tensor."""
+        """Return the stored outputs, one memory-mapped array ``[samples, ...]`` each."""
         if self._arrays is None:
             files = [self.path / f"output_{i}.npy" for i in range(len(self.meta["outputs"]))]
             self._arrays = [stored_array(file) for file in files]
@@ -86,16 +86,16 @@ class CachedTeacher(Dataset):
 
     @property
     def fields(self) -> int:
-        """Inputs and labels of a sample, without what is added here."""
+        """Number of inputs and labels of a sample, without the added fields."""
         return int(self.meta["fields"])
 
     @property
     def added(self) -> int:
-        """Number of fields that are added to each sample."""
+        """Number of fields added to each sample."""
         return len(self.meta["outputs"]) + 1
 
     def outputs_from(self, tensors: Sequence[Tensor]) -> Any:
-        """Return the teacher's outputs as it would: a tensor, a list, or a dictionary by path."""
+        """Return the teacher's outputs in their structure: tensor, list or dictionary."""
         paths = self.meta["outputs"]
         if self.meta["kind"] == "tensor":
             return tensors[0]
@@ -118,36 +118,35 @@ def cache_teacher(
     teacher_mode: str = "eval",
     teacher_inputs: TeacherInputs | None = None,
 ) -> CachedTeacher:
-    """Run ``teacher`` once over ``dataset`` and store what it says, for training without it.
+    """Run ``teacher`` once over ``dataset`` and store its outputs.
 
-    The folder ``path`` gets one memory-mapped array per output, a checksum of each sample and of the teacher's
-    weights. A folder that is there already is used as it is if teacher and options are the same; it is written under
-    a temporary name first, so that an interrupted run leaves none behind. Under ``paddle.distributed.launch`` rank 0
-    writes and the others wait.
+    The folder ``path`` gets one memory-mapped array per output, a checksum of each sample and of the teacher's weights.
+    An existing folder is reused if teacher and options are the same. Files are written under a temporary name first, so
+    that an interrupted run leaves none behind. Under ``paddle.distributed.launch`` rank 0 writes and the others wait.
 
     Args:
-        teacher: as `DistillCallback` takes it, a single one.
-        dataset: map-style, samples ``(inputs..., labels...)``, without random augmentation.
-        path: a folder; made if missing.
-        inputs: how many fields of a sample are the network's inputs.
-        batch_size: of the teacher's pass.
-        num_workers: of its loader.
-        dtype: ``"float32"``, or ``"float16"`` for half the space and a rounding of 5e-4 of each figure.
-        allow_random: take a data set whose samples differ from call to call: the teacher's outputs are then those
-            for other versions of the image than the student sees, and samples are not verified.
-        overwrite: replace what another teacher or data set left in ``path``.
+        teacher: Single teacher in a form of `DistillCallback`.
+        dataset: Map-style data set of ``(inputs..., labels...)``, without random augmentation.
+        path: Folder; created if missing.
+        inputs: Number of a sample's fields that are inputs of the network.
+        batch_size: Batch size of the teacher's pass.
+        num_workers: Number of worker processes of its loader.
+        dtype: ``"float32"``, or ``"float16"`` for half the space and a relative rounding error of 5e-4.
+        allow_random: Whether to accept a data set with random samples: the teacher's outputs are then of other versions
+            of the images than the student gets, and samples are not verified.
+        overwrite: Whether to replace outputs of another teacher or data set in ``path``.
         verbose: 1 shows a progress bar, 0 nothing.
-        teacher_mode: as in `DistillCallback`, of the one teacher.
-        teacher_inputs: the same. Stored outputs are known by what it computes: its code and what it closes over.
+        teacher_mode: As in `DistillCallback`, for the one teacher.
+        teacher_inputs: As in `DistillCallback`. Stored outputs are identified by its code and the values it uses.
 
     Returns:
-        The data set to train on, which is the teacher too.
+        Data set to train on, which is the teacher too.
 
     Raises:
-        TypeError: an ``IterableDataset``, which has no numbered samples.
-        ValueError: random augmentation; a folder of another teacher or other options; data that changed; an empty
-            data set; a number or mode out of range; outputs that hold no row for each sample.
-        PermissionError: ``path`` cannot be written to.
+        TypeError: An ``IterableDataset``, whose samples have no indices.
+        ValueError: Random augmentation; a folder of another teacher or other options; changed data; an empty data set;
+            a number or mode out of range; outputs without one row per sample.
+        PermissionError: ``path`` is not writable.
 
     Example:
         >>> cached = cache_teacher(teacher, train_data, "teacher-outputs")  # doctest: +SKIP
@@ -155,7 +154,7 @@ def cache_teacher(
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"cache_teacher needs numbered samples, got {type(dataset).__name__}: an iterable data set has none. Wrap "
+            f"cache_teacher needs a data set with indices, got {type(dataset).__name__}, which is iterable. Wrap "
             "the samples in a map-style paddle.io.Dataset, or let the teacher run: DistillCallback(teacher)."
         )
     if dtype not in ("float32", "float16"):
@@ -167,8 +166,8 @@ def cache_teacher(
         )
     if inputs > (fields := len(fields_of(dataset[0]))):
         raise ValueError(
-            f"inputs={inputs}: a sample of the data set has {fields} fields, the first of which are the network's "
-            "inputs. Leave it out for one."
+            f"inputs={inputs} must be at most {fields}, the number of fields of a sample, whose first are the "
+            "network's inputs. Leave it out for one."
         )
     network, folder = loaded_teacher(teacher), Path(path)
     if network is None:
@@ -203,17 +202,17 @@ def _check_random(dataset: Dataset) -> None:
     for index in sorted({int(i) for i in np.linspace(0, count - 1, min(_PROBES, count))}):
         if checksum(fields_of(dataset[index])) != checksum(fields_of(dataset[index])):
             raise ValueError(
-                f"Sample {index} differs from call to call: the data set augments at random, so stored outputs would "
-                "be those for other images than the student sees. Augment inside the network, cache the data without "
+                f"Sample {index} differs from call to call: the data set augments at random, so stored outputs "
+                "would be of other images than the student gets. Augment inside the network, cache the data without "
                 "augmentation, or, if you accept that, pass allow_random=True."
             )
 
 
 def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: bool, allow_random: bool) -> bool:
-    """Whether ``folder`` holds just what is wanted.
+    """Whether ``folder`` contains the wanted outputs.
 
     Raises:
-        ValueError: it holds something else, and ``overwrite`` is not given.
+        ValueError: It contains others, and ``overwrite`` is not given.
     """
     if not folder.exists():
         return False
@@ -231,6 +230,6 @@ def _usable(folder: Path, wanted: dict[str, Any], dataset: Dataset, overwrite: b
     if overwrite:
         return False
     raise ValueError(
-        f"{folder} does not hold this teacher's outputs for this data set ({'; '.join(other)}): give another path, or "
-        "overwrite=True to replace it."
+        f"{folder} holds other outputs than those of this teacher for this data set ({'; '.join(other)}): give "
+        "another path, or use overwrite=True to replace it."
     )

@@ -1,4 +1,4 @@
-"""The files of stored teacher outputs: written whole or not at all, checked by sums."""
+"""Read and write stored teacher outputs, atomically and with checksums."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checksum(fields: Sequence[Any]) -> int:
     """Return a CRC-32 of a sample's inputs and labels.
 
     Args:
-        fields: tensors, arrays or numbers.
+        fields: Tensors, arrays or numbers.
     """
     crc = 0
     for value in fields:
@@ -48,15 +48,15 @@ def write_cache(
     num_workers: int,
     verbose: int,
 ) -> None:
-    """Run the teacher over ``dataset`` and put the files in place of ``folder``.
+    """Run the teacher over ``dataset`` and write its outputs, replacing ``folder``.
 
     Args:
-        folder: replaced once all is written.
-        forward: runs the teacher.
-        dataset: samples of inputs and labels.
-        meta: to be written with them; completed here.
-        batch_size: of the pass.
-        num_workers: of its loader.
+        folder: Target, replaced when all is written.
+        forward: Runs the teacher.
+        dataset: Samples of inputs and labels.
+        meta: Metadata to write; completed here.
+        batch_size: Batch size of the pass.
+        num_workers: Number of worker processes of its loader.
         verbose: 1 shows a progress bar, 0 nothing.
     """
     with staged_folder(folder, dropped=["output_*.npy"]) as stage:
@@ -64,7 +64,7 @@ def write_cache(
 
 
 class _Checked(Dataset):
-    """Samples with their checksum behind."""
+    """Samples followed by their checksum."""
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__()
@@ -115,13 +115,14 @@ def _fill(
 
 
 def _rows(outputs: Any, samples: int) -> dict[str, Tensor]:
-    """Return the outputs to store: those with a row for each sample."""
+    """Return the outputs to store: those with one row per sample."""
     found = comparable(outputs)
     wrong = {path: list(tensor.shape) for path, tensor in found.items() if int(tensor.shape[0]) != samples}
     if wrong or not found:
         raise ValueError(
-            f"The teacher's outputs {wrong or shapes_of(outputs)} hold no row for each of the {samples} samples of a "
-            "batch, so they cannot be stored by sample: let the teacher run, DistillCallback(teacher)."
+            f"The teacher's outputs {wrong or shapes_of(outputs)} do not have one row for each of the {samples} "
+            "samples of a batch, so they cannot be stored by sample: let the teacher run, with "
+            "DistillCallback(teacher)."
         )
     return found
 
@@ -134,48 +135,48 @@ def _batches(data: Dataset, batch_size: int, num_workers: int) -> Iterator[Itera
         with read_undisturbed(loader) as batches:
             yield batches
         return
-    # Without worker processes Paddle's loader waits for ever once a sample has raised (in a thread of its own).
+    # Without worker processes Paddle's loader waits forever after an exception of a sample (in a thread of its own).
     starts = range(0, len(data), batch_size)
     samples = ([data[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
     yield ([paddle.to_tensor(field) for field in collate(batch)] for batch in samples)
 
 
 def _begun(file: Path, shape: tuple[int, ...], dtype: str) -> BinaryIO:
-    """Open ``file`` behind its header; not mapped into memory: writing there on a full disk kills the process."""
+    """Open ``file`` after its header; a memory map would crash on a full disk."""
     stream, descr = file.open("wb"), np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
     return stream
 
 
 def meta_of(folder: Path) -> dict[str, Any]:
-    """Return what ``folder`` says of itself.
+    """Return the metadata of ``folder``.
 
     Raises:
-        ValueError: it is no such folder, of another format, or its files are torn or others by now.
+        ValueError: Not such a folder, another format, or truncated or changed files.
     """
     file = folder / "meta.json"
     if not file.is_file():
         raise ValueError(
-            f"{folder} is no folder that cache_teacher wrote: it has no meta.json. Store the outputs there first."
+            f"{folder} is not a folder of cache_teacher: it has no meta.json. Store the outputs there first."
         )
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is torn ({error}): store the outputs anew with overwrite=True.") from error
+        raise ValueError(f"{file} is truncated ({error}): store the outputs again with overwrite=True.") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else meta
         raise ValueError(
-            f"{folder} is of format {found!r}, this version reads {FORMAT}: store the outputs anew with overwrite=True."
+            f"{folder} has format {found!r}, this version reads {FORMAT}: store the outputs again with overwrite=True."
         )
     _check_fit(folder, meta)
-    return {"teacher_mode": "eval", "teacher_inputs": "", **meta}  # of a folder from before there were these
+    return {"teacher_mode": "eval", "teacher_inputs": "", **meta}  # folders of versions before these options
 
 
 _META = {"count": int, "outputs": list, "fields": int, "kind": str, "dtype": str, "inputs": int}
 
 
 def _check_fit(folder: Path, meta: dict[str, Any]) -> None:
-    """Refuse files that are not as ``meta`` says: what a data set raises later hangs Paddle's loader."""
+    """Check files against ``meta`` early: a later error would hang Paddle's loader."""
     strange = [name for name, kind in _META.items() if not isinstance(meta.get(name), kind)]
     found = [f"{name} {meta.get(name)!r} in meta.json" for name in strange]
     if not strange:
@@ -188,26 +189,25 @@ def _check_fit(folder: Path, meta: dict[str, Any]) -> None:
                 )
     if found:
         raise ValueError(
-            f"{folder} holds something else than cache_teacher wrote ({'; '.join(found)}): store the outputs anew with "
-            "overwrite=True."
+            f"{folder} does not match its meta.json ({'; '.join(found)}): store the outputs again with overwrite=True."
         )
 
 
 def stored_array(file: Path) -> np.ndarray:
-    """Return the array in ``file``, memory-mapped; never unpickled.
+    """Return the array in ``file``, memory-mapped and never unpickled.
 
     Args:
-        file: of ``numpy.save``.
+        file: File of ``numpy.save``.
 
     Raises:
-        ValueError: it is torn, missing, or holds Python objects.
+        ValueError: It is truncated, missing, or holds Python objects.
     """
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{file} is torn or missing ({error}). It must be a plain array, as cache_teacher writes them; pickles are "
-            "not opened: store the outputs anew with overwrite=True."
+            f"{file} is truncated or missing ({error}). It must be a plain array, as cache_teacher writes; pickles "
+            "are not loaded: store the outputs again with overwrite=True."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The moving average of a student as its own teacher."""
+"""Average a student's weights as its own teacher."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ __all__ = ["EMATeacher"]
 
 
 class EMATeacher:
-    """A teacher that is the exponential moving average of the student (mean teacher, Tarvainen 2017, arXiv:1703.01780).
+    """Exponential moving average of the student as its teacher.
 
-    After each step of the optimizer: ``teacher = d teacher + (1 - d) student`` for every trainable parameter; all
-    else (batch-norm statistics) is copied. It runs in eval mode and starts as a copy of the student. Its layers are
-    those of the network before PACT's conversion, also where that came first (a resumed run).
+    Mean teacher (Tarvainen 2017, arXiv:1703.01780). After each step of the optimizer: ``teacher = d teacher + (1 - d)
+    student`` for every trainable parameter; everything else (batch-norm statistics) is copied. It runs in eval mode and
+    starts as a copy of the student. Its layers are those of the network before PACT's conversion, even if that came
+    first (a resumed run).
 
     Args:
-        decay: ``d``, in ``[0, 1)``.
-        ramp: the average starts fast: ``d`` is ``min(decay, (1 + steps) / (10 + steps))``.
+        decay: Decay ``d``, in ``[0, 1)``.
+        ramp: Whether to start with a smaller decay, ``min(decay, (1 + steps) / (10 + steps))``.
 
     Attributes:
-        network: the averaged network; ``None`` before the first ``fit``. Kept for a next ``fit`` of the same student.
-        steps: updates so far.
+        network: Averaged network; ``None`` before the first ``fit``. Kept for the next ``fit`` of the same student.
+        steps: Number of updates.
 
     Raises:
         ValueError: ``decay`` is out of range.
@@ -53,7 +54,7 @@ class EMATeacher:
     __repr__ = constructor_repr
 
     def follow(self, student: Layer) -> Layer:
-        """Start as a copy of ``student``, unless it is followed already; return the averaged network."""
+        """Start as a copy of ``student``, unless following it; return the average."""
         sources = student.state_dict()
         if self.network is None or not self._follows(list(sources.values())):
             fresh = strip_quantizers_(copied(student))
@@ -71,7 +72,7 @@ class EMATeacher:
 
     @paddle.no_grad()
     def update(self) -> None:
-        """Take one step towards the student."""
+        """Update the average with the student's weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.ramp else self.decay
         self.steps += 1
         for source, target, trained in self._pairs:
@@ -82,14 +83,14 @@ class EMATeacher:
                 paddle.assign(value, target)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average and its count, for a checkpoint."""
+        """Return the average and its number of steps, for a checkpoint."""
         return {} if self.network is None else {"network": self.network.state_dict(), "steps": self.steps}
 
     def set_state_dict(self, state: dict[str, Any], student: Layer) -> None:
-        """Take up a saved average of ``student``.
+        """Load a saved average of ``student``.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: It does not fit.
         """
         if state:
             load_weights_(self.follow(student), state["network"], "The saved average")

@@ -1,4 +1,4 @@
-"""How a frozen teacher is run: on which inputs, in which mode, without a trace in it."""
+"""Run frozen teachers in their mode, on their inputs, without side effects."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 MODES = ("eval", "train")
-TeacherInputs = Callable[..., Any]  # (*the student's inputs[, labels=[...]]) -> the teacher's
-Labels = Callable[[], list[Tensor]]  # makes tensors of the batch's labels
-TeacherForward = Callable[[Sequence[Tensor], Labels], "list[Seen] | None"]  # (inputs, labels) -> of each teacher
+TeacherInputs = Callable[..., Any]  # (*student's inputs[, labels=[...]]) -> teacher's inputs
+Labels = Callable[[], list[Tensor]]  # returns the batch's labels as tensors
+TeacherForward = Callable[[Sequence[Tensor], Labels], "list[Seen] | None"]  # (inputs, labels) -> one per teacher
 
 
 class FrozenForward:
-    """Runs one teacher: frozen, under ``no_grad``.
+    """Forward pass of one frozen teacher, under ``no_grad``.
 
     Args:
-        network: the teacher.
-        mode: ``"eval"``; ``"train"`` runs the branches of training, see `train_branches_`, and keeps buffers and the
-            student's random numbers as they are.
-        inputs: gives the teacher's inputs for the student's; ``None`` for the same.
+        network: Teacher network.
+        mode: ``"eval"``; ``"train"`` runs the training branches, see `train_branches_`, without changing buffers and
+            the student's random states.
+        inputs: Computes the teacher's inputs from the student's; ``None`` for the same.
     """
 
     def __init__(self, network: Layer, *, mode: str = "eval", inputs: TeacherInputs | None = None) -> None:
@@ -52,7 +52,7 @@ class FrozenForward:
         self._streams = RandomStreams()
 
     def attach(self, scope: ExitStack) -> None:
-        """Freeze the network; flags and modes come back with ``scope``."""
+        """Freeze the network; ``scope`` restores flags and modes."""
         scope.enter_context(frozen(self.network))
         if self.mode == "train":
             train_branches_(self.network)
@@ -61,12 +61,12 @@ class FrozenForward:
         """Return the teacher's outputs.
 
         Args:
-            inputs: of the student.
-            labels: of the batch, for a ``teacher_inputs`` that asks for them.
+            inputs: Inputs of the student.
+            labels: Labels of the batch, for a ``teacher_inputs`` with a parameter ``labels``.
 
         Raises:
             ValueError: ``teacher_inputs`` failed.
-            NoInputsError: it gave something else than inputs; a ``TypeError``.
+            NoInputsError: It did not return inputs; a ``TypeError``.
         """
         with paddle.no_grad():
             given = self._given(inputs, labels)
@@ -85,26 +85,26 @@ class FrozenForward:
         except Exception as error:
             shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
             raise ValueError(
-                f"teacher_inputs failed on a batch with inputs {shapes} ({told(error)}): it is given the "
-                "student's inputs, one argument each, and returns the teacher's."
+                f"teacher_inputs failed on a batch with inputs {shapes} ({told(error)}): write it to take the "
+                "student's inputs, one argument each, and return the teacher's."
             ) from error
         if isinstance(found, (Tensor, Mapping)):
             return [found]
         if isinstance(found, (list, tuple)) and found:
             return list(found)
         raise NoInputsError(
-            "teacher_inputs must return a tensor or a dictionary, the teacher's one input, or a tuple of its inputs; "
-            f"got {type(found).__name__}: return what the teacher's forward takes."
+            f"teacher_inputs must return a tensor, a dictionary, or a tuple of inputs, got {type(found).__name__}: "
+            "return what the teacher's forward takes."
         )
 
 
 class FrozenTeachers:
-    """Run frozen teachers on a batch, with taps on their layers.
+    """Forward passes of frozen teachers, with taps on their layers.
 
     Args:
-        forwards: one a teacher.
-        features: names of the layers to tap, of each.
-        scope: thaws the networks and removes the hooks.
+        forwards: One per teacher.
+        features: Names of the layers to tap, for each.
+        scope: Unfreezes the networks and removes the hooks.
     """
 
     def __init__(self, forwards: Sequence[FrozenForward], features: Sequence[Sequence[str]], scope: ExitStack) -> None:
@@ -118,8 +118,8 @@ class FrozenTeachers:
         """Return each teacher's outputs and features.
 
         Args:
-            inputs: of the student.
-            labels: gives those of the batch, where a ``teacher_inputs`` asks for them.
+            inputs: Inputs of the student.
+            labels: Returns the labels of the batch, for a ``teacher_inputs`` that takes them.
         """
         given, seen = labels() if self._want_labels else [], []
         for forward, taps in self._teachers:
@@ -133,11 +133,11 @@ def checked_modes(mode: Any, count: int) -> list[str]:
     """Return the mode of each teacher.
 
     Args:
-        mode: one for all, or one each.
-        count: of teachers.
+        mode: One for all, or one each.
+        count: Number of teachers.
 
     Raises:
-        ValueError: another mode, or another number of them.
+        ValueError: Unknown mode, or another number of modes.
     """
     modes = [mode] * count if isinstance(mode, str) or not isinstance(mode, Sequence) else list(mode)
     if len(modes) != count or any(one not in MODES for one in modes):
@@ -149,15 +149,15 @@ def checked_modes(mode: Any, count: int) -> list[str]:
 
 
 def checked_inputs(function: Any, count: int) -> list[TeacherInputs | None]:
-    """Return the function of each teacher that makes its inputs.
+    """Return the input function of each teacher.
 
     Args:
-        function: one for all, one or ``None`` each, or ``None``.
-        count: of teachers.
+        function: One for all, one or ``None`` each, or ``None``.
+        count: Number of teachers.
 
     Raises:
-        TypeError: no callable.
-        ValueError: another number of them.
+        TypeError: Not a callable.
+        ValueError: Another number of functions.
     """
     functions = list(function) if isinstance(function, (list, tuple)) else [function] * count
     for one in functions:
@@ -178,20 +178,20 @@ def wants_labels(function: TeacherInputs) -> bool:
     """Whether ``function`` has a parameter ``labels``, for the labels of the batch."""
     try:
         parameter = inspect.signature(function).parameters.get("labels")
-    except (TypeError, ValueError):  # of C code
+    except (TypeError, ValueError):  # C code
         return False
     return parameter is not None and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
 
 def check_signature(function: TeacherInputs | None, inputs: int) -> None:
-    """Refuse a function that does not take the student's inputs.
+    """Check that a function accepts the student's inputs.
 
     Args:
-        function: as `checked_inputs` returned it.
-        inputs: how many the student has.
+        function: Result of `checked_inputs`.
+        inputs: Number of the student's inputs.
 
     Raises:
-        TypeError: names its parameters.
+        TypeError: It does not; names its parameters.
     """
     if function is None:
         return
@@ -203,23 +203,23 @@ def check_signature(function: TeacherInputs | None, inputs: int) -> None:
         signature.bind(*[None] * inputs, **({"labels": []} if wants_labels(function) else {}))
     except TypeError as error:
         raise TypeError(
-            f"teacher_inputs takes {signature}, but is given {inputs} input(s) of the student ({error}): write one "
-            "parameter for each input; one named labels gets the list of the batch's labels."
+            f"teacher_inputs takes {signature}, but is called with {inputs} input(s) of the student ({error}): "
+            "write one parameter for each input; one named labels gets the list of the batch's labels."
         ) from error
 
 
 def check_no_saved_program(network: Layer, mode: str) -> None:
-    """Refuse to run a saved program in train mode.
+    """Check that a saved program is not run in train mode.
 
     Args:
-        network: the teacher.
-        mode: asked for.
+        network: Teacher network.
+        mode: Chosen mode.
 
     Raises:
-        ValueError: a program holds the branches of eval mode alone.
+        ValueError: A program contains only the branches of eval mode.
     """
-    if mode == "train" and type(network).__module__.startswith("paddle.jit."):  # old programs and new ones
+    if mode == "train" and type(network).__module__.startswith("paddle.jit."):  # programs of both formats
         raise ValueError(
-            "teacher_mode='train': a program that paddle.jit.save wrote holds the outputs of eval mode alone. Give the "
-            "network itself, or teacher=(checkpoint, network)."
+            "teacher_mode='train' needs the network, a program of paddle.jit.save has only the outputs of eval "
+            "mode. Give the network itself, or teacher=(checkpoint, network)."
         )

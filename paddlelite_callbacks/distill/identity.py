@@ -20,10 +20,10 @@ __all__ = ["function_digest", "function_name", "function_names"]
 
 
 def function_name(function: Callable[..., Any] | None) -> str | None:
-    """Return ``module.name`` of a function, or of the class of another callable; ``None`` for none.
+    """Return ``module.name`` of a function or a callable's class; ``None`` for none.
 
     Args:
-        function: any callable, or ``None``.
+        function: Any callable, or ``None``.
     """
     if function is None:
         return None
@@ -34,10 +34,10 @@ def function_name(function: Callable[..., Any] | None) -> str | None:
 
 
 def function_names(functions: Any) -> Any:
-    """Return functions by their names, as a file can hold them.
+    """Return the names of functions, for storage in a file.
 
     Args:
-        functions: one, or a list of them; ``None`` for none.
+        functions: One, or a list of them; ``None`` for none.
     """
     if isinstance(functions, (list, tuple)):
         return [function_name(one) for one in functions]
@@ -45,14 +45,14 @@ def function_names(functions: Any) -> Any:
 
 
 def function_digest(function: Callable[..., Any]) -> str:
-    """Return a SHA-256 of what a function computes, as far as can be seen.
+    """Return a SHA-256 of what a function computes, as far as it can be inspected.
 
-    That is its compiled code, which another Python version compiles otherwise, its defaults, the values that it closes
-    over or finds in its module, and the functions that it calls there; of an object its class and attributes, of a
-    ``Layer`` its weights.
+    It covers the compiled code (which depends on the Python version), defaults, the values that it closes over or reads
+    from its module, and the functions that it calls there; for an object its class and attributes, for a ``Layer`` its
+    weights.
 
     Args:
-        function: any callable.
+        function: Any callable.
     """
     digest = hashlib.sha256()
     for piece in _pieces(function, set()):
@@ -111,6 +111,6 @@ def _names(code: types.CodeType) -> list[str]:
 def _closed_over(function: types.FunctionType) -> list[Any]:
     found = []
     for cell in function.__closure__ or ():
-        with suppress(ValueError):  # of a name that has no value yet
+        with suppress(ValueError):  # a name without a value yet
             found.append(cell.cell_contents)
     return found

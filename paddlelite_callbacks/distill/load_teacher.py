@@ -24,19 +24,19 @@ TeacherLike = Any  # Layer | paddle.Model | str | Path | tuple[str | Path, Layer
 
 
 def loaded_teacher(teacher: TeacherLike, student: Layer | None = None) -> Layer | None:
-    """Return the network that the ``teacher`` argument stands for.
+    """Resolve the ``teacher`` argument to a network.
 
     Args:
-        teacher: a ``Layer``; a ``paddle.Model``; ``(checkpoint, network)`` with a ``.pdparams`` file and the layer,
-            or a function without arguments that builds it, to load it into; a prefix that ``paddle.jit.save`` was
-            given (``prefix.json`` or ``prefix.pdmodel`` exists); or a ``.pdparams`` file alone, which is loaded into
-            a copy of the student (a network of the same architecture trained before).
-        student: for the last form; without it that form gives ``None``, to be asked again.
+        teacher: A ``Layer``; a ``paddle.Model``; ``(checkpoint, network)`` with a ``.pdparams`` file and the layer to
+            load it into, or a function without arguments that builds it; a prefix of ``paddle.jit.save``
+            (``prefix.json`` or ``prefix.pdmodel`` exists); or only a ``.pdparams`` file, which is loaded into a copy of
+            the student (a network of the same architecture trained before).
+        student: Student, for the last form; without it that form returns ``None``, to be called again.
 
     Raises:
         TypeError: ``teacher`` is none of these.
-        FileNotFoundError: there is no such file.
-        ValueError: the checkpoint does not fit the network.
+        FileNotFoundError: There is no such file.
+        ValueError: The checkpoint does not fit the network.
     """
     if isinstance(teacher, paddle.Model):
         teacher = teacher.network
@@ -63,10 +63,10 @@ def check_files_exist(teacher: TeacherLike) -> None:
     """Check that the teacher's path exists.
 
     Args:
-        teacher: as `loaded_teacher` takes it.
+        teacher: Argument of `loaded_teacher`.
 
     Raises:
-        FileNotFoundError: names what was looked for.
+        FileNotFoundError: It does not; names the paths.
     """
     if isinstance(teacher, (str, Path)) and _program(teacher) is None:
         _checkpoint(teacher)
@@ -78,16 +78,16 @@ def copied(network: Layer) -> Layer:
 
 
 def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: str = _ARCHITECTURE) -> None:
-    """Load ``state`` into ``network``, all of it or nothing.
+    """Load ``state`` into ``network``, completely or not at all.
 
     Args:
-        network: changed in place.
-        state: tensors or arrays by name.
-        source: where it comes from, for the error message.
-        cure: the end of that message.
+        network: Network; changed in place.
+        state: Tensors or arrays by name.
+        source: Origin of ``state``, for the error message.
+        cure: Remedy at the end of that message.
 
     Raises:
-        ValueError: names or shapes differ; the first few are named.
+        ValueError: Names or shapes differ; lists the first few.
     """
     own = network.state_dict()
     missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
@@ -106,7 +106,7 @@ def load_weights_(network: Layer, state: dict[str, Any], source: str, *, cure: s
 
 
 def _like(student: Layer, state: Iterable[str]) -> Layer:
-    """Copy ``student`` for weights that know no quantizers."""
+    """Copy ``student`` for weights without quantizers."""
     network = copied(student)
     return network if any("_quanter." in key for key in state) else strip_quantizers_(network)
 
@@ -135,7 +135,7 @@ def _program(teacher: str | Path) -> Path | None:
 
 def _from_program(prefix: Path) -> Layer:
     check_not_truncated(f"{prefix}.pdiparams")
-    check_no_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle opens
+    check_no_code(Path(f"{prefix}.pdiparams.info"))  # a pickle beside old programs, which Paddle loads
     try:
         return paddle.jit.load(str(prefix))
     except Exception as error:
@@ -166,7 +166,7 @@ def _state_in(path: Path) -> dict[str, Any]:
     state = read_saved(path)
     if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
         raise ValueError(
-            f"{path} holds no state_dict but {_kinds(state)}: save weights with "
+            f"{path} must hold a state_dict, got {_kinds(state)}: save weights with "
             "paddle.save(network.state_dict(), path)."
         )
     return state

@@ -1,4 +1,4 @@
-"""The second network of deep mutual learning."""
+"""Define the second network of deep mutual learning."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ __all__ = ["MutualPeer"]
 
 
 class MutualPeer:
-    """A peer that learns along with the student, each from the other (DML, Zhang 2018, arXiv:1706.00384).
+    """Peer network that learns along with the student (deep mutual learning).
 
-    Each batch, from the same forward passes: the student minimises
-    ``task_weight * task(student) + weight * loss(student, peer)``, the peer
-    ``task_weight * task(peer) + weight * loss(peer, student)``, the other's side detached. The peer has an optimizer of
-    its own, is trained by contract, and is in no checkpoint of the model's (but in the ``.pddistill`` file next to it).
+    DML (Zhang 2018, arXiv:1706.00384). Each batch, from the same forward passes: the student minimises ``task_weight *
+    task(student) + weight * loss(student, peer)``, the peer ``task_weight * task(peer) + weight * loss(peer,
+    student)``, with the other's output detached. The peer has an optimizer of its own, is trained by contract, and is
+    in no checkpoint of the model (but in the ``.pddistill`` file beside it).
 
     Args:
-        network: inputs and outputs like the student's; of another architecture if you like.
-        optimizer: over ``network.parameters()``; its learning rate scheduler, if it has one of its own, is stepped
-            after every batch, as hapi does with the student's.
-        keep: ``"better"``: of two networks of one architecture the one that did better in the last evaluation of
-            ``fit`` is in the model at its end (the weights are exchanged). ``"student"``: nothing is exchanged.
-        monitor: the figure of the evaluation that decides: ``"loss"``, or the name of a metric of ``model.prepare``;
-            ``None`` takes the first metric, or the loss where there is none.
-        mode: ``"max"`` or ``"min"``: which ``monitor`` is better; ``"auto"`` goes by its name: the smaller for the
-            loss, for names that end in ``loss``, ``err`` or ``error``, for ``mae``, ``mse``, ``rmse``, ``nme``, ...
+        network: Network with inputs and outputs like the student's; its architecture may differ.
+        optimizer: Optimizer of ``network.parameters()``; its learning rate scheduler, unless it is the student's, is
+            stepped after every batch, as hapi does with the student's.
+        keep: ``"better"``: if both architectures are equal, the network with the better last evaluation of ``fit`` ends
+            up in the model (weights are exchanged). ``"student"``: nothing is exchanged.
+        monitor: Metric of the evaluation that decides: ``"loss"``, or the name of a metric of ``model.prepare``;
+            ``None`` takes the first metric, or the loss without one.
+        mode: ``"max"`` or ``"min"``: which ``monitor`` is better; ``"auto"`` infers it from the name: lower for the
+            loss, names that end in ``loss``, ``err`` or ``error``, ``mae``, ``mse``, ``rmse``, ``nme``, ...
 
     Attributes:
         better: ``"student"`` or ``"peer"`` by the last evaluation, before any exchange; ``None`` before it.
-        figures: of that evaluation: ``{"student": {...}, "peer": {...}}``.
+        figures: Metrics of that evaluation: ``{"student": {...}, "peer": {...}}``.
 
     Raises:
-        TypeError: ``network`` is no layer, or ``optimizer`` no optimizer.
-        ValueError: an unknown ``keep`` or ``mode``.
+        TypeError: ``network`` is not a layer, or ``optimizer`` not an optimizer.
+        ValueError: Unknown ``keep`` or ``mode``.
 
     Example:
         >>> peer = MutualPeer(network, paddle.optimizer.Adam(1e-3, parameters=network.parameters()))  # doctest: +SKIP
         >>> model.fit(train_data, eval_data, callbacks=[DistillCallback(peer, loss="dml")])  # doctest: +SKIP
 
-        ``dml`` is for class scores; for regressions leave ``loss`` out (``mse``), for several labels take ``bce``.
+        ``dml`` is for class scores; for regressions leave ``loss`` out (``mse``), for multi-label outputs use ``bce``.
     """
 
     def __init__(

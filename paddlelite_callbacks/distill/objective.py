@@ -1,4 +1,4 @@
-"""The distillation objective: a weighted sum of terms, with projections."""
+"""Compute the distillation objective: a weighted sum of terms, with projections."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["Objective", "Result"]
 
 @dataclass
 class Result:
-    """Terms of one batch.
+    """Loss terms of one batch.
 
     Args:
-        total: their weighted sum; ``None`` if all weights are 0 at this time and nothing was computed.
-        terms: each term's own value before its weight, by figure name.
+        total: Weighted sum; ``None`` if all weights are 0 at this time and nothing was computed.
+        terms: Value of each term before its weight, by name in ``logs``.
     """
 
     total: Tensor | None
@@ -37,16 +37,16 @@ class Result:
 
 
 class Objective:
-    """``Σ weight_i(epoch) loss_i``.
+    """Weighted sum ``Σ weight_i(epoch) loss_i`` of distillation terms.
 
     Args:
         terms: `OutputTerm` and `FeatureTerm` without globs.
-        teacher_weights: of the mean over several teachers; they sum to 1.
-        class_axis: of the outputs, for losses on class scores; ``None`` for their own choice.
-        ignore_index: class of the labels that marks what is not labelled; ``None`` for the losses' own choice.
+        teacher_weights: Weights of the mean over several teachers, with sum 1.
+        class_axis: Class axis of the outputs, for losses on class scores; ``None`` for the losses' own choice.
+        ignore_index: Class of unlabelled positions; ``None`` for the losses' own choice.
 
     Attributes:
-        bridges: trainable projections and trainable losses by the term's name; made when the first batch is seen.
+        bridges: Trainable projections and trainable losses by the term's name; built on the first batch.
     """
 
     def __init__(
@@ -70,27 +70,27 @@ class Objective:
         self.bridges = LayerDict()
 
     def feature_terms(self) -> list[FeatureTerm]:
-        """Return the terms on features."""
+        """Return the feature terms."""
         return [term for term in self.terms.values() if isinstance(term, FeatureTerm)]
 
     def silent(self, epoch: float) -> bool:
-        """Return whether all weights are 0 from ``epoch`` on."""
+        """Whether all weights are 0 from ``epoch`` on."""
         return all(epoch >= getattr(term.weight, "silent_from", float("inf")) for term in self.terms.values())
 
     def describe(self, name: str) -> str:
-        """Return what a term compares, for messages."""
+        """Describe what a term compares, for messages."""
         return self._described[name]
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> list[Tensor]:
-        """Make the projections that these features need.
+        """Build the projections that these features need.
 
         Returns:
-            Their parameters, and those of losses that are layers.
+            Parameters of the projections and of losses that are layers.
 
         Raises:
-            ValueError: a pair that cannot be compared; both shapes are named.
+            ValueError: A pair that cannot be compared; names both shapes.
         """
-        with same_random_streams():  # dropout goes on as it would without
+        with same_random_streams():  # dropout continues as without projections
             for name, term in self.terms.items():
                 if isinstance(term, FeatureTerm):
                     ours, theirs = self._features(name, term, student, teachers)
@@ -106,10 +106,10 @@ class Objective:
         return list(self.bridges.parameters())
 
     def check_fit(self, student: Seen, teachers: Sequence[Seen]) -> None:
-        """Check that all outputs and features can be compared; compute nothing.
+        """Check that all outputs and features can be compared, without computing losses.
 
         Raises:
-            ValueError: names both shapes.
+            ValueError: A pair that cannot be compared; names both shapes.
         """
         for name, term in self.terms.items():
             if isinstance(term, OutputTerm):
@@ -129,14 +129,14 @@ class Objective:
         """Compute the terms of one batch.
 
         Args:
-            student: its outputs and tapped features, with gradients.
-            teachers: those of each teacher; detached here.
-            labels: the batch's labels.
-            epoch: where the training stands, for schedules.
-            epochs: its length.
+            student: Outputs and tapped features of the student, with gradients.
+            teachers: The same of each teacher; detached here.
+            labels: Labels of the batch.
+            epoch: Current epoch with fraction, for schedules.
+            epochs: Number of epochs of the training.
 
         Raises:
-            ValueError: shapes that do not fit, a label that is not there.
+            ValueError: Shapes that do not match, or a missing label.
         """
         values: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
@@ -169,7 +169,7 @@ class Objective:
         return values[0] if len(values) == 1 else paddle.add_n(values)
 
     def _class_options(self, spec: LossSpec) -> dict[str, int]:
-        """Return what the task loss tells of classes, for the losses that take it."""
+        """Return the class options of the task loss, for losses that take them."""
         given = {"axis": (spec.classes, self.class_axis), "ignore_index": (spec.ignores, self.ignore_index)}
         return {name: value for name, (taken, value) in given.items() if taken and value is not None}
 
@@ -186,7 +186,7 @@ class Objective:
         return [(path, a, mean) for (path, a, _), mean in zip(each[0], means, strict=True)]
 
     def _pairs(self, name: str, term: OutputTerm, ours: Any, theirs: Any) -> list[tuple[str, Tensor, Tensor]]:
-        """Return the tensors that ``term`` compares, the teacher's resized if asked for."""
+        """Return the tensors that ``term`` compares, the teacher's resized if requested."""
         found = [
             (_spelled(a), picked(ours, a, "The student's output"), picked(theirs, b, "The teacher's output"))
             for a, b in self._pairs_of[name]
@@ -209,7 +209,7 @@ class Objective:
 
     @staticmethod
     def _fitted(term: FeatureTerm, target: Tensor, feature: Tensor) -> Tensor:
-        """Return the teacher's feature in the student's spatial size."""
+        """Resize the teacher's feature to the student's spatial size."""
         if target.ndim != feature.ndim or target.ndim not in (3, 4):
             return target
         axis = 1 if target.ndim == 4 else 2
@@ -252,10 +252,10 @@ def _check_shapes(spec: LossSpec, path: str, student: list[int], teacher: list[i
     if differ:
         which = f" {path!r}" if path else ""
         remedy = (
-            "resize='bilinear' brings the teacher's to the student's size"
+            "use resize='bilinear' to bring the teacher's to the student's size"
             if differ_in_size(teacher, student, channels)
-            else "give both the same number of classes or outputs, name the outputs to distil with output=, let the "
-            "teacher give its outputs of training with teacher_mode='train'"
+            else "give both the same number of classes or outputs, name the outputs to distil with output=, use "
+            "teacher_mode='train' for the teacher's outputs of training"
         )
         raise ValueError(
             f"The student's output{which} {student} and the teacher's {teacher} must have the same shape for the loss "
@@ -279,14 +279,14 @@ def _label(labels: Sequence[Tensor], spec: LossSpec) -> Tensor:
     index = spec.label or 0
     if not -len(labels) <= index < len(labels):
         raise ValueError(
-            f"The loss {spec.name!r} takes label {index} of each batch, which has {len(labels)}: choose another with "
-            "OutputTerm(..., label=...); in a training_loop, give the labels: loop.loss(loss, labels)."
+            f"The loss {spec.name!r} needs label {index} of each batch, which has {len(labels)}: choose another "
+            "with OutputTerm(..., label=...); in a training_loop, give the labels: loop.loss(loss, labels)."
         )
     return labels[index]
 
 
 def _names(terms: Sequence[Term]) -> list[str]:
-    """Return unique term names, from the term, its loss or its layer."""
+    """Return unique names of terms, from the term, its loss or its layer."""
     names: list[str] = []
     for term in terms:
         base = term.name or term.spec().name

@@ -16,12 +16,12 @@ def checked_resize(resize: str | None) -> str | None:
     """Validate ``resize``.
 
     Raises:
-        ValueError: it is not.
+        ValueError: It is not one of `MODES` or ``None``.
     """
     if resize is not None and resize not in MODES:
         raise ValueError(
-            f"resize must be one of {list(MODES)}, or None to refuse maps of other sizes, got {resize!r}: it brings "
-            "the teacher's maps to the student's size."
+            f"resize must be one of {list(MODES)}, or None to reject maps of other sizes, got {resize!r}: use "
+            "'bilinear' to bring the teacher's maps to the student's size."
         )
     return resize
 
@@ -30,13 +30,13 @@ def resized_like(x: Tensor, like: Tensor | list[int], resize: str | None, *, cha
     """Interpolate the teacher's ``x`` to the size of the student's ``like``.
 
     Maps ``[N, C, H, W]`` change height and width; sequences ``[N, L, C]`` their length, linearly in mode
-    ``"bilinear"``. What else is different stays so, for the loss to refuse.
+    ``"bilinear"``. Other differences remain, for the loss to report.
 
     Args:
-        x: a map or sequence of the teacher.
-        like: that of the student, or its shape.
+        x: Map or sequence of the teacher.
+        like: Map or sequence of the student, or its shape.
         resize: ``"bilinear"``, ``"nearest"``, or ``None`` to leave ``x`` as it is.
-        channels: axis that keeps its size; ``None`` takes 1 for maps, the last for sequences.
+        channels: Axis that keeps its size; ``None`` takes 1 for maps, the last for sequences.
     """
     wanted = [int(size) for size in (like.shape if isinstance(like, Tensor) else like)]
     if resize is None or not differ_in_size(list(x.shape), wanted, channels):
@@ -53,12 +53,12 @@ def resized_like(x: Tensor, like: Tensor | list[int], resize: str | None, *, cha
 
 
 def differ_in_size(x: list[int], like: list[int], channels: int | None = None) -> bool:
-    """Return whether two shapes differ in spatial size alone.
+    """Whether two shapes differ only in spatial size.
 
     Args:
-        x: shape of one.
-        like: shape of the other.
-        channels: as in `resized_like`.
+        x: First shape.
+        like: Second shape.
+        channels: As in `resized_like`.
     """
     if len(x) != len(like) or len(x) not in (3, 4):
         return False

@@ -22,15 +22,15 @@ Features = Mapping[str, str] | FeatureTerm | Sequence[FeatureTerm] | None
 
 
 def output_terms(loss: Loss, *, temperature: float | None) -> list[OutputTerm] | None:
-    """Return the output terms; ``None`` if the task loss is to choose them.
+    """Return the output terms; ``None`` if the task loss chooses them.
 
     Args:
-        loss: of `DistillCallback`.
-        temperature: of its tempered losses, unless a term has its own.
+        loss: Argument of `DistillCallback`.
+        temperature: Temperature of its tempered losses, unless a term has its own.
 
     Raises:
-        TypeError: ``loss`` is of another type.
-        ValueError: an unknown loss, or a temperature for losses that have none.
+        TypeError: ``loss`` has another type.
+        ValueError: Unknown loss, or a temperature for losses without one.
     """
     if temperature is not None:
         check_temperature(temperature)
@@ -57,20 +57,20 @@ def output_terms(loss: Loss, *, temperature: float | None) -> list[OutputTerm] |
 
 
 def _with_temperature(term: OutputTerm, temperature: float | None) -> OutputTerm:
-    """Return ``term`` with the callback's temperature, where it is tempered and has none of its own."""
+    """Set the callback's temperature in a tempered ``term`` without its own."""
     if temperature is None or term.temperature is not None or (term.loss is not None and not term.spec().tempered):
         return term
     return replace(term, temperature=temperature)
 
 
 def feature_terms(features: Features) -> list[FeatureTerm]:
-    """Return the terms on features.
+    """Return the feature terms.
 
     Args:
-        features: of `DistillCallback`.
+        features: Argument of `DistillCallback`.
 
     Raises:
-        TypeError: ``features`` is of another type.
+        TypeError: ``features`` has another type.
     """
     if features is None:
         return []
@@ -91,11 +91,11 @@ def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return ``weights`` normalised to a sum of 1.
 
     Args:
-        weights: one per teacher.
-        count: number of teachers.
+        weights: One per teacher.
+        count: Number of teachers.
 
     Raises:
-        ValueError: not one positive weight a teacher.
+        ValueError: Not one non-negative weight per teacher, or all are 0.
     """
     given = [1.0] * count if weights is None else list(weights)
     numbers = all(isinstance(weight, (int, float)) and 0 <= weight < float("inf") for weight in given)
@@ -121,18 +121,18 @@ def objective_for(
     """Resolve names and choices against the networks.
 
     Args:
-        outputs: `output_terms`.
-        features: `feature_terms`.
-        temperature: as given to `output_terms`.
-        task_loss: chooses where ``outputs`` is ``None`` and there are no features, and for a term without a loss;
-            tells the axis of the classes.
-        student: whose layers are meant.
-        teachers: the same; ``None`` for one that cannot be looked into.
-        weights: of the teachers, sum 1.
-        each: give every teacher terms of its own instead of their mean.
+        outputs: Result of `output_terms`.
+        features: Result of `feature_terms`.
+        temperature: As given to `output_terms`.
+        task_loss: Chooses the loss where ``outputs`` is ``None`` and there are no features, and for a term without a
+            loss; gives the class axis.
+        student: Network of the student's layer names.
+        teachers: Networks of the teachers' layer names; ``None`` for one without accessible layers.
+        weights: Weights of the teachers, with sum 1.
+        each: Whether every teacher gets terms of its own instead of their mean.
 
     Raises:
-        ValueError: a layer that is not there (near names are listed), a teacher that is not there.
+        ValueError: Unknown layer (near names are listed) or teacher.
     """
     if outputs is None:
         outputs = [] if features else [OutputTerm(temperature=temperature)]
@@ -145,8 +145,8 @@ def objective_for(
     for index in (term.teacher for term in outputs):
         if index is not None and not 0 <= index < len(teachers):
             raise ValueError(
-                f"OutputTerm(teacher={index}): there are {len(teachers)} teachers, counted from 0. Leave teacher= out "
-                "for the mean of all."
+                f"OutputTerm(teacher={index}) must be below {len(teachers)}, the number of teachers. Leave teacher= "
+                "out for the mean of all."
             )
     if not outputs and not found:
         raise ValueError(
@@ -178,12 +178,14 @@ def _scaled(weight: Weight, share: float) -> Weight:
 def _teacher(teachers: Sequence[Layer | None], index: int) -> Layer:
     if not 0 <= index < len(teachers):
         raise ValueError(
-            f"FeatureTerm(of={index}): there are {len(teachers)} teachers, counted from 0. Give the number of the one "
-            "that has the layer."
+            f"FeatureTerm(of={index}) must be below {len(teachers)}, the number of teachers. Give the index of the "
+            "one that has the layer."
         )
     teacher = teachers[index]
     if teacher is None:
-        raise ValueError("features need a teacher that runs: stored outputs hold none of its inner layers.")
+        raise ValueError(
+            "features need a teacher that runs, stored outputs have none of its inner layers: give the network."
+        )
     return teacher
 
 
@@ -191,12 +193,12 @@ def expanded(term: FeatureTerm, student: Layer, teacher: Layer) -> Sequence[Feat
     """Return one term per pair of layers that the globs of ``term`` match.
 
     Args:
-        term: with names or globs.
-        student: whose layers are meant.
-        teacher: the same.
+        term: Term with names or globs.
+        student: Network of the student's layer names.
+        teacher: Network of the teacher's layer names.
 
     Raises:
-        ValueError: a name matches nothing (near ones are listed), or the two sides match different numbers.
+        ValueError: A name matches nothing (near names are listed), or the sides match different numbers.
     """
     if isinstance(term.student, tuple) or isinstance(term.teacher, tuple):
         for network, names in zip((student, teacher), term.layers(), strict=True):

@@ -1,4 +1,4 @@
-"""Schedules of loss weights."""
+"""Define schedules of loss weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Weight = float | Callable[[float, float], float]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight over time: ``schedule(epoch, epochs)``.
+    """Weight over time: ``schedule(epoch, epochs)``.
 
     Args:
-        function: receives the epochs trained so far, with fractions between batches (0.5 in the middle of the first
-            epoch; whole ones where the loader has no length), and the number of epochs that ``fit`` was asked for.
-        text: for ``repr``.
-        silent_from: the epoch from which on the weight is 0 for good, so that the teacher need not run.
+        function: Receives the number of trained epochs, with fractions between batches (0.5 in the middle of the first
+            epoch; whole ones where the loader has no length), and the number of epochs of ``fit``.
+        text: Text for ``repr``.
+        silent_from: Epoch from which on the weight stays 0, so that the teacher need not run.
     """
 
     function: Callable[[float, float], float]
@@ -35,18 +35,18 @@ class Schedule:
 
 
 def constant(value: float) -> Schedule:
-    """The same ``value`` throughout."""
+    """Keep a constant ``value``."""
     _check(value=value)
     return Schedule(lambda epoch, epochs: value, f"constant({value})")
 
 
 def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule:
-    """From ``start`` in a straight line to ``end``, which is reached after ``epochs`` and kept.
+    """Change linearly from ``start`` to ``end``, reached after ``epochs`` and kept.
 
     Args:
-        start: at least 0.
-        end: at least 0.
-        epochs: length of the change; ``None`` for all that ``fit`` was asked for.
+        start: Initial weight, at least 0.
+        end: Final weight, at least 0.
+        epochs: Length of the change; ``None`` for all epochs of ``fit``.
     """
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
@@ -56,12 +56,14 @@ def linear(start: float, end: float, *, epochs: float | None = None) -> Schedule
 
 
 def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule:
-    """``end + (start - end) (1 + cos(π share)) / 2``: as `linear`, slow at both ends (Loshchilov 2017).
+    """Change from ``start`` to ``end`` on a cosine (Loshchilov 2017).
+
+    ``end + (start - end) (1 + cos(π share)) / 2``: like `linear`, slow at both ends.
 
     Args:
-        start: at least 0.
-        end: at least 0.
-        epochs: length of the change; ``None`` for all that ``fit`` was asked for.
+        start: Initial weight, at least 0.
+        end: Final weight, at least 0.
+        epochs: Length of the change; ``None`` for all epochs of ``fit``.
     """
     _check(start=start, end=end, epochs=epochs)
     return Schedule(
@@ -71,7 +73,7 @@ def cosine(start: float, end: float, *, epochs: float | None = None) -> Schedule
 
 
 def warm_up(epochs: float, weight: Weight = 1.0) -> Schedule:
-    """``weight``, multiplied by a factor that rises from 0 to 1 over the first ``epochs``."""
+    """Multiply ``weight`` by a factor that rises from 0 to 1 over ``epochs``."""
     _check(epochs=epochs)
     inner = checked_weight("weight", weight)
     return Schedule(
@@ -82,7 +84,7 @@ def warm_up(epochs: float, weight: Weight = 1.0) -> Schedule:
 
 
 def stop_at(epoch: float, weight: Weight = 1.0) -> Schedule:
-    """``weight`` until ``epoch``, then 0: the teacher does not run any more."""
+    """Use ``weight`` until ``epoch``, then 0, when the teacher stops running."""
     _check(epoch=epoch)
     inner = checked_weight("weight", weight)
     return Schedule(lambda now, total: value_at(inner, now, total), f"stop_at({epoch}, {weight!r})", epoch)
@@ -96,12 +98,12 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
     """Return the value of a weight or schedule at ``epoch`` of ``epochs``.
 
     Args:
-        weight: as `checked_weight` returned it.
-        epoch: epochs trained so far, with fractions.
-        epochs: in all.
+        weight: Result of `checked_weight`.
+        epoch: Number of trained epochs, with fractions.
+        epochs: Number of epochs of the training.
 
     Raises:
-        ValueError: a schedule of the user's own gave no finite number of at least 0.
+        ValueError: A custom schedule did not return a finite number of at least 0.
     """
     if not callable(weight):
         return weight
@@ -118,11 +120,11 @@ def checked_weight(name: str, weight: Weight) -> Weight:
     """Validate a weight: a finite number of at least 0, or a schedule.
 
     Args:
-        name: of the argument, for the message.
-        weight: as given.
+        name: Name of the argument, for the message.
+        weight: Value to check.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: It is neither.
     """
     if callable(weight):
         return weight

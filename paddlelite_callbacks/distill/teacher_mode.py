@@ -1,4 +1,4 @@
-"""Run a frozen teacher's training branches without noise or moving statistics."""
+"""Run a frozen teacher's training branches without noise or updated statistics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _RUNNING = ("running", "moving", "mean", "var")  # in names of buffers
 def train_branches_(network: Layer) -> None:
     """Set train mode, except for dropout, norms and quantizers.
 
-    Those stay in eval mode: norms, dropout of every kind (``Dropout``, ``DropPath``, ``StochasticDepth``), quantizers,
-    and all of ``paddle.nn``'s own layers, none of which gives other outputs in training but these. So the layers of the
-    network's own that branch by ``self.training`` give what they give in training.
+    These stay in eval mode: norms, dropout of every kind (``Dropout``, ``DropPath``, ``StochasticDepth``), quantizers,
+    and all of ``paddle.nn``'s own layers, which have no other training behaviour. So only the network's own layers that
+    branch by ``self.training`` return their training outputs.
 
     Args:
-        network: its modes are changed.
+        network: Network whose modes are changed.
     """
     for layer in network.sublayers(include_self=True):
         layer.training = not _noisy(layer)
@@ -54,7 +54,7 @@ def same_buffers(network: Layer) -> Iterator[None]:
     """Restore the buffers of layers in train mode at the end of the block.
 
     Args:
-        network: of any mode.
+        network: Network in any mode.
     """
     kept = [
         (layer, name, buffer, buffer.detach().clone())
@@ -75,8 +75,8 @@ def same_buffers(network: Layer) -> Iterator[None]:
 def still_functions() -> Iterator[None]:
     """Disable functional dropout and batch statistics inside the block.
 
-    For forwards that call them with ``training=self.training``. What is not there in this version of Paddle is passed
-    over.
+    For forwards that call them with ``training=self.training``. Functions that this version of Paddle lacks are
+    skipped.
     """
     functions = paddle.nn.functional
     with ExitStack() as scope:
@@ -123,7 +123,7 @@ def _testing_dropout(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _testing_batch_norm(original: Callable[..., Any]) -> Callable[..., Any]:
     def batch_norm(*arguments: Any) -> Any:
-        if len(arguments) != 11:  # another version of Paddle's
+        if len(arguments) != 11:  # another version of Paddle
             return original(*arguments)
         *first, _, momentum, epsilon, layout, _, _ = arguments
         return original(*first, True, momentum, epsilon, layout, True, False)

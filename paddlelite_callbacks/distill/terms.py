@@ -1,4 +1,4 @@
-"""Terms of a distillation objective."""
+"""Define terms of a distillation objective."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ def checked_output(output: Any) -> Output:
     """Validate ``output``.
 
     Args:
-        output: as `OutputTerm` takes it.
+        output: Argument of `OutputTerm`.
 
     Raises:
-        TypeError: it is of another type.
-        ValueError: a pair of another length, or an empty mapping.
+        TypeError: It has another type.
+        ValueError: A pair of another length, or an empty mapping.
     """
     if isinstance(output, tuple) and len(output) != 2:
         raise ValueError(
-            f"A tuple in output= is a pair (student's, teacher's), got {output!r}: give a mapping for several pairs."
+            f"A tuple in output= must be a pair (student's, teacher's), got {output!r}: give a mapping for several "
+            "pairs."
         )
     if isinstance(output, Mapping) and not output:
         raise ValueError("output={} names no output: leave it out for all of them.")
@@ -52,24 +53,23 @@ class OutputTerm:
     """Compare the student's output with the teacher's.
 
     Args:
-        loss: a name of `LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``;
+        loss: Name in `LOSSES`, or a callable ``(student, teacher[, label]) -> scalar``;
             ``None`` chooses by the task loss, as `DistillCallback` does.
-        weight: of this term inside ``distill_loss``; a number of at least 0 or a schedule.
-        output: which tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of
-            the outputs that returns it; a pair ``(student's, teacher's)`` of these, or a mapping
-            ``{student's: teacher's}``, whose losses are summed; ``None`` pairs all of them, but losses that the
-            networks give, and sums.
-        teacher: index among several teachers; ``None`` for the (weighted mean of the) teachers.
-        temperature: of tempered losses; ``None`` for that of `DistillCallback`, else the loss's own default.
-        label: which of the batch's labels is the loss's third argument; ``None`` for its own choice.
-        name: of the figure in ``logs``, behind ``distill_``; ``None`` makes one of the loss's name.
-        resize: ``"bilinear"`` or ``"nearest"`` brings the teacher's maps and sequences to the student's size where
-            those differ; ``None`` refuses them.
+        weight: Weight inside ``distill_loss``; a number of at least 0 or a schedule.
+        output: Tensor of the outputs: an index, a dictionary key, a path such as ``"aux.0"``, or a function of the
+            outputs that returns it; a pair ``(student's, teacher's)`` of these, or a mapping ``{student's:
+            teacher's}``, whose losses are summed; ``None`` sums over all outputs but losses.
+        teacher: Index among several teachers; ``None`` for their (weighted) mean.
+        temperature: Temperature of tempered losses; ``None`` for that of `DistillCallback`, else the loss's own
+            default.
+        label: Index of the batch's label that is the loss's third argument; ``None`` for the loss's own choice.
+        name: Name in ``logs``, after ``distill_``; ``None`` derives it from the loss.
+        resize: ``"bilinear"`` or ``"nearest"`` resizes the teacher's maps and sequences to the student's size; ``None``
+            rejects other sizes.
 
     Raises:
-        TypeError: a loss that is neither a name nor callable, or an ``output`` that names nothing.
-        ValueError: a weight or temperature out of range, an unknown loss or ``resize``, a label for a loss that takes
-            none.
+        TypeError: A loss that is neither a name nor callable, or an ``output`` of another type.
+        ValueError: A weight or temperature out of range, an unknown loss or ``resize``, a label for a loss without one.
 
     Example:
         >>> scores = OutputTerm("kl", output="logits", temperature=2.0)
@@ -98,17 +98,19 @@ class OutputTerm:
             self.spec()
 
     def spec(self) -> LossSpec:
-        """Return the loss with its needs.
+        """Return the registry entry of the loss.
 
         Raises:
-            ValueError: it is still to be chosen by the task loss.
+            ValueError: The task loss has not chosen it yet.
         """
         if self.loss is None:
-            raise ValueError("OutputTerm(loss=None) is chosen by the task loss at train begin: give a loss to have it.")
+            raise ValueError(
+                "OutputTerm(loss=None) is chosen by the task loss at train begin: give a loss to read it before."
+            )
         return spec_of(self.loss, temperature=self.temperature, label=self.label)
 
     def pairs(self) -> list[tuple[Key | None, Key | None]]:
-        """Return the named pairs of keys; none where all outputs are compared."""
+        """Return the given pairs of keys; empty where all outputs are compared."""
         if isinstance(self.output, Mapping):
             return list(self.output.items())
         pair = self.output if isinstance(self.output, tuple) else (self.output, self.output)
@@ -120,25 +122,25 @@ class FeatureTerm:
     """Compare a layer's output inside the student with one inside the teacher.
 
     Args:
-        student: name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
+        student: Name of the layer in ``network.named_sublayers()``, or a glob; or a tuple of names for a loss that
             takes lists of features, such as `AttentionFeatureLoss`.
-        teacher: the same in the teacher; a glob must match as many layers, and they are paired in order. A tuple may
-            be of another length than the student's.
-        loss: as in `OutputTerm`.
-        weight: of this term (of each pair, with globs) inside ``distill_loss``.
-        project: ``None`` puts a trainable `Projection` where the loss needs one shape and the
-            shapes differ; ``True`` always; ``False`` never; or a layer of your own ``student's feature -> teacher's``.
-        of: index among several teachers.
-        pick: where the layers return several tensors: an index, key or function, or a pair ``(student's, teacher's)``.
-        temperature: of tempered losses.
-        label: as in `OutputTerm`.
-        name: of the figure in ``logs``; ``None`` makes one of the loss's and the layer's name.
-        resize: as in `OutputTerm`, before any projection, which then fits channels alone.
+        teacher: The same in the teacher; globs must match as many layers, which are paired in order. A tuple may be of
+            another length than the student's.
+        loss: As in `OutputTerm`.
+        weight: Weight (of each pair, with globs) inside ``distill_loss``.
+        project: ``None`` adds a trainable `Projection` where the loss needs one shape and the
+            shapes differ; ``True`` always; ``False`` never; or a layer ``student's feature -> teacher's``.
+        of: Index among several teachers.
+        pick: For layers with several output tensors: an index, key or function, or a pair ``(student's, teacher's)``.
+        temperature: Temperature of tempered losses.
+        label: As in `OutputTerm`.
+        name: Name in ``logs``; ``None`` derives it from the loss and the layer.
+        resize: As in `OutputTerm`, before any projection, which then fits only channels.
 
     Raises:
-        TypeError: a ``project`` that is no layer, a name on one side and a tuple on the other, a loss that is neither a
-            name nor callable.
-        ValueError: a weight or temperature out of range, an unknown loss, tuples of layers with a named loss.
+        TypeError: A ``project`` that is not a layer, a name on one side and a tuple on the other, a loss that is
+            neither a name nor callable.
+        ValueError: A weight or temperature out of range, an unknown loss, tuples of layers with a named loss.
 
     Example:
         >>> hint = FeatureTerm("backbone.blocks5", "backbone.layer3", weight=0.5)
@@ -166,8 +168,8 @@ class FeatureTerm:
         self.spec()
         if not (self.project is None or isinstance(self.project, (bool, Layer))):
             raise TypeError(
-                f"project must be True, False, None or a Layer, got {type(self.project).__name__}: leave it out to "
-                "have a projection where the shapes differ."
+                f"project must be True, False, None or a Layer, got {type(self.project).__name__}: leave it out for "
+                "a projection where the shapes differ."
             )
         if isinstance(self.student, tuple) != isinstance(self.teacher, tuple):
             raise TypeError(
@@ -183,7 +185,7 @@ class FeatureTerm:
 
     @property
     def grouped(self) -> bool:
-        """Return whether the loss takes lists of features."""
+        """Whether the loss takes lists of features."""
         return isinstance(self.student, tuple)
 
     def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -194,7 +196,7 @@ class FeatureTerm:
         )
 
     def spec(self) -> LossSpec:
-        """Return the loss with its needs."""
+        """Return the registry entry of the loss."""
         return spec_of(self.loss, temperature=self.temperature, label=self.label)
 
     def keys(self) -> tuple[Key | None, Key | None]:

@@ -1,4 +1,4 @@
-"""Copy a trained network with the outputs of its eval mode, forward hooks included.
+"""Copy a trained network in eval mode with all that its forward hooks compute.
 
 Forward hooks are of three kinds. Those of ``weight_norm`` and ``spectral_norm`` compute a weight: it is computed once
 and stored as a plain parameter. Hooks that only observe (logging, taps) are left out. Hooks that change the result
@@ -137,7 +137,7 @@ def _agrees(duplicate: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) ->
 
 
 def _results(network: Layer, inputs: Inputs, expected: Sequence[np.ndarray]) -> list[tuple[str, str]]:
-    """Return layer and name of the tensors that forward() sets and does not read first."""
+    """Return layer and name of tensors that forward() sets before it reads them."""
     layers = dict(network.named_sublayers(include_self=True))
     before = {(name, key): tensor for name, layer in layers.items() for key, tensor in layer._buffers.items()}
     with _same_buffers(network):

@@ -31,7 +31,7 @@ _CONVOLUTIONS = (paddle.nn.Conv2D, QuantedConv2D, Int8Conv2D)
 
 
 class Shift(Layer):
-    """Add one constant per channel to ``[N, C, H, W]``, the rest of a folded batch norm.
+    """Add one constant per channel to ``[N, C, H, W]``: a folded batch norm.
 
     Args:
         bias: Constants, ``[C]``.
@@ -51,7 +51,7 @@ class Shift(Layer):
 
 
 def folded(make: Callable[[], Layer], inputs: Sequence[Tensor], same: Callable[[list[np.ndarray]], bool]) -> Layer:
-    """Fold batch norms where the outputs stay the same; else return the network as made.
+    """Fold the batch norms of a network where its outputs stay the same.
 
     Args:
         make: Builds the network in eval mode, float or converted by `convert_for_export_`; called again where folding
@@ -97,7 +97,7 @@ def fold_batch_norms_(network: Layer, inputs: Sequence[Tensor]) -> int:
 
 
 def _places(network: Layer) -> dict[int, list[tuple[Layer, str]]]:
-    """Return parent and name of each layer by id; `replace_sublayer` searches each time."""
+    """Return parent and name of each layer by its id."""
     found: dict[int, list[tuple[Layer, str]]] = {}
     for parent in [network, *network.sublayers()]:
         for key, child in parent._sub_layers.items():
@@ -152,7 +152,7 @@ def _foldable(norm: Layer) -> bool:
 
 
 def _shift_of_folded(conv: Layer, norm: Layer) -> Shift | None:
-    """Scale ``conv`` in place and return the shift layer; ``None`` if it cannot be scaled."""
+    """Scale ``conv`` in place, return the shift layer; ``None`` if impossible."""
     factor = 1 / np.sqrt(norm._variance.numpy().astype("float64") + norm._epsilon)
     if norm.weight is not None:
         factor = factor * norm.weight.numpy().astype("float64")

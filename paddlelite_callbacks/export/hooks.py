@@ -17,7 +17,7 @@ _RESULTS = "_results_of_forward"  # attribute set on a copy
 
 
 def forward_hooks(network: Layer) -> dict[HookKey, Any]:
-    """Return forward hooks of ``network`` without weight_norm and spectral_norm."""
+    """Return forward hooks of ``network`` but weight_norm and spectral_norm."""
     return {
         (name, table, number): hook
         for name, layer in unwrapped(network).named_sublayers(include_self=True)

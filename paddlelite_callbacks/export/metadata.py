@@ -1,4 +1,4 @@
-"""``deploy.json``: what whoever runs the files has to know beside them."""
+"""Write ``deploy.json``: what an application needs to know to run the files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _VERSION = 1
 
 
 def checked_sidecar_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return ``preprocess``, ``postprocess`` and ``labels`` as JSON will hold them, ``None`` where not given.
+    """Check the sidecar options; ``None`` for each that is not given.
+
+    Returns ``preprocess``, ``postprocess`` and ``labels`` as JSON holds them.
 
     Raises:
-        ValueError: another key, something that JSON cannot hold, or labels that are no list of strings.
+        ValueError: Unknown key, a value that JSON cannot hold, or labels that are not a list of strings.
     """
     options: dict[str, Any] = {"preprocess": None, "postprocess": None, "labels": None, **(given or {})}
     if other := sorted(options.keys() - {"preprocess", "postprocess", "labels"}):
         raise ValueError(
-            f"sidecar takes preprocess, postprocess and labels, not {other}: put your own keys into preprocess."
+            f"Unknown keys {other} of sidecar; available: preprocess, postprocess, labels. Put your own keys into "
+            "preprocess."
         )
     labels = options["labels"]
     if labels is not None:
@@ -45,7 +48,7 @@ def checked_sidecar_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
         return dict(json.loads(json.dumps(options, allow_nan=False, default=_plain)))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"sidecar must hold what JSON can hold: {error}. Give numbers, texts, lists and dictionaries."
+            f"sidecar must be serialisable as JSON: {error}. Give numbers, strings, lists and dictionaries."
         ) from error
 
 
@@ -62,13 +65,13 @@ def write_sidecar(
     """Write ``deploy.json`` into ``folder``.
 
     Args:
-        folder: of the files.
-        artefacts: named with precision, checksums and size.
-        inputs: ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each.
-        outputs: the same of each, see `described_outputs`.
-        options: of `checked_sidecar_options`.
-        verdicts: what each engine made of each file.
-        quantization: of the int8 files, see `quantization_of`; left out for a network in float.
+        folder: Folder of the files.
+        artefacts: Exported models, listed with precision, checksums and size.
+        inputs: ``name``, ``shape`` (``None`` for dynamic sizes) and ``dtype`` of each input.
+        outputs: The same of each output, see `described_outputs`.
+        options: Result of `checked_sidecar_options`.
+        verdicts: Result of each engine on each file.
+        quantization: Scheme of the int8 files, see `quantization_of`; left out for a float network.
     """
     content = {
         "version": _VERSION,
@@ -84,20 +87,20 @@ def write_sidecar(
 
 
 def fixed_rows(input_spec: Sequence[Any]) -> int | None:
-    """Return the batch size that ``input_spec`` fixes; ``None`` where it is free.
+    """Return the batch size that ``input_spec`` fixes; ``None`` where it is dynamic.
 
     Args:
-        input_spec: an `InputSpec` each.
+        input_spec: Specs of the inputs, an `InputSpec` each.
     """
     size = input_spec[0].shape[0] if input_spec and len(input_spec[0].shape) else None
     return None if size in (None, -1) else int(size)
 
 
 def has_free_sizes(input_spec: Sequence[Any]) -> bool:
-    """Whether ``input_spec`` leaves a size behind the batch free.
+    """Whether ``input_spec`` has dynamic sizes besides the batch.
 
     Args:
-        input_spec: an `InputSpec` each.
+        input_spec: Specs of the inputs, an `InputSpec` each.
     """
     return any(size in (None, -1) for spec in input_spec for size in spec.shape[1:])
 
@@ -105,12 +108,14 @@ def has_free_sizes(input_spec: Sequence[Any]) -> bool:
 def described_outputs(
     artefacts: Sequence[Artefact], outputs: Sequence[np.ndarray], input_spec: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Return ``name``, ``shape`` (free sizes ``None``) and ``dtype`` of each output.
+    """Return ``name``, ``shape`` and ``dtype`` of each output.
+
+    Dynamic sizes are ``None``.
 
     Args:
-        artefacts: of the network; an ONNX file among them tells names and free sizes.
-        outputs: of one call.
-        input_spec: of the inputs: where sizes behind the batch are free, those of the outputs may be.
+        artefacts: Exported models; an ONNX file among them gives names and dynamic sizes.
+        outputs: Outputs of one call.
+        input_spec: Specs of the inputs; only with dynamic sizes besides the batch can the outputs have some.
     """
     free, first = has_free_sizes(input_spec), fixed_rows(input_spec)
     declared = next((output_shapes(a) for a in artefacts if a.kind == "onnx"), {})
@@ -142,4 +147,4 @@ def _described_file(artefact: Artefact, verdicts: Sequence[FileVerdict]) -> dict
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is not serialisable as JSON")

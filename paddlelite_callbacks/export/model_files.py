@@ -1,4 +1,4 @@
-"""Exported models that were not trained here: Paddle's inference folders of either format, and ONNX files."""
+"""Find and describe exported models: Paddle programs and ONNX files."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ __all__ = [
 ]
 
 _PROGRAMS = (".json", ".pdmodel")
-_FED = "1.data"  # the operation that takes an input
+_FED = "1.data"  # PIR operation of an input
 _PROGRAM_TYPES = {0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32", 6: "float64"} | {
     20: "uint8",
     21: "int8",
-}  # of Paddle 2's VarType
+}  # of VarType in Paddle 2
 
 
 def find_model(path: str | Path) -> Artefact:
-    """Return the files that ``path`` stands for.
+    """Find the files of an exported model.
 
     Args:
-        path: an ``.onnx`` file; a Paddle program (``.json``, ``.pdmodel``), its ``.pdiparams``, or their common
-            prefix; a program of Paddle 2 with its parameters in ``params`` or in a file each (``__model__``); or a
-            folder with exactly one of these, such as PaddleClas and PaddleDetection write (``inference.pdmodel`` +
-            ``inference.pdiparams``). A folder with both kinds counts as Paddle's.
+        path: An ``.onnx`` file; a Paddle program (``.json``, ``.pdmodel``), its ``.pdiparams``, or their common prefix;
+            a program of Paddle 2 with its parameters in ``params`` or one file each (``__model__``); or a folder with
+            exactly one of these, as PaddleClas and PaddleDetection write it (``inference.pdmodel`` +
+            ``inference.pdiparams``). In a folder with both kinds, Paddle's is taken.
 
     Raises:
-        ValueError: nothing of that kind is there, parameters are missing or torn, or there are several models.
+        ValueError: No or several models there, or parameters that are missing or truncated.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -59,8 +59,8 @@ def find_model(path: str | Path) -> Artefact:
         return Artefact(kind="onnx", path=path, files=onnx_files(path), precision=_precision(path))
     if path.suffix in (".pdparams", ".pdopt"):
         raise ValueError(
-            f"{path} is a checkpoint: weights without the network. Export it first, with paddle.jit.save(network, ...) "
-            "or ExportBenchCallback, and give the program."
+            f"{path} is a checkpoint: weights without the network. Export it first, with paddle.jit.save(network, "
+            "...) or ExportBenchCallback, and give the program."
         )
     known = (*_PROGRAMS, ".pdiparams")
     prefix = path.with_name(path.name[: -len(path.suffix)]) if path.suffix in known else path
@@ -73,13 +73,15 @@ def find_model(path: str | Path) -> Artefact:
         there = sorted(p.name for p in path.parent.iterdir() if p.suffix in ends) if path.parent.is_dir() else []
         near = f" Near names there: {near_names(path.name, there)}." if there else ""
         raise ValueError(
-            f"No model at {path}: give an .onnx file, a Paddle program (.json or .pdmodel with .pdiparams beside it), "
-            f"or its folder.{near}"
+            f"No model at {path}: give an .onnx file, a Paddle program (.json or .pdmodel with .pdiparams beside "
+            f"it), or its folder.{near}"
         )
     parameters: tuple[Path, ...] = (prefix.with_name(f"{prefix.name}.pdiparams"),)
     if program.name == MODEL or not parameters[0].is_file():
         if program.suffix == ".json":
-            raise ValueError(f"{program} has no parameters beside it: {parameters[0].name} is missing.")
+            raise ValueError(
+                f"{program} has no parameters beside it: {parameters[0].name} is missing. Copy both files."
+            )
         parameters = parameter_files(program)
     _check_kind(program, parameters)
     for file in parameters:
@@ -88,30 +90,30 @@ def find_model(path: str | Path) -> Artefact:
 
 
 def _check_kind(program: Path, parameters: Sequence[Path]) -> None:
-    """Refuse what only bears the name of a program or of parameters: Paddle would end with the process."""
+    """Check that the files are programs and parameters: Paddle aborts on others."""
     for file in (program, *parameters):
         wanted = "a program of Paddle" if file == program else "parameters of Paddle"
         if (what := mistaken_kind(file)) is not None and not (file != program and "zeros" in what):
-            raise ValueError(f"{file} cannot be read: it is not {wanted} but {what}.")
+            raise ValueError(f"{file} cannot be read: it is not {wanted} but {what}. Give the exported file.")
     if program.suffix == ".json":
         try:
             content = json.loads(program.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{program} is torn, or no JSON ({str(error)[:80]}): export it again.") from error
+            raise ValueError(f"{program} is truncated or not JSON ({str(error)[:80]}): export it again.") from error
         if not isinstance(content, dict) or "program" not in content:
-            raise ValueError(f"{program} is JSON, but no program of Paddle 3: export the network with paddle.jit.save.")
+            raise ValueError(f"{program} is JSON, but not a program of Paddle 3: export it with paddle.jit.save.")
         return
     read_program_desc(program)
 
 
 def _precision(file: Path) -> str:
-    """Return what ``deploy.json`` beside ``file`` says, or what the quantizers in an ONNX file do; else fp32."""
+    """Return the precision in ``deploy.json``, or by the quantizers in an ONNX file."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         for entry in json.loads((file.parent / "deploy.json").read_text(encoding="utf-8"))["files"]:
             if file.name in entry["sha256"]:
                 return str(entry["precision"])
     if file.suffix == ".onnx":
-        with suppress(Exception):  # an unreadable file is refused where it is read
+        with suppress(Exception):  # an unreadable file raises where it is read
             nodes = require("onnx", needed_for="ONNX files").load(str(file), load_external_data=False).graph.node
             if any(node.op_type in INTEGER_OPERATORS for node in nodes):
                 return "int8"
@@ -124,19 +126,21 @@ def _in_folder(folder: Path) -> Artefact:
     found = found or [folder / MODEL] * (folder / MODEL).is_file()
     found = found or sorted(folder.glob("*.pdmodel")) or sorted(folder.glob("*.onnx"))
     if len(found) != 1:
-        said = f"holds several models ({', '.join(item.name for item in found)}): name one" if found else "holds none"
-        raise ValueError(f"The folder {folder} {said}: a program (.json or .pdmodel) with its .pdiparams, or an .onnx.")
+        said = f"holds several models ({', '.join(item.name for item in found)}): name one" if found else "has no model"
+        raise ValueError(
+            f"The folder {folder} {said}: give a program (.json or .pdmodel) with its .pdiparams, or an .onnx."
+        )
     return find_model(found[0])
 
 
 def parse_input(text: str) -> InputSpec:
-    """Read ``1x3x224x224``, ``name:1x3x224x224`` or ``name:1x3x224x224:int64``.
+    """Parse ``1x3x224x224``, ``name:1x3x224x224`` or ``name:1x3x224x224:int64``.
 
     Args:
-        text: for instance ``"x:1x3x224x224:float32"``.
+        text: Text such as ``"x:1x3x224x224:float32"``.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: The text has another form.
     """
     parts = text.split(":")
     name = None if re.fullmatch(r"\d+(x\d+)*", parts[0]) else parts.pop(0)
@@ -149,49 +153,49 @@ def parse_input(text: str) -> InputSpec:
         np.dtype(kind)
     except (ValueError, TypeError):
         raise ValueError(
-            f"An input is written 1x3x224x224, name:1x3x224x224 or name:1x2:int64, got {text!r}: sizes with x between."
+            f"input must be 1x3x224x224, name:1x3x224x224 or name:1x2:int64, got {text!r}: write sizes with x between."
         ) from None
     return InputSpec(shape, dtype=kind, name=name)
 
 
 def input_shapes(artefact: Artefact) -> dict[str, list[int]]:
-    """Return the shapes of the inputs by name, in the order in which engines take them; free sizes are -1.
+    """Return the input shapes by name, in the file's order; dynamic sizes -1.
 
     Args:
-        artefact: of `find_model`.
+        artefact: Result of `find_model`.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: The file cannot be read.
     """
     return {name: shape for name, (shape, _) in declared_inputs(artefact).items()}
 
 
 def declared_inputs(artefact: Artefact) -> dict[str, tuple[list[int], str]]:
-    """Return shape (free sizes -1) and type of each input by name, as the file declares them; no engine runs for it.
+    """Return shape and dtype of each input by name, as the file declares them.
+
+    Dynamic sizes are -1. No engine is run.
 
     Args:
-        artefact: of `find_model`.
+        artefact: Result of `find_model`.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: The file cannot be read.
     """
     if artefact.kind in ("paddle", "pdmodel"):
         try:
             found = _of_program(artefact.path)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
+            raise ValueError(f"{artefact.path} cannot be read: {reason(error)}. Export it again.") from error
         if not found:
-            raise ValueError(
-                f"{artefact.path} takes no input: export the network with paddle.jit.save(input_spec=...)."
-            )
+            raise ValueError(f"{artefact.path} has no inputs: export the network with paddle.jit.save(input_spec=...).")
         return found
     onnx = require("onnx", needed_for="ONNX files")
     try:
         graph = onnx.load(str(artefact.path), load_external_data=False).graph
     except Exception as error:
-        raise ValueError(f"{artefact.path} cannot be read: {reason(error)}") from error
+        raise ValueError(f"{artefact.path} cannot be read: {reason(error)}. Export it again.") from error
     if not graph.node:
-        raise ValueError(f"{artefact.path} holds no network: it is torn, or no ONNX file. Export it again.")
+        raise ValueError(f"{artefact.path} holds no network: it is truncated, or not an ONNX file. Export it again.")
     constants = {item.name for item in graph.initializer}
     return {item.name: (_sizes(item), _onnx_type(onnx, item)) for item in graph.input if item.name not in constants}
 
@@ -222,16 +226,16 @@ def _onnx_type(onnx: Any, item: Any) -> str:
 
 
 def complete_inputs(artefact: Artefact, given: Sequence[InputSpec]) -> list[InputSpec]:
-    """Return a spec with all sizes for each input of the file: what was given, else what file or ``deploy.json`` say.
+    """Return a spec with fixed sizes for each input of the file.
 
-    A free batch is 1 where nothing was given.
+    Sizes come from ``given``, else from the file, else from ``deploy.json``; a dynamic batch becomes 1.
 
     Args:
-        artefact: of `find_model`.
-        given: of `parse_input`; any number of those that the file takes, with names, or in its order.
+        artefact: Result of `find_model`.
+        given: Results of `parse_input`, for any of the inputs: all with names, or in the file's order.
 
     Raises:
-        ValueError: a size is free and was not given, or what was given fits no input.
+        ValueError: A dynamic size was not given, or a given spec fits no input.
     """
     declared, described = declared_inputs(artefact), _described_shapes(artefact)
     if given and (len(given) == len(declared) or not all(spec.name for spec in given)):
@@ -242,11 +246,11 @@ def complete_inputs(artefact: Artefact, given: Sequence[InputSpec]) -> list[Inpu
                 for spec, name in zip(given, open_ones, strict=True)
             ]
         else:
-            return list(given)  # `random_inputs` says what does not fit
+            return list(given)  # `random_inputs` reports what does not fit
     named = {spec.name: spec for spec in given}
     if unknown := [name for name in named if name not in declared]:
         raise ValueError(
-            f"{artefact.path} takes the inputs {list(declared)}, not {unknown}: name them as the file does, or near: "
+            f"{artefact.path} has the inputs {list(declared)}, not {unknown}: use the file's names; near names: "
             f"{near_names(str(unknown[0]), declared)}."
         )
     specs, missing = [], []
@@ -263,19 +267,19 @@ def complete_inputs(artefact: Artefact, given: Sequence[InputSpec]) -> list[Inpu
         name = missing[0].partition(" of ")[0]
         pattern = [str(size) if size > 0 else "N" if axis else "1" for axis, size in enumerate(declared[name][0])]
         raise ValueError(
-            f"{artefact.path} leaves sizes of {', '.join(missing)} free (-1: any): give them, for instance --input "
+            f"{artefact.path} has dynamic sizes (-1) in {', '.join(missing)}: give them, for instance --input "
             f"{name}:{'x'.join(pattern)} with a number for each N."
         )
     return specs
 
 
 def _free(shape: Sequence[int], described: Sequence[int] | None) -> bool:
-    """Whether a size behind the batch is told neither by the file nor by ``deploy.json``."""
+    """Whether a size besides the batch is in neither the file nor ``deploy.json``."""
     return any(max(size, (described or shape)[axis]) < 1 for axis, size in enumerate(shape) if axis)
 
 
 def _described_shapes(artefact: Artefact) -> dict[str, list[int]]:
-    """Return the shapes that ``deploy.json`` beside the file gives for it, free sizes -1."""
+    """Return the shapes in ``deploy.json`` beside the file; dynamic sizes -1."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         content = json.loads((artefact.path.parent / "deploy.json").read_text(encoding="utf-8"))
         if any(artefact.path.name in entry["sha256"] for entry in content["files"]):
@@ -289,10 +293,10 @@ def _described_shapes(artefact: Artefact) -> dict[str, list[int]]:
 
 
 def output_shapes(artefact: Artefact) -> dict[str, list[int]]:
-    """Return the shapes of the outputs by name, free sizes -1.
+    """Return the shapes of the outputs by name; dynamic sizes -1.
 
     Args:
-        artefact: an ONNX file.
+        artefact: An ONNX file.
     """
     graph = require("onnx", needed_for="ONNX files").load(str(artefact.path), load_external_data=False).graph
     return {item.name: _sizes(item) for item in graph.output}
@@ -303,30 +307,31 @@ def _sizes(item: Any) -> list[int]:
 
 
 def random_inputs(artefact: Artefact, specs: Sequence[InputSpec], *, rows: int | None = None) -> list[np.ndarray]:
-    """Return seeded inputs in the file's order: floats of a normal distribution, zeros and ones for integers.
+    """Return seeded random inputs in the file's order.
 
-    Sizes are held against those that the file declares, the batch aside.
+    Floats are normally distributed, integers 0 or 1. Sizes besides the batch must be those that the file declares.
+
 
     Args:
-        artefact: of `find_model`.
-        specs: one per input; all with names, or in the file's order.
-        rows: of each; ``None`` keeps those of ``specs``.
+        artefact: Result of `find_model`.
+        specs: One per input; all with names, or in the file's order.
+        rows: Batch size; ``None`` keeps that of ``specs``.
 
     Raises:
-        ValueError: numbers, names or sizes of inputs differ from the file's.
+        ValueError: Number, names or sizes of the inputs differ from the file's.
     """
     shapes = input_shapes(artefact)
     names = list(shapes)
     if len(names) != len(specs):
         raise ValueError(
-            f"{artefact.path} takes {len(names)} inputs ({', '.join(names)}), {len(specs)} were given: one --input "
-            "(InputSpec) for each."
+            f"{artefact.path} takes {len(names)} inputs ({', '.join(names)}), {len(specs)} were given: give one "
+            "--input (InputSpec) for each."
         )
     if all(spec.name for spec in specs):
         named = {spec.name: spec for spec in specs}
         if missing := [name for name in names if name not in named]:
             raise ValueError(
-                f"{artefact.path} takes the inputs {names}; {missing} were not given: name them as the file does."
+                f"{artefact.path} takes the inputs {names}; {missing} were not given: use the file's names."
             )
         specs = [named[name] for name in names]
     for (name, shape), spec in zip(shapes.items(), specs, strict=True):

@@ -25,26 +25,26 @@ DEFAULT_OPSET = 17
 _OPSETS = (13, 19)  # from per-channel DequantizeLinear to the last that the converter knows
 _log = logging.getLogger(__name__)
 _ONNX_SECONDS = 600
-_HIDDEN = re.compile(r"\b(tmp|paddlelite_traces_)[a-z0-9_]{8}[/\\\\]")  # of folders that the child made in ours
-_NOT_CLEANED = "clean"  # of `clean_onnx`
+_HIDDEN = re.compile(r"\b(tmp|paddlelite_traces_)[a-z0-9_]{8}[/\\\\]")  # temporary folders of the child process
+_NOT_CLEANED = "clean"  # in the message of `clean_onnx`
 
 
 def export_onnx(program: Artefact, path: Path, *, opset: int = DEFAULT_OPSET, clean: bool | None = None) -> Artefact:
-    """Convert a Paddle program to ONNX, in a child process since the converter can abort its own.
+    """Convert a Paddle program to ONNX, in a child process that may abort.
 
-    Names of inputs and outputs are those of the program; the producer is this package.
+    Inputs and outputs keep the names of the program; the producer is this package.
 
     Args:
-        program: of kind ``"paddle"``.
-        path: of the ``.onnx`` file; appears only when whole.
-        opset: of ONNX.
-        clean: whether to leave out the nodes that no engine needs, see `clean_onnx`; ``None`` does so with float
-            programs. In one with int8 weights it would fold these into float ones.
+        program: Program of kind ``"paddle"``.
+        path: Path of the ``.onnx`` file; written atomically.
+        opset: ONNX opset version.
+        clean: Whether to remove redundant nodes, see `clean_onnx`; ``None`` does so for float programs. For int8
+            weights it would fold them into float ones.
 
     Raises:
-        MissingDependencyError: the converter is not installed.
-        ExportError: the converter failed or died; carries the end of what it said.
-        OSError: the disk is full.
+        MissingDependencyError: The converter is not installed.
+        ExportError: The converter failed or died; the message ends with its output.
+        OSError: The disk is full.
     """
     require_installed("paddle2onnx", needed_for="ONNX export")
     with staged_file(path) as partial, tempfile.TemporaryDirectory() as work, as_pair(program.files) as pair:
@@ -60,10 +60,13 @@ def export_onnx(program: Artefact, path: Path, *, opset: int = DEFAULT_OPSET, cl
                 environment={"TMPDIR": str(Path(work).resolve())},
             )
         except subprocess.TimeoutExpired as error:
-            raise ExportError(f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s.") from error
+            raise ExportError(
+                f"paddle2onnx did not finish {program.path.name} in {_ONNX_SECONDS} s. Export a smaller network, or "
+                "use onnx=False."
+            ) from error
         if done.returncode != 0 or not partial.is_file():
             if shutil.disk_usage(path.parent).free < program.size_mb * 1e6:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # no fault of the network's
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # not the network's fault
             said = _telling(done.stdout, done.stderr)
             said = _HIDDEN.sub("", without_folder(without_folder(said, partial.parent), work))
             said = said.replace(partial.name, path.name)
@@ -92,9 +95,9 @@ def checked_opset(opset: int) -> int:
 
 
 def _telling(stdout: str, stderr: str) -> str:
-    """Return what the converter said of operators that it cannot convert, or else the end of its error output."""
+    """Return the converter's errors on operators, else the end of its stderr."""
     lines = [line.replace("[Paddle2ONNX]", "").strip() for line in f"{stdout}\n{stderr}".splitlines()]
     named = [line for line in lines if line.startswith("[ERROR]") and "unsupported features" not in line]
     if named:
-        return " ".join(dict.fromkeys(named))[:300] + " Write this operation otherwise, in operators that it knows."
+        return " ".join(dict.fromkeys(named))[:300] + " Write this operation with supported operators."
     return " ".join((stderr or stdout).split())[-300:]

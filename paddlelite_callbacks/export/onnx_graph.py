@@ -1,4 +1,4 @@
-"""An ONNX graph that can be rewritten: constants by name, producers and consumers of a tensor, new nodes."""
+"""Rewrite ONNX graphs: constants by name, producers and consumers, new nodes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FOLDED: dict[str, Callable[..., np.ndarray]] = {
 
 
 class OnnxGraph:
-    """The nodes of a model in their order, and its constants as arrays.
+    """Editable nodes of a model, with its constants as arrays.
 
-    What the bodies of branches and loops read from outside counts as read by their node. Inside, nothing changes.
-    Paddle's converter writes constants as nodes and leaves chains of ``Identity``; both are gone here, and reshapes
-    of constants are computed.
+    Values that the bodies of branches and loops read from outside count as read by their node; the bodies do not
+    change. Paddle's converter writes constants as nodes and leaves chains of ``Identity``: both are removed here, and
+    reshapes of constants are computed.
 
     Args:
-        model: an ``onnx.ModelProto``; `to_model` gives a new one.
+        model: An ``onnx.ModelProto``; `to_model` returns a new one.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,7 +49,7 @@ class OnnxGraph:
         self._keep_output_names(renamed)
 
     def producer(self, name: str) -> Any | None:
-        """Return the node that computes the tensor ``name``; ``None`` for inputs and constants."""
+        """Return the node that computes ``name``; ``None`` for inputs and constants."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[Any]:
@@ -57,7 +57,7 @@ class OnnxGraph:
         return list(self._consumers.get(name, {}).values())
 
     def only_consumer(self, name: str, kind: str) -> Any | None:
-        """Return the one node that reads ``name``, if it is of ``kind`` and nothing else needs the tensor."""
+        """Return the only reader of ``name`` if it is of ``kind``; ``None`` otherwise."""
         found = self.consumers(name)
         alone = len(found) == 1 and name not in self.outputs and found[0].op_type == kind
         return found[0] if alone else None
@@ -68,7 +68,7 @@ class OnnxGraph:
         return values[0] if values else default
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """Add a constant; return its name, made unique where ``name`` is taken."""
+        """Add a constant and return its name, made unique where ``name`` is in use."""
         unique, number = name, 0
         while unique in self.constants:
             number += 1
@@ -77,14 +77,14 @@ class OnnxGraph:
         return unique
 
     def insert_before(self, node: Any, kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
-        """Add a node in front of ``node``."""
+        """Insert a node before ``node``."""
         new = self._onnx.helper.make_node(kind, inputs, [output], **attributes)
         self.nodes.insert(next(i for i, item in enumerate(self.nodes) if item is node), new)
         self._index(new)
         return new
 
     def set_inputs(self, node: Any, inputs: list[str]) -> None:
-        """Let ``node`` read ``inputs``."""
+        """Replace the inputs of ``node``."""
         for name in node.input:
             self._consumers.get(name, {}).pop(id(node), None)
         del node.input[:]
@@ -92,7 +92,7 @@ class OnnxGraph:
         self._index(node)
 
     def redirect(self, old: str, new: str) -> None:
-        """Let whatever reads the tensor ``old`` read ``new``."""
+        """Replace the tensor ``old`` by ``new`` in all nodes that read it."""
         for node in self.consumers(old):
             for body in _bodies(node):
                 rename_tensors(body, {old: new})
@@ -100,7 +100,7 @@ class OnnxGraph:
             self.set_inputs(node, [new if name == old else name for name in node.input])
 
     def absorb(self, node: Any, follower: Any) -> None:
-        """Take ``follower`` out, which alone reads ``node``; ``node`` gives its output from now on."""
+        """Remove ``follower``, the only reader of ``node``, which takes over its output."""
         self.nodes = [item for item in self.nodes if item is not follower]
         for name in follower.input:
             self._consumers.get(name, {}).pop(id(follower), None)
@@ -115,7 +115,7 @@ class OnnxGraph:
             self._consumers.setdefault(name, {})[id(node)] = node
 
     def to_model(self) -> Any:
-        """Return the model, small: what nothing reads is left out, equal constants are one, inner names are short.
+        """Return a compact model: no unread nodes, equal constants shared, short names.
 
         Weights (constants of two and more dimensions) keep their names.
         """
@@ -170,7 +170,7 @@ class OnnxGraph:
             if source is None:
                 continue
             node = self.producer(source)
-            if node is None or source in self.outputs:  # an input or constant handed through, or a second name
+            if node is None or source in self.outputs:  # an input, a constant, or a second name of an output
                 self.nodes.append(self._onnx.helper.make_node("Identity", [source], [output]))
                 self._index(self.nodes[-1])
                 continue
@@ -180,11 +180,11 @@ class OnnxGraph:
 
 
 def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
-    """Rename tensors of ``graph`` (``onnx.GraphProto``) in place, in the bodies of its branches and loops too.
+    """Rename tensors of ``graph`` (``onnx.GraphProto``) in place, subgraphs included.
 
     Args:
-        graph: of a model, or a body.
-        names: new ones by old ones; others stay.
+        graph: Graph of a model, or a body.
+        names: New names by old ones; other tensors keep theirs.
     """
     if not names:
         return
@@ -198,7 +198,7 @@ def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def _bodies(node: Any) -> Iterator[Any]:
-    """Yield the graphs of a branch or loop."""
+    """Yield the subgraphs of a branch or loop."""
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             if body.node or body.output:
@@ -206,7 +206,7 @@ def _bodies(node: Any) -> Iterator[Any]:
 
 
 def _read(node: Any) -> set[str]:
-    """Return the tensors that ``node`` reads, in its bodies too."""
+    """Return the tensors that ``node`` and its subgraphs read."""
     names = set(node.input)
     for body in _bodies(node):
         made = {name for inner in body.node for name in inner.output}
@@ -217,7 +217,7 @@ def _read(node: Any) -> set[str]:
 
 
 def _all_names(body: Any) -> set[str]:
-    """Return the names that ``body`` makes itself."""
+    """Return the tensors that ``body`` computes."""
     names = {name for node in body.node for name in node.output}
     names |= {item.name for item in (*body.input, *body.initializer)}
     return names.union(*(_all_names(inner) for node in body.node for inner in _bodies(node)))

@@ -1,4 +1,7 @@
-"""Run by `export_onnx` in a child process: ``PROGRAM PARAMETERS TARGET OPSET CLEAN``."""
+"""Convert a program to ONNX in the child process of `export_onnx`.
+
+Arguments: ``PROGRAM PARAMETERS TARGET OPSET CLEAN``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from paddlelite_callbacks.export.old_program import translate_old_program
 
 
 def main(program: str, parameters: str, target: str, opset: str, clean: str) -> None:
-    """Convert one Paddle program to ONNX, sign it, and clean it where ``clean`` is ``"yes"``."""
+    """Convert one Paddle program to ONNX and sign it; clean it if ``"yes"``."""
     converter = require("paddle2onnx", needed_for="ONNX export")
     with tempfile.TemporaryDirectory() as work:
         if program.endswith(".pdmodel"):
@@ -24,7 +27,7 @@ def main(program: str, parameters: str, target: str, opset: str, clean: str) -> 
             opset_version=int(opset),
             enable_onnx_checker=True,
             verbose=False,
-            # Its default, polygraphy, runs "pip install" in the user's environment and replaces their NumPy.
+            # The default, polygraphy, runs "pip install" in the user's environment and replaces NumPy.
             optimize_tool="onnxoptimizer",
         )
     onnx = require("onnx", needed_for="ONNX export")

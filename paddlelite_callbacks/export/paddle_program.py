@@ -1,4 +1,4 @@
-"""Export to Paddle's inference program and to ONNX; a finished export is never harmed by a failing one."""
+"""Export networks as Paddle inference programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-_UNUSED = "is not involved in the target_vars"  # Paddle's words
+_UNUSED = "is not involved in the target_vars"  # in Paddle's error message
 
 
 def export_paddle(
@@ -49,30 +49,31 @@ def export_paddle(
     name: str = "model",
     in_place: bool = False,
 ) -> Artefact:
-    """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save`` into ``folder``.
+    """Write ``<name>.json`` and ``<name>.pdiparams`` with ``paddle.jit.save``.
 
-    The program is Paddle 3's own format (PIR), for inference alone, see `make_program_lean`. ``paddle.jit`` changes
-    what it is given, so it is given a copy. Write into a `staged_folder` where an older export stands.
+    The program is in Paddle 3's own format (PIR), for inference only, see `make_program_lean`. ``paddle.jit`` changes
+    the network that it traces, so it gets a copy. Write into a `staged_folder` where an older export must survive a
+    failure.
 
     Args:
-        network: any mode; not changed.
-        folder: made if missing.
-        input_spec: one per input; ``None`` for sizes that vary.
-        precision: noted in the artefact.
-        name: of the files.
-        in_place: whether ``network`` itself is traced, hooks included, and then given back as it was: a copy of
-            `copy_with_hooks`, for which another one would take as much memory again. Otherwise, of the forward hooks,
-            only those of ``weight_norm`` and ``spectral_norm`` belong to what is exported.
+        network: Network in any mode; not changed.
+        folder: Target folder; created if missing.
+        input_spec: One per input; ``None`` for dynamic sizes.
+        precision: Precision recorded in the artefact.
+        name: File name without suffix.
+        in_place: Whether to trace ``network`` itself, hooks included, and restore it afterwards: for a copy of
+            `copy_with_hooks`, which would otherwise be copied again. By default only the forward hooks of
+            ``weight_norm`` and ``spectral_norm`` are exported.
 
     Raises:
-        ExportError: ``forward`` cannot be turned into a program, with Paddle's reason, or the disk is full.
+        ExportError: ``forward`` cannot be traced, with Paddle's reason, or the disk is full.
     """
     check_program_format()
     folder.mkdir(parents=True, exist_ok=True)
     input_spec = named_specs(network, input_spec)
     names: list[str] = []
     try:
-        with warnings.catch_warnings(), clean_trace():  # paddle.jit changes filters
+        with warnings.catch_warnings(), clean_trace():  # paddle.jit changes warning filters
             duplicate = network if in_place else copy_with_hooks(network, ())
             with restored(duplicate):
                 forget_results_(duplicate)
@@ -84,7 +85,7 @@ def export_paddle(
     except Exception as error:
         reason = " ".join(str(error).split())[-400:]
         if _UNUSED in reason:
-            reason = "forward() does not use one of them in eval mode: leave that one out"
+            reason = "forward() does not use one of them in eval mode: leave that input out"
         shapes = [list(spec.shape) for spec in paddle.utils.flatten(list(input_spec))]
         raise ExportError(
             f"{type(network).__name__} cannot be exported with inputs {shapes}: {type(error).__name__}: {reason}"
@@ -93,16 +94,17 @@ def export_paddle(
     missing = [file.name for file in (program, parameters) if not file.is_file()]
     if missing:
         raise ExportError(
-            f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its parameters. "
-            "Does forward() leave Paddle's operations (numpy(), Python numbers), so that its result became a constant?"
+            f"paddle.jit.save wrote no {missing}: the program of {type(network).__name__} uses none of its "
+            "parameters. Check whether forward() leaves Paddle's operations (numpy(), Python numbers), which makes "
+            "its result a constant."
         )
     try:
         make_program_lean(program)
         name_outputs(program, _unlike(names, input_spec))
-    except ValueError as error:  # paddle.jit.save says nothing of a full disk
+    except ValueError as error:  # paddle.jit.save does not report a full disk
         free = shutil.disk_usage(folder).free / 1e6
         raise ExportError(
-            f"{program} was written in part only ({error}); {free:.1f} MB are free there: is the disk full?"
+            f"{program} is truncated ({error}); {free:.1f} MB are free there: check whether the disk is full."
         ) from error
     return Artefact(kind="paddle", path=program, files=(program, parameters), precision=precision)
 
@@ -111,13 +113,13 @@ def export_pdmodel(program: Artefact) -> Artefact:
     """Write ``model.pdmodel`` beside ``model.json``; both share ``model.pdiparams``.
 
     Args:
-        program: of `export_paddle`; its parameters get short names.
+        program: Result of `export_paddle`; its parameters get short names.
 
     Raises:
-        UnknownOperatorError: an operator has no form in Paddle 2.
-        OSError: the disk is full.
+        UnknownOperatorError: An operator has no equivalent in Paddle 2.
+        OSError: The disk is full.
     """
-    legacy_program(read_pir_program(program.path))  # as long as the parameters have the names of layers
+    legacy_program(read_pir_program(program.path))  # errors name layers by their parameters, still with long names
     number_parameters(program.path)
     files = write_legacy_program(program.path, program.path.with_suffix(""))
     return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
@@ -176,42 +178,44 @@ def _graph_of(program: Artefact) -> ProgramGraph:
 
 
 def check_program_format() -> None:
-    """Refuse a process in which Paddle is told to write the programs of Paddle 2.
+    """Check that Paddle writes programs in Paddle 3's format.
 
     Raises:
-        ExportError: says what to unset.
+        ExportError: An environment variable selects the older format; names it.
     """
     if not paddle.get_flags("FLAGS_enable_pir_api")["FLAGS_enable_pir_api"]:
         raise ExportError(
-            "FLAGS_enable_pir_api=0 lets Paddle write programs of the older form (.pdmodel), which many of Paddle 3's "
-            "operations no longer support and this export does not read: run without this variable."
+            "FLAGS_enable_pir_api=0 makes Paddle write programs in the older format (.pdmodel), which many of "
+            "Paddle 3's operations no longer support and this export does not read: run without this variable."
         )
 
 
 def _name_by_place(network: Layer) -> None:
-    """Call every tensor of ``network``, a copy, as ``state_dict`` does: the same weights give the same bytes.
+    """Name the tensors of ``network``, a copy, as ``state_dict`` does.
 
-    Paddle numbers the names of tensors through the life of the process.
+    Paddle numbers tensor names over the life of a process; with these names equal weights give equal bytes.
     """
     named: set[int] = set()
     for name, layer in network.named_sublayers(include_self=True):
         for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
-            if tensor is not None and id(tensor) not in named:  # a shared weight has its first name
+            if tensor is not None and id(tensor) not in named:  # a shared weight keeps its first name
                 named.add(id(tensor))
                 tensor.name = f"{name}.{key}" if name else key
 
 
 def output_names(output: Any) -> list[str]:
-    """Return a name for each tensor of `flat_outputs`: its keys joined by dots, or ``output_0``, ``output_1``, ...
+    """Return a name for each tensor of `flat_outputs`.
+
+    Its keys joined by dots, or ``output_0``, ``output_1``, ...
 
     Args:
-        output: what a network gives, of tensors or of anything in their place.
+        output: Output of a network: a nest of tensors, or of other leaves.
     """
     return [name if keyed else f"output_{i}" for i, (name, keyed) in enumerate(_named_parts(output, ""))]
 
 
 def _named_parts(output: Any, path: str) -> Iterator[tuple[str, bool]]:
-    """Yield the path to each tensor of ``output``, and whether it has a key."""
+    """Yield the path of each tensor of ``output``, and whether it has a key."""
     keys: list[Any] = []
     if isinstance(output, dict):
         keys, output = sorted(output), [output[key] for key in sorted(output)]
@@ -228,7 +232,7 @@ def _named_parts(output: Any, path: str) -> Iterator[tuple[str, bool]]:
 
 
 def _noting_names(names: list[str]) -> Callable[..., None]:
-    """Return a forward hook that puts the names of the outputs into ``names``."""
+    """Return a forward hook that records the names of the outputs in ``names``."""
 
     @paddle.jit.not_to_static
     def note(layer: Layer, inputs: Any, output: Any) -> None:
@@ -238,7 +242,7 @@ def _noting_names(names: list[str]) -> Callable[..., None]:
 
 
 def _unlike(names: Sequence[str], input_spec: Sequence[InputSpec]) -> list[str]:
-    """Return ``names`` of outputs without those of inputs, and without two alike: a file could not hold them."""
+    """Make output names unique, among themselves and against the inputs."""
     taken = {spec.name for spec in paddle.utils.flatten(list(input_spec))}
     unique = []
     for name in names:

@@ -1,7 +1,7 @@
-"""The operators of Paddle 3 (PIR) as those of Paddle 2: names, input and output slots, attributes.
+"""Map Paddle 3 (PIR) operators to Paddle 2: names, slots, attributes.
 
-One table, `OPERATORS`. What an operator of Paddle 2 takes as an attribute, Paddle 3 often takes as an operand that is
-made by a constant: see `Constant`. Operators that need more than other names are written in ``legacy_program``.
+One table, `OPERATORS`. What an operator of Paddle 2 takes as an attribute, Paddle 3 often takes as an operand computed
+by a constant: see `Constant`. Operators that need more than other names are in ``legacy_program``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["OPERATORS", "Constant", "InPlace", "Int32", "Operator"]
 
 @dataclass(frozen=True)
 class Constant:
-    """An operand that becomes an attribute where a constant makes it.
+    """An operand that becomes an attribute if it is a constant.
 
     Args:
-        attribute: its name in Paddle 2.
-        slot: for the tensor, where no constant makes it; ``None`` where Paddle 2 takes constants alone.
+        attribute: Name of the attribute in Paddle 2.
+        slot: Input slot for a tensor operand; ``None`` where Paddle 2 takes only constants.
     """
 
     attribute: str
@@ -28,10 +28,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Int32:
-    """An operand whose integers Paddle 2 reads as int32.
+    """An operand that Paddle 2 reads as int32.
 
     Args:
-        slot: of the operator.
+        slot: Input slot of the operator.
     """
 
     slot: str
@@ -42,8 +42,8 @@ class InPlace:
     """A result that Paddle 2 writes into the variable of an input.
 
     Args:
-        slot: of the output.
-        input: slot of that input.
+        slot: Output slot.
+        input: Slot of the input that is overwritten.
     """
 
     slot: str
@@ -52,15 +52,15 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Operator:
-    """What an operator of Paddle 3 is in Paddle 2.
+    """Equivalent in Paddle 2 of an operator of Paddle 3.
 
     Args:
-        name: in Paddle 2.
-        inputs: of each operand in turn, its slot; ``None`` for an operand that Paddle 2 does not know.
-        outputs: of each result in turn, its slot; ``None`` for a result that only training needs.
-        renamed: attributes that have another name in Paddle 2.
-        fixed: attributes that the operator of Paddle 3 does not have, since they are part of what it is.
-        left_out: attributes that Paddle 2 does not know, by the only value that can be left out; ``None`` for any.
+        name: Operator name in Paddle 2.
+        inputs: Input slot of each operand in order; ``None`` for an operand that Paddle 2 does not have.
+        outputs: Output slot of each result in order; ``None`` for a result that only training needs.
+        renamed: Attributes with another name in Paddle 2.
+        fixed: Attributes that the operator of Paddle 3 implies.
+        left_out: Attributes that Paddle 2 does not have, with the only value that may be dropped; ``None`` for any.
     """
 
     name: str
@@ -159,7 +159,7 @@ OPERATORS: dict[str, Operator] = {
     "softshrink": Operator("softshrink", renamed={"threshold": "lambda"}),
     "leaky_relu": Operator("leaky_relu", renamed={"negative_slope": "alpha"}),
     "mish": Operator("mish", renamed={"lambda": "threshold"}),
-    "relu6": Operator("relu6", fixed={"threshold": 6.0}),  # Paddle Lite reads it
+    "relu6": Operator("relu6", fixed={"threshold": 6.0}),  # read by Paddle Lite
     "swish": Operator("swish", fixed={"beta": 1.0}),
     "prelu": Operator("prelu", ("X", "Alpha")),
     "rrelu": Operator("rrelu", outputs=("Out", "Noise")),

@@ -1,4 +1,4 @@
-"""Read the programs of Paddle 3 (PIR in JSON, ``model.json``) without running Paddle."""
+"""Read programs of Paddle 3 (PIR, ``model.json``) without running Paddle."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class PirType:
-    """What a value is: a tensor.
+    """Type of a tensor value.
 
     Args:
-        dtype: such as ``"float32"``.
-        shape: -1 for sizes that are free.
+        dtype: Data type, such as ``"float32"``.
+        shape: Sizes; -1 for dynamic ones.
     """
 
     dtype: str
@@ -43,12 +43,12 @@ class PirType:
 
 @dataclass(frozen=True)
 class PirValue:
-    """A result of an operation.
+    """Result of an operation.
 
     Args:
-        number: by which operands refer to it; 0 for none.
-        types: one for a tensor, one each for a list of tensors.
-        is_list: whether it is a list of tensors.
+        number: Number by which operands refer to it; 0 for none.
+        types: One for a tensor, one each for a list of tensors.
+        is_list: Whether it is a list of tensors.
     """
 
     number: int
@@ -58,14 +58,14 @@ class PirValue:
 
 @dataclass(frozen=True)
 class PirOperation:
-    """One operation of a program.
+    """Operation of a program.
 
     Args:
-        name: without its dialect, such as ``"conv2d"``; ``"parameter"`` for a parameter.
-        operands: numbers of values; 0 where an optional one is missing.
-        results: its values.
-        attributes: in Python's types.
-        regions: how many programs it holds, as a branch or a loop does.
+        name: Name without its dialect, such as ``"conv2d"``; ``"parameter"`` for a parameter.
+        operands: Numbers of values; 0 for a missing optional one.
+        results: Result values.
+        attributes: Attributes as Python values.
+        regions: Number of nested programs, as in a branch or a loop.
     """
 
     name: str
@@ -80,45 +80,45 @@ class PirProgram:
     """A program: its operations in order.
 
     Args:
-        operations: parameters among them.
-        path: of its file.
+        operations: Operations, parameters included.
+        path: Path of the file.
     """
 
     operations: tuple[PirOperation, ...]
     path: Path
 
     def parameters(self) -> dict[str, PirType]:
-        """Return the types of the parameters by name, in the order in which their file holds them."""
+        """Return the types of the parameters by name, in the order of their file."""
         found = {op.attributes["name"]: op.results[0].types[0] for op in self.operations if op.name == "parameter"}
         return dict(sorted(found.items()))
 
 
 def read_pir_program(path: str | Path) -> PirProgram:
-    """Read ``model.json`` of ``paddle.jit.save`` or of an export.
+    """Read ``model.json``, written by ``paddle.jit.save`` or an export.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Raises:
-        ValueError: it is something else, truncated, or holds what this reader does not know.
+        ValueError: Another kind of file, a truncated one, or unknown content.
     """
     path = Path(path)
     if (what := mistaken_kind(path)) is not None:
-        raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}.")
+        raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}. Export it again.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is truncated, or no JSON ({str(error)[:80]}): export it again.") from error
+        raise ValueError(f"{path} is truncated or not JSON ({str(error)[:80]}): export it again.") from error
     if not isinstance(content, dict) or content.get("base_code", {}).get("magic") != "pir":
-        raise ValueError(f"{path} is JSON, but no program of Paddle 3: export the network with paddle.jit.save.")
+        raise ValueError(f"{path} is JSON, but not a program of Paddle 3: export the network with paddle.jit.save.")
     try:
         (region,) = content["program"]["regions"]
         (block,) = region["blocks"]
         return PirProgram(tuple(_operation(item) for item in block["ops"]), path)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"{path} holds what is not known of programs of Paddle 3.3 ({type(error).__name__}: {error}): export it "
-            "with Paddle 3.3."
+            f"{path} differs from the programs of Paddle 3.3 ({type(error).__name__}: {error}): export it with "
+            "Paddle 3.3."
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""Write and read programs of Paddle 2 (``.pdmodel``, a serialised ProgramDesc) with Paddle's own protobuf classes."""
+"""Write and read programs of Paddle 2 with Paddle's own protobuf classes.
+
+A ``.pdmodel`` is a serialised ProgramDesc.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ DTYPES = {
     "int8": 21,
     "bfloat16": 22,
 }
-"""Numbers of data types in ``VarType``, by name."""
+"""Numbers of the data types in ``VarType``, by name."""
 
 _TENSOR, _FEED, _FETCH = 7, 9, 10  # of VarType
 _EXTRA = {"op_role", "op_role_var", "op_namescope", "op_callstack", "op_device", "with_quant_attr"}  # for training
-_TUNING = {"use_quantizer", "mkldnn_data_type"}  # of oneDNN, set by its own passes
+_TUNING = {"use_quantizer", "mkldnn_data_type"}  # set by oneDNN's own passes
 _FIELDS = {
     "INT": ("i", int),
     "LONG": ("l", int),
@@ -42,7 +45,7 @@ _FIELDS = {
     "STRINGS": ("strings", str),
     "BOOLEANS": ("bools", bool),
 }
-_OLDER = {  # attributes that the installed Paddle no longer lists, but older readers want
+_OLDER = {  # attributes that the installed Paddle no longer lists and older readers need
     "fp32_values": "FLOATS",
     "fp64_values": "FLOAT64S",
     "int32_values": "INTS",
@@ -58,22 +61,22 @@ _NEEDED_FOR = "A program of Paddle 2 (.pdmodel)"
 
 
 def _framework_pb2() -> Any:
-    """Return Paddle's own protobuf classes of a ``.pdmodel``."""
+    """Return Paddle's protobuf classes of a ``.pdmodel``."""
     return require_private("paddle.base.proto.framework_pb2", "ProgramDesc", "AttrType", needed_for=_NEEDED_FOR)
 
 
 class OldOperator:
-    """What the installed Paddle says of an operator of Paddle 2.
+    """Signature of a Paddle 2 operator, as the installed Paddle describes it.
 
     Args:
-        name: such as ``"conv2d"``.
+        name: Operator name, such as ``"conv2d"``.
 
     Attributes:
-        inputs: names of its input slots.
-        outputs: names of its output slots.
-        attributes: type by name, such as ``"INTS"``; without those for training.
-        defaults: of attributes that have one.
-        by_products: output slots that no reader of the program needs, but every writer fills.
+        inputs: Names of the input slots.
+        outputs: Names of the output slots.
+        attributes: Type by name, such as ``"INTS"``; without those for training.
+        defaults: Values of the attributes that have a default.
+        by_products: Output slots that every writer fills and no reader needs.
     """
 
     def __init__(self, name: str) -> None:
@@ -98,19 +101,19 @@ class OldOperator:
 
 @cache
 def old_operator(name: str) -> OldOperator:
-    """Return what the installed Paddle says of the operator ``name`` of Paddle 2.
+    """Return the signature of a Paddle 2 operator.
 
     Args:
-        name: such as ``"reshape2"``.
+        name: Operator name, such as ``"reshape2"``.
 
     Raises:
-        ValueError: it has no such operator.
+        ValueError: Unknown operator.
     """
     return OldOperator(name)
 
 
 class ProgramWriter:
-    """Build a program of one block, variable by variable and operator by operator."""
+    """Build a program of one block from variables and operators."""
 
     def __init__(self) -> None:
         framework_pb2 = _framework_pb2()
@@ -129,11 +132,11 @@ class ProgramWriter:
         """Declare a tensor.
 
         Args:
-            name: unique.
-            dtype: one of `DTYPES`.
-            shape: -1 for free sizes.
-            parameter: whether its values lie in the parameters' file.
-            fed: whether it is an input of the program.
+            name: Unique name.
+            dtype: One of `DTYPES`.
+            shape: Sizes; -1 for dynamic ones.
+            parameter: Whether its values are in the parameter file.
+            fed: Whether it is an input of the program.
         """
         variable = self._block.vars.add()
         variable.name, variable.persistable = name, parameter
@@ -156,13 +159,13 @@ class ProgramWriter:
         """Add an operator.
 
         Args:
-            name: of Paddle 2.
-            inputs: names of variables by slot.
-            outputs: the same.
-            attributes: values by name; those that are left out get the default of Paddle.
+            name: Operator name of Paddle 2.
+            inputs: Variable names by input slot.
+            outputs: Variable names by output slot.
+            attributes: Values by name; Paddle's defaults for the rest.
 
         Raises:
-            ValueError: an attribute without a default is missing, or a value is not of its type.
+            ValueError: An attribute without a default is missing, or a value has the wrong type.
         """
         known = old_operator(name)
         operator = self._block.ops.add()
@@ -204,20 +207,20 @@ class ProgramWriter:
             scalar.type, scalar.r = kinds.Value("FLOAT64"), float(value)
 
     def feed(self, name: str, column: int) -> None:
-        """Let the program take the variable ``name`` as its input number ``column``.
+        """Make the variable ``name`` input number ``column`` of the program.
 
         Args:
-            name: declared as fed.
-            column: from 0.
+            name: Variable declared with ``fed``.
+            column: Index, from 0.
         """
         self.operator("feed", {"X": ["feed"]}, {"Out": [name]}, {"col": column})
 
     def fetch(self, name: str, column: int) -> None:
-        """Let the program give the variable ``name`` as its output number ``column``.
+        """Make the variable ``name`` output number ``column`` of the program.
 
         Args:
-            name: of a variable.
-            column: from 0.
+            name: Name of a variable.
+            column: Index, from 0.
         """
         self.operator("fetch", {"X": [name]}, {"Out": ["fetch"]}, {"col": column})
 
@@ -287,22 +290,24 @@ def read_program_desc(path: str | Path) -> Any:
     """Read a ``.pdmodel`` file.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Returns:
-        Paddle's protobuf object ``ProgramDesc``; it has at least one operator.
+        Paddle's protobuf object ``ProgramDesc`` with at least one operator.
 
     Raises:
-        ValueError: it is something else, or truncated.
+        ValueError: Another kind of file, or a truncated one.
     """
     framework_pb2 = _framework_pb2()
     path = Path(path)
     if (what := mistaken_kind(path)) is not None:
-        raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}.")
+        raise ValueError(f"{path} cannot be read: it is not a program of Paddle but {what}. Export it again.")
     try:
         program = framework_pb2.ProgramDesc.FromString(path.read_bytes())
     except Exception as error:
-        raise ValueError(f"{path} is torn, or no program of Paddle ({type(error).__name__}): copy it again.") from error
+        raise ValueError(
+            f"{path} is truncated, or not a program of Paddle ({type(error).__name__}): copy it again."
+        ) from error
     if not program.blocks or not program.blocks[0].ops:
-        raise ValueError(f"{path} holds no operation: it is torn, or no program of Paddle.")
+        raise ValueError(f"{path} holds no operation: it is truncated, or not a program of Paddle. Copy it again.")
     return program

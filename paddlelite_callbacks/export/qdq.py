@@ -1,14 +1,15 @@
-"""ONNX that computes in int8: ``QuantizeLinear``/``DequantizeLinear`` with the scales that were learned in training.
+"""Write int8 ONNX in QDQ format with the scales learned in training.
 
-The input is the ONNX form of the very program that is shipped for Paddle, in which a quantizer stands as ``Mul,
-Round, Clip, Mul`` and an int8 weight as ``Cast, Mul``. Each of these chains is replaced by the pair that engines
-recognise, where it stands and with its own constants, so that nothing is written that was not simulated. Batch
-normalisation is folded by one rule: the scale of output channel ``c`` is multiplied by ``|gamma_c / sigma_c|``, a
-negative sign goes into the channel's integers, and the rest into the bias; the integers stay those of training.
+The input is the ONNX form of the program that is shipped for Paddle, in which a quantizer is ``Mul, Round, Clip, Mul``
+and an int8 weight is ``Cast, Mul``. Each of these chains is replaced in place by the
+``QuantizeLinear``/``DequantizeLinear`` pair that engines recognise, with its own constants, so that the file computes
+what was simulated. Batch normalisation is folded by one rule: the scale of output channel ``c`` is multiplied by
+``|gamma_c / sigma_c|``, a negative sign goes into the channel's integers, and the rest into the bias; the integers stay
+those of training.
 
 Activations are uint8, non-negative ones with zero point 0 and the others with zero point 128: with int8 activations
 ONNX Runtime takes three times as long. Those trained on a symmetric grid (``activation_symmetric``) are int8 with zero
-point 0, as TensorRT and NPUs want them. Grids below 8 bits are kept by a ``Clip`` in front of the quantizer, those of
+point 0, as TensorRT and NPUs need them. Grids below 8 bits are kept by a ``Clip`` before the quantizer, those of
 weights by integers that are multiples of a power of two.
 """
 
@@ -27,7 +28,7 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["rewrite_as_qdq", "write_int8_onnx"]
 
-_UNSATURATED = 64  # 2 x 64 x 255 fits into the 16 bits in which CPUs without VNNI add two products
+_UNSATURATED = 64  # 2 x 64 x 255 fits the 16 bits in which CPUs without VNNI add two products
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
 _KEEPS_SIGN = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Reshape", "Flatten", "Transpose"),
@@ -37,14 +38,14 @@ _WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of t
 
 
 def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
-    """Write the int8 form of an ONNX file converted from a quantised Paddle program.
+    """Write an ONNX file converted from a quantised Paddle program in int8.
 
     Args:
-        source: of kind ``"onnx"``.
-        path: of the new file; appears only when whole.
+        source: File of kind ``"onnx"``.
+        path: Path of the new file; written atomically.
 
     Raises:
-        ExportError: there is no quantizer in it, or a chain is none that `convert_for_export_` writes.
+        ExportError: The file has no quantizer, or a chain that `convert_for_export_` does not write.
         MissingDependencyError: ``onnx`` is not installed.
     """
     onnx = require("onnx", needed_for="int8 ONNX files")
@@ -52,14 +53,14 @@ def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"The int8 form of {source.path.name} is no ONNX model: {error}.") from error
+        raise ExportError(f"The int8 form of {source.path.name} is not a valid ONNX model: {error}.") from error
     with staged_file(path) as partial:
         partial.write_bytes(model.SerializeToString())
     return replace(source, path=path, files=(path,), precision="int8")
 
 
 def rewrite_as_qdq(model: Any) -> Any:
-    """Return ``model`` (``onnx.ModelProto``) with quantizer chains as QDQ pairs and batch normalisation folded.
+    """Replace quantizer chains of ``model`` by QDQ pairs, and fold batch norms.
 
     Raises:
         ExportError: see `write_int8_onnx`.
@@ -68,7 +69,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     roundings = [node for node in graph.nodes if node.op_type == "Round"]
     casts = [node for node in graph.nodes if _is_int8_cast(graph, node)]
     if not roundings or not casts:
-        raise ExportError("The ONNX file holds no quantizer: was it converted from a quantised network?")
+        raise ExportError("The ONNX file has no quantizer: convert it from a quantised network.")
     for node in roundings:
         _activation(graph, node)
     for node in casts:
@@ -81,12 +82,12 @@ def rewrite_as_qdq(model: Any) -> Any:
 
 
 def _activation(graph: OnnxGraph, rounding: Any) -> None:
-    """``Mul(1/step), Round, Clip(low, high), Mul(step)`` becomes ``[Clip,] Q, DQ``."""
+    """Replace ``Mul(1/step), Round, Clip, Mul(step)`` by ``[Clip,] Q, DQ``."""
     before = _through_idle_add(graph, rounding.input[0])
     clip = graph.only_consumer(rounding.output[0], "Clip")
     after = None if clip is None else graph.only_consumer(clip.output[0], "Mul")
     if before is None or clip is None or after is None:
-        raise ExportError(f"The rounding at {rounding.output[0]} is no quantizer that was trained here.")
+        raise ExportError(f"The rounding at {rounding.output[0]} is not a quantizer of this package.")
     step = _scalar(graph, after.input[1])
     low, high = (int(_scalar(graph, name)) for name in clip.input[1:3])
     output = _past_idle_add(graph, after)
@@ -108,11 +109,11 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     graph.redirect(output, f"{prefix}.back")
     for node in graph.consumers(f"{prefix}.back"):
         if node.op_type == "Relu" and not signed and node.output[0] not in graph.outputs:
-            graph.redirect(node.output[0], f"{prefix}.back")  # of values that are not negative
+            graph.redirect(node.output[0], f"{prefix}.back")  # of non-negative values
 
 
 def _not_negative(graph: OnnxGraph, name: str) -> bool:
-    """Return whether the tensor ``name`` cannot hold a value below zero, as far as its producers tell."""
+    """Whether the producers of tensor ``name`` exclude negative values."""
     waiting, seen = [name], set()
     while waiting:
         name = waiting.pop()
@@ -141,12 +142,12 @@ def _not_negative(graph: OnnxGraph, name: str) -> bool:
 
 
 def _weight(graph: OnnxGraph, cast: Any) -> None:
-    """``Cast(int8), Mul(steps)`` becomes ``DQ`` along the axis of the steps."""
+    """Replace ``Cast(int8), Mul(steps)`` by ``DQ`` along the axis of the steps."""
     product = graph.only_consumer(cast.output[0], "Mul")
     steps = None if product is None else graph.constants.get(product.input[1])
     users = [] if product is None else graph.consumers(product.output[0])
     if product is None or steps is None or not users or any(node.op_type not in _WEIGHTED for node in users):
-        raise ExportError(f"The int8 weight {cast.input[0]} is used by something else than a convolution or product.")
+        raise ExportError(f"The int8 weight {cast.input[0]} is read by a node that is neither convolution nor product.")
     axis, back = _WEIGHTED[users[0].op_type], f"{cast.input[0]}.back"
     if graph.producer(back) is not None:  # of a layer that runs twice
         graph.redirect(product.output[0], back)
@@ -160,17 +161,18 @@ def _weight(graph: OnnxGraph, cast: Any) -> None:
 
 
 def _finer(integers: np.ndarray) -> int:
-    """Return by how much integers of a coarse grid (below 8 bits) are multiplied and their steps divided.
+    """Return the factor by which integers below 8 bits are multiplied.
 
-    A power of two, so the values are the same bit for bit. ONNX Runtime rounds biases to multiples of input step times
-    weight step: with the step of a 4-bit grid that moves every output. Up to 64 no product with a uint8 saturates.
+    Their steps are divided by it. A power of two, so the values are the same bit for bit. ONNX Runtime rounds biases to
+    multiples of input step times weight step: with the step of a 4-bit grid that moves every output. Up to 64 no
+    product with a uint8 saturates.
     """
     largest = max(int(np.abs(integers.astype("int16")).max(initial=0)), 1)
     return 2 ** max(int(np.floor(np.log2(_UNSATURATED / largest))), 0)
 
 
 def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
-    """Fold the normalisation behind ``conv`` into its weight's scales (or its float weight) and its bias."""
+    """Fold the norm after ``conv`` into its weight's scales and its bias."""
     norm = graph.only_consumer(conv.output[0], "BatchNormalization")
     axis = _WEIGHTED[conv.op_type]
     if norm is None or (conv.op_type == "ConvTranspose" and graph.attribute(conv, "group", 1) != 1):
@@ -186,7 +188,7 @@ def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
 
 
 def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) -> bool:
-    """Multiply the output channels of ``conv``'s weight, unless the weight is shared with another node."""
+    """Multiply the output channels of ``conv``'s weight, unless the weight is shared."""
     name = conv.input[1]
     if len(graph.consumers(name)) > 1:
         return False
@@ -208,7 +210,7 @@ def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) ->
 
 
 def _fold_bias(graph: OnnxGraph, conv: Any) -> None:
-    """``Add`` of one constant per channel behind ``conv`` becomes its bias."""
+    """Fold an ``Add`` of one constant per channel after ``conv`` into its bias."""
     add = graph.only_consumer(conv.output[0], "Add")
     value = None if add is None else graph.constants.get(add.input[1])
     channels = 0 if value is None else value.size
@@ -223,7 +225,7 @@ def _is_int8_cast(graph: OnnxGraph, node: Any) -> bool:
 
 
 def _through_idle_add(graph: OnnxGraph, name: str) -> Any | None:
-    """Return the ``Mul`` by a constant that computes ``name``, through the ``Add`` of 0 that the converter writes."""
+    """Return the ``Mul`` by a constant that computes ``name``, past an ``Add`` of 0."""
     node = graph.producer(name)
     if node is not None and node.op_type == "Add" and _is_zero(graph, node.input[1]):
         node = graph.producer(node.input[0])
@@ -243,5 +245,5 @@ def _is_zero(graph: OnnxGraph, name: str) -> bool:
 def _scalar(graph: OnnxGraph, name: str) -> float:
     value = graph.constants.get(name)
     if value is None or value.size != 1:
-        raise ExportError(f"{name} should be one constant number: the file was not converted from a network of ours.")
+        raise ExportError(f"{name} must be one constant number: convert the file from a network of this package.")
     return float(value.reshape(-1)[0])

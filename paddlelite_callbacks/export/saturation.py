@@ -1,13 +1,13 @@
-"""Which int8 products of an ONNX file saturate on a CPU without VNNI, told from the file alone.
+"""Find int8 products of an ONNX file that saturate on a CPU without VNNI.
 
 AVX2 and plain AVX-512 multiply uint8 activations by int8 weights with ``vpmaddubsw``: two products are added in a
-signed 16-bit number, and what does not fit is cut off. Two weights of one output channel can do that when they have
-the same sign and ``|w1| + |w2| > 128`` (``255 * 129 > 32767``). Which weights meet in a pair is the engine's choice,
-so here any two of a channel may: a file without such a channel is computed exactly everywhere; one with them may be.
+signed 16-bit number, which saturates. Two weights of one output channel can cause that if they have the same sign and
+``|w1| + |w2| > 128`` (``255 * 129 > 32767``). Which weights form a pair is the engine's choice, so any two of a channel
+are considered: a file without such a channel is exact everywhere; one with them may not be.
 
-ONNX Runtime and OpenVINO add the products of depthwise convolutions (one input channel a group) in 32 bits; they are
-counted all the same, since other engines need not, and named. Products of two uint8 or of two int8 tensors are not
-counted: ONNX Runtime widens them, and OpenVINO halves the weights of the latter.
+ONNX Runtime and OpenVINO add the products of depthwise convolutions (one input channel a group) in 32 bits; these are
+counted all the same and reported apart, since other engines may not. Products of two uint8 or of two int8 tensors are
+not counted: ONNX Runtime widens them, and OpenVINO halves the weights of the latter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paddlelite_callbacks.utils.cpu import has_vnni
 
 __all__ = ["INTEGER_OPERATORS", "LayerSaturation", "SaturationReport", "saturating_channels", "saturation_of"]
 
-# Places of: activation's scale, its zero point, weight, its scale.
+# Input indices: activation's scale, its zero point, weight, its scale.
 _INTEGER: dict[str, tuple[int | None, int | None, int, int | None]] = {
     "QLinearConv": (1, 2, 3, 4),
     "QLinearMatMul": (1, 2, 3, 4),
@@ -37,22 +37,22 @@ _INTEGER: dict[str, tuple[int | None, int | None, int, int | None]] = {
 }
 INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", *_INTEGER)
 
-_LOWEST, _HIGHEST = -32768, 32767  # of the 16 bits that a pair of products is added in
+_LOWEST, _HIGHEST = -32768, 32767  # of the 16-bit sum of two products
 _MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "MaxPool", "Slice", "Concat")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSaturation:
-    """One integer product of a file.
+    """Saturation of one integer product of a file.
 
     Args:
-        name: of the node, or of its output.
-        op_type: ONNX's.
-        channels: output channels that can saturate.
-        total: output channels.
-        worst: largest error of an output by saturation, in units of the output; ``None`` where its scale is dynamic.
-        share: the same, as a share of the right value.
-        depthwise: whether each group has one input channel.
+        name: Name of the node, or of its output.
+        op_type: ONNX operator type.
+        channels: Number of output channels that can saturate.
+        total: Number of output channels.
+        worst: Largest error of an output by saturation, in units of the output; ``None`` where its scale is dynamic.
+        share: The same error relative to the right value.
+        depthwise: Whether each group has one input channel.
     """
 
     name: str
@@ -66,53 +66,56 @@ class LayerSaturation:
 
 @dataclass(frozen=True, kw_only=True)
 class SaturationReport:
-    """All products of uint8 activations and int8 weights of a file.
+    """Saturation of all products of uint8 activations and int8 weights of a file.
 
     Args:
-        layers: in the file's order.
+        layers: Products in the order of the file.
     """
 
     layers: tuple[LayerSaturation, ...]
 
     @property
     def channels(self) -> int:
-        """Output channels that can saturate."""
+        """Number of output channels that can saturate."""
         return sum(layer.channels for layer in self.layers)
 
     @property
     def total(self) -> int:
-        """Output channels in all."""
+        """Number of output channels."""
         return sum(layer.total for layer in self.layers)
 
     @property
     def depthwise(self) -> int:
-        """Those of `channels` in depthwise convolutions, which ONNX Runtime and OpenVINO compute right all the same."""
+        """Number of `channels` in depthwise convolutions.
+
+        ONNX Runtime and OpenVINO compute them exactly.
+        """
         return sum(layer.channels for layer in self.layers if layer.depthwise)
 
     @property
     def worst(self) -> LayerSaturation | None:
-        """The layer that can lose the largest share of a value; ``None`` where nothing saturates."""
+        """Layer with the largest relative error; ``None`` where nothing saturates."""
         layers = [layer for layer in self.layers if layer.channels]
         return max(layers, key=lambda layer: layer.share, default=None)
 
     def figures(self) -> dict[str, Any]:
-        """Return counts and the worst layer as JSON holds them, for records and ``deploy.json``."""
+        """Return counts and the worst layer as JSON values."""
         figures: dict[str, Any] = {"channels": self.channels, "total": self.total}
         if self.worst is not None:
             figures |= {"layer": self.worst.name, "worst": self.worst.worst, "share": round(self.worst.share, 4)}
         return figures
 
     def note(self, file: str) -> str:
-        """Return a sentence for a report.
+        """Return a sentence for the report.
 
         Args:
-            file: name of the file.
+            file: Name of the file.
         """
         text = f"{file}: {self}."
         if not self.channels:
             return text
         here = "this CPU has VNNI" if has_vnni() else "this CPU has no VNNI"
-        return f"{text} Here {here}. Quantise with reduce_range=True for files that are exact on every CPU."
+        return f"{text} Here {here}. Use reduce_range=True for files that are exact on every CPU."
 
     def __str__(self) -> str:
         if not self.total:
@@ -122,19 +125,20 @@ class SaturationReport:
         known = f" ({self.worst.worst:.3g})" if self.worst.worst is not None else ""
         return (
             f"{self.channels} of {self.total} channels can saturate on a CPU without VNNI"
-            + (f" ({self.depthwise} of them depthwise: not in ONNX Runtime and OpenVINO)" if self.depthwise else "")
+            + (f" ({self.depthwise} of them depthwise: exact in ONNX Runtime and OpenVINO)" if self.depthwise else "")
             + f"; at worst an output of {self.worst.name} loses {self.worst.share:.0%}{known}"
         )
 
 
 def saturating_channels(model: Any) -> SaturationReport:
-    """Count the output channels of an int8 ONNX file that can saturate without VNNI.
+    """Count the output channels of an int8 ONNX file that saturate without VNNI.
 
-    Seen are ``Conv``, ``ConvTranspose``, ``Gemm`` and ``MatMul`` between ``DequantizeLinear`` nodes, and the integer
-    operators ``QLinearConv``, ``QLinearMatMul``, ``QGemm``, ``ConvInteger``, ``MatMulInteger`` and their fused forms.
+    Considered are ``Conv``, ``ConvTranspose``, ``Gemm`` and ``MatMul`` between ``DequantizeLinear`` nodes, and the
+    integer operators ``QLinearConv``, ``QLinearMatMul``, ``QGemm``, ``ConvInteger``, ``MatMulInteger`` and their fused
+    forms.
 
     Args:
-        model: path of an ``.onnx`` file, or an ``onnx.ModelProto``.
+        model: Path of an ``.onnx`` file, or an ``onnx.ModelProto``.
 
     Raises:
         MissingDependencyError: ``onnx`` is not installed.
@@ -145,22 +149,22 @@ def saturating_channels(model: Any) -> SaturationReport:
 
 
 def saturation_of(kind: str, precision: str, path: Path) -> SaturationReport | None:
-    """Return `saturating_channels` of an exported or foreign file; ``None`` where it is no readable int8 ONNX file.
+    """Return `saturating_channels` of a file; ``None`` unless it is int8 ONNX.
 
     Args:
         kind: ``"paddle"`` or ``"onnx"``.
-        precision: of its weights.
-        path: of the file.
+        precision: Precision of its weights.
+        path: Path of the file.
     """
     if kind != "onnx" or precision != "int8":
         return None
-    with suppress(Exception):  # not installed, a file that no engine can read either
+    with suppress(Exception):  # onnx is not installed, or no engine can read the file
         return saturating_channels(path)
     return None
 
 
 class _Graph:
-    """Nodes, constants and their types, by name."""
+    """Nodes and constants by name, and their types."""
 
     def __init__(self, graph: Any) -> None:
         onnx = require("onnx", needed_for="a look into int8 ONNX files")
@@ -188,7 +192,7 @@ class _Graph:
 
 @dataclass(frozen=True)
 class _Weight:
-    """Integers and the scale of each, of a weight."""
+    """Integers of a weight, and the scale of each."""
 
     integers: np.ndarray
     scale: np.ndarray | None
@@ -217,21 +221,26 @@ def _layers(graph: _Graph) -> Iterator[LayerSaturation]:
 
 
 def _lost(integers: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return, per row, the largest error of its sum by saturation, and the right sum (0 where nothing saturates).
+    """Return, per row, the largest saturation error of its sum, and the exact sum.
+
+    Both are 0 where nothing saturates.
 
     Args:
-        integers: ``[channels, reduction]``.
-        top: largest activation.
+        integers: Weights, ``[channels, reduction]``.
+        top: Largest activation.
     """
     lost, right = np.zeros(len(integers), "int64"), np.zeros(len(integers), "int64")
     largest = np.maximum(integers.max(axis=1, initial=0), -integers.min(axis=1, initial=0).astype("int32"))
-    some = largest * 2 * top > _HIGHEST  # of the others no pair can
+    some = largest * 2 * top > _HIGHEST  # no pair of the other rows can saturate
     lost[some], right[some] = _lost_of_large(integers[some], top)
     return lost, right
 
 
 def _lost_of_large(integers: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """`_lost`, with all rows sorted: the excess of a pair is convex in its sum, so the largest make pairs."""
+    """Compute `_lost` for rows that can saturate: sort, then pair the largest.
+
+    The excess of a pair is convex in its sum.
+    """
     totals, sums = [], []
     for sign, limit in ((1, _HIGHEST), (-1, -_LOWEST)):
         one_sign = -np.sort(-np.maximum(sign * integers.astype("int64"), 0), axis=1)
@@ -245,7 +254,7 @@ def _lost_of_large(integers: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _operands(graph: _Graph, node: Any) -> tuple[_Weight, int, float | None] | None:
-    """Return the weight, the largest activation and the step of the activations; ``None`` for no such product."""
+    """Return weight, largest activation and step; ``None`` for other nodes."""
     at = _INTEGER.get(node.op_type)
     if at is not None:
         return _integer_operands(graph, node, at)
@@ -277,7 +286,7 @@ def _integer_operands(
 
 
 def _dequantizer(graph: _Graph, name: str) -> Any | None:
-    """Return the ``DequantizeLinear`` whose values ``name`` holds, perhaps moved about."""
+    """Return the ``DequantizeLinear`` of ``name``, past nodes that only move values."""
     node = graph.producer(name)
     while node is not None and node.op_type in _MOVES:
         node = graph.producer(node.input[0])
@@ -285,7 +294,7 @@ def _dequantizer(graph: _Graph, name: str) -> Any | None:
 
 
 def _is_unsigned(graph: _Graph, dequantize: Any) -> bool:
-    """Whether the integers are uint8; without a zero point they are, by the operators' definition."""
+    """Whether the integers are uint8, the default without a zero point."""
     before = graph.producer(dequantize.input[0])
     for node in (dequantize, before):
         if node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear") and len(node.input) > 2:
@@ -296,7 +305,7 @@ def _is_unsigned(graph: _Graph, dequantize: Any) -> bool:
 
 
 def _top(graph: _Graph, dequantize: Any) -> int:
-    """Return the largest integer: 255, or what a ``Clip`` in front of the quantizer leaves."""
+    """Return the largest integer: 255, or the limit of a preceding ``Clip``."""
     quantize = graph.producer(dequantize.input[0])
     clip = None if quantize is None else graph.producer(quantize.input[0])
     if quantize is None or clip is None or clip.op_type != "Clip" or len(clip.input) < 3:
@@ -309,7 +318,7 @@ def _top(graph: _Graph, dequantize: Any) -> int:
 
 
 def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
-    """Return the int8 weight behind ``name``: constant integers, or a constant that a quantizer rounds."""
+    """Return the int8 weight of ``name``: constant integers, or a quantised constant."""
     node = graph.producer(name)
     if node is not None and node.op_type in ("Transpose", "Identity"):
         inner = _dequantized_weight(graph, node.input[0])
@@ -330,7 +339,7 @@ def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
 
 
 def _rounded(graph: _Graph, quantize: Any | None) -> np.ndarray | None:
-    """Return what a ``QuantizeLinear`` makes of a constant."""
+    """Apply a ``QuantizeLinear`` to its constant input."""
     if quantize is None or quantize.op_type != "QuantizeLinear" or len(quantize.input) < 3:
         return None
     value, scale, zero = (graph.constant(name) for name in quantize.input[:3])
@@ -342,7 +351,7 @@ def _rounded(graph: _Graph, quantize: Any | None) -> np.ndarray | None:
 
 
 def _broadcast(scale: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
-    """Return one scale for each of ``like``'s values."""
+    """Broadcast the scale to the shape of ``like``."""
     if scale.size == 1:
         return np.broadcast_to(scale.reshape([1] * like.ndim), like.shape)
     shape = [1] * like.ndim
@@ -351,7 +360,7 @@ def _broadcast(scale: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _by_channel(graph: _Graph, node: Any, values: np.ndarray) -> np.ndarray:
-    """Return a weight as ``[output channels, reduction]``."""
+    """Reshape a weight to ``[output channels, reduction]``."""
     if node.op_type == "ConvTranspose":  # [in, out / groups, ...]
         groups = graph.attribute(node, "group", 1)
         split = values.reshape(groups, values.shape[0] // groups, *values.shape[1:])

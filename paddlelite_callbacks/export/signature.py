@@ -1,4 +1,4 @@
-"""A forward() whose arguments ``paddle.jit`` can read."""
+"""Give networks a forward() whose arguments ``paddle.jit`` can read."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ __all__ = ["has_plain_signature", "named_specs", "plain_signature_"]
 def plain_signature_(
     network: Layer, count: int, *, places: Sequence[int] | None = None, others: Sequence[Any] = ()
 ) -> None:
-    """Give ``network`` a forward() of exactly ``count`` inputs, in place: give it a copy.
+    """Give ``network`` a forward() of ``count`` inputs, in place; pass a copy.
 
-    ``paddle.jit`` reads the names of the arguments: it takes no ``*inputs``, and the first has to be called ``self``.
+    ``paddle.jit`` reads the names of the arguments: it does not support ``*inputs``, and needs the first to be
+    ``self``.
 
     Args:
-        network: whose class is replaced by one of the same name.
-        count: of the inputs, at most six; with more nothing is done.
-        places: where each stands among the arguments of the old forward(); ``None`` for their order.
-        others: all arguments of the old one, arrays or ``None``, of which those at ``places`` are replaced.
+        network: Network whose class is replaced by one of the same name.
+        count: Number of inputs, at most six; with more, nothing is changed.
+        places: Position of each among the arguments of the old forward(); ``None`` for their order.
+        others: All arguments of the old forward(), arrays or ``None``; those at ``places`` are replaced.
     """
     if count not in _FORWARDS:
         return
@@ -43,8 +44,8 @@ def has_plain_signature(network: Layer, count: int) -> bool:
     """Whether ``paddle.jit`` can read the arguments of the forward() of ``network``.
 
     Args:
-        network: looked at.
-        count: of the inputs that it is called with.
+        network: Network to inspect.
+        count: Number of inputs that it is called with.
     """
     try:
         names = inspect.getfullargspec(type(network).forward)
@@ -54,11 +55,13 @@ def has_plain_signature(network: Layer, count: int) -> bool:
 
 
 def named_specs(network: Layer, input_spec: Sequence[InputSpec]) -> list[InputSpec]:
-    """Return ``input_spec`` with a name for each: its own, that of the argument of forward(), or ``x``, ``x1``, ``x2``.
+    """Return ``input_spec`` with a name for each.
+
+    Its own, that of the argument of forward(), or ``x``, ``x1``, ``x2``.
 
     Args:
-        network: that takes them.
-        input_spec: one per input; nested ones are left as they are.
+        network: Network that takes the inputs.
+        input_spec: One per input; nested ones stay as they are.
     """
     arguments, others = _argument_names(network), network.state_dict()
     taken = {spec.name for spec in input_spec if isinstance(spec, InputSpec)}
@@ -75,7 +78,7 @@ def named_specs(network: Layer, input_spec: Sequence[InputSpec]) -> list[InputSp
 
 
 def _argument_names(network: Layer) -> list[str]:
-    """Return the names of the positional arguments of forward(), of the old one where it was replaced."""
+    """Return the positional argument names of the network's original forward()."""
     forward = network.plain_forward if isinstance(network, _PlainSignature) else network.forward
     try:
         parameters = inspect.signature(forward).parameters.values()
@@ -88,7 +91,7 @@ def _argument_names(network: Layer) -> list[str]:
 
 
 class _PlainSignature:
-    """Mixed into the class of a network, see `plain_signature_`."""
+    """Mixin for the class of a network, see `plain_signature_`."""
 
     plain_forward: Callable[..., Any]
     _all_arguments: list[Any]
@@ -96,7 +99,7 @@ class _PlainSignature:
 
     @paddle.jit.not_to_static
     def arguments(self, *given: Any) -> list[Any]:
-        """Return the arguments of the old forward()."""
+        """Return the arguments for the old forward()."""
         arguments = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in self._all_arguments]
         for place, value in zip(self._places, given, strict=True):
             arguments[place] = value
@@ -133,7 +136,7 @@ class _Six:
         return self.plain_forward(*self.arguments(a, b, c, d, e, f))
 
 
-# paddle.jit reads the source of each, and runs the hooks of a network only where this is called "forward".
+# paddle.jit reads the source of each, and runs a network's hooks only if the method is called "forward".
 _FORWARDS: dict[int, Callable[..., Any]] = {
     1: _One.forward,
     2: _Two.forward,

@@ -1,10 +1,12 @@
-"""A Paddle program without what no reader needs: half the bytes where a network has many small layers.
+"""Shrink Paddle programs by removing what no reader needs.
 
-``paddle.jit.save`` writes with every operation the scope it came from (``struct_name``), a note for training
-(``stop_gradient``), and a constant of its own for every axis, kernel size and scale. Here equal constants become one,
-and the notes are left out. Interpolations get the name that oneDNN leaves alone, see `run_beside_onednn`. Nothing that
-is computed changes; the file of the parameters stays as it is. Without the notes a program that ``paddle.jit.load``
-reads can no longer be trained on: that starts from the checkpoint.
+Networks with many small layers halve in size.
+
+``paddle.jit.save`` writes with every operation the scope it came from (``struct_name``), an attribute for training
+(``stop_gradient``), and a constant of its own for every axis, kernel size and scale. Here equal constants are shared,
+and these attributes are removed. Interpolations get the name of an operator that oneDNN does not take, see
+`run_beside_onednn`. The outputs do not change; the parameter file stays as it is. Without these attributes a program
+that ``paddle.jit.load`` reads can no longer be trained: training continues from the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ __all__ = ["make_program_lean", "name_outputs", "number_parameters"]
 
 _NOTES = ("struct_name", "op_callstack", "stop_gradient")
 _CONSTANTS = ("1.full", "1.full_int_array")
-_MAY_BE_MISSING = ("OA", "DA", "QA")  # lists of attributes
+_MAY_BE_MISSING = ("OA", "DA", "QA")  # attribute lists
 _FETCH = "1.fetch"
-_PARAMETER = "p"  # its attributes have places instead of names
+_PARAMETER = "p"  # its attributes are positional
 _SUFFIX = re.compile(r"(_deepcopy_\d+)+$")
 
 
 def make_program_lean(path: Path) -> None:
-    """Rewrite the program ``path`` smaller, in place: by a temporary name, then a rename.
+    """Shrink the program ``path``, in place and atomically.
 
-    A file that is no program of Paddle 3 (PIR, JSON) stays as it is.
+    A file that is not a program of Paddle 3 (PIR, JSON) stays as it is.
 
     Args:
         path: ``model.json`` of ``paddle.jit.save``.
@@ -45,7 +47,7 @@ def make_program_lean(path: Path) -> None:
         for op in block["ops"]:
             _drop_notes(op)
         run_beside_onednn(block["ops"])
-    if len(blocks) == 1:  # a branch or loop reads values of the block around it, by the numbers that would be merged
+    if len(blocks) == 1:  # a branch or loop refers to outer values by numbers that sharing would change
         _share_constants(blocks[0])
     _shorten_names([op for block in blocks for op in block["ops"] if op["#"] == _PARAMETER])
     with staged_file(path) as partial:
@@ -53,9 +55,10 @@ def make_program_lean(path: Path) -> None:
 
 
 def number_parameters(path: Path) -> None:
-    """Name the parameters of the program ``path`` by numbers, in place, in the order in which their file holds them.
+    """Rename the parameters of the program ``path`` to numbers, in place.
 
-    Readers go by that order. Names as in ``state_dict`` are 60 bytes each: 0.06 of 0.93 MB in LiteHRNet-30.
+    They are numbered in the order of the parameter file, which readers go by. Names as in ``state_dict`` take 60 bytes
+    each: 0.06 of 0.93 MB in LiteHRNet-30.
 
     Args:
         path: ``model.json`` of ``paddle.jit.save``; another file stays as it is.
@@ -73,11 +76,14 @@ def number_parameters(path: Path) -> None:
 
 
 def name_outputs(path: Path, names: Sequence[str]) -> None:
-    """Name the outputs of the program ``path`` in place; Paddle itself calls them ``fetch_name_0``, ``fetch_name_1``.
+    """Name the outputs of the program ``path``, in place.
+
+    Paddle itself calls them ``fetch_name_0``, ``fetch_name_1``, ...
 
     Args:
-        path: ``model.json`` of ``paddle.jit.save``; another file, or one of another number of outputs, stays as it is.
-        names: unique, in the order of the outputs.
+        path: ``model.json`` of ``paddle.jit.save``; another file, or one with another number of outputs, stays as it
+            is.
+        names: Unique names, in the order of the outputs.
     """
     program = json.loads(path.read_text(encoding="utf-8"))
     if program.get("base_code", {}).get("magic") != "pir":
@@ -127,11 +133,11 @@ def _share_constants(block: dict[str, Any]) -> None:
 
 
 def _shorten_names(parameters: list[dict[str, Any]]) -> None:
-    """Cut the suffixes of copies, where names stay unique and in their order, by which the parameters are read."""
+    """Shorten suffixes of copies where names stay unique and in their order."""
     names = [op["A"][-1] for op in parameters]
     if not all(isinstance(name, str) for name in names):
         return
-    short = [_SUFFIX.sub("_", name) for name in names]  # the "_" keeps w_1 behind w_10, as it was
+    short = [_SUFFIX.sub("_", name) for name in names]  # the "_" keeps w_1 sorted after w_10, as before
     order = sorted(range(len(names)), key=names.__getitem__)
     if len(set(short)) == len(short) and order == sorted(range(len(short)), key=short.__getitem__):
         for op, name in zip(parameters, short, strict=True):

@@ -1,4 +1,4 @@
-"""How far a quantised network's output may move between two engines that are both right."""
+"""Measure the tolerance of quantised outputs by perturbing their inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paddle.nn import Layer
 
 __all__ = ["bias_noise", "flip_noise", "middle_noise", "rounding_noise"]
 
-_RELATIVE = 1e-6  # a few units in the last place of fp32: what another order of summation changes
+_RELATIVE = 1e-6  # a few units in the last place of fp32, as another order of summation causes
 _DRAWS = 3
 
 Outputs = Sequence[Tensor]
@@ -21,16 +21,16 @@ Run = Callable[[], Outputs]
 
 
 def rounding_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[float]:
-    """Return, per output, the largest change when the inputs of ``layers`` move in the last bits of fp32.
+    """Return the largest change of each output when inputs move in the last bits.
 
-    A value next to a rounding threshold falls on its other side in an engine that sums in another order, and then
-    moves by a whole quantisation step; deep networks amplify this. So a quantised file cannot be held to the
-    tolerance of a float one: this measures by how much the two may differ. The user's random streams stay untouched.
+    A value next to a rounding threshold can fall on its other side in an engine that sums in another order, and then
+    moves by a whole quantisation step; deep networks amplify this. So the tolerance of a float file does not hold for a
+    quantised one: this measures how much the two may differ. The user's random generators are not changed.
 
     Args:
-        layers: the quantised ones; their first input is moved by up to 1e-6 of its largest magnitude.
-        run: runs the network that holds them, in eval mode, always on the same inputs.
-        seed: of the movement.
+        layers: Quantised layers; their first input is moved by up to 1e-6 of its largest magnitude.
+        run: Runs the network that holds them, in eval mode, always on the same inputs.
+        seed: Seed of the perturbation.
     """
     return [largest for largest, _ in _changes(layers, run, _last_bits(seed), None)]
 
@@ -38,29 +38,29 @@ def rounding_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0) -> list[
 def middle_noise(
     layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None
 ) -> list[tuple[float, float]]:
-    """Return, per output, what `rounding_noise` does, and the same for the middle row (image) instead of the worst.
+    """Return `rounding_noise` of each output, and the same of its median row.
 
     Args:
-        layers: see `rounding_noise`.
-        run: see `rounding_noise`.
-        seed: of the movement.
-        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
+        layers: See `rounding_noise`.
+        run: See `rounding_noise`.
+        seed: Seed of the perturbation.
+        expected: Outputs of ``run`` without perturbation; ``None`` runs it once more.
     """
     return _changes(layers, run, _last_bits(seed), expected)
 
 
 def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None) -> list[float]:
-    """Return, per output, the largest change when one random value a row falls into the next step in all ``layers``.
+    """Return the largest change of each output when one value per row flips.
 
-    In small networks a fall is so rare that `rounding_noise` may see none, and yet an engine meets one: so much may a
-    few rows then differ.
+    A random value of each row is moved by one quantisation step in all ``layers``. In small networks such a flip is so
+    rare that `rounding_noise` may observe none while an engine causes one: a few rows may then differ by that much.
 
     Args:
-        layers: the quantised ones, or their quantizers: what tells its ``step``, or has an ``activation_quanter``
-            that does.
-        run: see `rounding_noise`.
-        seed: of the choice.
-        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
+        layers: Quantised layers, or their quantizers: objects with a ``step``, or with an ``activation_quanter`` that
+            has one.
+        run: See `rounding_noise`.
+        seed: Seed of the choice.
+        expected: Outputs of ``run`` without perturbation; ``None`` runs it once more.
     """
     random = np.random.RandomState(seed)
 
@@ -71,17 +71,17 @@ def flip_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Ou
 
 
 def bias_noise(layers: Iterable[Layer], run: Run, *, seed: int = 0, expected: Outputs | None = None) -> list[float]:
-    """Return, per output, the largest change when biases move by half a step of their int32 form.
+    """Return the largest change of each output when biases move by half a step.
 
     ONNX Runtime rounds the float bias of a quantised convolution to multiples of the input's step times the weight's,
-    which no quantizer simulates: next to an 8-bit output that is little, with few bits or a bias from a folded batch
-    norm it takes values over rounding thresholds.
+    which no quantizer simulates: for an 8-bit output that is little; with few bits, or a bias from a folded batch norm,
+    it moves values over rounding thresholds.
 
     Args:
-        layers: the quantised ones.
-        run: see `rounding_noise`.
-        seed: of the movement.
-        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
+        layers: Quantised layers.
+        run: See `rounding_noise`.
+        seed: Seed of the perturbation.
+        expected: Outputs of ``run`` without perturbation; ``None`` runs it once more.
     """
     random = np.random.RandomState(seed)
 
@@ -99,7 +99,7 @@ def _last_bits(seed: int) -> Callable[[Layer, Tensor], Tensor]:
     random = np.random.RandomState(seed)
 
     def move(_: Layer, x: Tensor) -> Tensor:
-        if not x.is_floating_point():  # of token numbers there are no last bits
+        if not x.is_floating_point():  # token indices have no last bits
             return x
         wave = paddle.to_tensor(random.uniform(-_RELATIVE, _RELATIVE, x.shape).astype("float32"))
         return x + wave * x.abs().max()
@@ -115,14 +115,14 @@ def _changes(
     *,
     behind: bool = False,
 ) -> list[tuple[float, float]]:
-    """Return per output the largest change, and the largest over draws of the middle row's.
+    """Return per output the largest change, and the largest of its median row.
 
     Args:
-        layers: whose first input, or, with ``behind``, whose output is moved.
-        run: see `rounding_noise`.
-        move: gives another one.
-        expected: what ``run`` gives with nothing moved; ``None`` runs it once more.
-        behind: see there.
+        layers: Layers whose first input, or, with ``behind``, whose output is moved.
+        run: See `rounding_noise`.
+        move: Returns the moved tensor.
+        expected: Outputs of ``run`` without perturbation; ``None`` runs it once more.
+        behind: Whether to move outputs instead of inputs.
     """
 
     def moved(layer: Layer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

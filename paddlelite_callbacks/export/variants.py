@@ -1,4 +1,4 @@
-"""All the files that one trained network is handed out as, and what each has to compute."""
+"""Build the exported variants of a trained network and their references."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reference:
-    """What a file has to compute.
+    """Reference outputs for a file, with their tolerances.
 
     Args:
-        outputs: of the live network.
-        noise: per output, how far it moves by rounding alone; empty for a float network.
-        middle: per output, how far the middle one of its rows moves so; the same.
-        flips: per output, how far one value in the next quantisation step moves it; the same.
-        biases: per output, how far it moves by int32 biases, see `bias_noise`; the same.
+        outputs: Outputs of the network, ``[N, ...]`` each.
+        noise: Per output, its change by rounding alone; empty for a float network.
+        middle: Per output, the change of its median row by rounding alone; empty for a float network.
+        flips: Per output, its change when one value takes the next quantisation step; empty for a float network.
+        biases: Per output, its change by int32 biases, see `bias_noise`; empty for a float network.
     """
 
     outputs: list[np.ndarray]
@@ -81,23 +81,23 @@ class Reference:
     biases: list[float] = field(default_factory=list)
 
     def with_rounded_biases(self) -> Reference:
-        """Return the same for an engine that rounds biases of a file that is right as it is written.
+        """Return the reference for an engine that rounds biases of a right file.
 
-        A bias is off in every row, so the middle one tells nothing.
+        A bias moves every row, so the median row says nothing.
         """
         return replace(self, noise=[a + b for a, b in zip(self.noise, self.biases, strict=True)], middle=[])
 
 
 class Variants:
-    """The forms in which one trained network is exported, and what each has to compute; each is made once.
+    """Variants of one trained network and their references, each built once.
 
-    A float network is exported with its batch norms folded (see `folded`). A quantised one in two forms: with int8
-    weights, and in float, without the rounding of activations (see `clip_activations_`).
+    A float network is exported with its batch norms folded (see `folded`). A quantised one as two variants: with int8
+    weights, and in float without the rounding of activations (see `clip_activations_`).
 
     Args:
-        network: a copy in eval mode, see `eval_copy`; not changed.
-        inputs: real ones, by which batch norms are folded; ``None`` folds nothing.
-        own: what the trained network itself gives for ``inputs``; ``None`` for what ``network`` gives.
+        network: Copy in eval mode, see `eval_copy`; not changed.
+        inputs: Real inputs, with which batch norms are folded; ``None`` folds nothing.
+        own: Outputs of the trained network for ``inputs``; ``None`` for those of ``network``.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class Variants:
         self.is_quantized = bool(quantized_layers(network))
         self._own = own
         self._references: dict[str, Reference] | None = None
-        self._clipped: Layer | None = None  # made for the references, and not yet folded
+        self._clipped: Layer | None = None  # built for the references, not folded yet
 
     @property
     def references(self) -> dict[str, Reference]:
-        """By precision, what the files have to compute for ``inputs``: one round of passes, however often it is asked.
+        """References of the files by precision, for ``inputs``; computed once.
 
         Raises:
-            ValueError: there are no inputs.
+            ValueError: There are no inputs.
         """
         if self._references is None:
             if not self.is_quantized:
@@ -127,7 +127,7 @@ class Variants:
         return self._references
 
     def float_network(self) -> Layer:
-        """Make the network that ``model.onnx`` holds: the caller's own."""
+        """Build the network of ``model.onnx``; the caller owns it."""
         if not self.is_quantized:
             return self._folded(lambda: copy_with_hooks(self.network), "fp32")
         made = [self._clipped] if self._clipped is not None else []
@@ -135,10 +135,10 @@ class Variants:
         return self._folded(lambda: store_weights_on_grid_(made.pop() if made else self._make_clipped()), "fp32")
 
     def int8_network(self) -> Layer:
-        """Make the network with int8 weights: the caller's own.
+        """Build the network with int8 weights; the caller owns it.
 
         Raises:
-            ValueError: no quantised layer has seen a batch.
+            ValueError: No quantised layer has seen a batch.
         """
         return self._folded(lambda: _converted(self.network), "int8")
 
@@ -188,24 +188,24 @@ class Variants:
             return flat_outputs(network(*self.inputs))
 
     def outputs_of(self, network: Layer) -> list[np.ndarray]:
-        """Return what ``network`` gives for the inputs.
+        """Return the outputs of ``network`` for the inputs.
 
         Args:
-            network: one of the forms.
+            network: One of the variants.
 
         Raises:
-            ValueError: there are no inputs.
+            ValueError: There are no inputs.
         """
         return [item.numpy() for item in self._run(network)]
 
 
 @dataclass
 class Forms:
-    """Exported files, and why others are missing.
+    """Exported files, and reasons for missing ones.
 
     Args:
-        artefacts: what was written.
-        errors: reason by kind and precision.
+        artefacts: Files that were written.
+        errors: Reason by kind and precision.
     """
 
     artefacts: list[Artefact]
@@ -223,27 +223,27 @@ def export_forms(
     lite: LiteOptions | None = None,
     sample: Sequence[np.ndarray] | None = None,
 ) -> Forms:
-    """Write every form of ``network`` into ``folder``, with its batch norms folded.
+    """Export ``network`` in every form into ``folder``, with its batch norms folded.
 
     A float network: Paddle's program, and ``model.onnx``. A quantised one: Paddle's program with int8 weights (small;
-    it computes in float), ``model.int8.onnx`` (computes in int8), and ``model.onnx``, the trained network without the
-    rounding of activations, which an int8 file has to beat.
+    computes in float), ``model.int8.onnx`` (computes in int8), and ``model.onnx``, the trained network without the
+    rounding of activations, the baseline of the int8 file.
 
     Args:
-        network: any mode; not changed. What its forward hooks change is exported too.
-        folder: exists.
-        input_spec: one per input.
-        onnx: whether to write the ONNX files.
-        pdmodel: whether to write Paddle's program in the format of Paddle 2, too.
-        onnx_opset: of the ONNX files, 13-19: below 13 there are no weight scales per channel.
-        lite: which files for Paddle Lite to write, ``model.arm.nb`` and the like; of a network that was trained with
-            ``activation_symmetric`` also ``model.int8.arm.nb``. ``None`` for none.
-        sample: real inputs, one array each, by which batch norms are folded; ``None`` for noise, where ``input_spec``
-            leaves only the batch open (otherwise nothing is folded).
+        network: Network in any mode; not changed. Forward hooks that change outputs are exported.
+        folder: Existing folder.
+        input_spec: One per input.
+        onnx: Whether to write the ONNX files.
+        pdmodel: Whether to write Paddle's program also in the format of Paddle 2.
+        onnx_opset: Opset version of the ONNX files, 13-19; below 13 there are no weight scales per channel.
+        lite: Files for Paddle Lite to write, such as ``model.arm.nb``; for a network trained with ``activation_symmetric``
+            also ``model.int8.arm.nb``. ``None`` for none.
+        sample: Real inputs, one array each, with which batch norms are folded; ``None`` for random ones, where
+            ``input_spec`` leaves only the batch dynamic (otherwise nothing is folded).
 
     Raises:
-        ExportError: no file could be written; a file that could not, where others could, is an entry of ``errors``.
-        ValueError: a quantised layer has seen no batch, or ``onnx_opset`` is out of range.
+        ExportError: No file could be written. A failure of some files is recorded in ``errors``.
+        ValueError: A quantised layer has seen no batch, or ``onnx_opset`` is out of range.
 
     Example:
         >>> forms = export_forms(network, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
@@ -271,21 +271,23 @@ def write_forms(
     onnx_opset: int = DEFAULT_OPSET,
     lite: LiteOptions | None = None,
 ) -> Forms:
-    """Write the files of `export_forms`; at no time are more than two forms beside the trained network in memory.
+    """Write the files of `export_forms`.
+
+    At most two variants are in memory beside the trained network.
 
     Args:
-        variants: with the reference of ``"fp16"`` afterwards, where that file is written.
-        folder: exists.
-        input_spec: one per input.
-        onnx: whether to write the ONNX files.
-        fp16: whether to write ``model.fp16.onnx`` too.
-        pdmodel: see `export_forms`.
-        onnx_opset: see `export_forms`.
-        lite: see `export_forms`; what the files were made from stays in the folder `LITE_PROGRAMS`.
+        variants: Variants of the network; gets the reference of ``"fp16"`` where that file is written.
+        folder: Existing folder.
+        input_spec: One per input.
+        onnx: Whether to write the ONNX files.
+        fp16: Whether to write ``model.fp16.onnx`` too.
+        pdmodel: See `export_forms`.
+        onnx_opset: See `export_forms`.
+        lite: See `export_forms`; the programs that they are made from stay in the folder `LITE_PROGRAMS`.
 
     Raises:
-        ExportError: see `export_forms`.
-        ValueError: see `export_forms`.
+        ExportError: See `export_forms`.
+        ValueError: See `export_forms`.
     """
     forms, work, opset = Forms([], {}), folder / ".work", checked_opset(onnx_opset)
     phone = Forms([], forms.errors)  # what is made for Paddle 2 and Paddle Lite alone
@@ -312,7 +314,7 @@ def write_forms(
         if artefact.kind == "paddle":
             if pdmodel and not symmetric:
                 _attempt(forms, "pdmodel", artefact.precision, lambda program=artefact: export_pdmodel(program))  # type: ignore[misc]
-            number_parameters(artefact.path)  # ONNX files, made of the program, keep the names of state_dict
+            number_parameters(artefact.path)  # after the ONNX files, which keep the names of state_dict
     forms.artefacts += sorted(phone.artefacts, key=lambda artefact: (artefact.kind != "pdmodel", artefact.path.name))
     if not forms.artefacts:
         said = "; ".join(dict.fromkeys(forms.errors.values()))
@@ -332,7 +334,7 @@ def _write_float(
 ) -> Artefact | None:
     """Write the float files; return the program, ``None`` where there is none."""
     network, target = variants.float_network(), folder / "model.onnx"
-    shipped = not variants.is_quantized  # else the program is only a step to the ONNX file
+    shipped = not variants.is_quantized  # else the program is only an intermediate of the ONNX file
 
     def program() -> Artefact:
         return export_paddle(network, folder if shipped else work, input_spec=input_spec, in_place=True)
@@ -351,14 +353,14 @@ def _write_float(
     if fp16:
         plain = next((a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "fp32")), None)
         if plain is None:
-            forms.errors["onnx", "fp16"] = "no fp32 ONNX file to take it from"
+            forms.errors["onnx", "fp16"] = "there is no fp32 ONNX file to convert"
         else:
             _attempt(forms, "onnx", "fp16", lambda: _write_fp16(variants, network, plain))
     return source
 
 
 def _write_fp16(variants: Variants, network: Layer, plain: Artefact) -> Artefact:
-    """Write ``model.fp16.onnx``, and spoil ``network``, whose last use this is."""
+    """Write ``model.fp16.onnx``; round ``network``, which is not used again."""
     exact = variants.references["fp32"].outputs
     round_to_fp16_(network)
     moved = variants.outputs_of(network)
@@ -386,7 +388,7 @@ def _write_int8(
             return export_paddle(network, folder, input_spec=input_spec, precision="int8", in_place=True)
 
     def program() -> Artefact:
-        # The same network once more, with the integers of every layer in it: engines want them all.
+        # The same network with the integers of every layer in the program, as engines need them.
         return export_paddle(network, work, input_spec=input_spec, precision="int8", name="int8", in_place=True)
 
     def qdq(source: Artefact) -> Artefact:
@@ -455,7 +457,7 @@ def _nb_of(program: Artefact, path: Path, target: str, opt: str | Path | None) -
 
 
 def _converted(network: Layer) -> Layer:
-    """Return a copy with int8 layers in place of the fake-quantised ones, their forward hooks with them."""
+    """Copy ``network`` with int8 layers for the fake-quantised ones, hooks included."""
     duplicate = copy_with_hooks(network)
     before = dict(duplicate.named_sublayers())
     convert_for_export_(duplicate)
@@ -478,26 +480,26 @@ def _inputs(sample: Sequence[np.ndarray] | None, input_spec: Sequence[InputSpec]
 
 
 def references(network: Layer, sample: Sequence[np.ndarray]) -> dict[str, Reference]:
-    """Return what the files of each precision have to compute for ``sample``.
+    """Return the references of the files by precision for ``sample``.
 
     Args:
-        network: in eval mode; not changed.
-        sample: one array per input.
+        network: Network in eval mode; not changed.
+        sample: Inputs, one array each.
     """
     return Variants(network, [paddle.to_tensor(item) for item in sample]).references
 
 
 def said_of(error: BaseException) -> str:
-    """Return what an error says of an export, on one line.
+    """Format an error of an export on one line.
 
     Args:
-        error: that was caught.
+        error: Caught exception.
     """
     return " ".join(str(error).split()) if isinstance(error, (ExportError, ImportError)) else reason(error)
 
 
 def _attempt(forms: Forms, kind: str, precision: str, make: Callable[[], Artefact]) -> None:
-    """Write one file; a failure costs no other file, unless the disk is full."""
+    """Write one file; a failure does not affect the others, unless the disk is full."""
     try:
         forms.artefacts.append(make())
     except OSError:

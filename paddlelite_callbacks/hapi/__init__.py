@@ -1,4 +1,4 @@
-"""Bridge to hapi: the only place with private attributes of model and optimizer.
+"""Bridge to hapi: all accesses to private attributes of model and optimizer.
 
 Every edit is a context manager that undoes itself, or (`guard_fit`) ends with the ``fit`` call it serves.
 """

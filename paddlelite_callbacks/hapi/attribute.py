@@ -14,9 +14,9 @@ def instance_attribute(instance: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of ``instance`` inside the block.
 
     Args:
-        instance: changed inside the block.
-        name: of the attribute.
-        value: that it has inside the block.
+        instance: Object to change inside the block.
+        name: Name of the attribute.
+        value: Its value inside the block.
     """
     had = name in vars(instance)
     before = vars(instance).get(name)

@@ -21,8 +21,8 @@ def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> 
     """Call ``write(path)`` after every ``model.save(path)`` for training, on rank 0.
 
     Args:
-        model: the hapi model.
-        write: receives the prefix, to which hapi itself appends ``.pdparams`` and ``.pdopt``.
+        model: hapi model.
+        write: Receives the path prefix to which hapi appends ``.pdparams`` and ``.pdopt``.
     """
     original = model.save
 
@@ -39,13 +39,13 @@ def alongside_checkpoints(model: paddle.Model, write: Callable[[str], None]) -> 
 def whole_checkpoints(model: paddle.Model) -> Iterator[None]:
     """Make every ``model.save(path)`` for training atomic inside the block.
 
-    hapi writes ``.pdparams`` and ``.pdopt`` straight to their places: a process killed meanwhile leaves a torn file
-    where a whole one stood, or weights without the optimizer's state, which ``model.load`` takes for a fresh start.
-    Here ``.pdparams`` appears last (see `staged_files`). Enter it behind `alongside_checkpoints`, whose files then
-    belong to the set. On rank 0, which alone saves on one machine.
+    hapi writes ``.pdparams`` and ``.pdopt`` directly to their paths: a process killed meanwhile leaves a truncated file
+    in place of a complete one, or weights without the optimizer's state, which ``model.load`` accepts as a fresh start.
+    Here ``.pdparams`` appears last (see `staged_files`). Enter it after `alongside_checkpoints`, whose files then
+    belong to the set. On rank 0, the only one that saves.
 
     Args:
-        model: the hapi model.
+        model: hapi model.
     """
     original = model.save
 

@@ -1,4 +1,4 @@
-"""Begin, batches and end of one ``fit`` call."""
+"""Observe the begin, the batches and the end of one ``fit`` call."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FitGuard(Protocol):
     """Receives the end of a ``fit``."""
 
     def close(self) -> None:
-        """Undo all edits, after an exception or Ctrl-C too; may be called twice."""
+        """Undo all edits, also after an exception or Ctrl-C; may be called twice."""
 
     def finish(self) -> None:
         """Run after ``on_train_end`` of all callbacks and hapi's last checkpoint."""
@@ -51,9 +51,11 @@ class FitGuard(Protocol):
 
 
 def calling_list() -> CallbackList | None:
-    """Return the ``CallbackList`` of the ``fit`` that calls ``set_model``, or ``None``.
+    """Return the ``CallbackList`` of the ``fit`` that calls ``set_model``.
 
-    hapi hands a callback the model but not the list that it belongs to, so this looks one frame up.
+    ``None`` outside ``fit``.
+
+    hapi passes a callback the model but not the list that it belongs to, so this looks one frame up.
     """
     frame = sys._getframe(2)
     if frame.f_code.co_name != "set_model":
@@ -64,9 +66,11 @@ def calling_list() -> CallbackList | None:
 
 
 def training_data() -> Any:
-    """Return the training loader of the ``fit`` that calls ``set_model``, or ``None``.
+    """Return the training loader of the ``fit`` that calls ``set_model``.
 
-    hapi tells callbacks nothing of the data before the first batch, so this looks up the frames like `calling_list`.
+    ``None`` outside ``fit``.
+
+    hapi passes callbacks no data before the first batch, so this looks up the frames like `calling_list`.
     """
     frame = sys._getframe(2)
     for name in ("set_model", "config_callbacks", "fit"):
@@ -79,21 +83,21 @@ def training_data() -> Any:
 def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> None:
     """Notify ``guard`` however ``fit`` ends: hapi has no ``try/finally`` around it.
 
-    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception goes on,
-    and worker processes and threads that were reading data are ended (see `ended_with_the_epoch`); the latter in
-    ``evaluate`` and ``predict`` too.
-    What is put in place ends with ``callbacks``, which hapi makes anew for each ``fit``; should one end between two
-    calls of hapi's own (Ctrl-C there), the guard is closed when ``callbacks`` is freed, which the traceback holds.
+    After an exception or Ctrl-C in any hook, batch or data loader, ``guard.close()`` runs before the exception is
+    raised further, and worker processes and threads of data loaders are shut down (see `ended_with_the_epoch`), in
+    ``evaluate`` and ``predict`` too. The guard is attached to ``callbacks``, which hapi creates for each ``fit``; if a
+    fit ends between two calls of hapi's own (Ctrl-C there), the guard is closed when ``callbacks`` is freed, which the
+    traceback holds.
 
     Args:
-        model: whose ``fit`` it is.
+        model: Model whose ``fit`` runs.
         callbacks: hapi's list of this ``fit``.
-        guard: is told.
+        guard: Object to notify.
     """
     require_private("paddle.hapi.model", "Model._run_one_epoch", needed_for=_NEEDED_FOR)
     call_hooks, run_epoch, ours = type(callbacks)._call, type(model)._run_one_epoch, weakref.ref(callbacks)
-    # not callbacks._call: a bound method would keep the list alive in a circle, and what was left unhealed with it
-    begun: list[str] = []  # the outermost of train, eval, predict
+    # not callbacks._call: a bound method would keep the list alive in a cycle
+    begun: list[str] = []  # outermost of train, eval, predict
 
     def left() -> None:
         if vars(model).get("_run_one_epoch") is run_one_epoch:
@@ -109,7 +113,7 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
                 model.__dict__.pop("_run_one_epoch", None)
             if name == "on_train_end":
                 guard.finish()
-                finalizer.detach()  # Python swallows what is raised in it, Ctrl-C too
+                finalizer.detach()  # Python ignores exceptions in finalizers, Ctrl-C too
         except BaseException:
             left()
             raise
@@ -133,13 +137,13 @@ def guard_fit(model: paddle.Model, callbacks: CallbackList, guard: FitGuard) -> 
 def in_use_by(parameters: Sequence[Tensor]) -> str | None:
     """Return the optimizer or ``DataParallel`` that holds a parameter, or ``None``.
 
-    Such a holder would go on with the old parameters when layers are swapped. It is looked for among all objects of
-    the process, since a network does not know who trains it.
+    Such a holder would continue with the old parameters when layers are replaced. It is searched among all objects of
+    the process, since a network does not know its optimizer.
     """
     wanted = {id(parameter) for parameter in parameters}
-    gc.collect()  # an optimizer that nobody has any more may wait in a cycle
+    gc.collect()  # an unused optimizer may wait in a cycle
     for holder in gc.get_objects():
-        kind = type(holder)  # isinstance would wake lazily imported modules
+        kind = type(holder)  # isinstance would import lazy modules
         if issubclass(kind, paddle.optimizer.Optimizer):
             groups = getattr(holder, "_parameter_list", None) or []
             held = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
@@ -161,9 +165,9 @@ def around_train_batch(
     ``after`` runs before any ``on_train_batch_end``.
 
     Args:
-        model: the hapi model.
-        before: receives the batch's inputs and labels.
-        after: receives whether the optimizer took a step (``False`` while gradients are accumulated).
+        model: hapi model.
+        before: Receives inputs and labels of the batch.
+        after: Receives whether the optimizer took a step (``False`` while gradients are accumulated).
     """
     original = model.train_batch
 
@@ -181,11 +185,11 @@ class SkipBatch(Exception):
     """Raised inside the loss to skip a batch: no backward pass, no metrics.
 
     Args:
-        losses: what hapi shall show.
+        losses: Losses that hapi shows.
     """
 
     def __init__(self, losses: list[Tensor]) -> None:
-        super().__init__("The loss function asks for this batch to be left out.")
+        super().__init__("The loss function asks to skip this batch.")
         self.losses = losses
 
 
@@ -195,13 +199,13 @@ def skippable_batches(
 ) -> Iterator[None]:
     """Let the loss skip a batch by raising `SkipBatch`, inside the block.
 
-    Gradients that earlier batches accumulated are kept, and the optimizer's step with them is taken where it was due.
-    The loss scaling of mixed precision does not hear of a batch that is left out.
+    Gradients accumulated by earlier batches are kept, and the optimizer steps with them when due. The loss scaling of
+    mixed precision ignores a skipped batch.
 
     Args:
-        model: the hapi model.
-        before: receives the inputs and labels of each batch.
-        skipped: receives whether the optimizer took a step with the gradients of earlier batches.
+        model: hapi model.
+        before: Receives inputs and labels of each batch.
+        skipped: Receives whether the optimizer took a step with the gradients of earlier batches.
     """
     original, waiting = model.train_batch, False
 
@@ -226,7 +230,7 @@ def skippable_batches(
 
 def _step(model: paddle.Model) -> None:
     """Apply accumulated gradients as hapi does after a backward pass."""
-    unused = paddle.zeros([1], dtype="float32")  # minimize() wants a loss, whose gradients are there already
+    unused = paddle.zeros([1], dtype="float32")  # minimize() requires a loss; its gradients exist already
     if model._adapter._amp_level != "O0" and model._scaler is not None:
         model._scaler.minimize(model._optimizer, unused)
     else:
@@ -244,8 +248,8 @@ def shown_metrics(params: dict[str, Any], names: Sequence[str]) -> Iterator[None
     """Show metrics of ``logs`` in hapi's progress bar and VisualDL inside the block.
 
     Args:
-        params: the dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.
-        names: keys of ``logs``.
+        params: Dictionary of ``Callback.params``; hapi shares its ``"metrics"`` list among all callbacks.
+        names: Keys of ``logs``.
     """
     metrics: list[str] = params.get("metrics", [])
     added = [name for name in names if name not in metrics]

@@ -1,4 +1,4 @@
-"""What ``paddle.Model`` was prepared with and is fed with."""
+"""Read what ``paddle.Model`` was prepared with, and its input data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def task_loss_of(model: paddle.Model) -> LossFunction:
     """Return the loss given to ``model.prepare``.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: The model has no loss.
     """
     if model._loss is None:
         raise RuntimeError(
@@ -55,8 +55,8 @@ def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
     """Return the optimizer given to ``model.prepare``.
 
     Raises:
-        RuntimeError: there is none.
-        ValueError: it was made with parameter groups (dicts), which hapi's ``fit`` cannot use.
+        RuntimeError: The model has no optimizer.
+        ValueError: The optimizer has parameter groups (dicts), which hapi's ``fit`` cannot use.
     """
     optimizer = model._optimizer
     if optimizer is None:
@@ -72,7 +72,7 @@ def prepared_optimizer(model: paddle.Model) -> paddle.optimizer.Optimizer:
 
 
 def amp_level(model: paddle.Model) -> str:
-    """Return the AMP level given to ``model.prepare``: ``"O0"``, ``"O1"`` or ``"O2"``."""
+    """Return the AMP level of ``model.prepare``: ``"O0"``, ``"O1"`` or ``"O2"``."""
     return str(getattr(model._adapter, "_amp_level", "O0"))
 
 
@@ -82,17 +82,17 @@ def amp_options(model: paddle.Model) -> dict[str, Any]:
 
 
 def input_specs(model: paddle.Model, loader: Any = None) -> list[tuple[list[int | None], str]] | None:
-    """Return shapes and types of the inputs, where known before the first batch.
+    """Return shapes and dtypes of the inputs, where known before the first batch.
 
     Known are those given to ``paddle.Model`` as ``InputSpec``, those of an earlier batch, and, with a loader that
-    stacks the samples of a map-style data set, those of its first sample. Free sizes are ``None``.
+    stacks the samples of a map-style data set, those of its first sample. Dynamic sizes are ``None``.
 
     Args:
-        model: the hapi model.
-        loader: of the training data. Its data set is asked for sample 0: guard the random streams.
+        model: hapi model.
+        loader: Loader of the training data. Its sample 0 is read, so protect the random generators.
 
     Returns:
-        ``(shape, dtype)`` per input, batch included, or ``None`` if nothing but their number is known.
+        ``(shape, dtype)`` per input, batch included, or ``None`` if only their number is known.
     """
     specs = list(model._inputs or [])
     if not specs or any(len(spec.shape) < 2 for spec in specs):
@@ -109,14 +109,14 @@ def _specs_of_sample(loader: Any, inputs: int) -> list[tuple[list[int | None], s
 
 
 def sample_inputs(model: paddle.Model, loader: Any) -> list[np.ndarray] | None:
-    """Return a batch of two of the network's inputs, both the first sample of the training data.
+    """Return a batch of two copies of the first training sample's inputs.
 
     Args:
-        model: the hapi model.
-        loader: of the training data. Its data set is asked for sample 0, as in `input_specs`.
+        model: hapi model.
+        loader: Loader of the training data. Its sample 0 is read, as in `input_specs`.
 
     Returns:
-        One array per input, or ``None`` where no sample can be had without reading on in the data.
+        One array per input, or ``None`` where no sample can be read without advancing the data.
     """
     fields = _fields_of_sample(loader, input_count(model))
     if fields is None:
@@ -126,7 +126,10 @@ def sample_inputs(model: paddle.Model, loader: Any) -> list[np.ndarray] | None:
 
 
 def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
-    """Return the inputs in sample 0; the data set, its random generators and files that it opens are left as found."""
+    """Return the inputs in sample 0, without side effects on the data set.
+
+    Its random generators and open files are restored.
+    """
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
     stacks = sampler is not None and getattr(loader, "collate_fn", None) in (None, default_collate())
     if dataset is None or not stacks or isinstance(dataset, paddle.io.IterableDataset):
@@ -134,7 +137,7 @@ def _fields_of_sample(loader: Any, inputs: int) -> list[Any] | None:
     try:
         with same_generators(dataset), same_attributes(dataset, getattr(dataset, "dataset", None)):
             sample = dataset[0]
-    except Exception:  # the loader will meet it, and say so
+    except Exception:  # the loader will raise it, too
         return None
     fields = list(sample)[:inputs] if isinstance(sample, (list, tuple)) else [sample]
     stacked = all(isinstance(field, (np.ndarray, Tensor, Number)) for field in fields)
@@ -145,12 +148,12 @@ def check_data(name: str, data: Any) -> None:
     """Check that ``model.evaluate`` can read batches from the data.
 
     Args:
-        name: of the argument, for the message.
-        data: as given.
+        name: Name of the argument, for the message.
+        data: Data to check.
 
     Raises:
-        TypeError: neither a data set nor a loader nor another iterable of batches.
-        ValueError: it is empty.
+        TypeError: Neither a data set nor a loader nor another iterable of batches.
+        ValueError: The data set is empty.
     """
     if not isinstance(data, paddle.io.Dataset) and not hasattr(data, "__iter__"):
         raise TypeError(
@@ -165,26 +168,26 @@ def check_data(name: str, data: Any) -> None:
 
 
 def input_count(model: paddle.Model) -> int:
-    """Return how many items of a batch are inputs; the others are labels.
+    """Return the number of inputs in a batch; the other items are labels.
 
     Args:
-        model: the hapi model.
+        model: hapi model.
     """
     return len(model._inputs or [None])
 
 
 def evaluates_in_fit(model: paddle.Model) -> bool:
-    """Return whether the running ``fit`` was given evaluation data.
+    """Whether the running ``fit`` was given evaluation data.
 
     Args:
-        model: the hapi model, inside ``fit``.
+        model: hapi model, inside ``fit``.
     """
     return getattr(model, "_test_dataloader", None) is not None
 
 
 def metrics_of(model: paddle.Model) -> list[paddle.metric.Metric]:
     """Return the metrics given to ``model.prepare``."""
-    return list(getattr(model, "_metrics", None) or [])  # none before prepare()
+    return list(getattr(model, "_metrics", None) or [])  # missing before prepare()
 
 
 def metric_names(model: paddle.Model) -> list[str]:
@@ -200,8 +203,8 @@ def labels_through(model: paddle.Model, through: Callable[[list[Any], list[Any]]
     """Pass the labels of ``model.train_batch`` through a function, inside the block.
 
     Args:
-        model: the hapi model.
-        through: receives the batch's inputs and labels; what it returns reaches the loss and the metrics.
+        model: hapi model.
+        through: Receives inputs and labels of the batch; its result is passed to the loss and the metrics.
     """
     original = model.train_batch
 

@@ -1,4 +1,4 @@
-"""Private parts of an optimizer: its parameters, state and learning rate."""
+"""Access an optimizer's parameters, state and learning rate."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def check_optimizer_parameters(optimizer: paddle.optimizer.Optimizer, network: L
     """Check that an optimizer trains parameters of ``network``.
 
     Args:
-        optimizer: with or without parameter groups.
-        network: to be trained; may be frozen in part, or as a whole.
-        whose: for the message.
+        optimizer: Optimizer with or without parameter groups.
+        network: Network to train; may be frozen in part or completely.
+        whose: Subject of the message.
 
     Raises:
-        ValueError: it knows none of the trainable parameters.
+        ValueError: It holds none of the trainable parameters.
     """
     wanted = [parameter for parameter in network.parameters() if parameter.trainable]
     known = {id(parameter) for parameter in _parameters_of(optimizer)}
     if wanted and not any(id(parameter) in known for parameter in wanted):
         raise ValueError(
-            f"{whose} ({type(optimizer).__name__}, {len(known)} parameters) holds none of the {len(wanted)} trainable "
-            f"parameters of {type(network).__name__}, so nothing would be learnt: make it with "
-            "parameters=network.parameters(), after the network has its last form."
+            f"{whose} ({type(optimizer).__name__}, {len(known)} parameters) holds none of the {len(wanted)} "
+            f"trainable parameters of {type(network).__name__}, so nothing would be trained: make it with "
+            "parameters=network.parameters(), after the last change of the network's layers."
         )
 
 
 def optimizer_state_of(
     optimizer: paddle.optimizer.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return copies of single parameters' accumulators, by the caller's names.
+    """Return copies of the accumulators of given parameters, by the caller's names.
 
-    ``optimizer.state_dict()`` is keyed by automatic parameter names, which another process may give to others.
+    ``optimizer.state_dict()`` is keyed by automatic parameter names, which differ between processes.
 
     Args:
-        optimizer: that trains them.
-        parameters: by a name that is stable across processes.
+        optimizer: Optimizer of the parameters.
+        parameters: Parameters by names that are stable across processes.
     """
     by_name = {parameter.name: key for key, parameter in parameters.items()}
     state: dict[str, dict[str, Tensor]] = {}
@@ -76,9 +76,9 @@ def set_optimizer_state_of(
     """Load accumulators that `optimizer_state_of` returned.
 
     Args:
-        optimizer: of the same class as then.
-        parameters: as then.
-        state: as returned.
+        optimizer: Optimizer of the same class as then.
+        parameters: Parameters by the same names as then.
+        state: Result of `optimizer_state_of`.
     """
     chosen = {key: parameter for key, parameter in parameters.items() if key in state}
     _create_accumulators(optimizer, list(chosen.values()))
@@ -93,7 +93,7 @@ def set_optimizer_state_of(
 def _create_accumulators(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> None:
     """Create the accumulators of ``parameters``.
 
-    A loaded state waits in the optimizer, which then refuses every parameter that is missing in it.
+    A loaded state is kept in the optimizer until then, and rejects parameters that are missing in it.
     """
     waiting, optimizer._accumulators_holder = optimizer._accumulators_holder, {}
     try:
@@ -123,15 +123,15 @@ def trained_also(
 ) -> Iterator[None]:
     """Register ``parameters`` with ``optimizer``; other accumulators are kept.
 
-    Taken out again, they leave no accumulators behind, so that later checkpoints do not hold any.
+    When removed, they leave no accumulators behind, so that later checkpoints hold none.
 
     Args:
-        optimizer: one with parameter groups gets a group of its own for them.
-        parameters: those not yet known to the optimizer are added.
-        keep: asked at the end of the block; ``False`` takes the added ones out again.
+        optimizer: Optimizer; one with parameter groups gets a new group for them.
+        parameters: Parameters to register, unless known.
+        keep: Called at the end of the block; ``False`` removes the registered ones.
 
     Raises:
-        ValueError: a fused (``use_multi_tensor=True``) optimizer that has already taken steps cannot be extended.
+        ValueError: A fused optimizer (``use_multi_tensor=True``) that has taken steps cannot be extended.
     """
     known = optimizer._parameter_list
     if known is None:
@@ -146,7 +146,7 @@ def trained_also(
             "parameters: make a new optimizer, or leave use_multi_tensor off."
         )
     taken_out = _extended(optimizer, added)
-    if added and optimizer._accumulators_holder:  # a loaded state, which would refuse what it does not know
+    if added and optimizer._accumulators_holder:  # a loaded state, which rejects unknown parameters
         _create_accumulators(optimizer, added)
     try:
         yield
@@ -194,10 +194,10 @@ def _extended(optimizer: paddle.optimizer.Optimizer, added: Sequence[Tensor]) ->
 
 
 class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
-    """Proxy of the user's scheduler with a scaled rate."""
+    """Proxy of the user's scheduler with a scaled learning rate."""
 
     def __init__(self, schedule: paddle.optimizer.lr.LRScheduler, factor: float) -> None:
-        self.__dict__.update(schedule=schedule, factor=factor)  # no __init__ of the parent: it would take a step
+        self.__dict__.update(schedule=schedule, factor=factor)  # the parent's __init__ would take a step
 
     def __call__(self) -> float:
         return self.factor * self.schedule()
@@ -215,8 +215,8 @@ class _ScaledSchedule(paddle.optimizer.lr.LRScheduler):
 def scaled_learning_rate(optimizer: paddle.optimizer.Optimizer, factor: float) -> Iterator[None]:
     """Scale the optimizer's learning rate inside the block.
 
-    A scheduler goes on stepping as it would, by hapi or by the user, and is saved as it is. A rate that was changed
-    with ``set_lr`` inside the block is divided by ``factor`` at its end.
+    A scheduler continues to step as before, and is saved unscaled. A rate set with ``set_lr`` inside the block is
+    divided by ``factor`` at its end.
     """
     before = optimizer._learning_rate
     if factor == 1:

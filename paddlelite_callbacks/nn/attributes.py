@@ -1,4 +1,4 @@
-"""Python state of a network and of its forward hooks, put back after calls that training must not notice."""
+"""Restore Python state of networks and hooks after calls outside of training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ _Undo = Callable[[], None]
 
 @contextmanager
 def same_state(network: Layer) -> Iterator[None]:
-    """Put back what calls of ``network`` inside the block set: attributes of layers, and what forward hooks keep.
+    """Restore attributes of layers and state of hooks that calls in the block set.
 
-    Counters, flags, and the entries of lists, dictionaries, sets and deques that stand there; not the values of
-    tensors.
+    Covers counters, flags, and the entries of lists, dictionaries, sets and deques; not the values of tensors.
 
     Args:
-        network: called inside the block.
+        network: Network that is called inside the block.
     """
     layers = network.sublayers(include_self=True)
     hooks = [hook for layer in layers for table in HOOK_TABLES for hook in getattr(layer, table).values()]
@@ -36,10 +35,10 @@ def same_state(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def same_attributes(*holders: Any) -> Iterator[None]:
-    """Put the attributes of ``holders`` back at the end of the block, and the entries of containers among them.
+    """Restore attributes of ``holders`` and of their containers after the block.
 
     Args:
-        holders: any objects.
+        holders: Any objects.
     """
     with _undone([put_back for holder in holders for put_back in _of_mapping(getattr(holder, "__dict__", {}))]):
         yield
@@ -81,7 +80,7 @@ def _of_mapping(values: dict[str, Any]) -> list[_Undo]:
 
 
 def _of_container(value: Any) -> list[_Undo]:
-    """Return what puts the entries of ``value`` back where they changed; empty for what is no container."""
+    """Return functions that restore changed entries of a container."""
     if not isinstance(value, (list, dict, set, deque)):
         return []
     before = _entries(value)

@@ -16,7 +16,7 @@ __all__ = ["count_macs", "count_parameters", "layer_macs"]
 
 
 def count_parameters(network: Layer) -> int:
-    """Count the weights of ``network``, without batch-norm statistics and quantizer scales."""
+    """Count the weights of ``network``, without statistics and quantizer scales."""
     statistics = {id(item) for layer in network.sublayers(include_self=True) for item in running_statistics(layer)}
     return sum(
         math.prod(parameter.shape)
@@ -28,13 +28,13 @@ def count_parameters(network: Layer) -> int:
 def count_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False) -> int:
     """Count MACs of convolutions, linear and recurrent layers for one image.
 
-    Counted on a copy by hooks on the layers; what ``forward`` computes itself with ``F.conv2d`` or ``matmul``
-    (attention) is not seen.
+    Counted by hooks on the layers of a copy; operations in ``forward`` itself (``F.conv2d``, ``matmul`` in attention)
+    are not counted.
 
     Args:
-        network: any mode; not changed.
-        inputs: of ``forward``, the batch in front.
-        in_place: whether ``network`` itself is run, a copy in eval mode.
+        network: Network in any mode; not changed.
+        inputs: Arguments of ``forward``, batch first.
+        in_place: Whether to run ``network`` itself, which must be a copy in eval mode.
     """
     return sum(layer_macs(network, inputs, in_place=in_place).values())
 
@@ -43,9 +43,9 @@ def layer_macs(network: Layer, inputs: Sequence[Any], *, in_place: bool = False)
     """Return the MACs of each layer over all its calls, by name.
 
     Args:
-        network: any mode; not changed.
-        inputs: of ``forward``, the batch in front.
-        in_place: see `count_macs`.
+        network: Network in any mode; not changed.
+        inputs: Arguments of ``forward``, batch first.
+        in_place: See `count_macs`.
     """
     if in_place:
         with restored(network):
@@ -89,6 +89,6 @@ def _macs(layer: Layer, given: Any, output: Any) -> int:
     if kind == "Linear":
         return weights * math.prod(output.shape[:-1])
     channels_last = str(getattr(layer, "_data_format", "NCHW")).endswith("C")
-    moved = given[0] if kind.endswith("Transpose") else output  # the side on which the kernel moves
+    moved = given[0] if kind.endswith("Transpose") else output  # the side that the kernel moves over
     places = moved.shape[1:-1] if channels_last else moved.shape[2:]
     return weights * math.prod(places) * int(moved.shape[0])

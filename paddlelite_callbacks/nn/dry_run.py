@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 class NoInputsError(TypeError):
-    """A forward's inputs are unusable, whatever the batch."""
+    """The inputs of a forward are unusable for any batch."""
 
 
 class Forward(Protocol):
-    """Runs a network in a mode and on inputs of its own."""
+    """Runs a network in its own mode and on its own inputs."""
 
     def attach(self, scope: ExitStack) -> None:
-        """Prepare the network; ``scope`` undoes it."""
+        """Prepare the network; ``scope`` undoes the changes."""
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
         """Return the outputs for a batch of the student's inputs."""
@@ -46,25 +46,25 @@ def seen_on_zeros(
     hooks: bool,
     forward: Forward | None = None,
 ) -> Seen | None:
-    """Return the outputs for zero inputs, batch size 2 where it is free.
+    """Return the outputs for zero inputs, with batch size 2 where it is dynamic.
 
-    In train mode a copy is run, so that batch-norm statistics, quantizers that wait for a first batch and the like do
-    not notice; modes and random streams are as before in any case.
+    In train mode a copy is run, so that batch-norm statistics, uncalibrated quantizers and the like do not change;
+    modes and random generators are restored in any case.
 
     Args:
-        network: run once, without gradients.
-        specs: shape and type of each input; the first size is the batch.
-        features: layers to tap.
-        training: in train mode, where some networks give other outputs.
-        hooks: let the hooks run that the network has; else they do not notice.
-        forward: runs it as a frozen teacher, in a mode and on inputs of its own.
+        network: Network, run once without gradients.
+        specs: Shape and dtype of each input, batch first.
+        features: Layers to tap.
+        training: Whether to run in train mode, where some networks have other outputs.
+        hooks: Whether to run the network's own hooks.
+        forward: Runs it as a frozen teacher, in its own mode and on its own inputs.
 
     Returns:
-        ``None`` where an input's size is free (but the batch), or the network fails on zeros: nothing can be said.
+        ``None`` where a size besides the batch is dynamic, or the network fails on zeros.
 
     Raises:
-        ValueError: a layer of ``features`` did not run exactly once.
-        NoInputsError: from ``forward``.
+        ValueError: A layer of ``features`` did not run exactly once.
+        NoInputsError: Raised by ``forward``.
     """
     if any(size is None for shape, _ in specs for size in shape[1:]):
         return None
@@ -75,14 +75,14 @@ def seen_on_zeros(
     taps = Taps(features)
     with ExitStack() as last, paddle.no_grad():
         scope = ExitStack()
-        last.callback(scope.close)  # should Ctrl-C come before the next one has begun
+        last.callback(scope.close)  # in case Ctrl-C comes before the next one has begun
         last.callback(_closed, scope)
         scope.enter_context(same_random_streams())
         try:
             if training:
                 network = copy_network(network, keep_hook=lambda hook: hooks or computes_weight(hook), keep_modes=True)
         except Exception as error:
-            _log.debug("No look at the shapes ahead, %s cannot be copied: %s", type(network).__name__, error)
+            _log.debug("Shapes are not checked ahead, %s cannot be copied: %s", type(network).__name__, error)
             return None
         with uninterrupted():
             scope.enter_context(same_modes(network))
@@ -97,14 +97,14 @@ def seen_on_zeros(
             outputs = network(*inputs) if forward is None else forward(inputs)
         except NoInputsError:
             raise
-        except Exception as error:  # the network's own business: the first batch will tell
-            _log.debug("No look at the shapes ahead, %s does not take zeros: %s", type(network).__name__, error)
+        except Exception as error:  # the first batch will show whether the network works
+            _log.debug("Shapes are not checked ahead, %s does not accept zeros: %s", type(network).__name__, error)
             return None
         return Seen(outputs, taps.take())
 
 
 def _closed(scope: ExitStack) -> None:
-    """Undo the edits as a whole: Ctrl-C waits."""
+    """Undo all edits without interruption by Ctrl-C."""
     with uninterrupted():
         scope.close()
 

@@ -1,4 +1,4 @@
-"""Parameter types of layers that are made beside a network."""
+"""Choose parameter dtypes of layers that are added beside a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["cast_to_", "default_dtype", "parameter_dtype"]
 
 
 def parameter_dtype(x: Tensor) -> str:
-    """Return the parameter type for inputs ``x``: float64 for float64, else float32."""
+    """Return the parameter dtype for inputs ``x``: float64 for float64, else float32."""
     return "float64" if x.dtype == paddle.float64 else "float32"
 
 
@@ -32,7 +32,7 @@ def cast_to_(layer: Layer, dtype: str) -> None:
     """Cast an untrained layer's parameters to ``dtype``.
 
     Args:
-        layer: changed in place.
+        layer: Layer; changed in place.
         dtype: ``"float32"`` or ``"float64"``.
     """
     if any(str(item.dtype) != f"paddle.{dtype}" for item in layer.parameters()):

@@ -1,4 +1,4 @@
-"""Table of layer kinds: norms, convolutions, linear, recurrent, fake-quantised."""
+"""Classify layers: norms, convolutions, linear, recurrent, fake-quantised."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ CONVOLUTIONS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, *TRANSPOSED)
 RECURRENT = (nn.SimpleRNN, nn.LSTM, nn.GRU)
 CELLS = (nn.SimpleRNNCell, nn.LSTMCell, nn.GRUCell)
 QUANTIZABLE = (nn.Conv2D, nn.Conv2DTranspose, nn.Linear)
-SCALES = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")  # ends of parameter names
+SCALES = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")  # suffixes of parameter names
 
-_READ = ("__call__", "__getattr__", "weight", "bias")  # a subclass may say otherwise what these give
+_READ = ("__call__", "__getattr__", "weight", "bias")  # overriding these changes what a layer computes
 _MULTIPLYING = (*CONVOLUTIONS, nn.Linear, *RECURRENT, *CELLS)
-_FOLDABLE = (nn.BatchNorm2D, nn.BatchNorm, nn.SyncBatchNorm)  # behind a Conv2D
+_FOLDABLE = (nn.BatchNorm2D, nn.BatchNorm, nn.SyncBatchNorm)  # after a Conv2D
 
 
 def is_norm(layer: Layer) -> bool:
-    """Return whether ``layer`` is a batch, instance, group or layer norm."""
+    """Whether ``layer`` is a batch, instance, group or layer norm."""
     return isinstance(layer, NORMS) or is_batch_norm(layer)
 
 
 def is_batch_norm(layer: Layer) -> bool:
-    """Return whether ``layer`` is a batch norm of any dimension, or like one."""
+    """Whether ``layer`` is a batch norm of any dimension, or like one."""
     return isinstance(layer, BATCH_NORMS) or len(running_statistics(layer)) == 2
 
 
@@ -50,7 +50,7 @@ def running_statistics(layer: Layer) -> list[Tensor]:
     """Return running mean and variance of a batch norm.
 
     Args:
-        layer: alone, without its sublayers; of another kind there are none.
+        layer: Layer, without its sublayers; other kinds have none.
     """
     held = {**layer._parameters, **layer._buffers}
     found = [held.get("_mean"), held.get("_variance")]
@@ -58,19 +58,19 @@ def running_statistics(layer: Layer) -> list[Tensor]:
 
 
 def foldable_norm(layer: Layer) -> bool:
-    """Return whether ``layer`` is a batch norm that folds into a 2-D convolution."""
+    """Whether ``layer`` is a batch norm that folds into a 2-D convolution."""
     return computes_as(layer, *_FOLDABLE) is not None
 
 
 def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
-    """Return the type whose ``forward`` ``layer`` runs, of ``types``; else ``None``.
+    """Return the one of ``types`` whose ``forward`` ``layer`` runs; else ``None``.
 
-    A subclass counts that only sets other arguments or adds attributes; one with a ``forward`` or ``__call__`` of its
-    own does not.
+    A subclass that only sets other arguments or adds attributes counts; one with its own ``forward`` or ``__call__``
+    does not.
 
     Args:
-        layer: looked at.
-        types: of layers.
+        layer: Layer to inspect.
+        types: Layer types.
     """
     for kind in types:
         own = "forward" in vars(layer) or "__call__" in vars(layer)
@@ -81,15 +81,15 @@ def computes_as(layer: Layer, *types: type[Layer]) -> type[Layer] | None:
 
 
 def is_quantized(layer: Layer) -> bool:
-    """Return whether ``layer`` fake-quantises its weight and input."""
+    """Whether ``layer`` fake-quantises its weight and input."""
     return hasattr(layer, "weight_quanter") and hasattr(layer, "activation_quanter")
 
 
 def kind_of(layer: Layer) -> str | None:
-    """Return the Paddle class that says how ``layer`` multiplies, by name; or ``None``.
+    """Return the Paddle class that ``layer`` multiplies like, by name, or ``None``.
 
     Args:
-        layer: plain, a subclass, or fake-quantised.
+        layer: Plain layer, a subclass, or a fake-quantised one.
     """
     if is_quantized(layer):
         names = {base.__name__ for base in type(layer).__mro__}

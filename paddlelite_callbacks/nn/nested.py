@@ -1,4 +1,4 @@
-"""What networks take and give: tensors in lists, tuples and dictionaries, and outputs of inner layers."""
+"""Handle nested inputs and outputs of networks, and outputs of inner layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Key = int | str | Callable[[Any], Tensor]
 
 @dataclass
 class Seen:
-    """``outputs`` and tapped features of one network for one batch."""
+    """The ``outputs`` and tapped ``features`` of one network for one batch."""
 
     outputs: Any
     features: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Taps:
     """Capture the outputs of named layers, from `start` to `take`.
 
     Args:
-        names: as in ``named_sublayers()``.
+        names: Names of layers, as in ``named_sublayers()``.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -65,7 +65,7 @@ class Taps:
         """Register the hooks; ``scope`` removes them.
 
         Raises:
-            ValueError: no such layer.
+            ValueError: There is no such layer.
         """
         for name in self.names:
             hook = find_sublayer(network, name).register_forward_post_hook(self._keep(name))
@@ -84,14 +84,14 @@ class Taps:
         """Return the captured outputs by name, and drop them.
 
         Raises:
-            ValueError: a layer did not run, or ran several times, so that its output is not one.
+            ValueError: A layer did not run, or ran several times, so that its output is ambiguous.
         """
         kept, self._kept = self._kept or {}, None
         wrong = {name: len(found) for name, found in kept.items() if len(found) != 1}
         if wrong:
             raise ValueError(
-                f"These layers did not run exactly once in the forward pass, so their feature is not one: {wrong} "
-                "(name: times). Choose the layer around them, or one behind them."
+                f"These layers did not run exactly once in the forward pass, so their feature is ambiguous: {wrong} "
+                "(name: times). Choose the layer around them, or one after them."
             )
         return {name: found[0] for name, found in kept.items()}
 
@@ -106,15 +106,15 @@ class Taps:
 def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:
     """Return the tensors in ``outputs`` by path.
 
-    A lone tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
+    A single tensor has the path ``""``, others such as ``"0"``, ``"logits"``, ``"a.1"``.
 
-    What is no tensor (``None``, a number) is left out.
+    Other values (``None``, numbers) are left out.
     """
     return dict(_walk(outputs, path))
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Return the tensors in ``values``, in order; one that stands there twice is returned twice."""
+    """Return the tensors in ``values``, in order and with repetitions."""
     return [tensor for _, tensor in _walk(values, "")]
 
 
@@ -140,7 +140,7 @@ def tensors_and_arrays(values: Any) -> list[Tensor | np.ndarray]:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return a list or tuple ``value`` as a list, anything else as a list of it."""
+    """Return a list or tuple ``value`` as a list, anything else as a list of one."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -154,7 +154,7 @@ def comparable(outputs: Any) -> dict[str, Tensor]:
     """Return the tensors in ``outputs`` by path, without losses (no sample axis).
 
     Args:
-        outputs: of a network; some give losses in training, beside their outputs or alone.
+        outputs: Outputs of a network; some return losses in training, beside their outputs or alone.
     """
     return {path: tensor for path, tensor in tensors_of(outputs).items() if not _is_loss(path, tensor)}
 
@@ -175,16 +175,16 @@ def mapped(outputs: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
-    """Return the one tensor ``key`` of ``outputs``.
+    """Return the tensor ``key`` of ``outputs``.
 
     Args:
-        outputs: of a network or layer.
-        key: an index, a dictionary key, a path such as ``"aux.0"``, or a function of ``outputs`` that returns the
-            tensor; ``None`` for a lone tensor.
-        whose: for the error message, for instance ``"The teacher's output"``.
+        outputs: Outputs of a network or layer.
+        key: An index, a dictionary key, a path such as ``"aux.0"``, or a function of ``outputs`` that returns the
+            tensor; ``None`` for a single tensor.
+        whose: Subject of the error message, for instance ``"The teacher's output"``.
 
     Raises:
-        ValueError: there is no such tensor, or ``key`` is ``None`` and there are several.
+        ValueError: There is no such tensor, or ``key`` is ``None`` and there are several.
     """
     if callable(key):
         return _picked_by(key, outputs, whose)
@@ -199,7 +199,7 @@ def picked(outputs: Any, key: Key | None, whose: str) -> Tensor:
         if list(found) == [""]:
             raise ValueError(f"{whose} {wanted}: it is a single tensor. Leave output= (or pick=) out.")
         raise ValueError(
-            f"{whose} {wanted}; near names of its tensors: {near_names(name, found)} "
+            f"{whose} {wanted}; near names: {near_names(name, found)} "
             f"of {len(found)} ({type(outputs).__name__}). Name one with output= (or pick=)."
         )
     return found[name]
@@ -211,13 +211,13 @@ def _picked_by(function: Callable[[Any], Tensor], outputs: Any, whose: str) -> T
         found = function(outputs)
     except Exception as error:
         raise ValueError(
-            f"{whose} {shapes_of(outputs)} cannot be picked from by {name} ({told(error)}): output= (or pick=) "
-            "takes a function that is given all of the network's outputs and returns one tensor."
+            f"{whose} {shapes_of(outputs)} cannot be picked from by {name} ({told(error)}): give output= (or pick=) "
+            "a function of all outputs of the network that returns one tensor."
         ) from error
     if not isinstance(found, Tensor):
         raise ValueError(
-            f"{whose}: the function {name} in output= (or pick=) returned a {type(found).__name__}: it must return a "
-            "tensor."
+            f"{whose}: the function {name} in output= (or pick=) must return a tensor, got {type(found).__name__}: "
+            "return one of the outputs."
         )
     return found
 
@@ -231,7 +231,7 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
         ``(path in the student's output, student's tensor, teacher's tensor)`` each.
 
     Raises:
-        ValueError: the numbers or the keys differ; both networks' shapes are named.
+        ValueError: The numbers or the keys differ; names both networks' shapes.
     """
     ours, theirs = comparable(student), comparable(teacher)
     by_key = isinstance(student, Mapping) and isinstance(teacher, Mapping)
@@ -239,15 +239,15 @@ def paired(student: Any, teacher: Any) -> list[tuple[str, Tensor, Tensor]]:
     if empty:
         given = shapes_of(student if empty[0] == "student" else teacher)
         raise ValueError(
-            f"The {empty[0]} gives no output to compare, but {given}: losses teach nothing. Compare layers with "
-            "features=, or let forward return its outputs beside the losses."
+            f"The {empty[0]} returns no output to compare, but {given}: losses cannot be distilled. Compare layers "
+            "with features=, or let forward return its outputs beside the losses."
         )
     if len(ours) != len(theirs) or (by_key and ours.keys() != theirs.keys()):
         raise ValueError(
-            f"The student gives {len(ours)} outputs {shapes_of(student)}, the teacher {len(theirs)} "
+            f"The student returns {len(ours)} outputs {shapes_of(student)}, the teacher {len(theirs)} "
             f"{shapes_of(teacher)}: distillation pairs them {'by key' if by_key else 'in order'}, so they must be the "
-            "same in number" + (" and keys" if by_key else "") + "; or name the ones to distil with output=, or let "
-            "the teacher give its outputs of training with teacher_mode='train'."
+            "same in number" + (" and keys" if by_key else "") + ". Name the ones to distil with output=, or use "
+            "teacher_mode='train' for the teacher's outputs of training."
         )
     if by_key:
         return [(path, tensor, theirs[path]) for path, tensor in ours.items()]
@@ -258,7 +258,7 @@ def shapes_of(outputs: Any) -> Any:
     """Return the shapes of nested outputs.
 
     Args:
-        outputs: of a network.
+        outputs: Outputs of a network.
     """
     found = {path: list(tensor.shape) for path, tensor in tensors_of(outputs).items()}
     if isinstance(outputs, Mapping):
@@ -270,12 +270,12 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
     """Check that a pair of outputs has one shape.
 
     Args:
-        student: what the student gives.
-        teacher: what the teacher gives.
+        student: Output of the student.
+        teacher: Output of the teacher.
 
     Raises:
-        TypeError: one of them is no tensor.
-        ValueError: names both shapes.
+        TypeError: One of them is not a tensor.
+        ValueError: The shapes differ; names both.
     """
     for name, value in (("student", student), ("teacher", teacher)):
         if not isinstance(value, Tensor):
@@ -290,10 +290,12 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
 
 
 def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Return the mean of several outputs with ``weights`` that sum to 1, tensor by tensor.
+    """Return the weighted mean of several outputs, tensor by tensor.
+
+    The ``weights`` sum to 1.
 
     Raises:
-        ValueError: the outputs differ in number or shape; all shapes are named.
+        ValueError: The outputs differ in number or shape; names all shapes.
     """
     columns = [list(tensors_of(output).values()) for output in outputs]
     if len({str([list(tensor.shape) for tensor in column]) for column in columns}) != 1:
@@ -311,7 +313,7 @@ def mean_of(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def told(error: Exception) -> str:
-    """Return an error's class and message in one line."""
+    """Format an error's class and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -324,10 +326,10 @@ def flat_outputs(output: Any) -> list[Tensor]:
     """Return the output tensors in the order of ``paddle.jit.save``.
 
     Args:
-        output: a tensor, or lists, tuples and dictionaries of them.
+        output: A tensor, or lists, tuples and dictionaries of tensors.
 
     Raises:
-        ExportError: there is something else in it.
+        ExportError: It holds something else.
     """
     if isinstance(output, dict):
         output = [output[key] for key in sorted(output)]
@@ -335,7 +337,7 @@ def flat_outputs(output: Any) -> list[Tensor]:
         return [item for part in output for item in flat_outputs(part)]
     if not isinstance(output, Tensor):
         raise ExportError(
-            f"The network's output holds a {type(output).__name__}: in eval mode forward() must give tensors, or "
+            f"The network's output holds a {type(output).__name__}: in eval mode forward() must return tensors, or "
             "lists, tuples and dictionaries of them."
         )
     return [output]

@@ -21,7 +21,7 @@ from paddlelite_callbacks.workarounds.constructor_leak import without_argument_l
 try:
     from paddle.nn.utils.spectral_norm_hook import SpectralNorm
     from paddle.nn.utils.weight_norm_hook import WeightNorm
-except (ImportError, AttributeError):  # moved by a later Paddle: their hooks are kept like any other
+except (ImportError, AttributeError):  # moved by a later Paddle: their hooks are treated like any other
     _REPARAMETRISED: tuple[type, ...] = ()
 else:
     _REPARAMETRISED = (WeightNorm, SpectralNorm)
@@ -56,10 +56,10 @@ _LAYERS_OWN = ("_parameters", "_buffers", "_sub_layers", *HOOK_TABLES, *_HOOK_FL
 def broken_tensors(network: Layer) -> dict[str, Tensor]:
     """Return non-finite parameters, and buffers with NaN, by name.
 
-    A buffer may well be infinite: masks of attention are.
+    A buffer may be infinite, such as an attention mask.
 
     Args:
-        network: looked through.
+        network: Network to search.
     """
     parameters, broken = {name for name, _ in network.named_parameters()}, {}
     for name, tensor in network.state_dict().items():
@@ -79,26 +79,26 @@ def unwrapped(network: Layer) -> Layer:
 
 
 def computes_weight(hook: Any) -> bool:
-    """Return whether a hook is that of ``weight_norm`` or ``spectral_norm``."""
+    """Whether a hook is that of ``weight_norm`` or ``spectral_norm``."""
     return isinstance(hook, _REPARAMETRISED)
 
 
 def copy_network(network: Layer, *, keep_hook: Callable[[Any], bool] | None = None, keep_modes: bool = False) -> Layer:
     """Return a deep copy in eval mode, by default without hooks.
 
-    What cannot be copied (locks, open files, process groups) is shared with the copy; ``paddle.DataParallel`` is left
-    out. Tensors in the middle of a gradient graph are copied as plain values. Paddle numbers the names of copied
-    parameters through the life of the process and keeps each name that a program holds: here every copy counts from
-    zero, so that all copies of a network have the same names.
+    What cannot be copied (locks, open files, process groups) is shared with the copy; ``paddle.DataParallel`` is
+    unwrapped. Tensors inside a gradient graph are copied as plain values. Paddle numbers the names of copied parameters
+    over the life of a process and keeps each name that a program uses: here every copy counts from zero, so that all
+    copies of a network have the same names.
 
     Args:
-        network: any mode.
-        keep_hook: says of each forward hook whether the copy has it too; copied with the network, or shared where that
-            cannot be. ``None`` keeps none.
-        keep_modes: whether each layer keeps its mode instead.
+        network: Network in any mode.
+        keep_hook: Whether the copy has a given forward hook, too; it is copied with the network, or shared where that
+            is impossible. ``None`` keeps none.
+        keep_modes: Whether each layer keeps its mode instead of eval.
 
     Raises:
-        TypeError: it cannot be copied; names why.
+        TypeError: It cannot be copied; says why.
     """
     network = unwrapped(network)
     with paddle.utils.unique_name.guard(), without_argument_lists(), paddle.no_grad():
@@ -109,8 +109,8 @@ def copy_network(network: Layer, *, keep_hook: Callable[[Any], bool] | None = No
                 duplicate, memo = _deep_copy(network, _uncopyable(network))
             except Exception as error:
                 raise TypeError(
-                    f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}): take what cannot be "
-                    "copied off its layers, or give its class a __deepcopy__."
+                    f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}): remove what "
+                    "cannot be copied from its layers, or give its class a __deepcopy__."
                 ) from error
         if keep_hook is not None:
             for layer in _layers(network):
@@ -126,7 +126,7 @@ def _layers(network: Layer) -> list[Layer]:
 
 
 def _deep_copy(network: Layer, shared: list[Any]) -> tuple[Layer, dict[int, Any]]:
-    """Return a copy without hooks that shares ``shared``, and by the ids of the originals what stands for them."""
+    """Copy without hooks, sharing ``shared``; return copies by id of originals too."""
     memo: dict[int, Any] = {id(item): item for item in shared}
     every = network.sublayers(include_self=True)
     for layer in every:
@@ -160,7 +160,7 @@ def _copy_hooks(layer: Layer, duplicate: Layer, keep: Callable[[Any], bool], mem
 def _copied_hook(hook: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(hook, dict(memo))
-    except Exception:  # a bound method whose object holds an open file, for instance
+    except Exception:  # for instance a bound method whose object has an open file
         return hook
 
 
@@ -201,10 +201,10 @@ def _parts(value: Any) -> list[Any]:
 
 
 def find_sublayer(network: Layer, name: str) -> Layer:
-    """Return the sublayer ``name`` of ``network``, as ``named_sublayers()`` spells it.
+    """Return the sublayer ``name`` of ``network``, as in ``named_sublayers()``.
 
     Raises:
-        ValueError: there is none; the message lists the names that look alike.
+        ValueError: There is none; the message lists similar names.
     """
     layers = dict(network.named_sublayers())
     if name not in layers:
@@ -219,7 +219,7 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
     """Return the sublayer names that ``pattern`` matches, in network order.
 
     Raises:
-        ValueError: none matches.
+        ValueError: None matches; the message lists similar names.
     """
     names = [name for name, _ in network.named_sublayers()]
     found = [name for name in names if matches_any(name, [pattern])]
@@ -232,9 +232,9 @@ def match_sublayers(network: Layer, pattern: str) -> list[str]:
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether one of the globs ``patterns`` matches a layer's ``name``.
+    """Whether one of the globs ``patterns`` matches a layer's ``name``.
 
-    A name may hold brackets of its own (paddleclas calls stages ``blocks[2]``): the very name always matches.
+    A name may contain brackets (paddleclas calls stages ``blocks[2]``): the exact name always matches.
     """
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -243,16 +243,16 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
     """Replace sublayer ``name`` by ``new``, under every name of a shared layer.
 
     Args:
-        network: changed in place.
-        name: as in ``named_sublayers()``.
-        new: the replacement; takes over the old one's mode (``training``).
+        network: Network; changed in place.
+        name: Name as in ``named_sublayers()``.
+        new: Replacement; gets the old one's mode (``training``).
 
     Returns:
-        The old layer, for putting it back with a second call.
+        The old layer, for restoring it with a second call.
 
     Raises:
-        TypeError: ``new`` is no layer.
-        ValueError: there is no such sublayer.
+        TypeError: ``new`` is not a layer.
+        ValueError: There is no such sublayer.
     """
     if not isinstance(new, Layer):
         raise TypeError(
@@ -260,7 +260,7 @@ def replace_sublayer(network: Layer, name: str, new: Layer) -> Layer:
         )
     old = find_sublayer(network, name)
     for parent in [network, *network.sublayers()]:
-        for key, child in list(parent._sub_layers.items()):  # named_children() names a shared layer only once
+        for key, child in list(parent._sub_layers.items()):  # named_children() yields a shared layer only once
             if child is old:
                 setattr(parent, key, new)
     if new.training != old.training:
@@ -281,13 +281,13 @@ def same_modes(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def restored(network: Layer) -> Iterator[None]:
-    """Give every layer its class, attributes, hooks and sublayers, and every tensor its name, back after the block.
+    """Restore classes, attributes, hooks and sublayers of all layers after the block.
 
-    ``paddle.jit`` changes what it traces; a copy for it to spoil would take the memory of another network. The values
-    of tensors stay as the block leaves them.
+    Names of tensors are restored, too. ``paddle.jit`` changes what it traces; a copy for it would take the memory of
+    another network. The values of tensors stay as the block leaves them.
 
     Args:
-        network: that the block changes.
+        network: Network that the block changes.
     """
     layers = network.sublayers(include_self=True)
     held = [
@@ -337,9 +337,9 @@ def whole_again_after_an_error(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def frozen(network: Layer) -> Iterator[None]:
-    """Hold ``network`` still inside the block: eval mode (batch-norm statistics too) and ``stop_gradient`` everywhere.
+    """Freeze ``network`` in the block: eval mode and ``stop_gradient`` everywhere.
 
-    Modes and ``stop_gradient`` flags come back one by one as they were.
+    Batch-norm statistics are frozen, too. Modes and ``stop_gradient`` flags are restored one by one.
     """
     flags = [(parameter, parameter.stop_gradient) for parameter in network.parameters()]
     with same_modes(network):
@@ -354,25 +354,25 @@ def frozen(network: Layer) -> Iterator[None]:
 
 
 def freeze_norm_(network: Layer, *, stop_grad: bool = True) -> list[str]:
-    """Hold the norm layers of ``network`` still for good: scale and shift, and the statistics of batch norms.
+    """Permanently freeze the norm layers of ``network``, with batch-norm statistics.
 
-    A frozen batch norm computes with its stored statistics in training mode too (``use_global_stats``), so that
-    neither ``network.train()``, a copy, saving and loading, nor a quantised convolution in front of it wakes it.
+    A frozen batch norm uses its stored statistics in training mode too (``use_global_stats``), so that neither
+    ``network.train()``, a copy, saving and loading, nor a quantised convolution before it unfreezes it.
 
     Args:
-        network: may itself be a norm layer.
-        stop_grad: ``False`` holds the statistics alone; scale and shift go on learning.
+        network: Network, or a norm layer itself.
+        stop_grad: Whether to freeze scale and shift too; ``False`` freezes only the statistics.
 
     Returns:
-        The names of the frozen layers.
+        Names of the frozen layers.
 
     Raises:
-        ValueError: a ``SyncBatchNorm``, which cannot compute with stored statistics in training.
+        ValueError: A ``SyncBatchNorm``, which cannot use stored statistics in training.
     """
     norms = {name: layer for name, layer in network.named_sublayers(include_self=True) if is_norm(layer)}
     synced = [name for name, layer in norms.items() if isinstance(layer, paddle.nn.SyncBatchNorm)]
     if synced:
-        raise ValueError(f"SyncBatchNorm cannot be frozen ({synced[:3]}): freeze first, convert the others behind it.")
+        raise ValueError(f"SyncBatchNorm cannot be frozen ({synced[:3]}): freeze first, then convert the other layers.")
     for layer in norms.values():
         if hasattr(layer, "_use_global_stats"):
             layer._use_global_stats = True
@@ -382,6 +382,6 @@ def freeze_norm_(network: Layer, *, stop_grad: bool = True) -> list[str]:
 
 
 def freeze_parameters_(network: Layer) -> None:
-    """Set ``stop_gradient`` on every parameter of ``network``, for good; optimizers leave such parameters alone."""
+    """Set ``stop_gradient`` on all parameters of ``network``, permanently."""
     for parameter in network.parameters():
         parameter.stop_gradient = True

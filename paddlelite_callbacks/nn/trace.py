@@ -1,7 +1,7 @@
-"""Run a network once and note what ran: calls of layers, products of tensors, and which operation takes which result.
+"""Run a network once and record calls of layers, products and data flow.
 
-Python code of ``forward`` is not looked at: what a hook sees is what happened. Products (convolutions, matrix products)
-that ``forward`` computes itself are seen by standing in for Paddle's operators for the time of the run.
+The Python code of ``forward`` is not analysed: hooks record what happens. Products (convolutions, matrix products) in
+``forward`` itself are recorded by replacing Paddle's operators during the run.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from paddlelite_callbacks.utils.isolation import same_random_streams
 
 try:
     from paddle import _C_ops as operators
-except (ImportError, AttributeError):  # a later Paddle: products that forward() computes itself are not seen then
+except (ImportError, AttributeError):  # a later Paddle: products in forward() itself are not recorded
     operators = None  # type: ignore[assignment]
 
 __all__ = ["Call", "Product", "Trace", "example_inputs", "noise", "release_graph", "trace"]
 
-_SIZE = 64  # of an image of which nothing is known
-_GUESSED = {nn.Conv1D: 1, nn.Conv2D: 2, nn.Linear: 0}  # how many sizes the input has beside its channels
+_SIZE = 64  # assumed image size
+_GUESSED = {nn.Conv1D: 1, nn.Conv2D: 2, nn.Linear: 0}  # number of spatial sizes of the input
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Call:
     """One call of a layer.
 
     Args:
-        name: of the layer.
-        inputs: the nodes that made its inputs, see `Trace.consumers`.
-        outputs: the nodes that made its outputs.
+        name: Name of the layer.
+        inputs: Nodes that computed its inputs, see `Trace.consumers`.
+        outputs: Nodes that computed its outputs.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Product:
     """One convolution or matrix product.
 
     Args:
-        within: names of the layers that were running, the outermost first.
+        within: Names of the running layers, outermost first.
         operation: Paddle's operator.
-        macs: multiply-accumulates for one image; 0 where they cannot be told.
+        macs: Multiply-accumulates for one image; 0 where unknown.
     """
 
     within: tuple[str, ...]
@@ -64,12 +64,12 @@ class Product:
 
 @dataclass
 class Trace:
-    """What ran.
+    """Record of one run.
 
     Args:
-        calls: of layers, in the order in which they returned.
-        products: of tensors.
-        outputs: of the network.
+        calls: Calls of layers, in the order in which they returned.
+        products: Convolutions and matrix products.
+        outputs: Output tensors of the network.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -82,22 +82,22 @@ class Trace:
         return [call for call in self.calls if call.name == name]
 
     def consumers(self, node: int) -> list[str]:
-        """Return the operations that take what ``node`` made, by the names of their gradients (``ReluGradNode``)."""
+        """Return the operations that read ``node``, by gradient names (``ReluGradNode``)."""
         return [name for _, name in self._takers.get(node, [])]
 
     def is_output(self, node: int, through: Callable[[str], bool] = lambda _: False) -> bool:
-        """Whether the network gives what ``node`` made.
+        """Whether ``node`` computed an output of the network.
 
         Args:
-            node: of a result.
-            through: operations that change nothing that matters (reshapes).
+            node: Node of a result.
+            through: Operations to look through, such as reshapes.
         """
         if node in {_node(item) for item in self.outputs}:
             return True
         return any(through(name) and self.is_output(taker, through) for taker, name in self._takers.get(node, []))
 
     def link(self) -> None:
-        """Find the takers of each result in the graph of gradients."""
+        """Find the readers of each result in the gradient graph."""
         waiting = [item.grad_fn for item in self.outputs]
         seen: set[int] = set()
         while waiting:
@@ -112,22 +112,24 @@ class Trace:
 
 
 def release_graph(outputs: Sequence[Tensor]) -> None:
-    """Free what the graph behind ``outputs`` has saved for gradients.
+    """Free what the gradient graph of ``outputs`` has saved.
 
-    Paddle never frees an operation that was asked for by ``grad_fn``.
+    Paddle never frees an operation once ``grad_fn`` was read.
     """
     ends = [item.sum() for item in outputs if item.grad_fn is not None and item.is_floating_point()]
     if ends:
-        with suppress(Exception):  # an operation of the user's that has no gradient
+        with suppress(Exception):  # a custom operation without a gradient
             paddle.autograd.backward(ends)
 
 
 def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
-    """Run ``network`` once in eval mode, with gradients, and return what ran; random streams stay as they are.
+    """Run ``network`` once in eval mode, with gradients, and return its trace.
+
+    Random generators are restored.
 
     Args:
-        network: a copy, since hooks and ``stop_gradient`` flags of it change.
-        inputs: of ``forward``, the batch in front.
+        network: Copy, whose hooks and ``stop_gradient`` flags change.
+        inputs: Arguments of ``forward``, batch first.
     """
     running: list[str] = []
     found, batch = Trace(), max(int(inputs[0].shape[0]), 1)
@@ -152,10 +154,12 @@ def trace(network: Layer, inputs: Sequence[Tensor]) -> Trace:
 
 
 def noise(specs: Sequence[tuple[Sequence[int | None], str]]) -> list[Tensor]:
-    """Return seeded normal noise for inputs of floating types and zeros for others, without drawing from any stream.
+    """Return seeded random inputs: normal for floating dtypes, zeros for others.
+
+    No random generator is advanced.
 
     Args:
-        specs: shape (``None`` for 2 images, and 64 places) and type of each input.
+        specs: Shape (``None`` for 2 images and sizes of 64) and dtype of each input.
     """
     random, made = np.random.RandomState(0), []
     for shape, dtype in specs:
@@ -167,10 +171,10 @@ def noise(specs: Sequence[tuple[Sequence[int | None], str]]) -> list[Tensor]:
 
 
 def example_inputs(network: Layer) -> list[Tensor] | None:
-    """Guess an input from the first layer that tells its channels; ``None`` where none does.
+    """Guess an input from the first layer with known channels; ``None`` without one.
 
     Args:
-        network: of one input, presumably.
+        network: Network, presumably of one input.
     """
     for layer in network.sublayers(include_self=True):
         for kind, sizes in _GUESSED.items():
@@ -186,7 +190,7 @@ def example_inputs(network: Layer) -> list[Tensor] | None:
 
 
 def _node(tensor: Tensor) -> int:
-    """Return the node that made ``tensor``; without one the tensor's own identity, negated."""
+    """Return the node that computed ``tensor``; without one, its negated id."""
     made_by = tensor.grad_fn
     return -id(tensor) if made_by is None else made_by.node_ptr()
 
@@ -213,7 +217,7 @@ def _noted(name: str, layer: Layer, running: list[str], found: Trace) -> Iterato
 
 @contextmanager
 def _products_noted(note: Callable[[str, int], None]) -> Iterator[None]:
-    """Call ``note(operation, macs)`` for each product that this thread computes inside the block."""
+    """Call ``note(operation, macs)`` for each product of this thread in the block."""
     thread = threading.get_ident()
 
     def noting(name: str, original: Any, count: Callable[..., int]) -> Any:
@@ -222,7 +226,7 @@ def _products_noted(note: Callable[[str, int], None]) -> Iterator[None]:
             if threading.get_ident() == thread:
                 try:
                     macs = count(result, *given)
-                except Exception:  # called in a way that is not known here
+                except Exception:  # called with unknown arguments
                     macs = 0
                 note(name, macs)
             return result

@@ -1,4 +1,4 @@
-"""Count training passes, so that calibration sees batches rather than calls."""
+"""Count training passes, so that calibration counts batches instead of calls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["ForwardPasses", "count_passes_", "stop_counting_"]
 
 
 class ForwardPasses:
-    """Counts the training passes of a network.
+    """Counter of the training passes of a network.
 
     Attributes:
-        number: of the pass under way, or of the last one; 0 before the first.
-        running: whether one is under way.
-        attached: whether the network tells of its passes.
+        number: Number of the current or last pass; 0 before the first.
+        running: Whether a pass is running.
+        attached: Whether the hooks of the network are registered.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ def count_passes_(network: Layer) -> tuple[ForwardPasses, bool]:
     """Register the hooks that count training passes, once.
 
     Args:
-        network: that is called once a batch.
+        network: Network that is called once per batch.
 
     Returns:
         The counter, and whether it is new.
@@ -55,7 +55,7 @@ def stop_counting_(network: Layer) -> None:
     """Remove the hooks of `count_passes_`.
 
     Args:
-        network: that `count_passes_` was given.
+        network: Network that `count_passes_` was applied to.
     """
     for table in (network._forward_pre_hooks, network._forward_post_hooks):
         for number, hook in list(table.items()):

@@ -26,25 +26,25 @@ _INPUT, _OUTPUT, _WEIGHT = ".activation_quanter.", ".output_quanter.", ".weight_
 def load_pact_(
     network: Layer, checkpoint: str | Path | Mapping[str, Any], *, weight_bits: int | None = None
 ) -> PACTConfig:
-    """Quantise ``network`` as ``checkpoint`` was, and load it.
+    """Quantise ``network`` like ``checkpoint``, and load it.
 
-    For exporting, evaluating or training on a network that was trained with `PACTQuantCallback`: its options are found
-    in the checkpoint. One of a version that wrote nothing of the weights' grid is of the full range
-    (``reduce_range=False``) and, unless ``weight_bits`` says otherwise, of 8 bits. A file is read without running what
-    is in it, see `read_saved`. Where it is refused, ``network`` stays as it was.
+    For export, evaluation or training of a network that was trained with `PACTQuantCallback`: the options are read from
+    the checkpoint. One of a version that did not save the weight grid is taken for the full range
+    (``reduce_range=False``) and, unless ``weight_bits`` is given, for 8 bits. A file is loaded without executing code,
+    see `read_saved`. After an error ``network`` is unchanged.
 
     Args:
-        network: as it was before PACT; changed in place.
-        checkpoint: a ``.pdparams`` file, its prefix (``"checkpoints/3"``), or a ``state_dict``.
-        weight_bits: with which it was trained, 2-8; ``None`` for what the checkpoint says.
+        network: Network as it was before PACT; changed in place.
+        checkpoint: A ``.pdparams`` file, its prefix (``"checkpoints/3"``), or a ``state_dict``.
+        weight_bits: Bits of the weights in training, 2-8; ``None`` for those of the checkpoint.
 
     Returns:
-        The options that it was trained with; schedules and learning rates are not among them.
+        The training options, without schedules and learning rates.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is torn or would run code, holds no quantised layer, is of another network, or was trained
-            with other bits than ``weight_bits``.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated or would run code, has no quantised layer, is of another network, or was
+            trained with other bits than ``weight_bits``.
 
     Example:
         >>> network = resnet18(num_classes=10)  # doctest: +SKIP
@@ -55,10 +55,10 @@ def load_pact_(
     layers = quantized_in(state)
     if not layers:
         raise ValueError(
-            f"{where} holds no layer that was quantised with PACT: load it with network.set_state_dict, or model.load."
+            f"{where} has no layer quantised with PACT: load it with network.set_state_dict, or model.load."
         )
     known = [name for name, _ in network.named_sublayers()]
-    mine = [name for name in layers if name in known]  # of a shared layer the keys hold all names, the network one
+    mine = [name for name in layers if name in known]  # the keys hold all names of a shared layer
     if not mine:
         raise ValueError(
             f"{where} is of another network: {type(network).__name__} has no layer {layers[0]!r}; near names: "
@@ -82,10 +82,10 @@ def load_pact_(
 
 
 def quantized_in(state: Mapping[str, Any]) -> list[str]:
-    """Return the names of layers quantised in ``state``; empty for fp32.
+    """Return the names of quantised layers in ``state``; empty for fp32.
 
     Args:
-        state: a ``state_dict``.
+        state: A ``state_dict``.
     """
     return _names(state, _INPUT)
 
@@ -99,8 +99,8 @@ def _state_of(checkpoint: Any) -> tuple[Mapping[str, Any], str]:
         return checkpoint, "The state_dict"
     if not isinstance(checkpoint, (str, Path)):
         raise TypeError(
-            f"checkpoint must be a path or a state_dict, got {type(checkpoint).__name__}: "
-            "load_pact_(network, 'checkpoints/final')."
+            f"checkpoint must be a path or a state_dict, got {type(checkpoint).__name__}: call load_pact_(network, "
+            "'checkpoints/final')."
         )
     path = Path(checkpoint)
     if not path.is_file():
@@ -117,10 +117,10 @@ def _options(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     options: dict[str, Any] = {"quantize_outputs": any(_OUTPUT in key for key in state)}
     options["method"] = "lsq" if any(key.endswith(f"{_WEIGHT}alpha") for key in state) else "pact"
     grids = {key: read_grid(state[key]) for key in state if key.endswith((f"{_INPUT}grid", f"{_OUTPUT}grid"))}
-    found = {_one(activation_settings(*grid)): key for key, grid in grids.items() if any(grid)}  # zeros: no batch yet
+    found = {_one(activation_settings(*grid)): key for key, grid in grids.items() if any(grid)}  # zeros: uncalibrated
     if len(found) > 1 or None in found:
         raise ValueError(
-            f"{where} holds grids of activations that belong to no one setting: "
+            f"{where} holds activation grids of different settings: "
             f"{ {key: list(grids[key]) for key in found.values()} }. Give a checkpoint of one PACT training."
         )
     for setting in found:
@@ -139,20 +139,20 @@ def _weight_options(grids: Mapping[str, float], asked: int | None, where: str) -
         bits = 8 if asked is None else asked
         if bits == 8:
             _log.warning(
-                "%s does not tell the grid of its weights: taken for 8 bits on the full range (reduce_range=False), as "
-                "earlier versions trained. A CPU without VNNI may compute something else from its int8 files.",
+                "%s does not contain its weight grid: assuming 8 bits on the full range (reduce_range=False), as "
+                "earlier versions trained. On a CPU without VNNI its int8 files may give other outputs.",
                 where,
             )
         return bits, bits != 8
     found = {_one(weight_settings(high)): key for key, high in grids.items()}
     if len(found) > 1 or None in found:
         raise ValueError(
-            f"{where} holds grids of weights that belong to no one setting: they end at "
+            f"{where} holds weight grids of different settings: they end at "
             f"{ {key: grids[key] for key in found.values()} }. Give a checkpoint of one PACT training."
         )
     bits, reduce_range = next(setting for setting in found if setting is not None)
     if asked not in (None, bits):
-        raise ValueError(f"{where} was trained with weight_bits={bits}, asked are {asked}: leave weight_bits out.")
+        raise ValueError(f"{where} was trained with weight_bits={bits}, got weight_bits={asked}: leave it out.")
     return bits, reduce_range
 
 

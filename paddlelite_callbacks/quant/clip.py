@@ -1,8 +1,8 @@
-"""Float form of a quantised network: clipped activations, weights on the grid.
+"""Convert a quantised network to float, with clips and weights on the grid.
 
-Training saw no activation beyond its learned alpha. A network whose quantizers are merely taken out sees them, and may
-be another network altogether (one head on all levels of a pyramid: 98.8 % with, 81.6 % without). So the float form
-keeps the clips, and the weights that were computed with; only the rounding of activations goes.
+Training saw no activation beyond its learned alpha. Without quantizers the network would see them, and may compute
+something else (one head on all levels of a pyramid: 98.8 % with, 81.6 % without clips). So the float form keeps the
+clips and the quantised weights; only the rounding of activations is removed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Clip(Layer):
     """Clip to fixed limits, in units of the input.
 
     Args:
-        low: smallest value that passes.
-        high: largest value that passes.
+        low: Lower limit.
+        high: Upper limit.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -37,10 +37,10 @@ class Clip(Layer):
 
     @classmethod
     def of(cls, quantizer: BaseQuanter) -> Clip:
-        """Return the clip of a trained quantizer's range.
+        """Return the clip to a trained quantizer's range.
 
         Args:
-            quantizer: that has seen a batch.
+            quantizer: Calibrated quantizer.
         """
         grid = FixedActivation.of(quantizer)
         low, high = grid.low * grid.step, grid.high * grid.step
@@ -52,12 +52,12 @@ class Clip(Layer):
 
 
 def clip_activations_(network: Layer) -> Layer:
-    """Replace activation quantizers by clips, in place: pass a copy.
+    """Replace activation quantizers by clips, in place; pass a copy.
 
-    Those of a layer that never ran go, with its weight's. Weights are quantised as before.
+    Quantizers of layers that never ran are removed. Weights stay fake-quantised.
 
     Args:
-        network: quantised; others are returned as they are.
+        network: Quantised network; others are returned unchanged.
     """
     for name, layer in quantized_outputs(network).items():
         quantizer = detach_output_quantizer_(layer)
@@ -76,14 +76,14 @@ def clip_activations_(network: Layer) -> Layer:
 
 @paddle.no_grad()
 def store_weights_on_grid_(network: Layer) -> Layer:
-    """Replace weights by their fake-quantised values, in place: pass a copy.
+    """Replace weights by their fake-quantised values, in place; pass a copy.
 
     Args:
-        network: of `clip_activations_`.
+        network: Result of `clip_activations_`.
     """
     layers = [layer for layer in quantized_layers(network).values() if layer.weight_quanter is not None]
     holders = Counter(id(layer.weight) for layer in layers)
-    trained: dict[int, np.ndarray] = {}  # weights that several layers share, and may round differently
+    trained: dict[int, np.ndarray] = {}  # weights of several layers, which may round differently
     for layer in layers:
         own = trained.get(id(layer.weight), layer.weight.numpy())
         if holders[id(layer.weight)] > 1:

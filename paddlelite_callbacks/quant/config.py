@@ -1,4 +1,4 @@
-"""Options of quantisation-aware training."""
+"""Define options of quantisation-aware training."""
 
 from __future__ import annotations
 
@@ -18,49 +18,50 @@ METHODS = ("pact", "lsq")
 
 @dataclass(frozen=True, kw_only=True)
 class PACTConfig:
-    """What to quantise, how finely, and on which schedule.
+    """Options of quantisation-aware training: layers, grids, schedule.
 
-    Which tensors carry a quantizer decides which engine computes in int8. The inputs and weights of the converted
-    layers always do, and OpenVINO needs no more (PP-LCNet_x2_5: 0.42 of the best fp32 time, ResNet50 0.37).
-    ONNX Runtime computes a convolution in int8 only when its output is quantised too, and is two times slower than
-    fp32 otherwise; ``quantize_outputs`` trains that (PP-LCNet_x2_5 0.82, ResNet50 0.45 in ONNX Runtime), for one more
-    rounding per layer. README has the measurements.
+    The placement of quantizers decides which engine computes in int8. Inputs and weights of converted layers always
+    have them, and OpenVINO needs no more (PP-LCNet_x2_5: 0.42 of the best fp32 time, ResNet50 0.37). ONNX Runtime
+    computes a convolution in int8 only if its output is quantised too, and is two times slower than fp32 otherwise;
+    ``quantize_outputs`` trains that (PP-LCNet_x2_5 0.82, ResNet50 0.45 in ONNX Runtime), for one more rounding per
+    layer. README has the measurements.
 
     Args:
-        weight_bits: 2-8; weights are quantised per output channel, symmetrically.
-        reduce_range: train and ship weights of 8 bits on half their range, integers up to 64 in place of 127, so that
-            no CPU can saturate: those without VNNI (AVX2 alone, AMD Zen 2 and 3, Intel before Ice Lake) add two
-            products in 16 bits, and compute something else from a file on the full range. ``False`` for targets with
-            VNNI or ARM. Fewer bits are not touched.
-        activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
-        activation_symmetric: whether activations are signed integers with zero point 0 that reach as far below zero as
-            above, ``[-127, 127]`` of 8 bits, also those that are never negative. Paddle Lite, TensorRT and NPUs have
-            no other grid: a network for them is trained on it. ``False`` uses all ``2^bits`` values, which ONNX
-            Runtime and OpenVINO on x86 want.
-        layer_types: names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``, and subclasses
-            with the same ``forward``.
-        include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
-        skip: globs of layers to leave in fp32; each must match a layer.
-        quantize_outputs: quantise what a convolution and the batch normalisation behind it give, too.
-        method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (steps of weights learned too).
-        activation: ``"pact"`` (ours) or ``"paddleslim"``, its ``PACTQuanter`` around Paddle's moving-average
-            quantizer, kept for comparison (8 bits only; its alpha hardly learns, see README).
-        alpha_percentile: ``alpha`` starts as this percentile of the absolute input of the first training batches.
-        calibration_batches: how many; over more than one ``alpha`` follows a moving average.
-        observer_momentum: of that average, in [0, 1).
-        alpha_lr_scale: factor on the optimizer's learning rate for the alphas.
-        alpha_decay: L2 penalty on the alphas in place of the optimizer's own ``weight_decay``, which acts on them
-            otherwise (as in the paper). ``AdamW`` applies its own in any case.
-        lr_scale: factor on the learning rate or scheduler of the user's optimizer for the time of ``fit``; the guide
-            advises 0.2-0.5. 1 changes nothing.
-        start_epoch: of this ``fit``, from 0; until then the network trains in fp32.
-        freeze_bn_after: epochs of this ``fit`` after which batch-norm statistics stand still; ``None`` for never.
-        freeze_scales_after: epochs after which the alphas stand still; ``None`` for never.
-        fp32_epochs: that the fp32 training took; with it a hint is logged when ``fit`` runs more than half of them,
-            which is more than the recipe needs.
+        weight_bits: Weight bits, 2-8; weights are quantised per output channel, symmetrically.
+        reduce_range: Whether 8-bit weights use half their range, integers up to 64 instead of 127, so that no CPU can
+            saturate: those without VNNI (AVX2 alone, AMD Zen 2 and 3, Intel before Ice Lake) add two products in 16
+            bits, and compute other outputs from a file on the full range. ``False`` for targets with VNNI or ARM. No
+            effect below 8 bits.
+        activation_bits: Activation bits, 2-8; one learned clip value ``alpha`` per layer input.
+        activation_symmetric: Whether activations are signed integers with zero point 0 on a symmetric grid, ``[-127,
+            127]`` for 8 bits, even if never negative. Paddle Lite, TensorRT and NPUs support no other grid, so networks
+            for them must be trained on it. ``False`` uses all ``2^bits`` values, as ONNX Runtime and OpenVINO on x86
+            support.
+        layer_types: Names of layer classes, from ``Conv2D``, ``Conv2DTranspose`` and ``Linear``; their subclasses with
+            the same ``forward`` count.
+        include: Globs over ``named_sublayers()`` names; matching layers are converted.
+        skip: Globs of layers to leave in fp32; each must match a layer.
+        quantize_outputs: Whether to quantise outputs of convolutions, after their batch normalisation, too.
+        method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (learned weight steps).
+        activation: ``"pact"`` (this package's) or ``"paddleslim"``, its ``PACTQuanter`` around Paddle's moving-average
+            quantizer, for comparison (8 bits only; its alpha hardly learns, see README).
+        alpha_percentile: Initial ``alpha`` as a percentile of the absolute input in the first training batches.
+        calibration_batches: Number of batches; with more than one, ``alpha`` is a moving average.
+        observer_momentum: Momentum of that average, in [0, 1).
+        alpha_lr_scale: Factor on the optimizer's learning rate for the alphas.
+        alpha_decay: L2 penalty on the alphas instead of the optimizer's own ``weight_decay``, which applies otherwise
+            (as in the paper). ``AdamW`` applies its own in any case.
+        lr_scale: Factor on the learning rate or scheduler of the user's optimizer during ``fit``; the guide advises
+            0.2-0.5. 1 has no effect.
+        start_epoch: First quantised epoch of this ``fit``, from 0; earlier ones train in fp32.
+        freeze_bn_after: Number of epochs of this ``fit`` after which batch-norm statistics are frozen; ``None`` for
+            never.
+        freeze_scales_after: Number of epochs after which the alphas are frozen; ``None`` for never.
+        fp32_epochs: Epochs of the fp32 training; a hint is logged if ``fit`` runs more than half of them, which is more
+            than the recipe needs.
 
     Raises:
-        ValueError: a value out of range; the message says which are allowed.
+        ValueError: A value out of range; the message lists the allowed ones.
 
     Example:
         >>> config = PACTConfig(weight_bits=4, skip=["head.*"], freeze_bn_after=2)
@@ -99,8 +100,7 @@ class PACTConfig:
         unknown = [name for name in self.layer_types if name not in QUANTIZABLE]
         if unknown or not self.layer_types:
             raise ValueError(
-                f"layer_types must be some of {list(QUANTIZABLE)}, got {list(self.layer_types)}: "
-                "leave it out for all of them."
+                f"layer_types must be some of {list(QUANTIZABLE)}, got {list(self.layer_types)}: leave it out for all."
             )
         self._check_numbers()
         self._check_choices()
@@ -139,8 +139,8 @@ class PACTConfig:
             )
         if not isinstance(self.activation_symmetric, bool):
             raise ValueError(
-                f"activation_symmetric must be True or False, got {self.activation_symmetric!r}: True for Paddle Lite, "
-                "TensorRT and NPUs."
+                f"activation_symmetric must be True or False, got {self.activation_symmetric!r}: use True for "
+                "Paddle Lite, TensorRT and NPUs."
             )
         for name, allowed in (("activation", ACTIVATIONS), ("method", METHODS)):
             if getattr(self, name) not in allowed:
@@ -151,8 +151,8 @@ class PACTConfig:
             return
         if self.activation_bits != 8:
             raise ValueError(
-                f"activation='paddleslim' quantises to 8 bits, got activation_bits={self.activation_bits}: leave one "
-                "of the two out."
+                f"activation='paddleslim' needs activation_bits=8, got activation_bits={self.activation_bits}: "
+                "leave one of the two out."
             )
         ours = {
             "method": "pact",
@@ -164,19 +164,19 @@ class PACTConfig:
         for name, only in ours.items():
             if getattr(self, name) != only:
                 raise ValueError(
-                    f"activation='paddleslim' goes with {name}={only!r}, got {getattr(self, name)!r}: leave one out."
+                    f"activation='paddleslim' needs {name}={only!r}, got {getattr(self, name)!r}: leave one out."
                 )
 
     @classmethod
     def from_guide(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTConfig:
-        """Read the guide's (PaddleSlim's) dictionary, see `fields_of_guide`.
+        """Build a config from the guide's (PaddleSlim's) dictionary.
 
         Args:
-            mapping: for instance ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
-            changes: fields that override it.
+            mapping: Dictionary such as ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
+            changes: Fields that override it.
 
         Raises:
-            ValueError: an unknown key, or a scheme that we do not have.
+            ValueError: Unknown key, or an unsupported scheme.
         """
         from paddlelite_callbacks.quant.guide import fields_of_guide
 
@@ -190,17 +190,17 @@ class AdvancedPACTOptions:
     They are the fields of `PACTConfig` that are not arguments of the callback.
 
     Args:
-        layer_types: see `PACTConfig`; the same holds for all.
+        layer_types: See `PACTConfig`; the same holds for all.
         activation: ``"pact"`` or ``"paddleslim"``.
-        alpha_percentile: percentile of the absolute input that ``alpha`` starts at, in (50, 100].
-        calibration_batches: batches that ``alpha`` is calibrated on, at least 1.
-        observer_momentum: of their moving average, in [0, 1).
-        alpha_lr_scale: factor on the learning rate for the alphas, at least 0.
+        alpha_percentile: Initial ``alpha`` as a percentile of the absolute input, in (50, 100].
+        calibration_batches: Number of calibration batches, at least 1.
+        observer_momentum: Momentum of their moving average, in [0, 1).
+        alpha_lr_scale: Factor on the learning rate for the alphas, at least 0.
         alpha_decay: L2 penalty on the alphas; ``None`` for the optimizer's own.
-        fp32_epochs: epochs of the fp32 training; gives a hint where ``fit`` runs more than half of them.
+        fp32_epochs: Epochs of the fp32 training; a hint is logged if ``fit`` runs more than half of them.
 
     Raises:
-        ValueError: a value out of range; the message says which are allowed.
+        ValueError: A value out of range; the message lists the allowed ones.
 
     Example:
         >>> PACTQuantCallback(advanced=AdvancedPACTOptions(alpha_percentile=100))  # doctest: +SKIP

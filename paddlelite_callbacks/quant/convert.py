@@ -29,17 +29,17 @@ __all__ = [
     "store_small_in_float_",
 ]
 
-_JOINING = 500  # bytes in Paddle's program and parameters file that a cast, a product and the entry of the steps take
+_JOINING = 500  # bytes of a cast, a product and the steps in Paddle's program and parameter file
 
 
 class FixedActivation(Layer):
-    """Quantise and dequantise activations with fixed scales, for every engine.
+    """Quantise and dequantise activations with fixed scales, in any engine.
 
     Args:
-        step: width of a quantisation step, in units of the input.
-        low: lowest integer of the grid.
-        high: highest integer of the grid.
-        clip: a symmetric clip before it (PaddleSlim's PACT, whose scale is not its alpha); ``None`` for none.
+        step: Quantisation step, in units of the input.
+        low: Lowest integer of the grid.
+        high: Highest integer of the grid.
+        clip: Symmetric clip before it (PaddleSlim's PACT, whose scale is not its alpha); ``None`` for none.
     """
 
     def __init__(self, *, step: float, low: int, high: int, clip: float | None = None) -> None:
@@ -48,10 +48,10 @@ class FixedActivation(Layer):
 
     @classmethod
     def of(cls, quantizer: BaseQuanter) -> FixedActivation:
-        """Read the scales of a trained quantizer, ours, PaddleSlim's or Paddle's.
+        """Read the scales of a trained quantizer of this package, PaddleSlim or Paddle.
 
         Raises:
-            ValueError: the quantizer has seen no batch.
+            ValueError: The quantizer is not calibrated.
         """
         if isinstance(quantizer, PACTActivationQuantizer):
             low, high = quantizer.levels()
@@ -93,7 +93,7 @@ class _Int8Layer(Layer):
         """Scale output channels: magnitudes in the steps, signs in the integers.
 
         Args:
-            factor: float64, shaped to broadcast against the weight; no zeros.
+            factor: Factors without zeros, float64, shaped to broadcast against the weight.
         """
         signs = np.where(factor < 0, -1, 1).astype("int8")
         self.weight_int8.set_value(paddle.to_tensor(self.weight_int8.numpy() * signs))
@@ -112,7 +112,7 @@ class Int8Conv2D(_Int8Layer):
     """A trained ``QuantedConv2D`` with int8 weights.
 
     Args:
-        layer: whose figures are read; not changed.
+        layer: Layer whose values are read; not changed.
     """
 
     def __init__(self, layer: QuantedConv2D) -> None:
@@ -134,7 +134,7 @@ class Int8Conv2D(_Int8Layer):
             self._options["padding"] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, out, H', W']``."""
+        """Map ``[N, C, H, W]`` to ``[N, out, H', W']``."""
         x = self.activation(x)
         if self._pad is not None:
             x = F.pad(x, **self._pad)
@@ -145,11 +145,11 @@ class Int8Linear(_Int8Layer):
     """A trained ``QuantedLinear`` with int8 weights.
 
     Args:
-        layer: whose figures are read; not changed.
+        layer: Layer whose values are read; not changed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+        """Map ``[..., in]`` to ``[..., out]``."""
         return F.linear(self.activation(x), self.weight(), self.bias)
 
 
@@ -157,7 +157,7 @@ class Int8Conv2DTranspose(_Int8Layer):
     """A trained `QuantedConv2DTranspose` with int8 weights.
 
     Args:
-        layer: whose figures are read; not changed.
+        layer: Layer whose values are read; not changed.
     """
 
     def __init__(self, layer: QuantedConv2DTranspose) -> None:
@@ -165,7 +165,7 @@ class Int8Conv2DTranspose(_Int8Layer):
         self._options = layer._options
 
     def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, out, H', W']``."""
+        """Map ``[N, C, H, W]`` to ``[N, out, H', W']``."""
         options = self._options if output_size is None else {**self._options, "output_padding": 0}
         return F.conv2d_transpose(self.activation(x), self.weight(), bias=self.bias, output_size=output_size, **options)
 
@@ -174,15 +174,15 @@ _FORMS = {QuantedConv2D: Int8Conv2D, QuantedConv2DTranspose: Int8Conv2DTranspose
 
 
 def convert_for_export_(network: Layer) -> list[str]:
-    """Replace fake-quantised layers by int8 ones, in place: pass a copy.
+    """Replace fake-quantised layers by int8 ones, in place; pass a copy.
 
-    A layer that was converted but never ran (its quantizer has seen no batch) stays in float.
+    A layer whose quantizer is not calibrated, because it never ran, stays in float.
 
     Returns:
-        The names of the converted layers; empty for a network that is not quantised.
+        Names of the converted layers; empty for a float network.
 
     Raises:
-        ValueError: no quantizer has seen a batch.
+        ValueError: No quantizer is calibrated.
     """
     outputs = {name: (layer, detach_output_quantizer_(layer)) for name, layer in quantized_outputs(network).items()}
     converted, idle = [], []
@@ -210,15 +210,15 @@ def convert_for_export_(network: Layer) -> list[str]:
 
 
 def store_small_in_float_(network: Layer) -> int:
-    """Store weights as fp32 where dequantising takes more bytes than it saves.
+    """Store weights as fp32 where dequantising costs more bytes than it saves.
 
-    The values are the same. In place: give it a copy.
+    The values stay the same. In place; pass a copy.
 
     Args:
-        network: converted by `convert_for_export_`.
+        network: Network converted by `convert_for_export_`.
 
     Returns:
-        How many layers.
+        Number of layers.
     """
     layers = [layer for layer in network.sublayers() if isinstance(layer, _Int8Layer)]
     small = [layer for layer in layers if 3 * layer.weight_int8.size - 4 * layer.weight_step.size < _JOINING]
@@ -228,9 +228,9 @@ def store_small_in_float_(network: Layer) -> int:
 
 
 def has_run(quantizer: BaseQuanter) -> bool:
-    """Return whether an activation quantizer was calibrated.
+    """Whether an activation quantizer is calibrated.
 
     Args:
-        quantizer: ours, or one of PaddleSlim's or Paddle's, of which it is taken for granted.
+        quantizer: Quantizer of this package, or one of PaddleSlim or Paddle, which counts as calibrated.
     """
     return not isinstance(quantizer, PACTActivationQuantizer) or quantizer.calibrated

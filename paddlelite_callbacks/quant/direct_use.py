@@ -1,4 +1,4 @@
-"""Find layers whose weight ``forward`` also uses outside of their call."""
+"""Find layers whose weight ``forward`` also uses outside of their calls."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ _log = logging.getLogger(__name__)
 
 
 def check_no_direct_use(network: Layer, names: Collection[str], inputs: Sequence[Tensor] | None) -> None:
-    """Check that no called layer's weight is used outside of its call.
+    """Check that no converted layer's weight is used outside of its calls.
 
-    There it would not be quantised, and the int8 layer has no such weight. Reading its type or shape is no use: what
-    the network gives must change with the values that are read.
+    There it would not be quantised, and the int8 layer has no such weight. Reading its dtype or shape does not count:
+    the outputs must depend on its values.
 
     Args:
-        network: before the conversion; not changed.
-        names: of the layers that are converted.
-        inputs: to run a copy on; without them nothing can be said.
+        network: Network before the conversion; not changed.
+        names: Names of the layers to convert.
+        inputs: Inputs to run a copy on; without them nothing is checked.
 
     Raises:
-        ValueError: names the layers.
+        ValueError: Such layers exist; names them.
     """
     if inputs is None or unwrapped(network) is not network:
         return
     try:
         used = _used(copy_network(network), names, inputs)
     except Exception as error:
-        _log.debug("%s could not be run on noise: %s", type(network).__name__, error)
+        _log.debug("%s could not be run on random inputs: %s", type(network).__name__, error)
         return
     if used:
         raise ValueError(
-            f"{type(network).__name__}'s forward calls {used} and also uses their weight itself (layer.weight), which "
-            f"would not be quantised there and is gone in the int8 network: leave them in float with skip={used}."
+            f"{type(network).__name__}'s forward calls {used} and also uses their weight itself (layer.weight), "
+            f"which would not be quantised there and does not exist in the int8 network: leave them in float with "
+            f"skip={used}."
         )
 
 
@@ -52,7 +53,7 @@ def _used(network: Layer, names: Collection[str], inputs: Sequence[Tensor]) -> l
     read: set[str] = set()
     called: set[str] = set()
     running: list[str] = []
-    moved: set[str] = set()  # layers of which others read another weight
+    moved: set[str] = set()  # layers whose weight is perturbed for other readers
 
     def watched(name: str, plain: type) -> type:
         def get(self: Any, key: str) -> Any:

@@ -1,10 +1,10 @@
-"""Fake quantisation as functions.
+"""Fake quantisation as differentiable functions.
 
-PACT (Choi et al. 2018, arXiv:1805.06085) learns the clip value of activations. Here the learned ``alpha`` is also the
-scale (``step = alpha / high``), so that no second, unlearned scale enters the exported file. LSQ (Esser et al. 2020,
-arXiv:1902.08153) learns the step itself, of weights too.
+PACT (Choi et al. 2018, arXiv:1805.06085) learns the clip value of activations. Here the learned ``alpha`` also sets the
+scale (``step = alpha / high``), so that the exported file has no second, unlearned scale. LSQ (Esser et al. 2020,
+arXiv:1902.08153) learns the step itself, for weights too.
 
-Cost: on the CPU each is one clip into new memory and two scalings in place; new memory is what takes the time.
+Cost: on the CPU each is one clip into new memory, which dominates, and two scalings in place.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NO_STEP = 128 * _TINY
 
 
 def grid_levels(bits: int, signed: bool, *, symmetric: bool = False) -> tuple[float, float]:
-    """Return the lowest and highest integer of a grid of ``2^bits`` values with 0, or of one less.
+    """Return the lowest and highest integer of a grid of up to ``2^bits`` values.
 
     Args:
-        bits: 2-8.
-        signed: whether the grid reaches below zero.
-        symmetric: whether it reaches as far below zero as above, whatever ``signed`` says: ``[-127, 127]`` of 8 bits.
+        bits: Grid width in bits, 2-8.
+        signed: Whether the grid includes negative values.
+        symmetric: Whether it is symmetric, whatever ``signed`` is: ``[-127, 127]`` for 8 bits.
     """
     if symmetric:
         return -float(2 ** (bits - 1) - 1), float(2 ** (bits - 1) - 1)
@@ -47,12 +47,12 @@ def grid_levels(bits: int, signed: bool, *, symmetric: bool = False) -> tuple[fl
 def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
     """Return the highest integer of a symmetric weight grid.
 
-    ``2^(bits-1) - 1``; 64 for 8 bits on the reduced range. CPUs without VNNI add two products of a uint8 activation
-    and an int8 weight in 16 bits: ``2 * 255 * 64`` fits, anything above may saturate (``vpmaddubsw``).
+    ``2^(bits-1) - 1``; 64 for 8 bits on the reduced range. CPUs without VNNI add two products of a uint8 activation and
+    an int8 weight in 16 bits: ``2 * 255 * 64`` fits, larger weights may saturate (``vpmaddubsw``).
 
     Args:
-        bits: 2-8.
-        reduce_range: whether 8 bits use half the range; fewer bits fit as they are.
+        bits: Grid width in bits, 2-8.
+        reduce_range: Whether 8 bits use half the range; no effect below 8 bits.
     """
     return 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
 
@@ -60,23 +60,23 @@ def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
 def pact_fake_quantize(
     x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False, symmetric: bool = False
 ) -> Tensor:
-    """PACT: clip to the learned range, then round to its grid (arXiv:1805.06085, eq. 1-3).
+    """Apply PACT: clip to the learned range, round to its grid (arXiv:1805.06085).
 
-    Unsigned, for inputs that are never negative: ``clip(round(x / s), 0, 2^bits - 1) s`` with
-    ``s = alpha / (2^bits - 1)``; the gradient of ``alpha`` is 1 where ``x >= alpha`` and 0 elsewhere. Signed:
-    ``clip(round(x / s), -2^(bits-1), 2^(bits-1) - 1) s`` with ``s = alpha / (2^(bits-1) - 1)``; where ``x`` is clipped
-    from below the gradient of ``alpha`` is ``-2^(bits-1) / (2^(bits-1) - 1)``. ``x`` gets the gradient where it is not
-    clipped; rounding passes it straight through.
+    Equations 1-3. Unsigned, for non-negative inputs: ``clip(round(x / s), 0, 2^bits - 1) s`` with ``s = alpha / (2^bits
+    - 1)``; the gradient of ``alpha`` is 1 where ``x >= alpha`` and 0 elsewhere. Signed: ``clip(round(x / s),
+    -2^(bits-1), 2^(bits-1) - 1) s`` with ``s = alpha / (2^(bits-1) - 1)``; where ``x`` is clipped from below the
+    gradient of ``alpha`` is ``-2^(bits-1) / (2^(bits-1) - 1)``. ``x`` gets the gradient where it is not clipped
+    (straight-through rounding).
 
     Args:
-        x: any shape.
-        alpha: shape ``[1]``, the largest value that can be represented, in units of ``x``.
-        bits: 2-8.
-        signed: whether the grid reaches below zero.
-        symmetric: whether it ends at ``-alpha`` below, see `grid_levels`; the gradient of ``alpha`` is -1 there.
+        x: Tensor of any shape.
+        alpha: Largest representable value in units of ``x``, shape ``[1]``.
+        bits: Grid width in bits, 2-8.
+        signed: Whether the grid includes negative values.
+        symmetric: Whether it ends at ``-alpha``, see `grid_levels`; the gradient of ``alpha`` is -1 there.
 
     Returns:
-        A tensor like ``x`` with at most ``2^bits`` different values.
+        Tensor like ``x`` with at most ``2^bits`` different values.
     """
     return _PACT.apply(x, alpha, *grid_levels(bits, signed, symmetric=symmetric))
 
@@ -90,22 +90,22 @@ def lsq_fake_quantize(
     symmetric: bool = False,
     reduce_range: bool = True,
 ) -> Tensor:
-    """LSQ: the same grid as `pact_fake_quantize`, with the gradient of the step (arXiv:1902.08153, eq. 3).
+    """Apply LSQ: `pact_fake_quantize` with a learned step (arXiv:1902.08153, eq. 3).
 
-    ``d/ds`` is ``round(x / s) - x / s`` inside the range and the clipped integer outside; with ``s = alpha / high``
-    that of ``alpha`` is ``1 / high`` of it. It is multiplied by the paper's ``1 / sqrt(n high)``, ``n`` the number of
-    values in ``x``.
+    The gradient ``d/ds`` is ``round(x / s) - x / s`` inside the range and the clipped integer outside; with ``s = alpha
+    / high`` that of ``alpha`` is ``1 / high`` of it. It is multiplied by the paper's ``1 / sqrt(n high)``, with ``n``
+    the number of values in ``x``.
 
     Args:
-        x: any shape.
-        alpha: shape ``[1]``, or one per channel shaped to broadcast against ``x``; in units of ``x``.
-        bits: 2-8.
-        signed: whether the grid reaches below zero.
-        symmetric: whether it is that of a weight, from ``-high`` to ``high``, see `highest_weight`.
-        reduce_range: of a weight of 8 bits: half the range.
+        x: Tensor of any shape.
+        alpha: Range in units of ``x``, shape ``[1]``, or one per channel shaped to broadcast against ``x``.
+        bits: Grid width in bits, 2-8.
+        signed: Whether the grid includes negative values.
+        symmetric: Whether it is a weight grid from ``-high`` to ``high``, see `highest_weight`.
+        reduce_range: Whether an 8-bit weight uses half the range.
 
     Returns:
-        A tensor like ``x``.
+        Tensor like ``x``.
     """
     if symmetric:
         high = float(highest_weight(bits, reduce_range=reduce_range))
@@ -114,37 +114,38 @@ def lsq_fake_quantize(
 
 
 def round_weight(weight: Tensor, step: Tensor) -> Tensor:
-    """``round(weight / step) * step``; the gradient passes straight through to ``weight``."""
+    """Round to ``round(weight / step) * step`` with a straight-through gradient."""
     return _RoundWeight.apply(weight, step)
 
 
 def weight_steps(weight: Tensor, *, bits: int, axis: int, reduce_range: bool = True) -> Tensor:
-    """``max |w| / highest_weight`` per channel along ``axis``, shaped to broadcast; a channel of zeros counts as 1.
+    """Return ``max |w| / highest_weight`` per channel along ``axis``, to broadcast.
 
-    So does what is so small that its step would be 0 in fp32: weight decay takes dead channels there.
+    A channel of zeros counts as 1, as does one whose step would underflow in fp32: weight decay takes dead channels
+    there.
 
     Args:
-        weight: any shape.
-        bits: 2-8.
-        axis: of the output channels.
-        reduce_range: see `highest_weight`.
+        weight: Tensor of any shape.
+        bits: Grid width in bits, 2-8.
+        axis: Axis of the output channels.
+        reduce_range: See `highest_weight`.
     """
     others = [dim for dim in range(len(weight.shape)) if dim != axis]
-    # Two reductions instead of |w|: no second copy of the weight is made.
+    # Two reductions instead of |w| avoid a second copy of the weight.
     largest = paddle.maximum(weight.max(axis=others, keepdim=True), -weight.min(axis=others, keepdim=True))
     high = highest_weight(bits, reduce_range=reduce_range)
     return paddle.where(largest > _NO_STEP, largest, paddle.ones_like(largest)) / high
 
 
 class _PACT(PyLayer):
-    """``clip(round(x / step), low, high) * step`` with ``step = alpha / high``; gradients as in the paper."""
+    """Compute ``clip(round(x / step), low, high) * step``; gradients as in the paper."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor, alpha: Tensor, low: float, high: float) -> Tensor:
         ctx.low, ctx.high = low, high
         ctx.wanted = (not x.stop_gradient, not alpha.stop_gradient)
         y = _on_grid(x, alpha, low, high)
-        ctx.save_for_backward(x, alpha, y.detach())  # saving y itself would tie it to its own graph for good
+        ctx.save_for_backward(x, alpha, y.detach())  # y itself would keep its own graph alive
         return y
 
     @staticmethod
@@ -168,7 +169,7 @@ class _LSQ(PyLayer):
         ctx.wanted = (not x.stop_gradient, not alpha.stop_gradient)
         step = _at_least_smallest(alpha) / high
         y = paddle.clip(paddle.round(x / step), low, high).multiply_(step)
-        ctx.save_for_backward(x, alpha, y.detach())  # saving y itself would tie it to its own graph for good
+        ctx.save_for_backward(x, alpha, y.detach())  # y itself would keep its own graph alive
         return y
 
     @staticmethod
@@ -207,7 +208,7 @@ def _on_grid(x: Tensor, alpha: Tensor, low: float, high: float) -> Tensor:
 
 
 def _ends(alpha: Tensor, low: float, high: float) -> tuple[float, float] | tuple[Tensor, Tensor]:
-    """Return the largest and the lowest value: numbers on the CPU, tensors on a device, which is not waited for."""
+    """Return the range limits: numbers on the CPU, tensors on a device (no wait)."""
     if alpha.place.is_cpu_place() and math.isfinite(value := float(alpha)):
         top = max(value, SMALLEST_ALPHA)
         return top, top * (low / high)
@@ -216,15 +217,15 @@ def _ends(alpha: Tensor, low: float, high: float) -> tuple[float, float] | tuple
 
 
 def _at_least_smallest(alpha: Tensor) -> Tensor:
-    """Return ``alpha`` from `SMALLEST_ALPHA` on; what is not finite stays so, and the loss shows it."""
+    """Clamp ``alpha`` to `SMALLEST_ALPHA`; NaN and Inf pass, and show in the loss."""
     return paddle.maximum(alpha, paddle.full_like(alpha, SMALLEST_ALPHA))
 
 
 def _where_inside(x: Tensor, grad: Tensor, bottom: float | Tensor, top: float | Tensor) -> Tensor:
-    """``grad`` where ``bottom < x < top``, 0 elsewhere."""
-    clip_grad = getattr(getattr(paddle, "_C_ops", None), "clip_grad", None)  # private: a later Paddle may not have it
+    """Return ``grad`` where ``bottom < x < top``, 0 elsewhere."""
+    clip_grad = getattr(getattr(paddle, "_C_ops", None), "clip_grad", None)  # private: later Paddles may lack it
     if isinstance(top, float) and clip_grad is not None:
-        # The gradient of clip, in one pass; it lets the ends themselves through, which the paper does not.
+        # The gradient of clip in one pass; it includes the limits, which the paper does not.
         least, most = np.nextafter(np.float32([bottom, top]), np.float32([np.inf, -np.inf]))
         return clip_grad(x, grad, max(float(least), _TINY) if bottom == 0 else float(least), float(most))
     inside = paddle.logical_and(x > bottom, x < top)

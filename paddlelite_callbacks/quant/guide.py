@@ -1,4 +1,4 @@
-"""The guide's (PaddleSlim's) quantisation dictionary, read as it stands."""
+"""Read the guide's (PaddleSlim's) quantisation dictionary."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _NO_EFFECT = ("activation_quantize_type", "window_size", "dtype", "fuse_conv_bn"
 
 
 def fields_of_guide(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `PACTConfig` that the guide's dictionary sets, with its ``quantizer`` level or without.
+    """Return the fields of `PACTConfig` that the guide's dictionary sets.
 
-    ``weight_bits``, ``activation_bits``, ``quantizable_layer_type``, ``moving_rate`` (while calibrating),
-    ``weight_quantize_type: channel_wise_abs_max`` and ``activation_preprocess_type: PACT`` are followed. Keys of
-    which our scheme has no need (the type of observer: the learned alpha is the scale; folding, which the export does
-    in any case) are logged as having no effect.
+    The ``quantizer`` level is optional. ``weight_bits``, ``activation_bits``, ``quantizable_layer_type``,
+    ``moving_rate`` (during calibration), ``weight_quantize_type: channel_wise_abs_max`` and
+    ``activation_preprocess_type: PACT`` are used. Keys without effect here (the observer type, since the learned alpha
+    is the scale; folding, which the export always does) are logged.
 
     Args:
-        mapping: for instance ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
+        mapping: Dictionary such as ``{"activation_preprocess_type": "PACT", "weight_bits": 8}``.
 
     Raises:
-        TypeError: no dictionary.
-        ValueError: an unknown key, or a scheme that we do not have.
+        TypeError: Not a dictionary.
+        ValueError: Unknown key, or an unsupported scheme.
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""`QuantedConv2DTranspose`: Paddle has quantised forms of ``Conv2D`` and ``Linear`` only."""
+"""Define a fake-quantised ``Conv2DTranspose``, which Paddle lacks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["QuantedConv2DTranspose", "transpose_options"]
 
 
 class QuantedConv2DTranspose(Layer):
-    """A ``Conv2DTranspose`` whose input and weight are fake-quantised.
+    """Fake-quantise input and weight of a ``Conv2DTranspose``.
 
     Args:
-        layer: whose weight and bias are used, the very tensors.
+        layer: Layer whose weight and bias tensors are used.
         q_config: Paddle's ``SingleLayerConfig``.
     """
 
@@ -28,7 +28,7 @@ class QuantedConv2DTranspose(Layer):
         self.activation_quanter = q_config.activation._instance(layer)
 
     def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, out, H', W']``."""
+        """Map ``[N, C, H, W]`` to ``[N, out, H', W']``."""
         weight = self.weight if self.weight_quanter is None else self.weight_quanter(self.weight)
         x = x if self.activation_quanter is None else self.activation_quanter(x)
         options = self._options if output_size is None else {**self._options, "output_padding": 0}
@@ -36,7 +36,7 @@ class QuantedConv2DTranspose(Layer):
 
 
 def transpose_options(layer: Conv2DTranspose) -> dict[str, Any]:
-    """Return the arguments of ``conv2d_transpose`` that ``layer`` uses."""
+    """Return the arguments of ``conv2d_transpose`` for ``layer``."""
     return {
         "padding": layer._padding,
         "output_padding": layer.output_padding,

@@ -1,10 +1,10 @@
-"""Quantised outputs of convolutions: what ONNX Runtime needs to compute them in int8.
+"""Quantise outputs of convolutions, which ONNX Runtime needs to compute in int8.
 
-It fuses ``DQ, Conv, [Relu,] Q`` into one integer convolution. So the quantizer belongs behind the batch normalisation
-(which is folded) and behind a ReLU (which the unsigned grid contains), but before any other activation. Which layer
-follows which is seen by running the network. A ReLU that serves in several places (in ``paddle.vision``'s ResNet behind
-the first normalisation, and behind the residual sum) gets no quantizer: that of the normalisation in front of it
-rectifies, which changes nothing where only ReLUs take the result.
+It fuses ``DQ, Conv, [Relu,] Q`` into one integer convolution. So the quantizer must follow the batch normalisation
+(which is folded) and a ReLU (which the unsigned grid contains), but precede any other activation. The order of layers
+is observed by running the network. A ReLU that is used in several places (in ``paddle.vision``'s ResNet after the first
+normalisation and after the residual sum) gets no quantizer: that of the preceding normalisation rectifies, which
+changes nothing where only ReLUs read the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["OutputPlace", "attach_output_quantizer_", "detach_output_quantizer_", "output_places", "quantized_outputs"]
 
-__getattr__, _ = forwarded(  # names as they were
+__getattr__, _ = forwarded(  # old names
     __name__,
     {
         "attach_output_quanter_": "quant.output_quantizers:attach_output_quantizer_",
@@ -44,11 +44,11 @@ _RESHAPES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat"
 
 @dataclass(frozen=True)
 class OutputPlace:
-    """Where the output of a convolution is quantised.
+    """Layer whose output is quantised.
 
     Args:
-        name: of the layer whose output it is.
-        rectified: whether nothing but ReLUs takes it, so that its negative values do not matter.
+        name: Name of the layer.
+        rectified: Whether only ReLUs read its output, so that its negative values do not matter.
     """
 
     name: str
@@ -56,7 +56,7 @@ class OutputPlace:
 
 
 class _QuantizedOutput:
-    """Mixed into the class of a layer whose output is fake-quantised; the layer keeps its type, name and keys."""
+    """Mixin for a layer with a fake-quantised output; its type and keys stay."""
 
     _plain_class: type
     output_quanter: PACTActivationQuantizer
@@ -68,34 +68,36 @@ class _QuantizedOutput:
 def output_places(
     network: Layer, convolutions: Sequence[str], inputs: Sequence[Tensor] | None = None
 ) -> list[OutputPlace]:
-    """Return the layers whose outputs are quantised for ``convolutions``, found by running a copy.
+    """Find the layers whose outputs are quantised, by running a copy.
 
-    One quantizer serves one use: a layer that runs several times and whose results are used in different ways (behind
-    one of them a ReLU, behind the other a sum) gets none. What the network gives is left alone unless something
-    normalises it. Without ``inputs``, the places are the normalisations that are defined behind the convolutions.
+    One quantizer serves one use: a layer that runs several times and whose results are used in different ways (once by
+    a ReLU, once by a sum) gets none. Outputs of the network get none unless normalised. Without ``inputs``, the layers
+    are the norms defined after the convolutions.
 
     Args:
-        network: not changed.
-        convolutions: names.
-        inputs: to run it on; ``None`` where they are not known.
+        network: Network; not changed.
+        convolutions: Names of convolutions.
+        inputs: Inputs to run it on; ``None`` where unknown.
     """
     if inputs is None or unwrapped(network) is not network:
         return _places_by_definition(network, convolutions)
     try:
         ran = trace(copy_network(network), inputs)
     except Exception as error:
-        _log.info("Quantised outputs stand behind norms alone, %s could not be run: %s", type(network).__name__, error)
+        _log.info("Only norms get output quantizers, %s could not be run: %s", type(network).__name__, error)
         return _places_by_definition(network, convolutions)
     places = _places_by_run(dict(network.named_sublayers()), convolutions, ran)
     return _verified(network, places, inputs)
 
 
 def attach_output_quantizer_(layer: Layer, quantizer: PACTActivationQuantizer) -> None:
-    """Let ``layer`` quantise what it gives; new keys ``<layer>.output_quanter.alpha`` and ``.grid``.
+    """Fake-quantise the output of ``layer``.
+
+    New keys are ``<layer>.output_quanter.alpha`` and ``.grid``.
 
     Args:
-        layer: whose class is changed.
-        quantizer: that its output goes through.
+        layer: Layer whose class is changed.
+        quantizer: Quantizer of its output.
     """
     plain = type(layer)
     layer.__class__ = type(f"{plain.__name__}WithQuantizedOutput", (_QuantizedOutput, plain), {"_plain_class": plain})
@@ -107,7 +109,7 @@ def detach_output_quantizer_(layer: Layer) -> PACTActivationQuantizer:
     """Undo `attach_output_quantizer_`; return the quantizer.
 
     Args:
-        layer: that `attach_output_quantizer_` was given.
+        layer: Layer that `attach_output_quantizer_` was applied to.
     """
     quantizer = layer._sub_layers.pop("output_quanter")
     layer.__class__ = layer._plain_class
@@ -115,24 +117,24 @@ def detach_output_quantizer_(layer: Layer) -> PACTActivationQuantizer:
 
 
 def quantized_outputs(network: Layer) -> dict[str, Layer]:
-    """Return the layers whose output is quantised, by name.
+    """Return the layers with quantised outputs by name.
 
     Args:
-        network: looked through.
+        network: Network to search.
     """
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, _QuantizedOutput)}
 
 
 def _places_by_run(layers: dict[str, Layer], convolutions: Sequence[str], ran: Trace) -> list[OutputPlace]:
     calls: dict[str, list[Call]] = {}
-    takers: dict[int, list[str]] = {}  # layers that take a result, by the node that made it
+    takers: dict[int, list[str]] = {}  # layers that read a result, by the node that computed it
     for call in ran.calls:
         calls.setdefault(call.name, []).append(call)
         for node in call.inputs[:1]:
             takers.setdefault(node, []).append(call.name)
 
     def behind(name: str, kind: Any) -> list[set[str]]:
-        """Return for each call of ``name`` the layers of a kind that take its result."""
+        """Return, for each call of ``name``, the layers of a kind that read its result."""
         return [{taker for taker in takers.get(_made(call), []) if kind(layers[taker])} for call in calls[name]]
 
     order = [call.name for call in ran.calls if call.name in set(convolutions)]
@@ -152,7 +154,7 @@ def _places_by_run(layers: dict[str, Layer], convolutions: Sequence[str], ran: T
 
 
 def _place(name: str, calls: dict[str, list[Call]], relus: list[set[str]], ran: Trace) -> OutputPlace | None:
-    """Return where the results of ``name`` are quantised: behind the ReLU that takes all of them and nothing else."""
+    """Return the ReLU that alone reads all results of ``name``, or ``name`` itself."""
     nodes = [_made(call) for call in calls[name]]
     rectified = [_only_relus(ran, node) for node in nodes]
     if all(rectified):
@@ -172,7 +174,7 @@ def _only_relus(ran: Trace, node: int) -> bool:
 
 
 def _verified(network: Layer, places: list[OutputPlace], inputs: Sequence[Tensor]) -> list[OutputPlace]:
-    """Return the places with those not rectified at which that would change what the network gives."""
+    """Return the places, without ``rectified`` where it would change outputs."""
     if not any(place.rectified for place in places):
         return places
     duplicate = copy_network(network)

@@ -1,4 +1,4 @@
-"""Paddle's own fake-quantised layers, which stand behind a private path."""
+"""Import Paddle's own fake-quantised layers, from a private path."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _NEEDED_FOR = "Quantisation (PACTQuantCallback, prepare_pact_, ptq_int8)"
 
 try:
     from paddle.nn.quant.qat import QuantedConv2D, QuantedLinear
-except (ImportError, AttributeError):  # moved by a later Paddle: said where a network is quantised, not at import
+except (ImportError, AttributeError):  # moved by a later Paddle: raised when a network is quantised, not on import
 
     class _Missing(Layer):
         def __init__(self, *args: Any) -> None:
             require_private("paddle.nn.quant.qat", "QuantedConv2D", "QuantedLinear", needed_for=_NEEDED_FOR)
 
     class QuantedConv2D(_Missing):  # type: ignore[no-redef]
-        """Stand-in that cannot be made."""
+        """Placeholder that cannot be built."""
 
     class QuantedLinear(_Missing):  # type: ignore[no-redef]
-        """Stand-in that cannot be made."""
+        """Placeholder that cannot be built."""
 
 
 def single_layer_config(activation: Any, weight: Any) -> Any:
-    """Return what Paddle's fake-quantised layers take as ``q_config``.
+    """Build the ``q_config`` of Paddle's fake-quantised layers.
 
     Args:
-        activation: factory of the quantizer of the input.
-        weight: factory of the quantizer of the weight.
+        activation: Factory of the input quantizer.
+        weight: Factory of the weight quantizer.
 
     Raises:
-        RuntimeError: the installed Paddle has no ``SingleLayerConfig``.
+        RuntimeError: The installed Paddle has no ``SingleLayerConfig``.
     """
     config = require_private("paddle.quantization.config", "SingleLayerConfig", needed_for=_NEEDED_FOR)
     return config.SingleLayerConfig(activation, weight)

@@ -1,4 +1,4 @@
-"""Put fake quantizers into a network: layers become Paddle's quantised ones, under their names."""
+"""Insert fake quantizers: replace layers by Paddle's quantised ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
     "trained_scales",
 ]
 
-__getattr__, _ = forwarded(  # names as they were
+__getattr__, _ = forwarded(  # old names
     __name__,
     {
         "activation_quanters": "quant.prepare:activation_quantizers",
@@ -55,7 +55,7 @@ _QUANTED = {
 
 
 class _Factory:
-    """Paddle's quantised layers ask a factory for the quantizer of the layer they replace."""
+    """Factory that Paddle's quantised layers ask for a quantizer."""
 
     def __init__(self, make: Callable[[Layer], Layer]) -> None:
         self._make = make
@@ -71,31 +71,31 @@ def prepare_pact_(
     inputs: Tensor | Sequence[Tensor] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> ExitStack:
-    """Convert the layers that ``config`` names, in place; weights and biases stay the same tensors under their names.
+    """Convert the layers that ``config`` selects to fake-quantised ones, in place.
 
-    A converted layer computes with its input fake-quantised by a learned ``alpha`` (`PACTActivationQuantizer`) and its
-    weight fake-quantised per output channel (`ChannelWeightQuantizer`). New keys of ``state_dict``:
-    ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (which tells bits and range of
-    a checkpoint); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of
-    the layers that `output_places` names, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks on a converted
-    layer go on firing, those of ``weight_norm`` and ``spectral_norm`` too: the effective weight is quantised. Two hooks
-    on ``network`` tell which calls of a layer are one calibration batch: those of one call of ``network``. A second
-    call converts only what the first has left. A checkpoint of a quantised network loads after this call.
+    Weights and biases stay the same tensors under their names. A converted layer fake-quantises its input with a
+    learned ``alpha`` (`PACTActivationQuantizer`) and its weight per output channel (`ChannelWeightQuantizer`). New keys
+    of ``state_dict``: ``<layer>.activation_quanter.alpha`` and ``.grid``, ``<layer>.weight_quanter.grid`` (bits and
+    range, for checkpoints); with ``quantize_outputs`` also ``<layer>.output_quanter.*`` of the layers of
+    `output_places`, with ``method="lsq"`` ``<layer>.weight_quanter.alpha``. Hooks of a converted layer stay, also those
+    of ``weight_norm`` and ``spectral_norm``: the effective weight is quantised. Two hooks on ``network`` count
+    calibration batches: one call of ``network`` is one batch. A second call converts only remaining layers. A
+    checkpoint of a quantised network can be loaded after this call.
 
     Args:
-        network: in which layers are replaced.
-        config: ``None`` for the defaults.
-        inputs: a batch, or one per input of ``network``, to run a copy on: that tells whose weight ``forward`` uses
-            itself, and with ``quantize_outputs`` what follows which convolution. ``None`` for noise of a shape that
-            the first layer takes.
-        outputs: names of the layers whose output is quantised, in place of those that are found (of a checkpoint).
+        network: Network to convert.
+        config: Options; ``None`` for the defaults.
+        inputs: A batch, or one tensor per input of ``network``, to run a copy on: this finds layers whose weight
+            ``forward`` uses itself, and with ``quantize_outputs`` the order of layers. ``None`` for random inputs of a
+            shape that fits the first layer.
+        outputs: Names of the layers whose output is quantised, instead of those that are found (for a checkpoint).
 
     Returns:
-        An undo: closing it puts the original layers back.
+        Undo stack: closing it restores the original layers.
 
     Raises:
-        TypeError: no network, or no `PACTConfig`.
-        ValueError: nothing to convert, a pattern that matches nothing, a network quantised otherwise, or a ``forward``
+        TypeError: Not a network, or not a `PACTConfig`.
+        ValueError: Nothing to convert, a pattern that matches nothing, a network quantised otherwise, or a ``forward``
             that calls a layer and uses its weight itself.
 
     Example:
@@ -114,7 +114,7 @@ def prepare_pact_(
         convolutions = [name for name, layer in layers.items() if not isinstance(layer, paddle.nn.Linear)]
         places = _output_places(network, config, convolutions, inputs, outputs)
         for name, layer in layers.items():
-            with same_random_streams():  # a layer draws weights when it is made, which the old ones replace
+            with same_random_streams():  # a new layer draws weights, which the old ones replace
                 new = _quantized(layer, config)
             replace_sublayer(network, name, new)
             undo.callback(replace_sublayer, network, name, layer)
@@ -144,7 +144,7 @@ def _output_places(
 
 
 def _count_batches(network: Layer, undo: ExitStack) -> None:
-    """Let all quantizers of ``network`` know which of their calls are one batch: those of one call of ``network``."""
+    """Make all quantizers of ``network`` count one call of it as one batch."""
     passes, new = count_passes_(network)
     if new:
         undo.callback(stop_counting_, network)
@@ -164,12 +164,12 @@ def _check_types(network: Any, config: Any) -> None:
 
 
 def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
-    """Return the layers that ``config`` would convert, by name, each shared layer once.
+    """Return the layers that ``config`` selects by name, each shared layer once.
 
     Raises:
-        ValueError: a ``skip`` or ``include`` pattern matches no layer, nothing is left to convert and nothing has
-            been converted before, a weight is not of type float32, or the network holds quantised layers of another
-            tool or of other bits.
+        ValueError: A ``skip`` or ``include`` pattern matches no layer, nothing is left to convert and nothing was
+            converted before, a weight is not float32, or the network has quantised layers of another tool or with other
+            bits.
     """
     for pattern in (*config.skip, *(p for p in config.include if p != "*")):
         match_sublayers(network, pattern)
@@ -177,40 +177,40 @@ def convertible_layers(network: Layer, config: PACTConfig) -> dict[str, Layer]:
     types = tuple(getattr(paddle.nn, name) for name in config.layer_types)
     wanted = {
         name: layer
-        for name, layer in network.named_sublayers()  # names a shared layer once
+        for name, layer in network.named_sublayers()  # a shared layer has one name here
         if computes_as(layer, *types) and matches_any(name, config.include) and not matches_any(name, config.skip)
     }
     other = {name: str(layer.weight.dtype) for name, layer in wanted.items() if layer.weight.dtype != paddle.float32}
     if other:
         name = next(iter(other))
         raise ValueError(
-            f"The weight of {name} is of type {other[name]}: fake quantisation needs float32 to be exact. Cast the "
-            "network with network.to(dtype='float32') (its data, too), before the optimizer is made."
+            f"The weight of {name} is {other[name]}: fake quantisation needs float32 to be exact. Cast the network "
+            "with network.to(dtype='float32') (its data, too), before the optimizer is made."
         )
     if not wanted and not quantized_layers(network):
         raise ValueError(
             f"{type(network).__name__} has no {' or '.join(config.layer_types)} to quantise with "
-            f"include={list(config.include)}, skip={list(config.skip)}. Functional calls, and "
-            "subclasses with a forward of their own, are not seen. Widen include, skip or layer_types."
+            f"include={list(config.include)}, skip={list(config.skip)}. Functional calls, and subclasses with a "
+            "forward of their own, are not found. Widen include, skip or layer_types."
         )
     return wanted
 
 
 def quantized_layers(network: Layer) -> dict[str, Layer]:
-    """Return the layers that `prepare_pact_` has converted, by name.
+    """Return the layers that `prepare_pact_` converted, by name.
 
     Args:
-        network: looked through.
+        network: Network to search.
     """
     kinds = tuple(_QUANTED.values())
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, kinds)}
 
 
 def quantization_of(network: Layer) -> dict[str, Any] | None:
-    """Return method, bits and kinds of grids that ``network`` was quantised with; ``None`` for a network in float.
+    """Return method, bits and grids of ``network``; ``None`` for a float network.
 
     Args:
-        network: looked through.
+        network: Network to search.
     """
     for layer in quantized_layers(network).values():
         weight, activation = layer.weight_quanter, layer.activation_quanter
@@ -226,19 +226,19 @@ def quantization_of(network: Layer) -> dict[str, Any] | None:
 
 
 def activation_quantizers(network: Layer) -> dict[str, PACTActivationQuantizer]:
-    """Return our quantizers of inputs and outputs by their own names; a layer can hold both.
+    """Return this package's input and output quantizers by their own names.
 
     Args:
-        network: quantised.
+        network: Quantised network.
     """
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, PACTActivationQuantizer)}
 
 
 def trained_scales(network: Layer) -> list[Tensor]:
-    """Return the alphas (of PaddleSlim's quantizers too): parameters that the optimizer must be told of.
+    """Return the alphas: parameters to register with the optimizer.
 
     Args:
-        network: quantised.
+        network: Quantised network.
     """
     names = (".activation_quanter.alpha", ".output_quanter.alpha", ".weight_quanter.alpha")
     return [parameter for name, parameter in network.named_parameters() if f".{name}".endswith(names)]
@@ -258,7 +258,7 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
     else:
         weight = _Factory(lambda _: ChannelWeightQuantizer(bits=bits, axis=axis, reduce_range=config.reduce_range))
     new = _QUANTED[kind](layer, single_layer_config(_activation_factory(config), weight))
-    # The hook tables are shared, not copied: a handle got from the original layer still removes its hook.
+    # The hook tables are shared, not copied: handles of the original layer still remove its hooks.
     new._forward_pre_hooks = layer._forward_pre_hooks
     new._forward_post_hooks = layer._forward_post_hooks
     if any(computes_weight(hook) for hook in layer._forward_pre_hooks.values()):
@@ -268,7 +268,7 @@ def _quantized(layer: Layer, config: PACTConfig) -> Layer:
 
 
 def _take_over_parts(new: Layer, layer: Layer) -> None:
-    """Let the hook of ``weight_norm`` or ``spectral_norm`` find in ``new`` what it computes the weight from."""
+    """Move the parameters that a hook of ``weight_norm`` or ``spectral_norm`` reads."""
     for name in list(new._parameters):
         if name == "weight":
             del new._parameters[name]
@@ -325,17 +325,17 @@ def _check_quantizers(network: Layer, config: PACTConfig) -> None:
         if has != (config.weight_bits, config.activation_bits, config.method):
             raise ValueError(
                 f"{name} is already quantised with weight_bits={has[0]}, activation_bits={has[1]}, method={method!r}; "
-                f"asked are {config.weight_bits}, {config.activation_bits}, {config.method!r}. Start from the fp32 "
+                f"got {config.weight_bits}, {config.activation_bits}, {config.method!r}. Start from the fp32 "
                 "network, or give the same options."
             )
         symmetric = getattr(layer.activation_quanter, "symmetric", False)
         if symmetric != config.activation_symmetric:
             raise ValueError(
-                f"{name} is already quantised with activation_symmetric={symmetric}; asked is "
+                f"{name} is already quantised with activation_symmetric={symmetric}; got "
                 f"{config.activation_symmetric}. Start from the fp32 network, or give the same options."
             )
         if config.weight_bits == 8 and quantizer.reduce_range != config.reduce_range:
             raise ValueError(
-                f"{name} is already quantised with reduce_range={quantizer.reduce_range}; asked is "
+                f"{name} is already quantised with reduce_range={quantizer.reduce_range}; got "
                 f"{config.reduce_range}. Start from the fp32 network, or give the same options."
             )

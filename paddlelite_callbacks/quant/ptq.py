@@ -1,4 +1,4 @@
-"""Post-training quantisation."""
+"""Quantise networks after training."""
 
 from __future__ import annotations
 
@@ -43,33 +43,33 @@ def ptq_int8(
     skip: Sequence[str] = (),
     config: PACTConfig | None = None,
 ) -> Layer:
-    """Return a quantised copy of ``network``, calibrated on ``batches``.
+    """Return a copy of ``network`` in int8, calibrated on ``batches``.
 
     Weights are scaled by each channel's largest magnitude, activations by the mean over batches of a percentile of
-    ``|x|``, both as in quantisation-aware training before its first step; the float network is what is observed. The
-    copy is exported like a trained one, with `export_forms`. Of a layer that runs several times in a batch the largest
-    percentile counts, and of one that does not run in all of them those in which it does.
+    ``|x|``, both as in quantisation-aware training before its first step, observed on the float network. Export the
+    copy like a trained one, with `export_forms`. For a layer that runs several times in a batch the largest percentile
+    is used; batches in which a layer does not run are not counted for it.
 
     Args:
-        network: in fp32; not changed.
-        batches: inputs to calibrate on, a tensor or one per input of the network, some hundred images in all.
-        alpha_percentile: percentile of ``|x|`` that is clipped at, in (50, 100]; 100 for the maximum.
-        weight_bits: see `PACTConfig`, here and below.
-        activation_bits: 2-8.
-        reduce_range: whether 8-bit weights use half their range.
-        activation_symmetric: whether activations use the grid of Paddle Lite.
-        quantize_outputs: whether outputs of convolutions are quantised too, for ONNX Runtime.
-        layer_types: names of layer classes.
-        include: globs of layers to convert.
-        skip: globs of layers to leave in fp32.
-        config: options that are not named above; arguments that are not default go before it.
+        network: fp32 network; not changed.
+        batches: Calibration inputs, a tensor or one per input of the network, some hundred images in all.
+        alpha_percentile: Percentile of ``|x|`` to clip at, in (50, 100]; 100 for the maximum.
+        weight_bits: Weight bits, 2-8; see `PACTConfig`, here and below.
+        activation_bits: Activation bits, 2-8.
+        reduce_range: Whether 8-bit weights use half their range.
+        activation_symmetric: Whether activations use the symmetric grid of Paddle Lite.
+        quantize_outputs: Whether to quantise outputs of convolutions too, for ONNX Runtime.
+        layer_types: Names of layer classes.
+        include: Globs of layers to convert.
+        skip: Globs of layers to leave in fp32.
+        config: Options that are not named above; arguments that are not default override it.
 
     Returns:
         The copy, in eval mode.
 
     Raises:
-        TypeError: an unknown option, or no network.
-        ValueError: no batch was given, one that is not finite, an option is out of range, or nothing can be quantised.
+        TypeError: Unknown option, or not a network.
+        ValueError: No batch, a batch that is not finite, an option out of range, or nothing to quantise.
 
     Example:
         >>> images = [paddle.rand([32, 3, 224, 224]) for _ in range(4)]  # yours  # doctest: +SKIP
@@ -94,7 +94,7 @@ def ptq_int8(
         config or PACTConfig(), **{name: value for name, value in named.items() if value != defaults[name].default}
     )
     if not isinstance(network, Layer):
-        prepare_pact_(network, config)  # refuses it
+        prepare_pact_(network, config)  # raises the error
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
     waiting = iter(batches)
     first = list(islice(waiting, 1))
@@ -103,7 +103,7 @@ def ptq_int8(
     quantizers = list(activation_quantizers(duplicate).values())
     found: dict[int, list[float]] = {id(quantizer): [] for quantizer in quantizers}
     lowest: dict[int, float] = {}
-    now: dict[int, float] = {}  # the largest percentile of the batch under way
+    now: dict[int, float] = {}  # largest percentile in the current batch
     count = 0
 
     def observe(quantizer: Layer, inputs: tuple[Tensor, ...]) -> None:
@@ -127,7 +127,7 @@ def ptq_int8(
         values = found[id(quantizer)]
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError(
-                "The batches give activations that are not finite, from which no scale can be had: clean them of NaN "
+                "The batches give activations that are not finite, so no scale can be computed: clean them of NaN "
                 "and infinite values, and check the network's weights."
             )
         if values:

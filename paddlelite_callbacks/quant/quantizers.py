@@ -1,4 +1,4 @@
-"""Fake quantizers on Paddle's ``BaseQuanter`` interface."""
+"""Define fake quantizers on Paddle's ``BaseQuanter`` interface."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "weight_settings",
 ]
 
-__getattr__, _ = forwarded(  # names as they were
+__getattr__, _ = forwarded(  # old names
     __name__,
     {
         "ChannelWeightQuanter": "quant.quantizers:ChannelWeightQuantizer",
@@ -42,17 +42,17 @@ __getattr__, _ = forwarded(  # names as they were
     },
 )
 
-_SAMPLE = 1 << 18  # values that a percentile is taken from
+_SAMPLE = 1 << 18  # number of values to compute a percentile from
 _BITS = range(2, 9)
-_NEAR = 0.1  # an average of equal integers is as near to them
-_SAME = 0.03  # the same, where an average of other integers may come near by chance
+_NEAR = 0.1  # tolerance of an average of equal integers
+_SAME = 0.03  # tolerance where an average of other integers may match by chance
 
 
 class Switched(BaseQuanter):
     """Quantizer that can be disabled (identity).
 
     Args:
-        bits: of the grid.
+        bits: Grid width in bits, 2-8.
     """
 
     def __init__(self, bits: int) -> None:
@@ -61,27 +61,27 @@ class Switched(BaseQuanter):
         self.enabled = True
 
     def check_not_traced(self) -> None:
-        """Raise where ``paddle.jit`` traces a fake-quantised network.
+        """Check that ``paddle.jit`` does not trace the fake-quantised network.
 
         Raises:
-            RuntimeError: it does.
+            RuntimeError: It does.
         """
         if not paddle.in_dynamic_mode():
             raise RuntimeError(
                 "A fake-quantised layer cannot be traced by paddle.jit (to_static, jit.save, "
                 "model.save(training=False)): export the network with ExportBenchCallback, or with export_forms of "
-                "paddlelite_callbacks.export.variants, which write what it simulates."
+                "paddlelite_callbacks.export.variants."
             )
 
     def refresh(self) -> None:
         """Re-read the grid after a checkpoint was loaded.
 
         Raises:
-            ValueError: the checkpoint is of another setting.
+            ValueError: The checkpoint has another setting.
         """
 
     def zero_points(self) -> Tensor | None:
-        """Return None: every grid here holds zero exactly."""
+        """Return None: every grid represents zero exactly."""
         return None
 
     def bit_length(self) -> int:
@@ -92,25 +92,24 @@ class Switched(BaseQuanter):
 class PACTActivationQuantizer(Switched):
     """Fake quantizer of activations with a trained scale ``alpha``.
 
-    In the first training batches ``alpha`` becomes a percentile of ``|x|`` and the grid becomes unsigned if no value
-    is negative; until then, and in evaluation before it, inputs pass unchanged. Where the layer runs several times in a
-    batch (one head on all levels of a pyramid) it becomes the largest of its calls' percentiles, so that no call is
-    clipped by more than the percentile says. ``alpha`` (parameter, ``[1]``) and
-    ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros before the first batch) are in the ``state_dict``, so
-    that a loaded checkpoint needs no first batch. A symmetric grid's lowest integer stands there from the beginning.
+    In the first training batches ``alpha`` is set to a percentile of ``|x|``, and the grid is unsigned if no value is
+    negative; before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a batch (one
+    head on all levels of a pyramid), the largest of its calls' percentiles is used, so that no call is clipped by more
+    than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros
+    before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no calibration. The lowest
+    integer of a symmetric grid is set from the beginning.
 
     Args:
-        bits: 2-8.
-        percentile: of ``|x|`` that ``alpha`` starts from.
-        lr_scale: factor on the optimizer's learning rate for ``alpha``.
-        method: ``"pact"`` or ``"lsq"``, the gradient of ``alpha``.
-        decay: L2 penalty on ``alpha`` in place of the optimizer's own; ``None`` leaves it to the optimizer.
-        batches: that set ``alpha``, at least 1; over several it is a moving average. Those in which the layer does not
-            run are not counted.
-        momentum: of that average, in [0, 1).
-        rectified: whether nothing but ReLUs takes what it gives: negative values are not looked at, and an unsigned
-            grid cuts them off.
-        symmetric: whether the grid is that of ``[-alpha, alpha]`` for all inputs, see `grid_levels`.
+        bits: Grid width in bits, 2-8.
+        percentile: Percentile of ``|x|`` for the initial ``alpha``, in (50, 100].
+        lr_scale: Factor on the optimizer's learning rate for ``alpha``.
+        method: Gradient of ``alpha``: ``"pact"`` or ``"lsq"``.
+        decay: L2 penalty on ``alpha`` instead of the optimizer's own; ``None`` leaves it to the optimizer.
+        batches: Number of calibration batches, at least 1; with more than one, ``alpha`` is a moving average. Batches
+            in which the layer does not run are not counted.
+        momentum: Momentum of that average, in [0, 1).
+        rectified: Whether only ReLUs read the output: negative values are ignored, and an unsigned grid clips them.
+        symmetric: Whether the grid covers ``[-alpha, alpha]`` for all inputs, see `grid_levels`.
     """
 
     def __init__(
@@ -139,13 +138,13 @@ class PACTActivationQuantizer(Switched):
             ),
             default_initializer=paddle.nn.initializer.Constant(0.0),
         )
-        # What is not yet calibrated tells its grid all the same, by the end that no batch changes.
+        # Before calibration the grid is identified by the limit that no batch changes.
         self._unset = (grid_levels(bits, True, symmetric=True)[0], 0.0) if symmetric else (0.0, 0.0)
         self.register_buffer("grid", paddle.to_tensor(self._unset, dtype="float32"))
-        # The buffer may come back averaged (an EMA of the state_dict) or cast: what is computed with is on the host.
-        self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device to read it
+        # The buffer may be averaged (an EMA of the state_dict) or cast when loaded: the values in use are on the host.
+        self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device
         self._passes: ForwardPasses | None = None
-        self._seen, self._batch = 0, 0  # how many batches were observed; the number of the last one's pass
+        self._seen, self._batch = 0, 0  # number of observed batches; number of the last one's pass
         self._observed, self._earlier, self._largest = 0.0, 0.0, 0.0
 
     def forward(self, input: Tensor) -> Tensor:
@@ -169,11 +168,11 @@ class PACTActivationQuantizer(Switched):
     def refresh(self) -> None:
         """Re-read the grid after a checkpoint was loaded.
 
-        An average of grids (an EMA of the ``state_dict``) is put back on the grid that was averaged, and of the zeros
-        of before the first batch, which are no values, ``alpha`` is freed too.
+        An average of grids (an EMA of the ``state_dict``) is replaced by the grid that was averaged, and ``alpha`` is
+        corrected for the zeros before the first batch.
 
         Raises:
-            ValueError: the checkpoint is of other bits, or of another kind of grid.
+            ValueError: The checkpoint has other bits, or another kind of grid.
         """
         low, high = read_grid(self.grid)
         self._levels = self._calibrated_levels(low < 0) if high > 0 else (0.0, 0.0)
@@ -190,7 +189,7 @@ class PACTActivationQuantizer(Switched):
         return grid_levels(self._bits, signed, symmetric=self.symmetric)
 
     def _check_loaded(self, low: float, high: float) -> None:
-        """Refuse a grid that this quantizer has not, of which perhaps an average was loaded."""
+        """Check that a loaded grid, perhaps an average, is one of this quantizer."""
         settings = activation_settings(low, high)
         bits, symmetric = settings[0] if settings else (self._bits, self.symmetric)
         if self.symmetric and not settings and abs(low - self._unset[0]) > _NEAR:  # an average of other grids
@@ -202,12 +201,12 @@ class PACTActivationQuantizer(Switched):
             names.append(("activation_symmetric", symmetric, self.symmetric))
         loaded, own = (", ".join(f"{item[0]}={item[place]}" for item in names) for place in (1, 2))
         raise ValueError(
-            f"A grid of activations from {low:g} to {high:g} was loaded, of {loaded}; this network was prepared with "
-            f"{own}: give the options of the training, or let load_pact_ find them."
+            f"A loaded activation grid from {low:g} to {high:g} belongs to {loaded}; this network was prepared with "
+            f"{own}: give the options of the training, or call load_pact_ to read them."
         )
 
     def _share_of_calibrated(self, low: float, high: float) -> float:
-        """Return the share of calibrated grids in the average that was loaded; the others are of before."""
+        """Return the share of calibrated grids in a loaded average."""
         if self.symmetric:
             return high / self._levels[1]
         below, above = grid_levels(self._bits, True)
@@ -221,7 +220,7 @@ class PACTActivationQuantizer(Switched):
 
     @property
     def calibrated(self) -> bool:
-        """Return whether ``alpha`` was calibrated or loaded."""
+        """Whether ``alpha`` is calibrated or loaded."""
         return self.levels()[1] > 0
 
     def levels(self) -> tuple[int, int]:
@@ -234,7 +233,7 @@ class PACTActivationQuantizer(Switched):
         return max(float(self.alpha), SMALLEST_ALPHA) / max(self.levels()[1], 1)
 
     def scales(self) -> Tensor:
-        """Return ``alpha``, the value that the highest integer stands for, shape ``[1]``."""
+        """Return ``alpha``, the value of the highest integer, shape ``[1]``."""
         return self.alpha
 
     def quant_axis(self) -> int:
@@ -245,7 +244,7 @@ class PACTActivationQuantizer(Switched):
         """Update ``alpha`` by the percentile of ``|x|``."""
         found, lowest = self.measure(x)
         if not math.isfinite(found):
-            return  # a batch that is not finite sets nothing; the next one will
+            return  # skip a batch that is not finite
         number = self._passes.number if self._passes is not None and self._passes.running else 0
         if self._seen == 0 or number == 0 or number != self._batch:
             self._seen, self._batch = self._seen + 1, number
@@ -259,8 +258,8 @@ class PACTActivationQuantizer(Switched):
         """Set ``alpha`` and the grid.
 
         Args:
-            alpha: finite, above 0.
-            signed: whether the grid reaches below zero; a symmetric one does.
+            alpha: Finite, above 0.
+            signed: Whether the grid includes negative values; a symmetric one does.
         """
         _set_(self.alpha, [alpha])
         self._levels = self._calibrated_levels(signed)
@@ -277,7 +276,7 @@ class PACTActivationQuantizer(Switched):
         """Return percentile and minimum over all ranks.
 
         Args:
-            x: of one call.
+            x: Input of one call.
         """
         values = x.detach().astype("float32").flatten()
         values = paddle.nn.functional.relu(values) if self._rectified else values
@@ -292,9 +291,9 @@ class PACTActivationQuantizer(Switched):
         return found if found > 0 else float(largest) or 1.0, float(lowest)
 
     def _calibrating(self) -> bool:
-        """Return whether this call belongs to a calibration batch.
+        """Whether this call belongs to a calibration batch.
 
-        One behind the pass in which the layer ran before (activations that are computed again) counts as neither.
+        A call after the pass in which the layer ran before (recomputed activations) does not.
         """
         if not 0 < self._seen <= self._batches:
             return False
@@ -307,14 +306,14 @@ class PACTActivationQuantizer(Switched):
 class ChannelWeightQuantizer(Switched):
     """Symmetric fake quantizer of weights, scaled by each channel's maximum.
 
-    The scale follows the weight, so what is simulated at the last step is what is shipped. The buffer ``grid``
-    (``[2]``: lowest and highest integer) tells a checkpoint's bits and range; nothing is computed with it.
+    The scale follows the weight, so what is simulated at the last step is what is exported. The buffer ``grid``
+    (``[2]``: lowest and highest integer) records bits and range in checkpoints; nothing is computed with it.
 
     Args:
-        bits: 2-8; the grid is ``[-high, high]``, see `highest_weight`.
-        axis: of the output channels: 0 for ``Conv2D`` (``[out, in, kh, kw]``), 1 for ``Conv2DTranspose`` and
+        bits: Grid width in bits, 2-8; the grid is ``[-high, high]``, see `highest_weight`.
+        axis: Axis of the output channels: 0 for ``Conv2D`` (``[out, in, kh, kw]``), 1 for ``Conv2DTranspose`` and
             ``Linear``.
-        reduce_range: whether 8 bits use half the range, on which no CPU saturates.
+        reduce_range: Whether 8 bits use half the range, on which no CPU saturates.
     """
 
     def __init__(self, *, bits: int = 8, axis: int = 0, reduce_range: bool = True) -> None:
@@ -335,7 +334,7 @@ class ChannelWeightQuantizer(Switched):
         """Compare the grid with that of a loaded checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of other bits, or of another range.
+            ValueError: The checkpoint has other bits, or another range.
         """
         low, high = read_grid(self.grid)
         if (low, high) == (-self._high, self._high):
@@ -344,8 +343,8 @@ class ChannelWeightQuantizer(Switched):
         if loaded and round(high) != self._high:
             raise ValueError(
                 f"Weights trained with {_words(*loaded[0])} (integers up to {round(high)}) were loaded; this network "
-                f"was prepared with {_words(self._bits, self.reduce_range)}: give the options of the training, or let "
-                "load_pact_ find them."
+                f"was prepared with {_words(self._bits, self.reduce_range)}: give the options of the training, or "
+                "call load_pact_ to read them."
             )
         _set_(self.grid, [-float(self._high), float(self._high)])
 
@@ -363,7 +362,7 @@ class ChannelWeightQuantizer(Switched):
         return round_weight(weight, self.steps(weight))
 
     def scales(self) -> Any:
-        """Return None: the scale is a function of the weight, see `steps`."""
+        """Return None: the scale is computed from the weight, see `steps`."""
 
     def quant_axis(self) -> int:
         """Return the axis of the output channels."""
@@ -373,16 +372,16 @@ class ChannelWeightQuantizer(Switched):
 class LSQWeightQuantizer(ChannelWeightQuantizer):
     """Fake quantizer of weights with trained steps (LSQ, arXiv:1902.08153).
 
-    ``alpha`` (parameter, shaped to broadcast: the step times the highest integer) starts from the paper's
-    ``2 mean |w| / sqrt(high)`` per step, and is in the ``state_dict``. The grid is the symmetric one of
-    `ChannelWeightQuantizer`, so that both methods ship alike.
+    ``alpha`` (parameter, shaped to broadcast: the step times the highest integer) starts from the paper's ``2 mean |w|
+    / sqrt(high)`` per step, and is in the ``state_dict``. The grid is the symmetric one of `ChannelWeightQuantizer`, so
+    that both methods are exported alike.
 
     Args:
-        weight: whose quantizer this is.
-        bits: 2-8.
-        axis: of the output channels.
-        lr_scale: factor on the optimizer's learning rate.
-        reduce_range: see `ChannelWeightQuantizer`.
+        weight: Weight to quantise.
+        bits: Grid width in bits, 2-8.
+        axis: Axis of the output channels.
+        lr_scale: Factor on the optimizer's learning rate.
+        reduce_range: See `ChannelWeightQuantizer`.
     """
 
     def __init__(
@@ -401,7 +400,7 @@ class LSQWeightQuantizer(ChannelWeightQuantizer):
         return self.alpha.detach().clip(min=SMALLEST_ALPHA) / self._high
 
     def scales(self) -> Tensor:
-        """Return the value that the highest integer stands for, per channel."""
+        """Return the value of the highest integer, per channel."""
         return self.alpha
 
     def _quantize(self, weight: Tensor) -> Tensor:
@@ -412,18 +411,18 @@ def weight_settings(high: float) -> list[tuple[int, bool]]:
     """Return bits and ``reduce_range`` of a weight grid that ends at ``high``.
 
     Args:
-        high: read from a checkpoint, perhaps averaged.
+        high: Value read from a checkpoint, perhaps averaged.
     """
     settings = [(bits, True) for bits in _BITS] + [(8, False)]
     return [(bits, half) for bits, half in settings if abs(highest_weight(bits, reduce_range=half) - high) < _NEAR]
 
 
 def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
-    """Return bits, and whether it is symmetric, of an activation grid from ``low`` to ``high``; empty for no batch yet.
+    """Return bits and symmetry of an activation grid; empty before calibration.
 
     Args:
-        low: read from a checkpoint, perhaps averaged.
-        high: the same.
+        low: Value read from a checkpoint, perhaps averaged.
+        high: Value read from a checkpoint, perhaps averaged.
     """
 
     def near(levels: tuple[float, float]) -> bool:
@@ -432,7 +431,7 @@ def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
     found = [(bits, False) for bits in _BITS if near(grid_levels(bits, False)) or near(grid_levels(bits, True))]
     for bits in _BITS:
         least, most = grid_levels(bits, True, symmetric=True)
-        # Between these ends it is the average of a grid and of what stands there before the first batch.
+        # Between these limits it is the average of a grid and of its value before the first batch.
         if abs(least - low) < _SAME and -_SAME < high < most + _NEAR:
             found.append((bits, True))
     return found
@@ -449,5 +448,5 @@ def read_grid(grid: Any) -> tuple[float, float]:
 
 
 def _set_(tensor: Tensor, values: Any) -> None:
-    """Write ``values`` into ``tensor`` in its own type."""
+    """Write ``values`` into ``tensor`` in its own dtype."""
     tensor.set_value(paddle.to_tensor(np.asarray(values, "float32")).astype(tensor.dtype))

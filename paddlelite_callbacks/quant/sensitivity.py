@@ -1,4 +1,4 @@
-"""Sensitivity of layers to quantisation."""
+"""Measure the sensitivity of layers to quantisation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
 def layer_sqnr(network: Layer, batches: Iterable[Sequence[Tensor]]) -> dict[str, float]:
     """Return each quantised layer's SQNR in dB, worst first.
 
-    ``10 log10(sum y^2 / sum (y - y_q)^2)`` over all batches, with ``y`` what the layer gives in float and ``y_q`` with
-    its input and weight quantised, on the same inputs: those of the float network. Noise of earlier layers is left out.
+    ``10 log10(sum y^2 / sum (y - y_q)^2)`` over all batches, with ``y`` the layer's output in float and ``y_q`` with
+    quantised input and weight, on the same inputs: those of the float network, without the noise of earlier layers.
 
     Args:
-        network: quantised; not changed.
-        batches: of inputs, one tensor per input of the network.
+        network: Quantised network; not changed.
+        batches: Inputs, one tensor per input of the network.
     """
     layers = quantized_layers(network)
     power = {name: [0.0, 0.0] for name in layers}
@@ -64,12 +64,12 @@ def leave_one_out(network: Layer, score: Callable[[], float], layers: Sequence[s
     """Return the gain in ``score`` of leaving each layer in float, largest first.
 
     Args:
-        network: quantised; not changed.
-        score: evaluates it as it is at the moment; higher is better.
-        layers: to try; ``None`` for all quantised ones.
+        network: Quantised network; not changed.
+        score: Evaluates the network in its current state; higher is better.
+        layers: Layers to try; ``None`` for all quantised ones.
 
     Raises:
-        ValueError: nothing is quantised, or one of ``layers`` is no quantised layer.
+        ValueError: Nothing is quantised, or one of ``layers`` is not a quantised layer.
     """
     base = score()
     gains = {}
@@ -91,18 +91,18 @@ def find_skips(
     """Greedily select layers to leave in float for a drop of at most ``metric_drop``.
 
     Args:
-        network: quantised; not changed.
-        score: evaluates it as it is at the moment; higher is better.
-        metric_drop: accepted drop, as a share of the float network's score.
-        most: layers to return at most.
-        candidates: layers to choose from; ``None`` for all quantised ones.
+        network: Quantised network; not changed.
+        score: Evaluates the network in its current state; higher is better.
+        metric_drop: Accepted drop, as a share of the float network's score.
+        most: Largest number of layers to return.
+        candidates: Layers to choose from; ``None`` for all quantised ones.
 
     Returns:
-        Names for ``skip``; empty where the drop is smaller already, and where leaving ``most`` layers in float wins
-        nothing. Training again with them is still needed: these figures are of the network as it was trained.
+        Names for ``skip``; empty where the drop is small enough already, and where leaving ``most`` layers in float
+        gains nothing. Train again with them: these scores are of the network as it was trained.
 
     Raises:
-        ValueError: ``metric_drop`` is negative, nothing is quantised, or a candidate is no quantised layer.
+        ValueError: ``metric_drop`` is negative, nothing is quantised, or a candidate is not a quantised layer.
     """
     if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < math.inf:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a subclass of a layer adds, kept when another layer takes its place: attributes, methods, parameters, layers."""
+"""Keep attributes, methods and layers of a subclass on its quantised form."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _TABLES = ("_parameters", "_buffers", "_sub_layers")
 
 
 def keep_additions_(new: Layer, old: Layer, kind: type[Layer] | None = None) -> None:
-    """Give ``new``, which takes the place of ``old``, what the class of ``old`` adds to ``kind``, in place.
+    """Copy what the class of ``old`` adds to ``kind`` to ``new``, in place.
 
-    The network may read it: ``self.conv.scale``, ``self.conv.flops()``. Methods that call ``super()`` cannot be kept
-    so: their class is no longer among the bases.
+    The network may read it: ``self.conv.scale``, ``self.conv.flops()``. Methods that call ``super()`` cannot be kept:
+    their class is not among the bases any more.
 
     Args:
-        new: quantised form of ``old``.
-        old: a layer, or an earlier form of it; ``new`` has its weight and bias.
-        kind: Paddle's class of ``old``; ``None`` for an earlier form, which has noted what was added.
+        new: Quantised form of ``old``.
+        old: A layer, or an earlier form of it; ``new`` has its weight and bias.
+        kind: Paddle's class of ``old``; ``None`` for an earlier form, which has recorded the additions.
     """
     if kind is not None:
         tables = {table: _added(old, table) for table in _TABLES}
@@ -33,7 +33,7 @@ def keep_additions_(new: Layer, old: Layer, kind: type[Layer] | None = None) -> 
         }
     else:
         tables, members = getattr(old, "_additions", ({}, {}))
-    for key, value in vars(old).items():  # what forward() of the network reads of it, as conv._kernel_size
+    for key, value in vars(old).items():  # attributes that the network's forward() reads, as conv._kernel_size
         if key not in vars(new) and key != "_additions":
             object.__setattr__(new, key, value)
     for table, names in tables.items():

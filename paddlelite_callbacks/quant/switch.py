@@ -14,7 +14,7 @@ from paddlelite_callbacks.utils.deprecation import forwarded
 
 __all__ = ["quantizers_off", "refresh_quantizers_", "strip_quantizers_", "switch_quantizers_"]
 
-__getattr__, _ = forwarded(  # names as they were
+__getattr__, _ = forwarded(  # old names
     __name__,
     {
         "quantisers_off": "quant.switch:quantizers_off",
@@ -32,8 +32,8 @@ def quantizers_off(network: Layer, layers: Collection[str] | None = None) -> Ite
     """Disable the quantizers of ``network`` inside the block.
 
     Args:
-        network: changed for the time of the block.
-        layers: names of the layers that hold the quantizers; ``None`` for all.
+        network: Quantised network.
+        layers: Names of the layers with the quantizers; ``None`` for all.
     """
     held = [(quantizer, quantizer.enabled) for quantizer in _quantizers(network, layers)]
     foreign = [
@@ -58,28 +58,28 @@ def switch_quantizers_(network: Layer, enabled: bool) -> None:
     """Enable or disable quantizers.
 
     Args:
-        network: quantised.
-        enabled: whether they are on.
+        network: Quantised network.
+        enabled: Whether to enable them.
     """
     for quantizer in _quantizers(network, None):
         quantizer.enabled = enabled
 
 
 def refresh_quantizers_(network: Layer) -> None:
-    """Let quantizers re-read grids of a loaded checkpoint.
+    """Re-read the grids of a loaded checkpoint in all quantizers.
 
     Args:
-        network: quantised.
+        network: Quantised network.
 
     Raises:
-        ValueError: the checkpoint is of other bits, or of another range.
+        ValueError: The checkpoint has other bits, or another range.
     """
     for quantizer in _quantizers(network, None):
         quantizer.refresh()
 
 
 def strip_quantizers_(network: Layer) -> Layer:
-    """Remove the quantizers in place (pass a copy): the trained float network."""
+    """Remove the quantizers, in place (pass a copy), and return the float network."""
     for layer in quantized_outputs(network).values():
         detach_output_quantizer_(layer)
     for layer in quantized_layers(network).values():

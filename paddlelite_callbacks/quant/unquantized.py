@@ -1,4 +1,4 @@
-"""List what quantisation leaves in float, with reason and share of MACs."""
+"""List what quantisation leaves in float, with reasons and shares of the MACs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddlelite_callbacks.quant.config import PACTConfig
 __all__ = ["Unquantized", "unquantized_lines", "unquantized_parts"]
 
 _log = logging.getLogger(__name__)
-_NAMED = 12  # in one line
+_NAMED = 12  # parts in one line
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Unquantized:
     """Part of a network that stays in float.
 
     Args:
-        name: of the layer; of the network's class for what its ``forward`` computes itself.
-        reason: why.
-        share: of the network's multiply-accumulates, 0-1; ``None`` where they could not be counted.
+        name: Name of the layer; that of the network's class for operations in its ``forward``.
+        reason: Reason for staying in float.
+        share: Share of the network's multiply-accumulates, 0-1; ``None`` where unknown.
     """
 
     name: str
@@ -44,10 +44,10 @@ def unquantized_parts(
     """Return the parts that stay in float, largest share first.
 
     Args:
-        network: before or after the conversion; not changed.
-        config: of the conversion.
-        quantized: names of the layers that are converted.
-        inputs: to run a copy on; ``None`` where they are not known: then layers are named, without their shares.
+        network: Network before or after the conversion; not changed.
+        config: Options of the conversion.
+        quantized: Names of the converted layers.
+        inputs: Inputs to run a copy on; ``None`` where unknown: layers are then listed without shares.
     """
     layers = dict(network.named_sublayers())
     done = {*quantized, *(name for name, layer in layers.items() if is_quantized(layer))}
@@ -55,7 +55,7 @@ def unquantized_parts(
         try:
             products = trace(copy_network(network), inputs).products
         except Exception as error:
-            _log.debug("No shares, %s does not run on noise: %s", type(network).__name__, error)
+            _log.debug("No shares, %s does not run on random inputs: %s", type(network).__name__, error)
         else:
             total = sum(product.macs for product in products) or 1
             counted: dict[tuple[str, str], int] = {}

@@ -1,1 +1,1 @@
-"""What a run gave: its record, the gate, and how both are shown."""
+"""Records of runs, the gate that judges them, and their reports."""

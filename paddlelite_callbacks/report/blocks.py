@@ -1,6 +1,8 @@
-"""What a report consists of: headings, paragraphs, lists, tables, pictures. `markdown` and `html` write it.
+"""Blocks of a report: headings, paragraphs, lists, tables, pictures.
 
-Texts come from records, so from anywhere: they are kept as they are here, and made harmless where they are written.
+`markdown` and `html` render them.
+
+Texts come from records and are not trusted: they are kept unchanged here, and escaped by the renderers.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ __all__ = [
 ]
 
 _ENDS_OF_LINES = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
-# controls, halves of surrogate pairs, and what turns the direction of writing
+# control characters, halves of surrogate pairs, and bidirectional controls
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
-_LONGEST = 4000  # characters of a text; the record holds all of it
+_LONGEST = 4000  # characters of a text; the record holds the whole
 
 
 class Part(NamedTuple):
-    """A piece of text with a role.
+    """Piece of text with a role.
 
     Args:
-        text: as it is to be read.
-        kind: ``""``, ``"code"``, ``"strong"``, ``"good"``, ``"bad"``, ``"fail"`` (strong and bad), ``"soft"``
-            (beside what matters), or ``"gap"``: what stands between two coloured pieces where there are no colours.
+        text: Text to show.
+        kind: ``""``, ``"code"``, ``"strong"``, ``"good"``, ``"bad"``, ``"fail"`` (strong and bad), ``"soft"`` (less
+            important), or ``"gap"``: a separator of two coloured pieces for renderers without colours.
     """
 
     text: str
@@ -56,12 +58,12 @@ Cell = str | Part | Sequence[str | Part]
 
 @dataclass(frozen=True)
 class Column:
-    """A table column.
+    """Column of a table.
 
     Args:
-        title: its head.
-        left: whether it holds words, not numbers.
-        early: whether a page shows it right behind the first column, where it is seen without scrolling.
+        title: Header.
+        left: Whether it is left-aligned: words, not numbers.
+        early: Whether a page shows it next to the first column, visible without scrolling.
     """
 
     title: str
@@ -71,11 +73,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; its first column names the row.
+    """Table whose first column names the row.
 
     Args:
-        columns: their heads.
-        rows: as many cells each.
+        columns: Columns.
+        rows: Cells of each row, one per column.
     """
 
     columns: Sequence[Column]
@@ -84,12 +86,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading.
+    """Heading.
 
     Args:
-        level: from 1.
-        text: of one line.
-        anchor: by which a page's contents list finds it; ``""`` leaves it out of the list.
+        level: Level, from 1.
+        text: Text of one line.
+        anchor: Anchor for a page's table of contents; ``""`` leaves the heading out of it.
     """
 
     level: int
@@ -99,11 +101,11 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph.
+    """Paragraph.
 
     Args:
-        text: of one paragraph.
-        kind: ``""``, or ``"verdict"`` for what a page shows large.
+        text: Text of the paragraph.
+        kind: ``""``, or ``"verdict"`` for large print.
     """
 
     text: Cell
@@ -112,14 +114,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Chip:
-    """A criterion with its verdict.
+    """Criterion with its verdict.
 
     Args:
-        title: what was judged.
-        value: that was measured, with its unit.
-        limit: that it is held against, with its unit.
-        margin: what is left, or how far beyond.
-        met: whether the criterion is met.
+        title: Name of the criterion.
+        value: Measured value with its unit.
+        limit: Limit with its unit.
+        margin: Distance to the limit.
+        met: Whether the criterion is met.
     """
 
     title: str
@@ -130,16 +132,16 @@ class Chip:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict and the margin in words."""
+        """Return verdict and margin in words."""
         return ", ".join(filter(None, ("pass" if self.met else "fail", self.margin)))
 
 
 @dataclass(frozen=True)
 class Chips:
-    """A row of criteria, each in its colour and with a word.
+    """Row of criteria, each in its colour and with a word.
 
     Args:
-        chips: one a criterion.
+        chips: One per criterion.
     """
 
     chips: Sequence[Chip]
@@ -147,12 +149,12 @@ class Chips:
 
 @dataclass(frozen=True)
 class Item:
-    """A list item.
+    """Item of a list.
 
     Args:
-        text: of the item.
-        met: draws a box that is ticked or not; ``None`` draws none.
-        inner: items below it.
+        text: Text of the item.
+        met: Draws a checked or unchecked box; ``None`` draws none.
+        inner: Nested items.
     """
 
     text: Cell
@@ -162,10 +164,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """A list.
+    """List.
 
     Args:
-        items: texts, or items with more to them.
+        items: Texts, or items with more options.
     """
 
     items: Sequence[Item]
@@ -173,11 +175,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture beside the report.
+    """Picture beside the report.
 
     Args:
-        name: of the file.
-        text: what it shows, for who cannot see it.
+        name: File name.
+        text: Alternative text.
     """
 
     name: str
@@ -189,8 +191,8 @@ class Code:
     """Preformatted text.
 
     Args:
-        text: of it.
-        language: of the text.
+        text: Content.
+        language: Language of the content, for highlighting.
     """
 
     text: str
@@ -199,11 +201,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Fold:
-    """A section that is folded on the page.
+    """Collapsible section of a page.
 
     Args:
-        title: to click on.
-        blocks: inside.
+        title: Title to click.
+        blocks: Content.
     """
 
     title: str
@@ -217,8 +219,8 @@ def one_line(text: object, *, end: str = " ") -> str:
     """Replace line ends and unprintable characters in ``text``.
 
     Args:
-        text: anything, of any length.
-        end: stands for the ends of lines.
+        text: Any object, of any length.
+        end: Replacement of line ends.
     """
     return _UNPRINTABLE.sub("\ufffd", _ENDS_OF_LINES.sub(lambda _: end, shortened(str(text), _LONGEST)))
 
@@ -227,8 +229,8 @@ def clipped(text: object, most: int) -> str:
     """Return one line of at most ``most`` characters, with an ellipsis if cut.
 
     Args:
-        text: anything.
-        most: characters.
+        text: Any object.
+        most: Largest number of characters.
     """
     line = one_line(text)
     return line if len(line) <= most else f"{line[: most - 1]}\u2026"
@@ -238,8 +240,8 @@ def shortened(text: str, most: int) -> str:
     """Return at most ``most`` characters, and say how many were cut.
 
     Args:
-        text: of any length.
-        most: characters to keep.
+        text: Text of any length.
+        most: Number of characters to keep.
     """
     return text if len(text) <= most else f"{text[:most]}\u2026 ({len(text) - most} more characters)"
 
@@ -248,7 +250,7 @@ def parts_of(cell: Cell) -> list[Part]:
     """Return the parts of ``cell``, each on one line.
 
     Args:
-        cell: of a table, a list or a paragraph.
+        cell: Cell of a table, list or paragraph.
     """
     pieces = [cell] if isinstance(cell, (str, Part)) else cell
     parts = [piece if isinstance(piece, Part) else Part(piece) for piece in pieces]
@@ -259,6 +261,6 @@ def plain(cell: Cell) -> str:
     """Return the text of ``cell``.
 
     Args:
-        cell: of a table, a list or a paragraph.
+        cell: Cell of a table, list or paragraph.
     """
     return "".join(part.text for part in parts_of(cell))

@@ -1,4 +1,4 @@
-"""The budget: what a shipped model may cost."""
+"""Define the budget of a shipped model: size, latency and accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Budget", "budget_of", "stored_budget"]
 
 
 class _Unasked(float):
-    """Marks a default limit that the user did not ask for."""
+    """A default limit that the user did not set."""
 
 
 _GUIDES_DROP = _Unasked(0.05)
@@ -29,23 +29,23 @@ _GUIDES_DROP = _Unasked(0.05)
 class Budget:
     """Limits of a shipped model; ``None`` disables one. The defaults are the guide's.
 
-    A metric must have something to be held against: ``baseline`` (with ``metric_drop``), ``metric_limit``, or both.
+    A metric needs something to be compared with: ``baseline`` (with ``metric_drop``), ``metric_limit``, or both.
 
     Args:
-        size_mb: parameters file + program file, MB (1e6 bytes).
-        latency_ms: median on the CPU, milliseconds.
-        metric_drop: loss against ``baseline``; relative to it (0.05: at most 5 % of it), or absolute. ``None`` judges
-            no loss; ``metric`` then only says which of several models is the most accurate.
-        metric: name in ``Record.metrics``, for instance ``"acc"``.
-        baseline: the big model's metric.
-        metric_limit: the worst value of the metric that is allowed, in its own unit.
-        mode: ``"max"`` where the larger metric is better, ``"min"`` where the smaller; ``"auto"`` goes by its name: the
-            smaller for ``loss``, ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
-        relative: whether ``metric_drop`` is a share of the baseline.
-        engine: whose latency counts; ``None`` for the fastest.
+        size_mb: Size of parameter and program file, MB (1e6 bytes).
+        latency_ms: Median latency on the CPU, milliseconds.
+        metric_drop: Allowed loss against ``baseline``, relative to it (0.05: at most 5 % of it) or absolute. ``None``
+            judges no loss; ``metric`` then only ranks several models.
+        metric: Name in ``Record.metrics``, for instance ``"acc"``.
+        baseline: Metric of the large model.
+        metric_limit: Worst allowed value of the metric, in its own unit.
+        mode: ``"max"`` if higher is better, ``"min"`` if lower; ``"auto"`` infers it from the name: lower for ``loss``,
+            ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
+        relative: Whether ``metric_drop`` is a share of the baseline.
+        engine: Engine whose latency is judged; ``None`` for the fastest.
 
     Raises:
-        ValueError: a limit that is not a positive finite number, a metric without baseline or limit or the other way
+        ValueError: A limit that is not a positive finite number, a metric without baseline or limit or the other way
             round, a baseline that is not finite, ``mode="max"`` for a loss or error (``loss``, ``top1_err``, ``rmse``,
             ``nme``, ...), an unknown ``mode`` or engine.
 
@@ -87,28 +87,30 @@ class Budget:
         self._check_metric()
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(
-                f"No engine {self.engine!r}; known are {near_names(str(self.engine), ENGINES)}. Leave engine out for "
-                "the fastest."
+                f"Unknown engine {self.engine!r}; near names: {near_names(str(self.engine), ENGINES)}. Leave engine "
+                "out for the fastest."
             )
 
     @property
     def is_lower_better(self) -> bool:
-        """Return whether the smaller metric is the better one."""
+        """Whether lower values of the metric are better."""
         return self.metric is not None and falls_with_quality(self.metric, self.mode)
 
     @property
     def judges_drop(self) -> bool:
-        """Return whether the drop against the baseline is judged."""
+        """Whether the drop against the baseline is judged."""
         return self.metric_drop is not None and self.baseline is not None
 
     @property
     def has_limits(self) -> bool:
-        """Return whether any limit is set."""
+        """Whether any limit is set."""
         return self.judges_drop or any(x is not None for x in (self.size_mb, self.latency_ms, self.metric_limit))
 
     def _check_metric(self) -> None:
         if self.metric is not None and (not isinstance(self.metric, str) or not self.metric):
-            raise ValueError(f"metric must be the name of a figure or None, got {self.metric!r}: metric='acc'.")
+            raise ValueError(
+                f"metric must be the name of a metric or None, got {self.metric!r}: give one, as metric='acc'."
+            )
         for name, meaning in (("baseline", "the large model's metric"), ("metric_limit", "the worst metric to allow")):
             value = getattr(self, name)
             if value is None:
@@ -123,31 +125,30 @@ class Budget:
         asked = self.metric_drop is not None and not isinstance(self.metric_drop, _Unasked)
         if asked and self.baseline is None:
             raise ValueError(
-                f"metric_drop={self.metric_drop} has nothing to be counted from, got metric={self.metric!r} and "
-                "baseline=None: give the big model's figure too, for instance metric='acc', baseline=0.93, or "
-                "metric_drop=None."
+                f"metric_drop={self.metric_drop} needs a baseline, got metric={self.metric!r} and baseline=None: "
+                "give the large model's metric too, for instance metric='acc', baseline=0.93, or metric_drop=None."
             )
         if self.metric is not None and self.metric_drop is not None and self.baseline is self.metric_limit is None:
             raise ValueError(
-                f"metric={self.metric!r} has nothing to be held against, got baseline=None and metric_limit=None: give "
-                "the big model's figure as baseline, or the worst allowed value as metric_limit. metric_drop=None "
-                "judges no metric."
+                f"metric={self.metric!r} needs a value to compare with, got baseline=None and metric_limit=None: "
+                "give the large model's metric as baseline, or the worst allowed value as metric_limit. Use "
+                "metric_drop=None to judge no metric."
             )
         if self.metric is None or self.baseline is self.metric_limit is None:
             return
         if self.mode == "max" and falls_with_quality(self.metric):
             raise ValueError(
-                f"metric={self.metric!r} falls where quality grows, got mode='max': leave mode out, or give mode='min'."
+                f"metric={self.metric!r} is better when lower, got mode='max': leave mode out, or give mode='min'."
             )
         if self.judges_drop and self.relative and self.baseline == 0:
-            raise ValueError("A relative metric_drop needs a baseline other than 0, got 0; use relative=False.")
+            raise ValueError("A relative metric_drop needs a baseline other than 0, got 0: use relative=False.")
 
 
 def stored_budget(budget: Budget) -> dict[str, Any]:
-    """Return ``budget`` as records hold it.
+    """Return ``budget`` in the form that records hold.
 
     Args:
-        budget: of the gate.
+        budget: Budget of the gate.
     """
     held = asdict(budget)
     del held["mode"]
@@ -155,21 +156,21 @@ def stored_budget(budget: Budget) -> dict[str, Any]:
 
 
 def budget_of(stored: Mapping[str, Any]) -> Budget:
-    """Return the budget that a record holds; fields of other versions are left out.
+    """Parse the budget of a record; fields of other versions are dropped.
 
     Args:
-        stored: made by `stored_budget`.
+        stored: Result of `stored_budget`.
 
     Raises:
-        TypeError: a value of another type.
-        ValueError: a value that `Budget` refuses.
+        TypeError: A value has the wrong type.
+        ValueError: `Budget` rejects a value.
     """
     known = {field.name for field in fields(Budget)}
     kept = {key: value for key, value in stored.items() if key in known}
     if kept.get("baseline") is None and kept.get("metric_drop") is not None:
-        del kept["metric_drop"]  # the default, which a record holds like a given one
+        del kept["metric_drop"]  # the default, which records hold like an explicit one
         if kept.get("metric") is not None and kept.get("metric_limit") is None:
-            kept["metric_drop"] = None  # of an older version, which judged no metric then
+            kept["metric_drop"] = None  # of an older version without a metric to judge
     if stored.get("higher_is_better") is False:
         kept["mode"] = "min"
     return Budget(**kept)
@@ -178,4 +179,4 @@ def budget_of(stored: Mapping[str, Any]) -> Budget:
 def _finite(value: object) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return abs(value) <= sys.float_info.max and math.isfinite(value)  # of a larger int math.isfinite raises
+    return abs(value) <= sys.float_info.max and math.isfinite(value)  # math.isfinite raises for a larger int

@@ -1,4 +1,4 @@
-"""Which of many runs a picture or a page shows: the first, the best, and the latest."""
+"""Choose which of many runs to show: the first, the best, and the latest."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 
 __all__ = ["Point", "chosen", "front_of", "point_of"]
 
-_LARGEST = 1e12  # of what is drawn
+_LARGEST = 1e12  # largest value that is drawn
 
 
 class Point(NamedTuple):
-    """Latency, metric and size of a run, to be drawn.
+    """Latency, metric and size of a run in a picture.
 
     Args:
-        ms: of its fastest engine.
-        metric: its value.
-        mb: exported.
-        name: of the run.
+        ms: Latency of its fastest engine, milliseconds.
+        metric: Value of the metric.
+        mb: Exported size, MB.
+        name: Name of the run.
     """
 
     ms: float
@@ -34,8 +34,8 @@ def point_of(record: Record, metric: str) -> Point | None:
     """Return the point of ``record``; ``None`` without latency or metric.
 
     Args:
-        record: of one run.
-        metric: key of ``Record.metrics``.
+        record: Record of one run.
+        metric: Key of ``Record.metrics``.
     """
     best, value = record.best_latency(), record.metric(metric)
     if best is None or best.p50_ms is None or value is None:
@@ -46,11 +46,11 @@ def point_of(record: Record, metric: str) -> Point | None:
 
 
 def front_of(points: Sequence[Point | None], metric: str) -> list[int]:
-    """Return the indices of the Pareto front in latency and metric, fastest first.
+    """Return the indices of the latency-metric Pareto front, fastest first.
 
     Args:
-        points: ``None`` for runs without one.
-        metric: which is better is told by its name.
+        points: Points; ``None`` for runs without one.
+        metric: Name of the metric, which tells its direction.
     """
     sign = -1.0 if falls_with_quality(metric) else 1.0
     known = [(point.ms, -sign * point.metric, i) for i, point in enumerate(points) if point is not None]
@@ -65,14 +65,14 @@ def front_of(points: Sequence[Point | None], metric: str) -> list[int]:
 def chosen(records: Sequence[Record], metric: str, *, most: int, winner: Record | None = None) -> list[int]:
     """Select at most ``most`` records to draw; return their indices.
 
-    The first (the others are compared with it) and the winner of the gate, then the most accurate of the front, a third
-    at most, then the latest.
+    These are the first (the reference), the winner of the gate, then the most accurate of the front (at most a third),
+    then the latest.
 
     Args:
-        records: of a folder.
-        metric: of the front.
-        most: at least 2.
-        winner: one of ``records``.
+        records: Records of a folder.
+        metric: Metric of the front.
+        most: Largest number, at least 2.
+        winner: One of ``records``.
     """
     if len(records) <= most:
         return list(range(len(records)))

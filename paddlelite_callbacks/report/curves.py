@@ -1,4 +1,4 @@
-"""Training curves of several runs as one picture."""
+"""Draw training curves of several runs in one picture."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 __all__ = ["curve_names", "curves_png"]
 
 _PANELS, _RUNS, _POINTS, _NAME = 4, 8, 500, 30
-_LARGEST = 1e12  # of what is drawn
+_LARGEST = 1e12  # largest value that is drawn
 _TOP, _PANEL, _BELOW, _ROW = 0.12, 1.9, 0.5, 0.22  # inches: the heading, a panel with its title, below, a legend line
 
 
 def curve_names(records: Sequence[Record]) -> list[str]:
-    """Return the names of metrics with curves, the loss first.
+    """Return the names of metrics with curves, loss first.
 
     Args:
-        records: with their histories.
+        records: Records with their histories.
     """
     names = dict.fromkeys(
         key.removeprefix("eval_") for record in records for row in record.history for key in row if key != "epoch"
     )
-    return sorted(names, key=lambda name: name != "loss")  # in their order otherwise
+    return sorted(names, key=lambda name: name != "loss")  # otherwise in their order
 
 
 def curves_png(records: Sequence[Record], path: Path) -> bool:
-    """Draw a panel a metric, a colour a run: evaluation solid, training dashed.
+    """Draw training curves, one panel per metric and one colour per run.
+
+    Evaluation is solid, training dashed.
 
     Args:
-        records: the last eight that have a history are drawn.
-        path: of the PNG.
+        records: Records; the last eight with a history are drawn.
+        path: Path of the PNG.
 
     Returns:
         Whether there was anything to draw.

@@ -1,4 +1,4 @@
-"""What the pictures of a report share: one width that a telephone and a wide page both show, and their texts."""
+"""Share size and text options among the pictures of a report."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def figure_of(height: float, *, needed_for: str) -> Any:
     """Return an empty figure of `WIDTH`, without pyplot's global state.
 
     Args:
-        height: Inches.
-        needed_for: Of the error.
+        height: Height in inches.
+        needed_for: Feature named in the error.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -45,8 +45,8 @@ def saved_figure(figure: Any, path: Path) -> None:
     """Save ``figure`` to ``path`` atomically.
 
     Args:
-        figure: Of `figure_of`.
-        path: Of the PNG.
+        figure: Result of `figure_of`.
+        path: Path of the PNG.
     """
     with staged_file(path) as partial, _without_glyph_warnings():
         figure.savefig(partial, pil_kwargs={"compress_level": 4})
@@ -56,7 +56,7 @@ def styled(axes: Any, *, shares: bool) -> None:
     """Set grid, spines and ticks of ``axes``.
 
     Args:
-        axes: Of a figure.
+        axes: Axes of a figure.
         shares: Whether the vertical axis is in per cent.
     """
     axes.grid(alpha=0.25)
@@ -68,7 +68,7 @@ def styled(axes: Any, *, shares: bool) -> None:
 
 
 def text_options() -> dict[str, Any]:
-    """Return text options for recorded text: no mathematics, a CJK font if any."""
+    """Return options for untrusted text: no mathematics, a CJK font if any."""
     return {**_PLAIN, "fontfamily": list(_families())}
 
 
@@ -80,13 +80,13 @@ def _families() -> tuple[str, ...]:
 
 
 def fitted(text: object, most: int) -> str:
-    """Return one line of at most ``most`` columns, cut in its middle; Chinese letters take two.
+    """Shorten text to ``most`` columns, cut in its middle; CJK characters take two.
 
-    Names of runs often differ in their ends alone.
+    Names of runs often differ only at their ends.
 
     Args:
-        text: Anything.
-        most: Columns.
+        text: Any object.
+        most: Largest number of columns.
     """
     line = one_line(text).replace("\t", " ")
     if _columns(line) <= most:
@@ -108,6 +108,6 @@ def _first(text: str, most: int) -> str:
 
 @contextmanager
 def _without_glyph_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():  # a letter that no font here has is drawn as a box
+    with warnings.catch_warnings():  # a character without a glyph is drawn as a box
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         yield

@@ -1,4 +1,4 @@
-"""The gate: size, latency and accuracy within a budget; of those that pass, the most accurate wins."""
+"""Judge runs by a budget of size, latency and accuracy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def judge(record: Record, budget: Budget) -> Verdict:
 
     The drop is ``(baseline - metric) / |baseline|`` (``metric - baseline`` where lower is better; not divided if the
     budget is absolute); a model better than the baseline has a negative drop. The metric is the one measured on the
-    file by the engine whose latency counts; that of the training's last evaluation only where the metric was measured
-    on no file. A figure that could not be had, or whose engine disagrees with the network, fails its criterion.
+    file by the engine whose latency is judged; that of the training's last evaluation only if the metric was measured
+    on no file. A missing value, or one of an engine that disagrees with the network, fails its criterion.
 
     Args:
-        record: of one run.
-        budget: to hold it against.
+        record: Record of one run.
+        budget: Limits.
     """
     row, reason = _timed(record, budget)
     rows = []
@@ -63,15 +63,15 @@ def most_accurate(records: Sequence[Record], budget: Budget) -> Record | None:
     Ties go to the smaller, then to the faster.
 
     Args:
-        records: to choose from.
-        budget: with ``metric``.
+        records: Candidates.
+        budget: Budget with a ``metric``.
 
     Raises:
-        ValueError: the budget names no metric.
+        ValueError: The budget has no metric.
     """
     if budget.metric is None:
         raise ValueError(
-            "The most accurate of several needs Budget(metric='...'), got metric=None: name a figure such as 'acc', "
+            "The most accurate of several needs Budget(metric='...'), got metric=None: name a metric such as 'acc', "
             "with baseline=..., metric_limit=... or metric_drop=None."
         )
     sign = -1.0 if budget.is_lower_better else 1.0
@@ -93,7 +93,7 @@ def _drop(value: float, baseline: float, budget: Budget) -> float:
     return lost / abs(baseline) if budget.relative else lost
 
 
-_Figure = tuple[float | None, str]  # and why there may be none
+_Figure = tuple[float | None, str]  # value, or the reason why there is none
 
 
 def _criteria(budget: Budget, size: _Figure, latency: _Figure, metric: _Figure) -> tuple[Criterion, ...]:
@@ -126,7 +126,7 @@ def _share(budget: Budget, limit: float, value: float | None) -> bool:
 
 
 def _timed(record: Record, budget: Budget) -> tuple[Latency | None, str]:
-    """Return the latency row that counts, or why there is none."""
+    """Return the latency row that is judged, or why there is none."""
     if budget.engine is None:
         failed = [
             f"{row.engine}: {row.error or 'not timed'}"
@@ -149,7 +149,7 @@ def _timed(record: Record, budget: Budget) -> tuple[Latency | None, str]:
 
 
 def _judged_metric(record: Record, budget: Budget) -> _Figure:
-    """Return the metric of the file on the counting engine, or why there is none."""
+    """Return the file's metric on the judged engine, or why there is none."""
     if budget.metric is None:
         return None, "the budget names no metric"
     row, reason = _timed(record, budget)
@@ -160,10 +160,10 @@ def _judged_metric(record: Record, budget: Budget) -> _Figure:
         for engine, precision in record.agreeing
         if precision == record.precision and budget.engine in (None, engine) and engine not in EXACT
     ]
-    if agreeing:  # it runs, but could not be timed
+    if agreeing:  # it runs, but was not timed
         return _metric_on(record, budget, *agreeing[0])
     if record.checks or record.file_metrics:
-        return None, reason  # of a file that computes something else the network's own metric says nothing
+        return None, reason  # the network's own metric says nothing of a file with other outputs
     return _evaluated_metric(record, budget)
 
 
@@ -179,7 +179,7 @@ def _metric_on(record: Record, budget: Budget, engine: str, precision: str) -> _
     on_files = any(budget.metric in row.metrics or row.error for row in record.file_metrics)
     if on_files or precision != record.precision:
         return None, f"not measured on the {precision} file by {engine}"
-    return _evaluated_metric(record, budget)  # of the network that the file was found to equal
+    return _evaluated_metric(record, budget)  # of the network, whose outputs the file has
 
 
 def _evaluated_metric(record: Record, budget: Budget) -> _Figure:
@@ -213,22 +213,22 @@ def _criterion(name: str, value: float | None, limit: float, reason: str, **show
 
 
 GATE_FAILED = 3  # exit code
-_ROWS = 60  # of a table; a run has a few
+_ROWS = 60  # rows of a table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """One limit and the measured value.
+    """One limit with its measured value.
 
     Args:
         name: ``"size_mb"``, ``"latency_ms"``, ``"metric_drop"`` or ``"metric"`` (against ``metric_limit``).
-        value: measured; ``None`` if it could not be had.
-        limit: of the budget.
+        value: Measured value; ``None`` if missing.
+        limit: Limit of the budget.
         passed: ``value <= limit``, or ``value >= limit`` with ``at_least``.
-        reason: why there is no value.
-        share: whether value and limit are shown in per cent: of the baseline, or as those of a metric within [0, 1].
-        label: how it is called where it is shown; ``None`` for the name's own.
-        at_least: whether the value must not be below the limit.
+        reason: Reason for a missing value.
+        share: Whether to show value and limit in per cent: of the baseline, or of a metric within [0, 1].
+        label: Display name; ``None`` for the default.
+        at_least: Whether the limit is a lower bound.
     """
 
     name: str
@@ -242,7 +242,7 @@ class Criterion:
 
     @property
     def margin(self) -> float | None:
-        """Return what is left of the limit, negative beyond it."""
+        """Return the distance to the limit, negative beyond it."""
         if self.value is None:
             return None
         return self.value - self.limit if self.at_least else self.limit - self.value
@@ -277,9 +277,9 @@ class EngineVerdict:
     """Criteria of one file on one engine.
 
     Args:
-        engine: its name.
-        precision: of the file.
-        criteria: one per limit of the budget.
+        engine: Name of the engine.
+        precision: Precision of the file.
+        criteria: One per limit of the budget.
     """
 
     engine: str
@@ -288,7 +288,7 @@ class EngineVerdict:
 
     @property
     def passed(self) -> bool:
-        """Return whether every criterion is met."""
+        """Whether every criterion is met."""
         return all(criterion.passed for criterion in self.criteria)
 
 
@@ -297,8 +297,8 @@ class Verdict:
     """All criteria of a record; ``str()`` gives one line.
 
     Args:
-        criteria: size as the guide counts it, latency of the engine that counts, and the drop on its file.
-        rows: the same per engine and file.
+        criteria: Size as the guide counts it, latency of the judged engine, and the drop on its file.
+        rows: The same criteria per engine and file.
     """
 
     criteria: tuple[Criterion, ...]
@@ -306,7 +306,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Return whether every criterion is met; a missing value fails its own."""
+        """Whether every criterion is met; a missing value fails its own."""
         return all(criterion.passed for criterion in self.criteria)
 
     def __repr__(self) -> str:
@@ -317,7 +317,7 @@ class Verdict:
         return f"{'pass' if self.passed else 'fail'}: {said}"
 
     def block(self) -> Table:
-        """Return a table of values and margins, a row per engine and file."""
+        """Return a table of values and margins, one row per engine and file."""
         limits = [Column(f"{c.title} {c.unit}".strip() + " (left)") for c in self.criteria]
         columns = [Column("engine"), Column("file", left=True), *limits, Column("gate", left=True, early=True)]
         rows = [
@@ -335,16 +335,16 @@ class Verdict:
 
 
 class GateError(SystemExit):
-    """A run exceeds its budget; uncaught, the process exits with 3.
+    """A run exceeds its budget; if uncaught, the process exits with 3.
 
     Args:
-        name: of the run.
-        verdict: which says why.
+        name: Name of the run.
+        verdict: Verdict with the failed criteria.
 
     Attributes:
-        name: as given.
-        verdict: as given; ``verdict.table()`` shows every engine's figures.
-        code: 3, the exit code.
+        name: As given.
+        verdict: As given; ``verdict.table()`` shows all engines.
+        code: Exit code, 3.
 
     Example:
         >>> try:
@@ -358,7 +358,7 @@ class GateError(SystemExit):
         self.name, self.verdict = name, verdict
 
     def __str__(self) -> str:
-        return f"{self.name} does not keep its budget: {self.verdict}"
+        return f"{self.name} exceeds its budget: {self.verdict}"
 
 
 def _cell(criterion: Criterion) -> Part:

@@ -1,4 +1,4 @@
-"""The three check points at which the guide asks for a hand-in, each met or not, with what is missing."""
+"""Check the three points at which the guide asks for a hand-in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paddlelite_callbacks.utils.checksum import sha256_of
 
 __all__ = ["CheckPoint", "check_points", "file_of"]
 
-_FIGURES = 30  # of an evaluation
+_FIGURES = 30  # metrics of an evaluation
 _LARGEST = 16e9  # bytes of a file that is read
 
 
@@ -24,9 +24,9 @@ class CheckPoint:
     """One item of the hand-in checklist.
 
     Args:
-        title: as the guide calls it.
-        met: whether all of it is there.
-        details: figures and places, or what is missing.
+        title: Title in the guide.
+        met: Whether nothing is missing.
+        details: Values and paths, or what is missing.
     """
 
     title: str
@@ -38,21 +38,21 @@ def check_points(record: Record, folder: Path) -> tuple[CheckPoint, CheckPoint, 
     """Check that a run's model, log, commands and results can be handed in.
 
     Args:
-        record: of the run.
-        folder: of the project, where ``runs.jsonl`` is.
+        record: Record of the run.
+        folder: Project folder, with ``runs.jsonl``.
     """
     return _result_and_model(record, folder), _size_log_and_path(record, folder), _command_and_config(record)
 
 
 def file_of(path: str | None, folder: Path) -> Path | None:
-    """Return a recorded file's current path, also if ``folder`` was moved."""
+    """Return the current path of a recorded file, also after ``folder`` was moved."""
     if path is None:
         return None
     for place in (Path(path), folder / Path(path).parent.name / Path(path).name):
         try:
             if place.is_file():
                 return place
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError):  # an impossible file name
             continue
     return None
 
@@ -113,11 +113,11 @@ def _state(artefact: ArtefactFigures, folder: Path) -> str | None:
         return "no checksums were recorded"
     for name, checksum in list(artefact.sha256.items())[:_FIGURES]:
         inside = PurePosixPath(name)
-        if not name or inside.is_absolute() or ".." in inside.parts:  # external data may lie in a folder below
-            return f"{name!r} is no name of a file"
+        if not name or inside.is_absolute() or ".." in inside.parts:  # external data may be in a subfolder
+            return f"{name!r} is not a file name"
         path = file_of(str(Path(artefact.path or "").parent / name), folder)
         if path is None:
-            return f"{name} is gone"
+            return f"{name} is missing"
         if not _same(path, checksum):
             return f"{name} is another file by now (a later run of this name?)"
     return None

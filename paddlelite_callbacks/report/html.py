@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a report: no script, no network, pictures inside, all texts escaped."""
+"""Render a report as one self-contained HTML file, with all texts escaped."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def html_page(blocks: Sequence[Block], pictures: Mapping[str, Path], *, title: s
     """Render blocks as an HTML page.
 
     Args:
-        blocks: of the report; the first is its heading.
-        pictures: PNG by the name of the block.
-        title: of the page.
-        drawn_from: bytes of the record file that the report tells of.
+        blocks: Blocks of the report, beginning with its heading.
+        pictures: PNG file by the name of its block.
+        title: Title of the page.
+        drawn_from: Size in bytes of the record file that the report was made of.
     """
     inside = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
     return _template().render(blocks=list(blocks), pictures=inside, title=title, drawn_from=drawn_from)
@@ -42,7 +42,7 @@ def _template() -> jinja2.Template:
 
 
 def _order_of(columns: Sequence[Column]) -> list[int]:
-    """Return the order of columns: first, early ones, others."""
+    """Return the column order: the first, early ones, others."""
     return sorted(range(len(columns)), key=lambda i: (i > 0, not columns[i].early))
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of accuracies, and ties between them."""
+"""Compute confidence intervals of accuracies, and ties between them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from paddlelite_callbacks.report.record import Record
 __all__ = ["INTERVAL", "Interval", "interval_of", "is_share_of_images", "tied", "wilson"]
 
 INTERVAL = "95 % Wilson interval"
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _RATES = re.compile(r"(?:acc(?:uracy)?|top)\d*")
-_NO_RATES = frozenset(("balanced", "class", "macro", "mean", "pixel", "token", "weighted"))  # means of other things
+_NO_RATES = frozenset(("balanced", "class", "macro", "mean", "pixel", "token", "weighted"))  # not shares of images
 
 
 class Interval(NamedTuple):
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
     Args:
         low: Lower bound.
         high: Upper bound.
-        samples: Images that were looked at.
+        samples: Number of images.
     """
 
     low: float
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def wilson(share: float, samples: int) -> Interval:
-    """Return the 95 % Wilson score interval (Wilson 1927) of ``share`` of ``samples``.
+    """Return the 95 % Wilson score interval of ``share`` (Wilson 1927).
 
     With ``n`` samples and ``z = 1.96``: ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``. Unlike the
     normal approximation it stays within [0, 1] and holds near 1 and for few images.
@@ -49,9 +49,9 @@ def wilson(share: float, samples: int) -> Interval:
         '0.9585 0.9862'
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share must be in [0, 1], got {share!r}: divide per cents by 100.")
+        raise ValueError(f"share must be in [0, 1], got {share!r}: divide percentages by 100.")
     if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples!r}.")
+        raise ValueError(f"samples must be at least 1, got {samples!r}: give the number of images.")
     square = _Z * _Z / samples
     middle = share + square / 2
     half = _Z * math.sqrt(share * (1 - share) / samples + square / (4 * samples))
@@ -63,9 +63,11 @@ def wilson(share: float, samples: int) -> Interval:
 
 
 def is_share_of_images(metric: str) -> bool:
-    """Return whether ``metric`` is by its name an accuracy or a top-k error: so many of n images.
+    """Whether ``metric`` is by its name an accuracy or a top-k error.
 
-    Of an AP, an IoU or a mean over classes the number of images gives no interval.
+    Such a metric is a share of images.
+
+    For an AP, an IoU or a mean over classes the number of images gives no interval.
 
     Args:
         metric: Key of ``Record.metrics``, for instance ``"acc_top1"``.
@@ -75,15 +77,15 @@ def is_share_of_images(metric: str) -> bool:
 
 
 def interval_of(record: Record, metric: str, *, file: tuple[str, str] | None = None) -> Interval | None:
-    """Return the interval of an accuracy; ``None`` where it has none.
+    """Return the confidence interval of an accuracy; ``None`` where it has none.
 
-    The number of images is that of the evaluation of the files. Where the accuracy is no whole number of so many
-    images, it is of other data, or no share of images, and gets no interval.
+    The number of images is that of the evaluation of the files. An accuracy that is not a multiple of its inverse is of
+    other data, or not a share of images, and gets no interval.
 
     Args:
-        record: Of one run.
+        record: Record of one run.
         metric: Key of ``Record.metrics``.
-        file: Engine and precision of the file whose accuracy is meant; ``None`` for ``record.metric(metric)``.
+        file: Engine and precision of the file; ``None`` for ``record.metric(metric)``.
     """
     value = record.metric(metric) if file is None else record.metric_of(metric, *file)
     if value is None or not 0 <= value <= 1 or not is_share_of_images(metric):
@@ -96,11 +98,11 @@ def interval_of(record: Record, metric: str, *, file: tuple[str, str] | None = N
 
 
 def tied(one: Record, other: Record, metric: str) -> bool:
-    """Return whether the intervals of two accuracies overlap.
+    """Whether the confidence intervals of two accuracies overlap.
 
     Args:
-        one: Of one run.
-        other: Of another.
+        one: Record of one run.
+        other: Record of another.
         metric: Key of ``Record.metrics``.
     """
     first, second = interval_of(one, metric), interval_of(other, metric)

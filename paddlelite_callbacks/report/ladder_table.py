@@ -1,4 +1,4 @@
-"""The ladder of several records: a table, what each won, and how all was measured."""
+"""Compare several records in a table, with gains and measuring conditions."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from paddlelite_callbacks.report.tables import DASH, are_shares, number
 __all__ = ["ladder_blocks", "ladder_markdown", "ladder_png", "metric_cell", "ratio_words", "verdict_cell"]
 
 _NAME, _ENGINES = 120, 12
-_ALONE = "\u2020"  # behind a latency that was not measured in turn with the others
+_ALONE = "\u2020"  # after a latency that was not measured in turn with the others
 
 
 def ladder_markdown(records: Sequence[Record], *, metric: str, budget: Budget | None = None) -> str:
-    """Return the guide's table: model, accuracy, parameters, exported MB, median ms per engine, verdict of the gate.
+    """Return the guide's table of runs as Markdown.
 
-    A figure that could not be had is a dash with a footnote. Below stand what each row won against the first, the
-    winner of the gate, and how all was measured.
+    Columns are model, accuracy, parameters, exported MB, median ms per engine and verdict of the gate. A missing value
+    is a dash with a footnote. The gains of each row over the first, the winner of the gate and the measuring conditions
+    follow.
 
     Args:
-        records: one a row, in this order, the big model first.
-        metric: key of ``Record.metrics``, shown in per cent where all values are within [0, 1].
-        budget: of the gate; ``None`` leaves the column out.
+        records: One per row, in this order, the large model first.
+        metric: Key of ``Record.metrics``, shown in per cent if all values are within [0, 1].
+        budget: Budget of the gate; ``None`` leaves the column out.
     """
     table, *notes = ladder_blocks(records, metric=metric, budget=budget)
     if budget is not None and budget.metric is not None:
@@ -46,10 +47,10 @@ def ladder_blocks(
     """Return the ladder's table, footnotes, gains and conditions.
 
     Args:
-        records: see `ladder_markdown`.
-        metric: see there.
-        budget: see there.
-        shares: whether the metric is shown in per cent; ``None`` looks at these records.
+        records: See `ladder_markdown`.
+        metric: See `ladder_markdown`.
+        budget: See `ladder_markdown`.
+        shares: Whether to show the metric in per cent; ``None`` infers it from the records.
     """
     shares = are_shares(records, metric) if shares is None else shares
     engines = list(dict.fromkeys(row.engine for record in records for row in record.latencies))
@@ -68,7 +69,7 @@ def ladder_blocks(
     blocks: list[Block] = [Table(columns, rows)]
     blocks += [Paragraph(f"{DASH}{count}: {text}.") for text, count in notes.items()]
     if len(engines) > _ENGINES:
-        blocks.append(Paragraph(f"{len(engines) - _ENGINES} more engines stand in the records."))
+        blocks.append(Paragraph(f"{len(engines) - _ENGINES} more engines are in the records."))
     if any(_ALONE in str(cell) for row in rows for cell in row):
         blocks.append(Paragraph(f"{_ALONE}: timed by itself, not in turn with the others."))
     if any(interval_of(record, metric) is not None for record in records):
@@ -81,10 +82,10 @@ def metric_cell(record: Record, metric: str, shares: bool, *, interval: bool = T
     """Format the metric of a record with its interval; a dash without one.
 
     Args:
-        record: of one run.
-        metric: its name.
-        shares: whether it is shown in per cent.
-        interval: whether the interval and the number of images follow, where there are any.
+        record: Record of one run.
+        metric: Name of the metric.
+        shares: Whether to show it in per cent.
+        interval: Whether to append the interval and the number of images, where known.
     """
     value = record.metric(metric)
     if value is None:
@@ -103,7 +104,7 @@ def verdict_cell(verdict: Verdict) -> Cell:
     """Format pass or fail of every criterion.
 
     Args:
-        verdict: of one run.
+        verdict: Verdict of one run.
     """
     word = Part("pass", "good") if verdict.passed else Part("fail", "bad")
     cell = [word, Part(": ", "gap")]

@@ -1,4 +1,4 @@
-"""A report as Markdown; what a record holds is escaped, so that it is read and never acts."""
+"""Render a report as Markdown, with all recorded text escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paddlelite_callbacks.report.blocks import (
 
 __all__ = ["escaped", "markdown", "table_lines"]
 
-# Everywhere: code, emphasis, links, formulas, rejected text, what begins a tag, an entity or an escape
+# Everywhere: code, emphasis, links, formulas, strikethrough, tags, entities, escapes
 _MARKS = re.compile(r"[\\`*$\[~]|<(?=[a-zA-Z/!?])|&(?=#|[a-zA-Z]+;)|(?<![^\W_])_|_(?![^\W_])")
 _AT_START = re.compile(r"(?:#{1,6}(?= |$)|[-+](?= |$)|>|=+$|-+$|\d{1,9}[.)](?= |$))")
 
@@ -32,7 +32,7 @@ def markdown(blocks: Sequence[Block]) -> str:
     """Render blocks as Markdown.
 
     Args:
-        blocks: of a report.
+        blocks: Blocks of a report.
     """
     return "\n".join(line for block in blocks for line in (*_lines(block), "")).rstrip("\n") + "\n"
 
@@ -41,11 +41,11 @@ def escaped(text: object) -> str:
     """Escape ``text`` for one line of Markdown.
 
     Args:
-        text: anything.
+        text: Any object.
     """
     line = _MARKS.sub(lambda match: "\\" + match[0], one_line(text).replace("\t", " ").strip())
     if start := _AT_START.match(line):
-        mark = start[0].rstrip(".)")  # of a number, the point behind it
+        mark = start[0].rstrip(".)")  # of a number, the dot after it
         at = len(mark) if mark and mark[0].isdigit() else 0
         line = line[:at] + "\\" + line[at:]
     return line
@@ -55,7 +55,7 @@ def table_lines(table: Table) -> list[str]:
     """Render a table as Markdown lines.
 
     Args:
-        table: with at least one column.
+        table: Table with at least one column.
     """
     marks = ["---" if column.left or not i else "---:" for i, column in enumerate(table.columns)]
     return [
@@ -96,7 +96,7 @@ def _lines(block: Block) -> Iterator[str]:
 def _text(cell: Cell) -> str:
     parts = parts_of(cell)
     text = "".join(_part(part) for part in parts).strip() or "\u2014"
-    return f"\\{text}" if text.startswith("|") else text  # a table would begin
+    return f"\\{text}" if text.startswith("|") else text  # it would begin a table
 
 
 def _part(part: Part) -> str:
@@ -113,7 +113,7 @@ def _part(part: Part) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    # in code a bar behind a backslash would end the cell, whatever is put in front of it
+    # in code a bar after a backslash ends the cell, whatever precedes it
     parts = [part._replace(kind="") if part.kind == "code" and "|" in part.text else part for part in parts_of(cell)]
     return "".join(_part(part) for part in parts).strip().replace("|", "\\|")
 

@@ -1,4 +1,4 @@
-"""The picture of several runs: the metric against the latency, with the front and the budget's limits."""
+"""Draw several runs as metric against latency, with Pareto front and limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddlelite_callbacks.report.tables import are_shares
 
 __all__ = ["MOST", "ladder_figure", "ladder_png"]
 
-MOST = 24  # runs in one picture
+MOST = 24  # runs in a picture
 _NAME, _TITLE = 30, 60  # columns
 _ROW, _PLOT, _BELOW = 0.2, 3.1, 0.8  # inches: a line of the key or the legend, the axes, below them
 _PASS, _FAIL, _FRONT, _LIMIT = "#4c6ef5", "#adb5bd", "#2b8a3e", "#e03131"
@@ -34,14 +34,14 @@ def ladder_png(
 ) -> None:
     """Draw metric against latency, with bubbles by exported size, atomically.
 
-    Of more than `MOST` runs the first, the best and the latest are drawn.
+    With more than `MOST` runs the first, the best and the latest are drawn.
 
     Args:
-        records: those without a latency or the metric are left out.
-        path: of the PNG.
-        metric: key of ``Record.metrics``.
-        title: above the picture.
-        budget: whose limits and verdicts are drawn.
+        records: Records; those without a latency or the metric are left out.
+        path: Path of the PNG.
+        metric: Key of ``Record.metrics``.
+        title: Title of the picture.
+        budget: Budget whose limits and verdicts are drawn.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -53,10 +53,10 @@ def ladder_figure(records: Sequence[Record], *, metric: str, title: str = "", bu
     """Return the figure that `ladder_png` saves.
 
     Args:
-        records: see there.
-        metric: see there.
-        title: see there.
-        budget: see there.
+        records: See `ladder_png`.
+        metric: See `ladder_png`.
+        title: See `ladder_png`.
+        budget: See `ladder_png`.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -109,7 +109,7 @@ def _draw_points(axes: Any, points: Sequence[Point], passed: Sequence[bool]) -> 
 
 
 def _draw_front(axes: Any, front: Sequence[Point]) -> list[Any]:
-    """Draw the front as steps; return what stands for it in the legend."""
+    """Draw the front as steps; return its legend entry."""
     if len(front) < 2:
         return []
     ms, values = [point.ms for point in front], [point.metric for point in front]
@@ -117,7 +117,7 @@ def _draw_front(axes: Any, front: Sequence[Point]) -> list[Any]:
 
 
 def _set_ranges(axes: Any, points: Sequence[Point], budget: Budget | None, metric: str) -> None:
-    """Set ranges that hold the points, their bubbles, and the limits that are not far off."""
+    """Set axis ranges that include points, bubbles and nearby limits."""
     if not points:
         return
     ms, values = [point.ms for point in points], [point.metric for point in points]
@@ -151,7 +151,7 @@ def _metric_limits(budget: Budget | None, metric: str) -> list[float]:
 
 
 def _draw_limits(axes: Any, budget: Budget | None, metric: str, shares: bool) -> list[Any]:
-    """Draw the limits; return what stands for them in the legend, which says of one out of sight where it is."""
+    """Draw the limits; return their legend entries, with a note on invisible ones."""
     if budget is None:
         return []
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
@@ -172,9 +172,9 @@ def _draw_limits(axes: Any, budget: Budget | None, metric: str, shares: bool) ->
 
 
 def _number_points(axes: Any, points: Sequence[Point]) -> None:
-    """Write each point's number beside it, where no other number and no point is.
+    """Write each point's number beside it without overlaps.
 
-    The nearest free place of several rings is taken; a thin line leads to a number that stands apart.
+    It takes the nearest free place in several rings, with a thin line from a distant one.
     """
     if not points:
         return
@@ -224,7 +224,7 @@ def _write_key(
     shares: bool,
     more: int,
 ) -> None:
-    """Write a line a point below the axes: number, name, metric, latency, size, verdict."""
+    """Write one line per point below the axes: number, name, values, verdict."""
     rows = [("", "run", fitted(metric, 9), "ms", "MB", "gate" if passed is not None else "")]
     for i, point in enumerate(points):
         value = f"{100 * point.metric:.2f} %" if shares else f"{point.metric:.4g}"

@@ -1,4 +1,4 @@
-"""Read a dataclass from JSON, field by field: a value of another type is refused, and the field is named."""
+"""Parse dataclasses from JSON, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["FieldError", "parsed"]
 T = TypeVar("T")
 _Reader = Callable[[Any], Any]
 _LARGEST_INT = 2**63 - 1
-_DEEPEST = 64  # lists and objects in each other
+_DEEPEST = 64  # levels of nested lists and objects
 
 
 class FieldError(ValueError):
-    """A field is missing or of another type.
+    """A field is missing or has the wrong type.
 
     Args:
-        said: what is wrong with it.
-        path: to the field, from where it is read; grows on the way out.
+        said: Reason, for the message.
+        path: Path of the field; completed while the error propagates.
     """
 
     def __init__(self, said: str, path: str = "") -> None:
@@ -35,10 +35,10 @@ class FieldError(ValueError):
         return f"{self.path[:80] or 'it'} {self.said}"
 
     def inside(self, step: str) -> FieldError:
-        """Return the error as it is told one step further out.
+        """Return the error with ``step`` before its path.
 
         Args:
-            step: name of a field, or ``"[2]"``.
+            step: Name of a field, or ``"[2]"``.
         """
         rest = self.path if not self.path or self.path.startswith("[") else f".{self.path}"
         return FieldError(self.said, f"{step}{rest}")
@@ -47,16 +47,16 @@ class FieldError(ValueError):
 def parsed(kind: type[T], data: Any, where: str = "") -> T:
     """Parse ``data`` into a dataclass; unknown fields are dropped.
 
-    Texts, numbers, booleans, tuples, dictionaries and dataclasses of such are read. ``null`` in the place of a number
-    is NaN where the field must have one.
+    Supported are strings, numbers, booleans, tuples, dictionaries and dataclasses of these. ``null`` for a required
+    number is NaN.
 
     Args:
-        kind: a dataclass.
-        data: of ``json.loads``.
-        where: in front of the names of fields in errors.
+        kind: Dataclass to build.
+        data: Result of ``json.loads``.
+        where: Prefix of field names in errors.
 
     Raises:
-        FieldError: names the field, what stands there and what should.
+        FieldError: A field has the wrong type; names it, its value and the expected type.
     """
     try:
         return _of_dataclass(typing.cast(Any, kind))(data)

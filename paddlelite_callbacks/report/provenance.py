@@ -1,4 +1,4 @@
-"""What is needed to train a recorded run again: command, place, version of the script, options."""
+"""Record what is needed to train a run again: command, script version, options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import paddle
 __all__ = ["plain_options", "retraining_config"]
 
 _PLAIN = (bool, int, float, str, type(None))
-_ITEMS = 32  # of a list or mapping that is held
+_ITEMS = 32  # of a list or mapping that is recorded
 _NOTHING = object()
 
 
@@ -25,8 +25,8 @@ def retraining_config(**parts: Any) -> dict[str, Any]:
     """Return what is needed to start this process again.
 
     Returns:
-        ``cwd``, ``script`` and its ``script_sha256``, the ``commit`` of the script's git repository (``-dirty`` where
-        files differ from it), ``seed`` and ``OMP_NUM_THREADS``, and ``parts``.
+        ``cwd``, ``script`` and its ``script_sha256``, the ``commit`` of the script's git repository (``-dirty`` with
+        uncommitted changes), ``seed`` and ``OMP_NUM_THREADS``, and ``parts``.
     """
     script = _script()
     config: dict[str, Any] = {"cwd": str(Path.cwd())}
@@ -41,7 +41,7 @@ def retraining_config(**parts: Any) -> dict[str, Any]:
 def plain_options(instance: object) -> dict[str, Any]:
     """Return class name and JSON-compatible attributes of ``instance``.
 
-    Paths and functions are held by their names, data classes by their fields.
+    Paths and functions are recorded by their names, dataclasses by their fields.
     """
     options: dict[str, Any] = {"class": type(instance).__name__}
     return options | {

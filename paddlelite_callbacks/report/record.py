@@ -1,4 +1,4 @@
-"""One run's figures: the single schema that the progress line, the report, the picture and the gate read."""
+"""Define the record of one run, read by report, pictures and gate."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactFigures:
-    """Size and checksums of an exported form when measured.
+    """Size and checksums of an exported model when measured.
 
     Args:
         kind: see `Artefact`.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        path: of its first file.
-        size_mb: of all its files, MB (1e6 bytes).
-        sha256: checksum by file name.
-        error: why there is none.
-        saturation: of an int8 ONNX file, which channels CPUs without VNNI can compute otherwise: `SaturationReport`'s
-            figures.
+        path: Path of its first file.
+        size_mb: Total size of its files, MB (1e6 bytes).
+        sha256: SHA-256 by file name.
+        error: Reason why there is no file.
+        saturation: Of an int8 ONNX file, the channels that may saturate on CPUs without VNNI, see `SaturationReport`.
     """
 
     kind: str
@@ -67,18 +66,18 @@ class ArtefactFigures:
         )
 
     def artefact(self) -> Artefact:
-        """Return the artefact, for an engine to load.
+        """Return the artefact for loading.
 
         Raises:
-            ValueError: nothing was exported, or a file is gone.
+            ValueError: Nothing was exported, or a file is missing.
         """
         if self.path is None:
-            raise ValueError(f"There is no {self.kind} file: {self.error}.")
+            raise ValueError(f"There is no {self.kind} file: {self.error}. Export the network again.")
         path = Path(self.path)
         files = tuple(path.parent / name for name in self.sha256)
         gone = [str(file) for file in files if not file.is_file()]
         if gone:
-            raise ValueError(f"The exported files {gone} are not there any more.")
+            raise ValueError(f"The exported files {gone} are missing. Export the network again.")
         return Artefact(kind=self.kind, path=path, files=files, precision=self.precision)
 
 
@@ -87,29 +86,29 @@ class Record:
     """Results of one run.
 
     Args:
-        name: of the run, unique within a ladder.
-        created: UTC, ISO 8601.
-        parameters: trained numbers in the network (batch-norm statistics and quantizer scales not counted).
-        artefacts: what was exported.
-        latencies: per engine, file and setting; those of the first row's setting count.
-        checks: per engine, exported file against live network.
-        metrics: of the evaluation of the weights that were exported, by hapi's names; more may be added by the user.
-        machine: that all this was measured on.
-        command: that started the process.
-        notes: what a reader should know.
-        file_metrics: the same metrics computed from what the files answer, per engine.
-        macs: multiply-accumulates of one image, in convolutions and linear layers.
-        roofline_gflops: fastest measured matrix product of the machine, by number of threads.
-        history: figures of every epoch, each with its ``"epoch"`` (from 1).
-        epoch: whose weights were exported; ``None`` if unknown.
-        config: what is needed to train again, see `retraining_config`.
-        log: path of the training log.
-        weights: path of the trained weights, from which all files were exported.
-        failure: why no file was exported; ``None`` where there is one.
-        remarks: per file that an engine does not compute rightly: which do, the likely cause, the remedy.
-        peak_memory: that the export took, a multiple of the network's size.
-        retimes: whether the line only brings other latencies for the run of this name and ``created`` in an earlier
-            line, see `append_joint_timing`; `read_records` gives one record with them.
+        name: Name of the run, unique within a ladder.
+        created: UTC time, ISO 8601.
+        parameters: Number of trained parameters (without batch-norm statistics and quantizer scales).
+        artefacts: Exported models.
+        latencies: Rows per engine, file and setting; the setting of the first row is the one that is judged.
+        checks: Comparisons of the files with the network, per engine.
+        metrics: Metrics of the exported weights by hapi's names; the user may add more.
+        machine: Machine of the measurements.
+        command: Command line of the process.
+        notes: Remarks for the reader.
+        file_metrics: The same metrics computed from the outputs of the files, per engine.
+        macs: Multiply-accumulates per image, in convolutions and linear layers.
+        roofline_gflops: Fastest measured matrix product of the machine, GFLOP/s by number of threads.
+        history: Metrics of every epoch, each with its ``"epoch"`` (from 1).
+        epoch: Epoch of the exported weights; ``None`` if unknown.
+        config: What is needed to train again, see `retraining_config`.
+        log: Path of the training log.
+        weights: Path of the trained weights that the files were exported from.
+        failure: Reason why no file was exported; ``None`` where there is one.
+        remarks: For each file that an engine computes wrongly: correct engines, likely cause, remedy.
+        peak_memory: Peak memory of the export, see `PeakMemory`.
+        retimes: Whether the line only updates the latencies of the run with this name and ``created``, see
+            `append_joint_timing`; `read_records` merges it.
     """
 
     name: str
@@ -150,8 +149,8 @@ class Record:
     def size_mb(self) -> float | None:
         """Return the size of the Paddle export, as the guide's gate counts.
 
-        A file for Paddle Lite comes first, the smallest where there are several, then the program in Paddle 2's
-        format, the guide's. Of a model that has no Paddle program, the smallest ONNX file.
+        A file for Paddle Lite comes first, the smallest of several, then the program in Paddle 2's format, the guide's. A
+        model without a Paddle program has the size of its smallest ONNX file.
         """
         sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
         order = (tuple(LITE_CHECKS), ("pdmodel",), ("paddle",), ("onnx",))
@@ -182,14 +181,14 @@ class Record:
         """Return the fastest latency of an agreeing file of the record's precision.
 
         Args:
-            joint: only rows of this joint timing; ``None`` for all.
+            joint: Joint timing whose rows are considered; ``None`` for all.
         """
         good = [key for key in self.agreeing if key[1] == self.precision]
         timed = [i for i in self.main_latencies() if (i.engine, i.precision) in good and joint in (None, i.joint)]
         return min((i for i in timed if i.p50_ms is not None and math.isfinite(i.p50_ms)), key=_p50, default=None)
 
     def main_latencies(self) -> list[Latency]:
-        """Return the latencies of the first threads and batch setting."""
+        """Return the latencies of the judged threads and batch size."""
         first = self.latencies[:1]
         return [i for i in self.latencies if (i.threads, i.batch_size) == (first[0].threads, first[0].batch_size)]
 
@@ -200,16 +199,16 @@ class Record:
         return next(iter(own or rows), None)
 
     def metric(self, name: str) -> float | None:
-        """Return metric ``name`` of the evaluation, else of the file that counts.
+        """Return metric ``name`` of the evaluation, else of the judged file.
 
-        ``None`` where there is none, or it is not finite.
+        ``None`` where it is missing or not finite.
         """
         value = self.metrics[name] if name in self.metrics else self.file_figures.get(name)
         return value if value is not None and math.isfinite(value) else None
 
     @property
     def file_figures(self) -> dict[str, float]:
-        """Return the metrics of the file on the engine that counts."""
+        """Return the metrics of the file on the judged engine."""
         best = self.best_latency()
         keys = [] if best is None else [(best.engine, best.precision)]
         keys += [key for key in self.agreeing if key[1] == self.precision]
@@ -227,16 +226,16 @@ class Record:
 
     @classmethod
     def from_json_line(cls, line: str) -> Record:
-        """Parse what `to_json_line` wrote.
+        """Parse the result of `to_json_line`.
 
         Raises:
-            ValueError: not JSON, another schema, or fields that do not fit.
+            ValueError: Not JSON, another schema, or fields of the wrong type.
         """
         data = json.loads(line)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(
-                f"This version reads records of schema {SCHEMA}; the line begins {line[:60]!r}. Read it with the "
-                "version that wrote it, or take the line out."
+                f"This version reads records of schema {SCHEMA}, the line begins {line[:60]!r}. Read it with the "
+                "version that wrote it, or remove the line."
             )
         try:
             return parsed(cls, data)
@@ -258,16 +257,16 @@ def now() -> str:
 def append_record(path: Path, record: Record) -> None:
     """Append ``record`` to ``path`` under a lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = record.to_json_line().encode("utf-8", "backslashreplace")  # half a surrogate pair: JSON's own way
+    line = record.to_json_line().encode("utf-8", "backslashreplace")  # halves of surrogate pairs as JSON escapes
     with locked(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
-        torn = file.read(1) not in (b"", b"\n")  # a writer that died in the middle of its line
+        torn = file.read(1) not in (b"", b"\n")  # the writer of the last line died
         try:
             file.write((b"\n" if torn else b"") + line + b"\n")
             file.flush()
         except BaseException:
-            os.ftruncate(file.fileno(), end)  # a full disk leaves no half line
+            os.ftruncate(file.fileno(), end)  # remove the partial line on a full disk
             raise
 
 
@@ -276,9 +275,9 @@ class Unreadable:
     """A line of a record file that cannot be parsed.
 
     Args:
-        line: its number, from 1.
-        name: of the run, where the line tells it.
-        reason: why it is none.
+        line: Line number, from 1.
+        name: Name of the run, where readable.
+        reason: Reason why it cannot be parsed.
     """
 
     line: int
@@ -293,17 +292,17 @@ class Unreadable:
 def read_records(path: Path) -> list[Record]:
     """Read the records of ``path`` with their latest joint timing.
 
-    A line that is no record is left out, with a warning that names it.
+    Lines that cannot be parsed are left out with a warning.
 
     Args:
-        path: of the record file.
+        path: Path of the record file.
 
     Raises:
-        ValueError: no such file.
+        ValueError: There is no such file.
     """
     if not path.is_file():
         raise ValueError(
-            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+            f"No record file {path}: give the folder of ExportBenchCallback(folder), after a fit has ended."
         )
     found = []
     for item in scan_records(path.read_bytes()):
@@ -318,16 +317,16 @@ def scan_records(content: bytes) -> list[Record | Unreadable]:
     """Parse a record file line by line, unreadable lines included.
 
     Args:
-        content: of the file.
+        content: Content of the file.
     """
     found: list[Record | Unreadable] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):  # names may hold other ends of lines
+    for number, line in enumerate(content.split(b"\n"), start=1):  # names may hold other line ends
         if not line.strip():
             continue
         try:
             found.append(Record.from_json_line(line.decode("utf-8-sig")))
-        except (json.JSONDecodeError, UnicodeDecodeError):  # torn perhaps in the middle of a letter
-            found.append(Unreadable(line=number, name=None, reason="is torn"))
+        except (json.JSONDecodeError, UnicodeDecodeError):  # perhaps truncated within a character
+            found.append(Unreadable(line=number, name=None, reason="is truncated"))
         except (ValueError, RecursionError) as error:
             reason = "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
             found.append(Unreadable(line=number, name=_name_in(line), reason=reason.rstrip(".")))

@@ -1,4 +1,4 @@
-"""Several runs' exported files timed against each other, so that their ratios can be believed, and kept."""
+"""Time exported files of several runs together, for reliable ratios."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["append_joint_timing", "timed_together"]
 
-_Key = tuple[int, str, str]  # number of the record, engine, precision
+_Key = tuple[int, str, str]  # index of the record, engine, precision
 
 
 @old_arguments(progress=Renamed("verbose", int))
@@ -27,23 +27,23 @@ def timed_together(
 ) -> list[Record]:
     """Benchmark all records' files interleaved in this process.
 
-    Each record was timed when it was made, perhaps in another minute of a busy machine; ratios between such figures
-    carry its noise. Only engines that ran a file before, and agreed with the network, are timed. `write_ladder` and
-    `append_joint_timing` keep the figures where the report finds them.
+    Each record was timed when it was made, perhaps under another load of the machine, so ratios between them are noisy.
+    Only engines that ran a file before, and agreed with the network, are timed. `write_ladder` and
+    `append_joint_timing` save the results for the report.
 
     Args:
-        records: whose files still exist.
-        inputs: one array ``[N, ...]`` per input of the networks; rows are repeated up to ``options.batch_size``.
-        options: engines, threads, batch size (the first of lists), warm-up and repeats.
+        records: Records whose files still exist.
+        inputs: One array ``[N, ...]`` per input of the networks; rows are repeated up to ``options.batch_size``.
+        options: Engines, threads, batch size (the first of lists), warm-up and repeats.
         verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         The records with the new latencies, whose ``joint`` names this timing. Rows of engines that were not timed, and
-        of other settings, stay; those of another setting stand in front, so that they count.
+        of other settings, stay after them.
 
     Raises:
-        ValueError: a file is gone.
-        EngineError: a file cannot be loaded any more.
+        ValueError: A file is missing.
+        EngineError: A file cannot be loaded any more.
     """
     batch = repeated_rows(inputs, options.settings[0][1])
     calls = {key: _call(records, key, batch, options) for key in _ran(records, options)}
@@ -64,12 +64,12 @@ def append_joint_timing(path: Path, records: Sequence[Record]) -> int:
     """Append a joint timing to the record file.
 
     Args:
-        path: of ``runs.jsonl``.
-        records: of `timed_together`. Those that are not in the file, or stand there with the same latencies, are left
+        path: Path of ``runs.jsonl``.
+        records: Results of `timed_together`. Those that are not in the file, or have the same latencies there, are left
             out.
 
     Returns:
-        How many lines were added.
+        Number of added lines.
     """
     if not path.is_file():
         return 0

@@ -1,4 +1,4 @@
-"""The parts of a report: gate, ladder, lines that were left out, and one of each run."""
+"""Build the sections of a report: gate, ladder, unreadable lines, runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from paddlelite_callbacks.report.tables import (
 
 __all__ = ["gate_section", "ladder_section", "run_section", "shown_runs", "unreadable_section"]
 
-_RUNS, _LADDER, _TABLE = 20, 60, 1000  # shown whole, in the ladder, in the table of all
+_RUNS, _LADDER, _TABLE = 20, 60, 1000  # runs shown in full, in the ladder, in the table of all
 _NAME, _NOTES, _LEFT_OUT = 120, 50, 100
 
 
@@ -51,19 +51,19 @@ def shown_runs(records: Sequence[Record], metric: str, budget: Budget | None) ->
     """Return the indices of the runs to show in full.
 
     Args:
-        records: of a folder.
-        metric: that ranks them.
-        budget: whose winner is among them.
+        records: Records of a folder.
+        metric: Metric that ranks them.
+        budget: Budget whose winner is included.
     """
     return chosen(records, metric, most=_RUNS, winner=_winner(records, budget))
 
 
 def gate_section(records: Sequence[Record], budget: Budget) -> list[Block]:
-    """Return the gate section: the verdict, a chip a criterion with its margin, and which file it is of.
+    """Return the gate section: verdict, one chip per criterion, and the judged file.
 
     Args:
-        records: at least one.
-        budget: to hold them against.
+        records: At least one record.
+        budget: Limits.
     """
     blocks: list[Block] = [Heading(2, "Gate", "gate")]
     verdicts = [judge(record, budget) for record in records]
@@ -103,10 +103,10 @@ def ladder_section(
     """Return the ladder section: table and pictures.
 
     Args:
-        records: at least one.
-        metric: of the ladder.
-        budget: of the gate column; ``None`` leaves it out.
-        pictures: file names of those that were drawn.
+        records: At least one record.
+        metric: Metric of the ladder.
+        budget: Budget of the gate column; ``None`` leaves it out.
+        pictures: File names of the drawn pictures.
     """
     blocks: list[Block] = [Heading(2, "Runs", "runs")]
     shares = are_shares(records, metric)
@@ -121,7 +121,7 @@ def ladder_section(
     if len(places) < len(records):
         blocks += [Heading(2, "All runs", "all"), _all_runs(records[-_TABLE:], metric, budget, shares)]
     if len(records) > _TABLE:
-        blocks.append(Paragraph(f"The {len(records) - _TABLE} earlier ones stand in runs.jsonl."))
+        blocks.append(Paragraph(f"The {len(records) - _TABLE} earlier ones are in runs.jsonl."))
     return blocks
 
 
@@ -129,14 +129,14 @@ def unreadable_section(unreadable: Sequence[Unreadable]) -> list[Block]:
     """Return the section on unreadable lines, if any.
 
     Args:
-        unreadable: of `scan_records`.
+        unreadable: Results of `scan_records`.
     """
     if not unreadable:
         return []
     lines = [Item(str(item)) for item in unreadable[:_LEFT_OUT]]
     if len(unreadable) > _LEFT_OUT:
         lines.append(Item(f"and {len(unreadable) - _LEFT_OUT} more"))
-    said = "These lines of runs.jsonl are no records that this version can read; they are left out:"
+    said = "This version cannot read these lines of runs.jsonl; they are left out:"
     return [Heading(2, "Left out", "left-out"), Paragraph(said), Items(lines)]
 
 
@@ -144,10 +144,10 @@ def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: 
     """Return the section of one run.
 
     Args:
-        record: of the run.
-        folder: of all runs.
-        budget: of the gate; ``None`` leaves it out.
-        anchor: of its heading.
+        record: Record of the run.
+        folder: Folder of all runs.
+        budget: Budget of the gate; ``None`` leaves it out.
+        anchor: Anchor of its heading.
     """
     name = clipped(record.name, _NAME)
     blocks: list[Block] = [Heading(2, name, anchor), Paragraph(f"{record.created}, {noted(record)}")]
@@ -177,7 +177,7 @@ def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: 
 
 
 def _winner(records: Sequence[Record], budget: Budget | None) -> Record | None:
-    """Return the most accurate of those that pass; of a budget without metric, the fastest."""
+    """Return the most accurate record that passes; without a metric, the fastest."""
     if budget is None:
         return None
     if budget.metric is not None:
@@ -194,7 +194,7 @@ def _passes(record: Record, budget: Budget) -> bool:
 
 
 def _file(record: Record, budget: Budget) -> tuple[str | Part, ...]:
-    """Return which file on which engine a verdict is of."""
+    """Return the file and engine of a verdict."""
     best = _counting(record, budget)
     if best is None:
         return ()
@@ -216,7 +216,7 @@ def _chip(one: Criterion, metric: str | None) -> Chip:
 
 
 def _accuracy(record: Record, passed: Sequence[Record], budget: Budget) -> list[Block]:
-    """Return the interval of the judged accuracy, and who of those that pass ties with it."""
+    """Return the interval of the judged accuracy, and passing runs that tie with it."""
     metric, best = budget.metric, _counting(record, budget)
     if metric is None:
         return []
@@ -238,7 +238,7 @@ def _percents(interval: Interval) -> str:
 
 
 def _counting(record: Record, budget: Budget) -> Latency | None:
-    """Return the row of the engine whose latency counts."""
+    """Return the latency row that is judged."""
     return record.best_latency() if budget.engine is None else record.latency_of(budget.engine)
 
 

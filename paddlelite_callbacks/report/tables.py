@@ -1,4 +1,4 @@
-"""All figures of one run as tables."""
+"""Format the measurements of one run as tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 DASH = "\u2014"
-_ROWS, _FIGURES = 60, 12  # of a run's tables; a run has a few
+_ROWS, _FIGURES = 60, 12  # limits of a run's tables
 _JSON = 20_000  # characters
 
 
@@ -41,7 +41,7 @@ def noted(record: Record) -> str:
     """Return a line on network, weights and machine.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     macs = "" if record.macs is None else f", {number(record.macs / 1e6, 1)} M multiply-accumulates an image"
     epoch = "" if record.epoch is None else f", weights of epoch {record.epoch}"
@@ -55,7 +55,7 @@ def noted(record: Record) -> str:
 
 
 def _memory(peak: PeakMemory) -> str:
-    """Return the peak memory of an export in words, as multiples of the network's size."""
+    """Describe the peak memory of an export as multiples of the network's size."""
 
     def of(megabytes: float) -> str:
         times = peak.times(megabytes)
@@ -70,10 +70,10 @@ def _memory(peak: PeakMemory) -> str:
 
 
 def latency_block(record: Record) -> Table | None:
-    """Return the latency table, a row per engine, file and setting.
+    """Return the latency table, one row per engine, file and setting.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     figures = ["threads", "batch", "p50 ms", "p90 ms", "spread", "images/s", "load ms", "peak MB", "roofline"]
     columns = [Column("engine"), Column("file", left=True), *map(Column, figures), Column("reason", left=True)]
@@ -97,7 +97,7 @@ def latency_note(record: Record) -> str:
     """Return the note on columns and conditions of `latency_block`.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     spread = "spread: distance of the quartiles over the median; load and peak: in a process of its own"
     share = "roofline: share of this machine's fastest matrix product (above 100 % by algorithms that multiply less)"
@@ -110,7 +110,7 @@ def accuracy_block(record: Record) -> Table | None:
     """Return the table of metrics measured on the files.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     if not record.file_metrics:
         return None
@@ -135,10 +135,10 @@ def _with_interval(record: Record, row: FileMetrics, name: str) -> Cell:
 
 
 def accuracy_note(record: Record) -> str:
-    """Return what the brackets of `accuracy_block` mean; ``""`` where it has none.
+    """Explain the brackets of `accuracy_block`; ``""`` where it has none.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     keys = [(name, (row.engine, row.precision)) for row in record.file_metrics for name in row.metrics]
     has = any(interval_of(record, name, file=file) is not None for name, file in keys[: _ROWS * _FIGURES])
@@ -149,7 +149,7 @@ def check_block(record: Record) -> Table | None:
     """Return the table of differences and verdicts.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     figures = ["largest difference", "mean difference", "same top-1", "allowed"]
     columns = [Column("engine"), Column("file", left=True), *map(Column, figures), Column("verdict", left=True)]
@@ -169,7 +169,7 @@ def latency_table(record: Record) -> list[str]:
     """Return `latency_block` and its note as lines of Markdown.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     table = latency_block(record)
     return [] if table is None else [*table_lines(table), "", latency_note(record)]
@@ -179,16 +179,16 @@ def check_table(record: Record) -> list[str]:
     """Return `check_block` as lines of Markdown.
 
     Args:
-        record: of one run.
+        record: Record of one run.
     """
     return _lines(check_block(record))
 
 
 def json_text(values: Mapping[str, Any]) -> str:
-    """Format ``values`` as JSON, a line a key, of bounded length.
+    """Format ``values`` as JSON, one line per key, of bounded length.
 
     Args:
-        values: that JSON can hold.
+        values: JSON values.
     """
     lines = []
     for key, value in values.items():
@@ -200,11 +200,11 @@ def json_text(values: Mapping[str, Any]) -> str:
 
 
 def are_shares(records: Sequence[Record], metric: str) -> bool:
-    """Return whether ``metric`` is a share, shown in per cent.
+    """Whether ``metric`` is a share, shown in per cent.
 
     Args:
-        records: that have the metric or not.
-        metric: its name.
+        records: Records with or without the metric.
+        metric: Name of the metric.
     """
     values = [record.metric(metric) for record in records]
     return all(0 <= value <= 1 for value in values if value is not None) and not falls_with_quality(metric)
@@ -214,8 +214,8 @@ def number(value: float | None, digits: int) -> str:
     """Format ``value`` with ``digits`` decimals; a dash for ``None``.
 
     Args:
-        value: a figure.
-        digits: behind the point.
+        value: Value to format.
+        digits: Number of decimals.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -226,7 +226,7 @@ def percent(value: float | None) -> str:
     """Format a share in per cent; a dash for ``None``.
 
     Args:
-        value: a share.
+        value: Share, 1 for 100 %.
     """
     return DASH if value is None or math.isnan(value) else f"{number(100 * value, 1)} %"
 
@@ -248,5 +248,5 @@ def _escape(char: str) -> Sequence[str]:
     code = ord(char)
     if code < 0x10000:
         return [f"\\u{code:04x}"]
-    high, low = divmod(code - 0x10000, 0x400)  # JSON's own way of writing what does not fit into 16 bits
+    high, low = divmod(code - 0x10000, 0x400)  # JSON's surrogate pairs
     return [f"\\u{0xD800 + high:04x}", f"\\u{0xDC00 + low:04x}"]

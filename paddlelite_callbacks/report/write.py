@@ -1,4 +1,4 @@
-"""The report of a folder of runs: ``report.md``, ``report.html`` and their pictures, drawn anew from ``runs.jsonl``."""
+"""Write the report of a folder of runs: Markdown, HTML page and pictures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_drawing = threading.Lock()  # matplotlib is not made for several threads
+_drawing = threading.Lock()  # matplotlib is not thread-safe
 _PAGE = "report.html"
 
 
@@ -58,22 +58,21 @@ class _NewerStandsError(Exception):
 def write_report(folder: str | Path, *, budget: Budget | None = None, metric: str | None = None) -> str:
     """Write the report of all runs in ``folder``.
 
-    It is drawn from a copy of the records, so that runs which end meanwhile wait for nothing: each draws its own, and
-    the one of the most records stays. A line that is no record is named in the report and left out. However many runs
-    there are, pictures and page are of bounded size: the first, the best and the latest runs are shown whole, the
-    others in a table.
+    It is made from a copy of the records, so that runs which end meanwhile do not wait: each writes its own, and the
+    one of the most records stays. Lines that cannot be parsed are listed in the report. Pictures and page are of
+    bounded size for any number of runs: the first, the best and the latest are shown in full, the others in a table.
 
     Args:
-        folder: with ``runs.jsonl``.
-        budget: of the gate; ``None`` takes the one that the last run was made with.
-        metric: that the ladder shows; ``None`` takes the budget's, else the runs' first that is no loss.
+        folder: Folder with ``runs.jsonl``.
+        budget: Budget of the gate; ``None`` takes that of the latest run.
+        metric: Metric of the ladder; ``None`` takes the budget's, else the first that is not a loss.
 
     Returns:
-        The Markdown.
+        The report as Markdown.
 
     Raises:
-        ValueError: there is no ``runs.jsonl``, or it holds no run.
-        OSError: the folder cannot be written to.
+        ValueError: There is no ``runs.jsonl``, or it holds no run.
+        OSError: The folder is not writable.
 
     Example:
         >>> write_report("runs/1", metric="acc")  # doctest: +SKIP
@@ -82,7 +81,7 @@ def write_report(folder: str | Path, *, budget: Budget | None = None, metric: st
     path = folder / "runs.jsonl"
     if not path.is_file():
         raise ValueError(
-            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+            f"No record file {path}: give the folder of ExportBenchCallback(folder), after a fit has ended."
         )
     with _drawing, tempfile.TemporaryDirectory() as work:
         with locked(path):
@@ -117,12 +116,12 @@ def report_blocks(
     """Return the blocks of the whole report.
 
     Args:
-        records: a row each, in this order.
-        folder: of the runs.
-        metric: of the ladder.
-        budget: of the gate; ``None`` leaves it out.
-        pictures: file names of those that were drawn.
-        unreadable: lines of the record file that were left out.
+        records: One per row, in this order.
+        folder: Folder of the runs.
+        metric: Metric of the ladder.
+        budget: Budget of the gate; ``None`` leaves it out.
+        pictures: File names of the drawn pictures.
+        unreadable: Lines of the record file that were left out.
     """
     blocks: list[Block] = [Heading(1, f"{folder.resolve().name}: {len(records)} run{'s' * (len(records) != 1)}")]
     if budget is not None and records:
@@ -143,7 +142,7 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
     """Return the latest run's budget.
 
     Args:
-        records: in their order.
+        records: Records in their order.
     """
     for record in reversed(records):
         given = record.config.get("budget")
@@ -157,10 +156,10 @@ def last_budget(records: Sequence[Record]) -> Budget | None:
 
 
 def first_metric(records: Sequence[Record]) -> str:
-    """Return the first metric that is no loss, or ``"loss"``.
+    """Return the first metric that is not a loss, or ``"loss"``.
 
     Args:
-        records: in their order.
+        records: Records in their order.
     """
     names = (name for record in reversed(records) for name in (*record.metrics, *record.file_figures))
     return next((name for name in names if "loss" not in name), "loss")
@@ -170,13 +169,13 @@ def with_unique_names(records: Sequence[Record]) -> list[Record]:
     """Number repeated run names.
 
     Args:
-        records: in their order.
+        records: Records in their order.
     """
     counts: dict[str, int] = {}
     named = []
     for record in records:
         counts[record.name] = number = counts.get(record.name, 0) + 1
-        # a later run of the same name wrote over these files, which the check points find by their checksums
+        # a later run of the same name replaced these files, which the checksums reveal
         named.append(record if number == 1 else replace(record, name=f"{record.name} ({number})"))
     return named
 
@@ -195,7 +194,7 @@ def _pictures(
             break
         except OSError:
             raise
-        except Exception as error:  # matplotlib refuses something that a record holds: the report says so
+        except Exception as error:  # matplotlib rejects a recorded value: the report mentions it
             troubles.append(f"{name} could not be drawn: {type(error).__name__}: {error}")
             _log.warning("%s", one_line(troubles[-1]))
     return pictures, troubles
@@ -209,10 +208,10 @@ def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Bu
 
 
 def _put_in_place(folder: Path, path: Path, text: str, page: str, pictures: dict[str, Path], size: int) -> None:
-    """Move the report into place, unless a newer one stands there."""
+    """Move the report into place, unless a newer one is there."""
     try:
         with ExitStack() as staged:
-            staged.enter_context(staged_file(folder / _PAGE)).write_text(page, encoding="utf-8")  # the last in place
+            staged.enter_context(staged_file(folder / _PAGE)).write_text(page, encoding="utf-8")  # the last to be moved
             staged.enter_context(staged_file(folder / "report.md")).write_text(text, encoding="utf-8")
             for name, drawn in pictures.items():
                 shutil.copyfile(drawn, staged.enter_context(staged_file(folder / name)))
@@ -225,7 +224,7 @@ def _put_in_place(folder: Path, path: Path, text: str, page: str, pictures: dict
 
 
 def _drawn_from(page: Path) -> int:
-    """Return the record bytes that a page was drawn from; 0 if unknown."""
+    """Return the record bytes that a page was made from; 0 if unknown."""
     try:
         with page.open("rb") as file:
             match = re.search(rb'<meta name="drawn-from" content="(\d{1,18})">', file.read(2000))
@@ -239,15 +238,15 @@ def write_ladder(
 ) -> str:
     """Write ``ladder.md``, ``.jsonl`` and ``.png``; return the Markdown.
 
-    Where ``folder`` holds the ``runs.jsonl`` of these records, their joint timing (see `timed_together`) is added there
-    and the report drawn anew, so that ladder and report show the same latencies.
+    If ``folder`` holds the ``runs.jsonl`` of these records, their joint timing (see `timed_together`) is added there
+    and the report is written again, so that ladder and report show the same latencies.
 
     Args:
-        folder: that they go into; made if missing.
-        records: one per row.
-        metric: shown as accuracy.
-        budget: of the gate column.
-        title: of the picture.
+        folder: Target folder; created if missing.
+        records: One per row.
+        metric: Metric shown as accuracy.
+        budget: Budget of the gate column.
+        title: Title of the picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = ladder_markdown(records, metric=metric, budget=budget)

@@ -1,1 +1,1 @@
-"""Files, locks, signals, random streams: nothing about networks."""
+"""Files, locks, signals, random generators: nothing about networks."""

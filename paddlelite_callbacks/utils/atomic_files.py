@@ -1,12 +1,12 @@
 """Write files and folders atomically: under a temporary name, then renamed.
 
-"Whole or not at all" holds for a process that dies at any moment (``kill -9``); what the kernel has taken it keeps. A
-power cut may still lose what was not on the disk yet.
+Atomicity holds for a process that dies at any moment (``kill -9``); a power cut may still lose what the kernel had not
+written to the disk.
 
-Temporary names are random, and each is locked by a file beside it for as long as its writer lives: process numbers and
-host names say nothing where containers share a folder. What a killed writer left goes with the next writing: at once
-where its lock is free and it was of this machine, else after a day, since some network file systems lock for one
-machine alone, and some not at all.
+Temporary names are random, and each is locked by a file beside it as long as its writer lives: process numbers and host
+names say nothing where containers share a folder. Leftovers of a killed writer are removed by the next write: at once
+if the lock is free and of this machine, else after a day, since some network file systems lock only within one machine,
+and some not at all.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-_LONGEST = 255  # bytes in the name of a file
+_LONGEST = 255  # bytes in a file name
 _LOCK = ".lock"
 _TOKEN = re.compile(r"new-([0-9a-f]{8})-[0-9a-f]{16}")  # the machine and a random number
-_STALE_SECONDS = 24 * 3600.0  # without a change, where a lock cannot tell
-_CLAIM_SECONDS = 10.0  # a cleaner holds a lock for an instant
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system that knows none
+_STALE_SECONDS = 24 * 3600.0  # age of leftovers where a lock cannot tell
+_CLAIM_SECONDS = 10.0  # a cleaner holds a lock only briefly
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # file systems without locks
 
 
 def check_path(path: Path) -> None:
     """Check that C++ libraries can open a path.
 
-    They take UTF-8. In a locale with another encoding Python's own paths are other bytes.
+    They expect UTF-8. In a locale with another encoding Python encodes paths otherwise.
 
     Args:
-        path: absolute, or as it was given.
+        path: Absolute path, or as given.
 
     Raises:
-        ValueError: names the letter.
+        ValueError: A character cannot be encoded; names it.
     """
     text = str(path)
     if "\0" in text:
-        raise ValueError(f"{text!r} holds a NUL character, which no path can: leave it out.")
+        raise ValueError(f"The path {text!r} holds a NUL character: remove it.")
     try:
         same = os.fsencode(text) == text.encode("utf-8")
     except UnicodeError:
@@ -84,13 +84,13 @@ def check_appendable(file: Path) -> None:
     """Check that lines can be appended to a file.
 
     Args:
-        file: its folder was checked.
+        file: File in a checked folder.
 
     Raises:
-        PermissionError: says what it is.
+        PermissionError: Not writable, or not a file.
     """
     if os.path.lexists(file) and not (file.is_file() and os.access(file, os.W_OK)):
-        what = "is not yours to write to" if file.is_file() else "is no file"
+        what = "is not writable" if file.is_file() else "is not a file"
         raise PermissionError(f"{file} {what}: give another folder, or move it out of the way.")
 
 
@@ -98,11 +98,11 @@ def check_writable(folder: Path) -> None:
     """Check that a folder can be made and written to.
 
     Args:
-        folder: may be missing, with parents that are missing too.
+        folder: May be missing, with its parents.
 
     Raises:
-        PermissionError: names what stands in the way.
-        ValueError: see `check_path`.
+        PermissionError: A path on the way is not writable; names it.
+        ValueError: See `check_path`.
     """
     check_path(Path(os.path.abspath(folder)))  # noqa: PTH100
     existing = folder
@@ -119,25 +119,23 @@ def check_replaceable(folder: Path) -> None:
     """Check that `staged_folder` can replace a path.
 
     Args:
-        folder: to be written.
+        folder: Folder to be written.
 
     Raises:
-        FileExistsError: a file stands there.
-        PermissionError: a folder that is another's stands there.
-        OSError: the name is too long.
+        FileExistsError: The path is a file.
+        PermissionError: The path is a folder of another user.
+        OSError: The name is too long.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise FileExistsError(
-            f"{folder} is a file, and a folder of this name is to be written: move the file, or give another name."
-        )
+        raise FileExistsError(f"{folder} is a file, but must become a folder: move the file, or give another name.")
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):  # noqa: PTH112 (no error for long names)
-        raise PermissionError(f"{folder} is not yours to write to: give another name, or the right to write there.")
+        raise PermissionError(f"{folder} is not writable: give another name, or make it writable.")
     length = len(os.fsencode(f".{folder.name}.{_token()}{_LOCK}"))
     if length > _LONGEST:
         raise OSError(
             errno.ENAMETOOLONG,
-            f"The name of the folder {folder.name!r} is too long: with what is put around it while it is written it "
-            f"has {length} bytes, {_LONGEST} are allowed. Give a shorter name",
+            f"The folder name {folder.name!r} is too long: with a temporary suffix it has {length} bytes, {_LONGEST} "
+            "are allowed. Give a shorter name",
         )
 
 
@@ -145,14 +143,14 @@ def check_replaceable(folder: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Lock ``path`` among processes and threads inside the block.
 
-    The lock is a hidden file beside it, ``.NAME.lock``, which goes with the block. Where the file system knows no
-    locks, nothing is waited for.
+    The lock is a hidden file beside it, ``.NAME.lock``, removed at the end. On a file system without locks the block
+    runs at once.
 
     Args:
-        path: whether it exists or not; its folder does.
+        path: Path, existing or not, in an existing folder.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: The folder is not writable.
     """
     with _held(path.with_name(f".{path.name}{_LOCK}"), seconds=-1, instead=path):
         yield
@@ -160,9 +158,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` if the block ends well.
+    """Yield a temporary path that replaces ``path`` if the block succeeds.
 
-    After an exception the older file stands as it was.
+    After an exception the older file is unchanged.
     """
     with _named_in_errors(path), _temporary(path, path.suffix) as partial:
         yield partial
@@ -171,19 +169,19 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``folder`` if the block ends well.
+    """Yield a temporary folder that replaces ``folder`` if the block succeeds.
 
-    After an exception the older ``folder`` stands as it was. What else is in it (files of the user's) is in the new
-    one, too. Where the file system cannot exchange two folders at once, and the process dies between the two renames
-    that are needed then, the next call puts the older one back.
+    After an exception the older ``folder`` is unchanged. Its other files (the user's) are kept in the new one. Where
+    the file system cannot exchange two folders atomically and the process dies between the two renames, the next call
+    restores the older one.
 
     Args:
-        folder: a symbolic link is followed.
-        dropped: globs of names in the older folder that do not come along, besides those that are written anew.
+        folder: Target; a symbolic link is followed.
+        dropped: Globs of names in the older folder that are not kept, besides those written again.
 
     Raises:
         FileExistsError: ``folder`` is a file.
-        OSError: the parent cannot be written to.
+        OSError: The parent is not writable.
     """
     folder = folder.resolve()
     check_replaceable(folder)
@@ -210,16 +208,16 @@ def staged_folder(folder: Path, *, dropped: Sequence[str] = ()) -> Iterator[Path
 def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
     """Yield a temporary prefix; its files replace ``prefix.*`` together.
 
-    Files cannot take their places in one go. So the whole set is first renamed to a hidden folder ``.NAME.whole`` of
-    ``prefix``'s; then the older file ``last`` goes, the others are put in place, the new ``last`` at the end: where
-    that file stands, the set is whole, and of one kind. Should the process die in between, `put_in_place` goes on.
+    Several files cannot be replaced atomically. So the whole set is first renamed to a hidden folder ``.NAME.whole`` of
+    ``prefix``'s; then the older file ``last`` is deleted, the others are moved, and the new ``last`` at the end: if
+    that file exists, the set is complete and consistent. If the process dies in between, `put_in_place` completes it.
 
     Args:
-        prefix: the files' common path; the folder is made if missing.
-        last: suffix of the file without which nobody reads the others, for instance ``".pdparams"``.
+        prefix: Common path of the files; the folder is created if missing.
+        last: Suffix of the file that readers look for first, for instance ``".pdparams"``.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: The folder is not writable.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     put_in_place(prefix, last=last)
@@ -227,17 +225,17 @@ def staged_files(prefix: Path, *, last: str) -> Iterator[Path]:
         stage.mkdir()
         yield stage / prefix.name
         with locked(prefix):
-            _put_in_place(prefix, last)  # what another writer left meanwhile
+            _put_in_place(prefix, last)  # left by another writer meanwhile
             stage.replace(_whole(prefix))
             _put_in_place(prefix, last)
 
 
 def put_in_place(prefix: Path, *, last: str) -> None:
-    """Complete what an interrupted `staged_files` had finished writing.
+    """Complete an interrupted `staged_files` whose files were all written.
 
     Args:
-        prefix: of the set's files.
-        last: ending of the file that is put in place behind all others.
+        prefix: Common path of the files.
+        last: Suffix of the file that is moved last.
     """
     if _whole(prefix).is_dir():
         with locked(prefix):
@@ -258,7 +256,7 @@ def _put_in_place(prefix: Path, last: str) -> None:
 
 @contextmanager
 def _named_in_errors(path: Path) -> Iterator[None]:
-    """Name the target in errors of writing."""
+    """Name the target in write errors."""
     try:
         yield
     except OSError as error:
@@ -269,7 +267,7 @@ def _named_in_errors(path: Path) -> Iterator[None]:
 
 
 def _take_along(older: Path, stage: Path, dropped: Sequence[str]) -> None:
-    """Hard-link (else copy) files of ``older`` that are not written again."""
+    """Hard-link (or copy) files of ``older`` that are not written again."""
     for entry in older.iterdir():
         target = stage / entry.name
         if os.path.lexists(target) or any(fnmatchcase(entry.name, pattern) for pattern in dropped):
@@ -284,8 +282,8 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Hard-link a file, or copy it where links are not possible.
 
     Args:
-        source: a file or a symbolic link, which is not followed.
-        target: its other name.
+        source: File or symbolic link, which is not followed.
+        target: New path.
     """
     try:
         os.link(source, target, follow_symlinks=False)
@@ -319,7 +317,7 @@ def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
 @contextmanager
 def _held(file: Path, *, seconds: float, instead: Path) -> Iterator[None]:
     """Hold a lock file inside the block."""
-    if not file.parent.is_dir():  # which filelock would make
+    if not file.parent.is_dir():  # filelock would create it
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(instead))
     lock = FileLock(file, thread_local=False, fallback_to_soft=False)
     try:
@@ -347,7 +345,7 @@ def _machine() -> str:
 
 
 def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
-    """Remove temporaries in ``folder`` whose writers are gone."""
+    """Remove temporary files in ``folder`` whose writers are gone."""
     for left in folder.glob(f"{glob.escape(before)}new-*"):
         name = left.name.removesuffix(_LOCK)
         token = _TOKEN.fullmatch(name[len(before) : len(name) - len(behind)])
@@ -355,7 +353,7 @@ def _remove_stale_temporaries(folder: Path, before: str, behind: str) -> None:
             continue
         temporary, file = left.with_name(name), left.with_name(name + _LOCK)
         stale = _age(temporary) > _STALE_SECONDS
-        if not file.exists():  # of a file system without locks
+        if not file.exists():  # file systems without locks
             if stale:
                 _remove(temporary)
             continue

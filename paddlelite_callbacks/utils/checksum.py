@@ -9,7 +9,7 @@ __all__ = ["sha256_of"]
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of the file at ``path``, read in pieces, as hexadecimal digits."""
+    """Return the SHA-256 of the file at ``path`` in hexadecimal, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

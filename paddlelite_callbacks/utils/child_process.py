@@ -27,19 +27,19 @@ def run_module(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``module`` as ``__main__`` and return its output and exit code.
 
-    ``python -m`` would import a ``json.py`` or ``onnx.py`` that lies in the user's working folder. The child gets this
-    process's own search path instead, without that folder and the script's, and ignores ``PYTHON*`` variables. It
-    speaks UTF-8 whatever the locale, so that paths are best given as arguments of their own: they arrive byte for byte.
+    ``python -m`` would import a ``json.py`` or ``onnx.py`` in the user's working folder. The child gets this process's
+    search path instead, without that folder and the script's, and ignores ``PYTHON*`` variables. It uses UTF-8 whatever
+    the locale; paths given as separate arguments arrive byte for byte.
 
     Args:
-        module: dotted name inside ``paddlelite_callbacks``.
+        module: Dotted name inside ``paddlelite_callbacks``.
         arguments: ``sys.argv[1:]`` of the child.
-        seconds: after which it is killed.
-        environment: further variables.
+        seconds: Time limit, after which it is killed.
+        environment: Additional variables.
 
     Raises:
-        subprocess.TimeoutExpired: it did not end in time.
-        OSError: it cannot be started.
+        subprocess.TimeoutExpired: The time limit was reached.
+        OSError: The child cannot be started.
     """
     paths = _search_path()
     command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", _BEGIN, str(len(paths)), *paths]
@@ -56,10 +56,10 @@ def run_module(
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Return how a child failed: signal name or last line of its error output.
+    """Describe how a child failed: signal name or last line of its stderr.
 
     Args:
-        done: of `run_module`.
+        done: Result of `run_module`.
     """
     if done.returncode < 0:
         known = {number.value: number.name for number in signal.Signals}
@@ -72,7 +72,7 @@ def _search_path() -> list[str]:
     """Return ``sys.path`` without working folder and script folder."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     hidden = {os.path.realpath(Path(script).parent)} if script else set()
-    with suppress(FileNotFoundError):  # the folder that a process stands in may be gone
+    with suppress(FileNotFoundError):  # the working folder may be deleted
         hidden.add(os.path.realpath(Path.cwd()))
     paths = [os.path.abspath(path) for path in sys.path if path and os.path.realpath(path) not in hidden]  # noqa: PTH100
     return [*paths, str(Path(__file__).absolute().parents[2])]

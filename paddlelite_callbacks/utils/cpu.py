@@ -1,4 +1,4 @@
-"""CPU features."""
+"""Detect CPU features."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ONEDNN = ("openvino", "paddle-onednn")
 
 
 def has_vnni(engine: str | None = None, *, flags: Collection[str] | None = None) -> bool:
-    """Return whether int8 products accumulate in 32 bits here (no saturation).
+    """Whether int8 products accumulate in 32 bits (no saturation) here.
 
-    True on ARM too, whose kernels do not saturate. Where the system tells no instruction sets (Windows, macOS on
-    Intel) the answer is no.
+    Also true on ARM, whose kernels do not saturate; false where the instruction sets are unknown (Windows, macOS on
+    Intel).
 
     Args:
-        engine: OpenVINO and Paddle's oneDNN also obey ``ONEDNN_MAX_CPU_ISA``; ``None`` asks for the CPU alone.
-        flags: instruction sets of the processor; ``None`` asks for this machine's.
+        engine: OpenVINO and Paddle's oneDNN also obey ``ONEDNN_MAX_CPU_ISA``; ``None`` for the CPU alone.
+        flags: Instruction sets; ``None`` for this machine's.
     """
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
@@ -49,22 +49,22 @@ def cpu_info() -> dict[str, str]:
 
 
 def is_amd(info: Mapping[str, str] | None = None) -> bool:
-    """Return whether the processor is AMD's.
+    """Whether the processor is an AMD one.
 
     Args:
-        info: of `cpu_info`; ``None`` asks for this machine's.
+        info: Result of `cpu_info`; ``None`` for this machine's.
     """
     return (cpu_info() if info is None else info).get("vendor_id", "") == "AuthenticAMD"
 
 
 def mkl_hint(info: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None) -> str | None:
-    """Return what slows training down on AMD, and the remedy; ``None`` where nothing does.
+    """Return why MKL is slow on an AMD CPU, and the remedy; ``None`` elsewhere.
 
-    The MKL inside Paddle takes its slowest code path on processors that are not Intel's.
+    The MKL inside Paddle takes its slowest code path on processors of other makers than Intel.
 
     Args:
-        info: of `cpu_info`; ``None`` asks for this machine's.
-        environment: variables; ``None`` for this process's.
+        info: Result of `cpu_info`; ``None`` for this machine's.
+        environment: Environment variables; ``None`` for this process's.
     """
     given = os.environ if environment is None else environment
     if not is_amd(info) or given.get(MKL_VARIABLE):
@@ -76,17 +76,17 @@ def mkl_hint(info: Mapping[str, str] | None = None, environment: Mapping[str, st
 
 
 def log_mkl_hint() -> None:
-    """Log `mkl_hint` as a warning, once in a process."""
+    """Log `mkl_hint` as a warning, once per process."""
     if (hint := mkl_hint()) is not None and hint not in _hinted:
         _hinted.add(hint)
         _log.warning("%s", hint)
 
 
 def mkl_environment() -> dict[str, str]:
-    """Return the variables that free MKL of its slow path, for a script that has not imported Paddle yet.
+    """Return environment variables for fast MKL, to be set before importing Paddle.
 
-    Empty where nothing needs setting: on Intel's processors the variable would hide AVX-512 from MKL, and a value of
-    the user's stays.
+    Empty where nothing needs setting: on Intel the variable would hide AVX-512 from MKL, and a value set by the user is
+    kept.
 
     Example:
         >>> os.environ.update(mkl_environment())

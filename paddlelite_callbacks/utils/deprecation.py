@@ -1,4 +1,4 @@
-"""Old names of modules, functions and arguments that keep working, with a warning."""
+"""Keep old names of modules, functions and arguments working, with a warning."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _GOES, _PATH = "the old spelling goes with the next release", "the old path goes
 
 @dataclass(frozen=True)
 class Renamed:
-    """An argument that has another name now.
+    """An argument with a new name.
 
     Args:
-        new: its name.
-        convert: makes the new value of the old one; ``None`` where it is the same.
+        new: New name.
+        convert: Converts the old value to the new one; ``None`` where they are equal.
     """
 
     new: str
@@ -33,12 +33,12 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Moved:
-    """An argument that is a field of an options object now.
+    """An argument that is now a field of an options object.
 
     Args:
-        into: the argument that takes the object.
-        kind: returns the object's class.
-        convert: from the old value to the fields that say it; ``None`` for the field of the same name.
+        into: Argument that takes the object.
+        kind: Returns the object's class.
+        convert: Converts the old value to fields of the object; ``None`` for the field of the same name.
     """
 
     into: str
@@ -48,14 +48,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Folded:
-    """An argument that each entry of another argument says now.
+    """An argument that is now a field of each entry of another argument.
 
     Args:
-        into: the other argument.
-        fold: returns its new value, from its present one (``None`` if it was left out), the old ones that go into it
-            by name, and all arguments that were given.
-        example: the new spelling, with ``{}`` in place of the old arguments.
-        field: what the entries call it; ``None`` for the same name.
+        into: The other argument.
+        fold: Returns its new value, from its current one (``None`` if left out), the old arguments by name, and all
+            given arguments.
+        example: New spelling, with ``{}`` for the old arguments.
+        field: Name of the field in the entries; ``None`` for the same name.
     """
 
     into: str
@@ -65,15 +65,15 @@ class Folded:
 
 
 def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
-    """Decorate a function or class so that old argument names still work and warn.
+    """Decorate a function or class to accept old argument names with a warning.
 
-    ``inspect.signature`` and ``help`` show the new ones alone. An unknown name is refused with the near ones.
+    ``inspect.signature`` and ``help`` show only the new ones. An unknown name raises an error with near names.
 
     Args:
-        rules: by the old name.
+        rules: Rules by old name.
 
     Raises:
-        TypeError: at the call: the old and the new spelling at once, or an unknown argument.
+        TypeError: At the call: old and new spelling at once, or an unknown argument.
     """
 
     def decorate(target: T) -> T:
@@ -87,14 +87,14 @@ def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
 
 
 def old_attributes(**names: str | tuple[str, Callable[[Any], Any]]) -> Callable[[Any, str], Any]:
-    """Return a class's ``__getattr__`` with which old attribute names still work and warn.
+    """Return a class's ``__getattr__`` that accepts old attribute names with a warning.
 
     Args:
-        names: by the old name the new one, dotted for one of an options object; or a pair of it and a function of the
-            instance that makes the old value.
+        names: New name by old name, dotted for a field of an options object; or a pair of it and a function that
+            computes the old value from the instance.
 
     Raises:
-        AttributeError: by the returned function, for other names.
+        AttributeError: Raised by the returned function for other names.
     """
 
     def get(self: Any, name: str) -> Any:
@@ -113,11 +113,11 @@ def forwarded(old: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
     """Return ``__getattr__`` and ``__dir__`` of a module whose names have moved.
 
     Args:
-        old: name of the module.
-        homes: the new module of each name, below the package; ``"module:Name"`` for one that is called otherwise too.
+        old: Name of the module.
+        homes: New module of each name, inside the package; ``"module:Name"`` if its name changed, too.
 
     Raises:
-        AttributeError: by the returned function, for other names.
+        AttributeError: Raised by the returned function for other names.
     """
     package = old.partition(".")[0]
 

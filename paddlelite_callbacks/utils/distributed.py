@@ -32,11 +32,11 @@ _turns = itertools.count()
 
 @dataclass
 class Turn:
-    """Yielded by `first_rank_works`.
+    """State yielded by `first_rank_works`.
 
     Args:
-        mine: whether this process is the one that works.
-        answer: an exit code that the first process sets and the others find behind the block, at least 0.
+        mine: Whether this process runs the block.
+        answer: Exit code set by rank 0 and read by the others after the block, at least 0.
     """
 
     mine: bool
@@ -44,15 +44,15 @@ class Turn:
 
 
 def several_ranks() -> bool:
-    """Return whether several ranks are initialised."""
+    """Whether several ranks are initialised."""
     return paddle.distributed.get_world_size() > 1 and paddle.distributed.is_initialized()
 
 
 def mean_over_ranks(grad: Tensor) -> Tensor:
-    """Average a gradient over ranks.
+    """Average a gradient over ranks, in place.
 
     Args:
-        grad: of this process; summed in place.
+        grad: Gradient of this rank.
     """
     paddle.distributed.all_reduce(grad)
     return grad / paddle.distributed.get_world_size()
@@ -72,7 +72,7 @@ def gathered(values: Tensor) -> Tensor:
 
 
 def mean_figure(value: float) -> float:
-    """Return the mean of ``value`` over ranks."""
+    """Average ``value`` over ranks."""
     return float(mean_over_ranks(paddle.to_tensor([value], dtype="float64"))) if several_ranks() else value
 
 
@@ -87,23 +87,23 @@ def of_first_rank(value: _T) -> _T:
 
 @contextmanager
 def first_rank_works() -> Iterator[Turn]:
-    """Run the block on rank 0 while others wait, however long.
+    """Run the block on rank 0 while other ranks wait, without a time limit.
 
-    A barrier would not do: on the CPU (gloo) it gives up after 30 seconds. The processes must come here the same
-    number of times. On one process nothing is waited for.
+    A barrier does not work: on the CPU (gloo) it times out after 30 seconds. All ranks must call this the same number
+    of times. A single process does not wait.
 
     Yields:
-        whether this process is the first; what it puts into ``answer`` reaches the others.
+        The state: whether this rank runs the block; its ``answer`` is sent to the others.
 
     Raises:
-        RuntimeError: on the others, where the first one failed in the block.
+        RuntimeError: On the other ranks, if rank 0 failed in the block.
     """
     turn = Turn(mine=paddle.distributed.get_rank() == 0)
     if paddle.distributed.get_world_size() == 1:
         yield turn
         return
     if not paddle.distributed.is_initialized():
-        paddle.distributed.init_parallel_env()  # hapi would do it in paddle.Model(...)
+        paddle.distributed.init_parallel_env()  # otherwise paddle.Model(...) would do it
     core = require_private(
         "paddle.base.core", "create_or_get_global_tcp_store", needed_for="A training on several processes"
     )
@@ -124,5 +124,5 @@ def _awaited(store: Any, key: str) -> int:
     while (told := store.add(key, 0)) == 0:
         time.sleep(_SECONDS)
     if told < 0:
-        raise RuntimeError("The first process failed in what it does for all of them: its log says why.")
+        raise RuntimeError("Rank 0 failed in its work for all ranks: read its log for the reason.")
     return int(told) - 1

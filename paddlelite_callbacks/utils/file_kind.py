@@ -28,10 +28,10 @@ _BEGINS = {
 
 
 def mistaken_kind(path: Path) -> str | None:
-    """Return what ``path`` really is, if it is no model file.
+    """Return what ``path`` really is, if it is not a model file.
 
     Args:
-        path: of a file that should be a program, an ONNX file, parameters or weights; JSON is none of the mistaken.
+        path: File that should be a program, an ONNX file, parameters or weights; JSON is not detected.
     """
     with path.open("rb") as file:
         first = file.read(_BYTES)
@@ -48,7 +48,7 @@ def mistaken_kind(path: Path) -> str | None:
     if first[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if not any(first):
-        return "nothing but zeros: the download or copy broke off"
+        return "only zeros: the download or copy was interrupted"
     if _is_text(first) and not text.startswith(b"{"):
         return f"a text that begins {first[:40].decode(errors='replace')!r}"
     return None
@@ -57,7 +57,7 @@ def mistaken_kind(path: Path) -> str | None:
 def _is_text(first: bytes) -> bool:
     try:
         decoded = first.decode("utf-8")
-    except UnicodeDecodeError as error:  # the last letter may be cut off
+    except UnicodeDecodeError as error:  # the last character may be incomplete
         if len(first) < _BYTES or error.start < _BYTES - 4:
             return False
         decoded = first[: error.start].decode("utf-8")

@@ -1,4 +1,4 @@
-"""Messages without the names of temporary folders."""
+"""Remove names of temporary folders from messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["without_folder"]
 
 
 def without_folder(text: str, folder: str | Path) -> str:
-    """Return ``text`` with paths into ``folder`` shortened to what lies in it.
+    """Make paths inside ``folder`` in ``text`` relative.
 
     Args:
-        text: of a message.
-        folder: whose name tells the reader nothing, since it is gone when the message is read.
+        text: Message.
+        folder: Temporary folder, deleted before the message is read.
     """
     names = {str(folder), os.path.abspath(folder), os.path.realpath(folder)}  # noqa: PTH100
     for name in sorted(names - {os.sep, os.curdir}, key=len, reverse=True):

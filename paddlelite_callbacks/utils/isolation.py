@@ -1,4 +1,4 @@
-"""Isolate work from the user's process: random streams, threads, output."""
+"""Isolate work from the user's process: random generators, threads, output."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["RandomStreams", "beside_readers", "hushed_stdout", "same_generators"
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restore random streams, OpenMP threads and gradient mode after the block.
+    """Restore random generators, OpenMP threads and gradient mode after the block.
 
-    Engines set the number of OpenMP threads for the whole process, data loaders draw their seeds.
+    Engines set the number of OpenMP threads of the whole process, and data loaders draw seeds.
     """
     threads = [(library, library.omp_get_max_threads()) for library in _openmp()]
     gradients = paddle.is_grad_enabled()
@@ -43,8 +43,8 @@ def undisturbed() -> Iterator[None]:
 def hushed_stdout() -> Iterator[None]:
     """Silence the C-level standard output inside the block.
 
-    oneDNN kernels print there past ``sys.stdout``. Other threads' prints of that time are swallowed too, so wrap
-    single loads and calls only. Does nothing where the process has no standard output.
+    oneDNN kernels print there, bypassing ``sys.stdout``. Prints of other threads are lost meanwhile, so wrap only
+    single loads and calls. Does nothing without a standard output.
     """
     try:
         sys.stdout.flush()
@@ -89,8 +89,8 @@ def _loaded_openmp() -> list[str]:
     return sorted(path for path in paths if "libgomp" in path or "libiomp5" in path or "libomp" in path)
 
 
-_MOST = 10_000  # objects that are looked through
-_LONGEST = 1_000  # list that is
+_MOST = 10_000  # objects that are searched
+_LONGEST = 1_000  # list that is searched
 
 
 _beside_readers: ContextVar[bool] = ContextVar("_beside_readers", default=False)
@@ -108,10 +108,10 @@ def same_random_streams() -> Iterator[None]:
 
 @contextmanager
 def beside_readers() -> Iterator[None]:
-    """Let `same_random_streams` inside the block put back Paddle's states alone.
+    """Make `same_random_streams` restore only Paddle's states inside the block.
 
-    For blocks in the middle of an epoch that draw nothing from NumPy or Python: a data loader without workers reads
-    ahead in a thread, whose draws would be drawn again.
+    For blocks within an epoch that draw nothing from NumPy or Python: a data loader without workers reads ahead in a
+    thread, and would repeat its draws.
     """
     token = _beside_readers.set(True)
     try:
@@ -122,10 +122,10 @@ def beside_readers() -> Iterator[None]:
 
 @contextmanager
 def same_generators(root: Any) -> Iterator[None]:
-    """Put the random generators that ``root`` holds (a data set, its transforms) back at the end of the block.
+    """Restore the random generators that ``root`` holds after the block.
 
     Args:
-        root: looked through by its attributes, lists and dictionaries: NumPy's and Python's generators count.
+        root: Data set or transform, searched by attributes, lists and dictionaries for NumPy's and Python's generators.
     """
     undo = [_generator_undo(found) for found in _generators(root)]
     try:

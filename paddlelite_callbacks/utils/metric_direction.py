@@ -13,17 +13,17 @@ _WORDS = frozenset(
         *("mse", "rmse", "nmse", "nrmse", "rmsle", "mae", "mape", "smape"),
         *("nme", "epe", "mpjpe", "cer", "wer", "eer", "fid", "lpips", "perplexity"),
     )
-)  # errors by their names; names of losses and other errors are told by their endings
+)  # names of error metrics; losses and other errors are recognised by their endings
 _ENDINGS = ("loss", "losses", "err", "error", "errors")
 
 
 def falls_with_quality(name: str, mode: str = "auto") -> bool:
-    """Return whether lower values of metric ``name`` are better.
+    """Whether lower values of metric ``name`` are better.
 
     Args:
-        name: of the figure, for instance ``"acc"`` or ``"val_rmse"``.
-        mode: ``"max"`` or ``"min"`` decides; ``"auto"`` goes by the name: smaller is better where one of its words ends
-            in ``loss``, ``err`` or ``error``, or is the name of an error (``mae``, ``mse``, ``rmse``, ``nme``, ...).
+        name: Name of the metric, for instance ``"acc"`` or ``"val_rmse"``.
+        mode: ``"max"`` or ``"min"`` decides; ``"auto"`` infers it from the name: lower is better where one of its words
+            ends in ``loss``, ``err`` or ``error``, or is an error metric (``mae``, ``mse``, ``rmse``, ``nme``, ...).
     """
     if mode != "auto":
         return mode == "min"
@@ -35,7 +35,7 @@ def checked_mode(mode: str) -> str:
     """Validate ``mode``.
 
     Raises:
-        ValueError: it is none of `MODES`.
+        ValueError: ``mode`` is not one of `MODES`.
     """
     if mode not in MODES:
         raise ValueError(

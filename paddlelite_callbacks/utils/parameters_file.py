@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["check_not_truncated", "read_tensors", "stored_tensors", "write_tensors"]
 
-# Bytes of a value by the number of its type in Paddle's VarType.
+# Bytes per value by type number of Paddle's VarType.
 _BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 19: 8, 20: 1, 21: 1, 22: 2, 23: 8, 24: 16, 32: 1, 33: 1}
 _NUMPY = {
     **{0: "bool", 1: "int16", 2: "int32", 3: "int64", 4: "float16", 5: "float32", 6: "float64"},
@@ -23,15 +23,15 @@ _TYPE, _DIM, _DIMS = 0x08, 0x10, 0x12  # fields of the description of a tensor: 
 
 
 def check_not_truncated(path: str | Path) -> None:
-    """Check that a parameters file is not truncated, by its descriptions alone.
+    """Check that a parameter file is not truncated, by its tensor headers alone.
 
-    A file that is written otherwise than Paddle does is left to Paddle.
+    A file in another format is left to Paddle.
 
     Args:
-        path: of a ``.pdiparams`` file of ``paddle.jit.save`` or ``save_inference_model``.
+        path: A ``.pdiparams`` file of ``paddle.jit.save`` or ``save_inference_model``.
 
     Raises:
-        ValueError: says where it ends.
+        ValueError: The file is truncated; says where it ends.
     """
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
@@ -51,13 +51,15 @@ def check_not_truncated(path: str | Path) -> None:
 
 
 def stored_tensors(path: str | Path) -> list[tuple[int, tuple[int, ...]]]:
-    """Return type (a number of Paddle's ``VarType``) and shape of each tensor in a file of parameters, in its order.
+    """Return type and shape of each tensor in a parameter file, in its order.
+
+    Types are numbers of Paddle's ``VarType``.
 
     Args:
-        path: of a ``.pdiparams`` file that is whole.
+        path: A complete ``.pdiparams`` file.
 
     Raises:
-        ValueError: it is written otherwise than Paddle does.
+        ValueError: The file has another format.
     """
     found = []
     size = Path(path).stat().st_size
@@ -66,7 +68,9 @@ def stored_tensors(path: str | Path) -> list[tuple[int, tuple[int, ...]]]:
             while file.tell() < size:
                 found.append(_pass_tensor(file))
         except (EOFError, struct.error, LookupError) as error:
-            raise ValueError(f"{path} holds no parameters of Paddle, or is torn: export the network again.") from error
+            raise ValueError(
+                f"{path} holds no parameters of Paddle, or is truncated: export the network again."
+            ) from error
     return found
 
 
@@ -126,7 +130,7 @@ def _as_varint(value: int) -> bytes:
 
 
 def _pass_tensor(file: BinaryIO) -> tuple[int, tuple[int, ...]]:
-    """Skip one tensor: versions, description, values."""
+    """Skip one tensor: versions, header, values."""
     (_, levels) = struct.unpack("<IQ", file.read(12))
     for _ in range(levels):
         file.seek(struct.unpack("<Q", file.read(8))[0], os.SEEK_CUR)

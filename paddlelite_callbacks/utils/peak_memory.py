@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work in this process, and of the child processes that it starts."""
+"""Measure peak memory of this process and its child processes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import psutil
 __all__ = ["MemoryMeter", "PeakMemory", "high_water", "release_free_memory"]
 
 _SECONDS = 0.005  # between two samples
-_CHILDREN = 10  # samples between two looks at the child processes: each takes a few milliseconds
+_CHILDREN = 10  # samples between two queries of the child processes, which take a few milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Most resident memory that an export took, over what the process had before it, in MB (1e6 bytes).
+    """Peak resident memory of an export, above that before it, in MB (1e6 bytes).
 
     Args:
-        network_mb: of the network's parameters and buffers, once.
-        writing_mb: while weights and files were written: copies of the network, conversions.
-        engines_mb: with every engine's files loaded, for checks and accuracy (timing in turn comes after): each engine
-            has weights of its own. ``None`` where none was loaded.
-        children_mb: of the child processes (converters), together.
+        network_mb: Size of the network's parameters and buffers.
+        writing_mb: Peak while weights and files were written: copies of the network, conversions.
+        engines_mb: Peak with the files loaded on all engines, for checks and accuracy (before timing): each engine has
+            weights of its own. ``None`` where none was loaded.
+        children_mb: Peak of the child processes (converters) together.
     """
 
     network_mb: float
@@ -35,26 +35,28 @@ class PeakMemory:
     children_mb: float = 0.0
 
     def times(self, megabytes: float) -> float | None:
-        """Return ``megabytes`` as a multiple of the network; ``None`` for a network without weights.
+        """Return ``megabytes`` as a multiple of the network's size.
+
+        ``None`` for a network without weights.
 
         Args:
-            megabytes: one of the other fields.
+            megabytes: One of the other fields.
         """
         return megabytes / self.network_mb if self.network_mb else None
 
 
 class MemoryMeter:
-    """Measures by how much the resident memory grows, stage by stage, over what it was at the begin: a context manager.
+    """Context manager that measures the growth of resident memory by stage.
 
-    A thread samples it every 5 ms. Where the kernel's own high-water mark of the process rises in a stage, it tells the
-    peak to the page; it is not reset, since others may read it.
+    A thread samples it every 5 ms. Where the kernel's high-water mark of the process rises in a stage, it gives the
+    exact peak; it is not reset, since others may read it.
 
     Args:
-        stage: name of the first stage.
+        stage: Name of the first stage.
 
     Attributes:
-        peaks: by stage, the most so far, in MB; no entry before the meter was entered.
-        children: the most that child processes had together so far, in MB.
+        peaks: Peak by stage so far, in MB; empty before the meter is entered.
+        children: Peak of the child processes together so far, in MB.
     """
 
     def __init__(self, stage: str) -> None:
@@ -66,7 +68,7 @@ class MemoryMeter:
 
     def __enter__(self) -> MemoryMeter:
         """Begin to measure."""
-        release_free_memory()  # else what was freed before is used first, and not seen
+        release_free_memory()  # otherwise freed memory is reused first, which would hide growth
         self._begin, self._mark = self._process.memory_info().rss, high_water()
         self._look()
         self._watch = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
@@ -74,7 +76,7 @@ class MemoryMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End it; a second end does nothing."""
+        """Stop measuring; further calls do nothing."""
         if self._watch is not None:
             self._ended.set()
             self._watch.join()
@@ -82,10 +84,10 @@ class MemoryMeter:
             self._close()
 
     def stage(self, name: str) -> None:
-        """End a stage and begin the next one; does nothing where nothing is measured.
+        """Begin the next stage; does nothing unless measuring.
 
         Args:
-            name: of the next one.
+            name: Name of the stage.
         """
         if self._watch is not None:
             self._close()
@@ -114,7 +116,7 @@ class MemoryMeter:
 
 
 def high_water() -> int:
-    """Return the most resident memory that this process ever had, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     with contextlib.suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
@@ -129,16 +131,19 @@ def high_water() -> int:
 
 
 def release_free_memory() -> None:
-    """Give memory that the process has freed back to the system: glibc keeps it, 2.6 times a network's size here."""
+    """Return freed memory to the system; glibc keeps it, 2.6 times a network's size."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def _rss_of(children: list[psutil.Process], command: list[str]) -> int:
-    """Return what ``children`` have together; one that still runs ``command``, the parent's, shares its memory."""
+    """Sum the resident memory of ``children``.
+
+    One that still runs ``command``, the parent's, shares its memory.
+    """
     total = 0
     for one in children:
-        with contextlib.suppress(psutil.Error, OSError):  # ended since
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended
             total += one.memory_info().rss if one.cmdline() != command else 0
     return total

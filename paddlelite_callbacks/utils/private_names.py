@@ -1,4 +1,4 @@
-"""Look up private modules and names of Paddle, which a later release may move or drop."""
+"""Look up private names of Paddle, which a later release may move or drop."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ __all__ = ["private_module", "require_private"]
 
 
 def private_module(module: str, *names: str) -> Any:
-    """Return a private module of Paddle, or ``None`` where it or one of ``names`` is missing.
+    """Return a private module of Paddle, or ``None`` where a name is missing.
 
     Args:
-        module: dotted name, such as ``"paddle.base.framework"``.
-        names: what is used of it; dotted for attributes of a class or an object.
+        module: Dotted name, such as ``"paddle.base.framework"``.
+        names: Names that are used of it; dotted for attributes of a class or an object.
     """
     return _found(module, names)[0]
 
 
 def require_private(module: str, *names: str, needed_for: str) -> Any:
-    """Return a private module of Paddle that a feature cannot do without.
+    """Return a private module of Paddle that a feature requires.
 
     Args:
-        module: dotted name.
-        names: what is used of it; dotted for attributes of a class or an object.
-        needed_for: the feature, for the message.
+        module: Dotted name.
+        names: Names that are used of it; dotted for attributes of a class or an object.
+        needed_for: Feature, for the message.
 
     Raises:
-        RuntimeError: the module or a name is missing in the installed Paddle.
+        RuntimeError: The installed Paddle lacks the module or a name.
     """
     found, missing = _found(module, names)
     if missing is not None:

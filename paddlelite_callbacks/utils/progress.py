@@ -1,4 +1,4 @@
-"""Progress bars without threads, and lines between them."""
+"""Show progress bars without threads, and print lines between them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["tqdm", "write_lines"]
 class tqdm(_tqdm):
     """``tqdm.tqdm`` without its monitor thread.
 
-    The monitor mends bars whose steps become slower; looking at the clock in each step does as well.
+    The monitor adapts bars whose steps become slower; checking the clock in each step does the same.
 
     Args:
-        args: those of ``tqdm.tqdm``.
-        options: likewise.
+        args: Arguments of ``tqdm.tqdm``.
+        options: Keyword arguments of ``tqdm.tqdm``.
     """
 
     monitor_interval = 0
@@ -32,6 +32,6 @@ def write_lines(text: str) -> None:
     """Print ``text`` above progress bars, in the terminal's encoding.
 
     Args:
-        text: one line or more.
+        text: One or more lines.
     """
     tqdm.write(printable(text, getattr(sys.stdout, "encoding", None) or "utf-8"))

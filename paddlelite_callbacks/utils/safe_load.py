@@ -1,7 +1,7 @@
 """Load files of ``paddle.save`` without executing code.
 
-Such a file is a pickle, and a pickle may name any function of the machine to be called when it is opened:
-``paddle.load`` calls them. Weights need a few harmless ones, so here every other name is refused.
+Such a file is a pickle, and a pickle can call any function of the machine when it is opened: ``paddle.load`` calls
+them. Weights need a few harmless ones, so here every other name is rejected.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ _NAMES = "StructuredToParameterName@@"
 
 
 class _Refused(Exception):
-    """A pickle asks for something that weights do not need."""
+    """A pickle references something that weights do not need."""
 
 
 def read_saved(path: str | Path) -> Any:
-    """Load what ``paddle.save`` wrote: tensors, numbers, strings, nested.
+    """Load a file of ``paddle.save``: tensors, numbers, strings, nested.
 
-    As ``paddle.load`` does for such files, but nothing else can be in it: a pickle that names any other function or
-    class is refused before it is called.
+    Like ``paddle.load``, but a pickle that references any other function or class is rejected before it is called.
 
     Args:
-        path: a ``.pdparams``, ``.pdopt`` or ``.pddistill`` file.
+        path: A ``.pdparams``, ``.pdopt`` or ``.pddistill`` file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file would run code, is torn, or is no file of ``paddle.save``.
+        FileNotFoundError: There is no such file.
+        ValueError: The file would run code, is truncated, or is not a file of ``paddle.save``.
 
     Example:
         >>> network.set_state_dict(read_saved("downloaded.pdparams"))  # doctest: +SKIP
@@ -48,7 +47,7 @@ def check_no_code(path: Path) -> None:
     """Check that a pickle at ``path`` executes no code, before Paddle opens it.
 
     Raises:
-        ValueError: it would run code, or is torn.
+        ValueError: The file would run code, or is truncated.
     """
     if path.is_file():
         _unpickled(path)
@@ -64,17 +63,17 @@ def _unpickled(path: Path) -> Any:
             return _Unpickler(file, encoding="latin1").load()
     except _Refused as error:
         raise ValueError(
-            f"{path} asks for {error} when it is opened. A file of weights may only hold arrays, numbers and strings "
-            "in dictionaries and lists; anything else can run any code on this machine, so it is not opened. If you "
-            "trust whoever made it, open it yourself with paddle.load and save the weights alone: "
+            f"{path} would call {error} when it is opened. A file of weights may only hold arrays, numbers and "
+            "strings in dictionaries and lists; anything else can run any code on this machine, so it is not "
+            "opened. If you trust its author, open it yourself with paddle.load and save only the weights: "
             "paddle.save(network.state_dict(), path)."
         ) from None
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is torn, or is no file of paddle.save ({type(error).__name__}: {str(error)[:120]}): give a whole "
-            "one, written with paddle.save(network.state_dict(), path)."
+            f"{path} is truncated, or not a file of paddle.save ({type(error).__name__}: {str(error)[:120]}): give "
+            "a complete one, written with paddle.save(network.state_dict(), path)."
         ) from error
 
 
@@ -133,7 +132,7 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return paddle.to_tensor(value)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], np.ndarray):
-        return paddle.to_tensor(value[1])  # a tensor with its automatic name, which would be given out twice
+        return paddle.to_tensor(value[1])  # without its automatic name, which another tensor may have
     if isinstance(value, dict):
         return type(value)((key, _as_tensors(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Delay signals while an edit is made or undone."""
+"""Delay signals while the model is edited or restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["same_signal_stack", "uninterrupted"]
 
-# Ctrl-C; a cluster that ends the job; a lost terminal; Paddle raises SystemError when a worker dies; time limits
+# Ctrl-C; job ended by a cluster; terminal lost; Paddle raises SystemError when a worker dies; time limits
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGALRM", "SIGUSR1", "SIGUSR2")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
@@ -21,9 +21,9 @@ _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 def uninterrupted() -> Iterator[None]:
     """Delay signals inside the block; deliver them at its end.
 
-    For short blocks that leave the model half edited if they stop in the middle: an impatient second Ctrl-C must not
-    cut the clean-up of the first short, nor what a handler of another signal raises. Signals reach the main thread
-    alone; elsewhere the block runs as it is.
+    For short blocks that would leave the model half edited: a second Ctrl-C must not interrupt the clean-up after the
+    first, nor an exception in a handler of another signal. Signals reach only the main thread; elsewhere the block runs
+    as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,7 +45,7 @@ class _Holder:
     def __init__(self, number: int, handler: Callable[..., Any]) -> None:
         self._number, self._handler = number, handler
         self._holds, self._held = True, list[tuple[Any, ...]]()
-        self._own = self._hear  # one bound method, to be known again
+        self._own = self._hear  # one bound method, to compare with
 
     def begin(self) -> None:
         signal.signal(self._number, self._own)
@@ -82,9 +82,9 @@ class _Stack(ctypes.Structure):  # stack_t of Linux
 def same_signal_stack() -> Iterator[None]:
     """Restore the calling thread's alternate signal stack at the end of the block.
 
-    OpenVINO 2026.4 leaves one behind that cannot be used (seen on a processor with AVX-512). Python's handlers run on
-    it, so that the next signal, a child process that ends or Ctrl-C, kills the process with a segmentation fault.
-    Linux only; elsewhere the block runs as it is.
+    OpenVINO 2026.4 leaves an unusable one behind (seen on a processor with AVX-512). Python's handlers run on it, so
+    that the next signal, such as the end of a child process or Ctrl-C, causes a segmentation fault. Linux only;
+    elsewhere the block runs as it is.
     """
     if not sys.platform.startswith("linux"):
         yield

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["LOOKALIKES", "degrading", "printable"]
 
-LOOKALIKES = "paddlelite_lookalikes"  # an error handler of codecs
+LOOKALIKES = "paddlelite_lookalikes"  # name of a codecs error handler
 _ASCII = {
     "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00d7": "x", "\u00b7": "*", "\u2264": "<=", "\u2265": ">=",
     "\u2248": "~", "\u00b1": "+-", "\u2192": "->", "\u2026": "...", "\u00b5": "u", "\u03bc": "u", "\u00b2": "^2",
@@ -28,11 +28,11 @@ codecs.register_error(LOOKALIKES, _lookalikes)
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """Replace letters that ``encoding`` lacks by look-alikes or question marks.
+    """Replace characters that ``encoding`` lacks by look-alikes or question marks.
 
     Args:
-        text: to be written.
-        encoding: of the stream; ``None`` counts as ASCII.
+        text: Text to write.
+        encoding: Encoding of the stream; ``None`` counts as ASCII.
     """
     encoding = encoding or "ascii"
     return text.encode(encoding, LOOKALIKES).decode(encoding)
@@ -40,10 +40,10 @@ def printable(text: str, encoding: str | None) -> str:
 
 @contextmanager
 def degrading(stream: Any) -> Iterator[None]:
-    """Make ``stream`` replace unknown letters instead of raising, in the block.
+    """Make ``stream`` replace unencodable characters inside the block.
 
     Args:
-        stream: ``sys.stdout``, or what stands in its place; without effect on one that chose otherwise itself.
+        stream: ``sys.stdout`` or its replacement; no effect on one with its own error handler.
     """
     if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
         yield

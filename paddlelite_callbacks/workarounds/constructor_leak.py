@@ -1,4 +1,4 @@
-"""Avoid the list that Paddle's tensor constructor leaks."""
+"""Avoid a leak of Paddle's tensor constructor."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _KEYWORDS = ("value", "place", "persistable", "zero_copy", "name", "stop_gradien
 def without_argument_lists() -> Iterator[None]:
     """Call Paddle's constructor without keywords inside the block.
 
-    Paddle 3.3 makes a list of the keywords of each tensor and parameter that is built from a value, an empty one too,
-    and never frees it: 70 to 180 bytes for every ``paddle.to_tensor`` and every parameter of a ``copy.deepcopy``.
-    Given by position the same arguments leave nothing. Where Paddle's constructor is another one, nothing is done. No
-    report of it upstream is known; a test in ``tests/workarounds`` fails on the day it is mended.
+    Paddle 3.3 allocates a list of the keywords of each tensor and parameter that is built from a value, even an empty
+    one, and never frees it: 70 to 180 bytes for every ``paddle.to_tensor`` and every parameter of a ``copy.deepcopy``.
+    The same arguments given by position leak nothing. With another constructor nothing is done. No upstream report is
+    known; a test in ``tests/workarounds`` fails once Paddle fixes it.
     """
     wrapper: Any = paddle.Tensor.__init__
     construct: Any = getattr(paddle, "original_init", None)
@@ -46,5 +46,5 @@ def without_argument_lists() -> Iterator[None]:
 
 
 def _a_shape_or_list(args: tuple[Any, ...]) -> bool:
-    """Return whether Paddle's Python constructor interprets ``args``."""
+    """Whether Paddle's Python constructor interprets ``args``."""
     return all(isinstance(arg, int) for arg in args) or (len(args) == 1 and isinstance(args[0], (list, tuple)))

@@ -1,7 +1,7 @@
 """Repairs of paddleclas networks that Paddle 3.3 cannot export or quantise.
 
-Each cure states its cause, keeps the keys of ``state_dict`` and the numbers of ``forward``, and is applied to a
-freshly built network. Each has a test in ``tests/workarounds`` that fails on the day its cause is mended.
+Each repair states its cause, keeps the keys of ``state_dict`` and the outputs of ``forward``, and is applied to a
+freshly built network. Each has a test in ``tests/workarounds`` that fails once its cause is fixed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paddle.nn import Layer
 __all__ = ["FusedBranches", "LayersOf", "cure_", "upsample_nearest"]
 
 
-_OF_FUSE_LAYERS = ("residual_func_list", "relu", "_in_channels")  # what `FusedBranches` reads of one
+_OF_FUSE_LAYERS = ("residual_func_list", "relu", "_in_channels")  # attributes that `FusedBranches` reads
 
 
 def cure_(network: Layer) -> list[str]:
@@ -48,7 +48,7 @@ class FusedBranches(Layer):
     """HRNet's exchange unit (arXiv:1908.07919) with `upsample_nearest`.
 
     Args:
-        original: paddleclas's ``FuseLayers``, whose layers are taken over under their names.
+        original: paddleclas's ``FuseLayers``, whose layers are reused under their names.
     """
 
     def __init__(self, original: Layer) -> None:
@@ -78,7 +78,7 @@ class LayersOf(Sequence[Any]):
     """Live view of the sublayers ``keys`` of ``owner``.
 
     Many networks of paddleclas 2.6.0 keep their blocks in a plain list beside ``add_sublayer``: a layer replaced by a
-    quantised one would go on running from that list. Layers that are gone are left out.
+    quantised one would still run from that list. Deleted layers are left out.
     """
 
     def __init__(self, owner: Layer, keys: Sequence[str]) -> None:

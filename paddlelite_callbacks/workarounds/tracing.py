@@ -1,8 +1,8 @@
-"""Programs traced without what Paddle keeps of each for good (names of scopes, source files) and does over and over.
+"""Trace programs without Paddle's permanent records and repeated conversions.
 
-Each function works around one defect of paddlepaddle 3.3.1 (no report of it upstream is known, unless one is named)
-and has a test in ``tests/workarounds`` that fails on the day it is mended. Where a later Paddle lacks the private names
-that it needs, it does nothing.
+Each function works around one defect of paddlepaddle 3.3.1 (no upstream report is known, unless one is named) and has a
+test in ``tests/workarounds`` that fails once Paddle fixes it. Where a later Paddle lacks the private names that it
+needs, it does nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _translator = private_module(f"{_DY2STATIC}.program_translator", "ast_to_func")
 _cache = private_module(f"{_DY2STATIC}.program_translator", "_FUNCTION_CACHE.convert_with_cache")
 _calls = private_module(f"{_DY2STATIC}.convert_call_func", "is_unsupported")
 
-_generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside our blocks, their files
+_generated: list[tuple[weakref.ref[Any], str]] = []  # functions that Paddle generated inside the blocks, their files
 _lock = threading.Lock()
 _converting = threading.local()  # whether this thread is inside a block of `without_repeated_conversions`
 
@@ -72,10 +72,10 @@ def clean_trace() -> Iterator[None]:
 
 @contextmanager
 def with_own_source_folder() -> Iterator[None]:
-    """Let Paddle write the source files that it generates into a temporary folder of this process.
+    """Make Paddle write generated source files to a temporary folder of this process.
 
-    Paddle 3.3 writes them to ``~/.cache/paddle/to_static_tmp/PID``: a HOME that cannot be written to ends the trace,
-    and of two containers that share one the first to end removes the other's files, where both have the same PID.
+    Paddle 3.3 writes them to ``~/.cache/paddle/to_static_tmp/PID``: a HOME that is not writable ends the trace, and of
+    two containers that share one, and have the same PID, the first to end deletes the other's files.
     """
     if _sources is None:
         yield
@@ -94,7 +94,7 @@ def _source_folder(process: int) -> str:
     folder = tempfile.mkdtemp(prefix="paddlelite_traces_")
 
     def remove() -> None:
-        if os.getpid() == process:  # not the fork of this one
+        if os.getpid() == process:  # not in a fork
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -103,11 +103,11 @@ def _source_folder(process: int) -> str:
 
 @contextmanager
 def without_scope_names() -> Iterator[None]:
-    """Number the scopes inside the block from zero, and forget them at its end.
+    """Number scopes inside the block from zero, and forget them at its end.
 
-    Paddle 3.3 keeps a node for each call of each layer that it ever traced (``paddle.base.framework._name_struct``),
-    and numbers on: every program writes other names (``TinyNet_7/Conv2D_3/``) into its operations, each of which PIR's
-    context keeps as well. Numbered from zero they are the same in every program of a network.
+    Paddle 3.3 keeps a node for each call of each layer that it ever traced (``paddle.base.framework._name_struct``) and
+    continues its numbers: every program has other names (``TinyNet_7/Conv2D_3/``) in its operations, each of which
+    PIR's context keeps as well. Numbered from zero they are the same in every program of a network.
     """
     if _framework is None:
         yield
@@ -122,11 +122,11 @@ def without_scope_names() -> Iterator[None]:
 
 @contextmanager
 def without_generated_sources() -> Iterator[None]:
-    """Remove the source files that Paddle writes inside the block, in this thread, once their function is gone.
+    """Delete source files that Paddle generates inside the block once unused.
 
-    Paddle 3.3 writes a Python file for every function that it traces, reads it
-    back, and keeps file, text (``linecache``) and a map of its lines until the process ends: 3 KB a function. Files of
-    functions that are still in use, Paddle's own cache of converted functions among them, stay.
+    Paddle 3.3 writes a Python file for every function that it traces, reads it back, and keeps file, text
+    (``linecache``) and a map of its lines until the process ends: 3 KB per function. Files of functions that are still
+    in use, Paddle's own cache of converted functions among them, stay. In this thread only.
     """
     if _translator is None:
         yield
@@ -166,13 +166,13 @@ def _forget_dead() -> None:
 
 @contextmanager
 def without_repeated_conversions() -> Iterator[None]:
-    """Convert each method once inside the block, in this thread; an inner block shares what the outer one has.
+    """Convert each method once inside the block; an inner block shares the cache.
 
-    Paddle 3.3 keeps converted functions under weak references to what they were made of. A bound method is gone at
-    once, so ``forward`` is parsed, rewritten, written to a file, imported and parsed again for each layer of the same
-    class and for each program; and whether a callee is built in is looked up in a list of thousands at each call.
-    Both together are three quarters of the time that a trace of MobileNetV3 takes. Between two blocks nothing is kept:
-    a conversion holds the values that globals and closures have at that moment.
+    Paddle 3.3 caches converted functions under weak references to their sources. A bound method is freed at once, so
+    ``forward`` is parsed, rewritten, written to a file, imported and parsed again for each layer of the same class and
+    for each program; and whether a callee is built in is searched in a list of thousands at each call. Together these
+    take three quarters of the time of a trace of MobileNetV3. Nothing is kept between two blocks, since a conversion
+    captures the values of globals and closures at that moment. In this thread only.
     """
     if getattr(_converting, "active", False):
         yield
@@ -193,7 +193,7 @@ def _converted_once() -> Iterator[None]:
         return
     cache, owner = _cache._FUNCTION_CACHE, [threading.get_ident()]
     real, before = cache.convert_with_cache, vars(cache).get("convert_with_cache")
-    known: dict[int, tuple[Any, Callable[..., Any]]] = {}  # by the identity of a function, which is held too
+    known: dict[int, tuple[Any, Callable[..., Any]]] = {}  # by the id of a function, which is kept alive
 
     def convert_with_cache(function: Callable[..., Any]) -> Callable[..., Any]:
         if threading.get_ident() not in owner or not inspect.ismethod(function):
@@ -207,7 +207,7 @@ def _converted_once() -> Iterator[None]:
     try:
         yield
     finally:
-        owner.clear()  # should another thread's block put this function back
+        owner.clear()  # in case another thread's block restores this function
         known.clear()
         if before is not None:
             cache.convert_with_cache = before
@@ -246,11 +246,11 @@ _EMPTY = traceback.StackSummary()
 
 @contextmanager
 def without_call_stacks() -> Iterator[None]:
-    """Let Paddle see an empty stack where it asks for one, in this thread, inside the block.
+    """Give Paddle an empty call stack inside the block, in this thread.
 
-    While it traces a network, Paddle 3.3 calls ``traceback.extract_stack()`` for each operation (to name lines should
-    the program fail when it runs) and keeps the result for good: 0.1 MB for each ``paddle.jit.save`` of a network of 38
-    operations. An exception in ``forward`` carries its own traceback as ever; the saved files are the same.
+    While it traces a network, Paddle 3.3 calls ``traceback.extract_stack()`` for each operation (to name lines if the
+    program fails at run time) and keeps the result permanently: 0.1 MB for each ``paddle.jit.save`` of a network of 38
+    operations. An exception in ``forward`` has its usual traceback; the saved files are the same.
     """
     real, owner = traceback.extract_stack, threading.get_ident()
 
@@ -270,10 +270,10 @@ def without_call_stacks() -> Iterator[None]:
 def without_failed_traces() -> Iterator[None]:
     """Forget the parameters of traces that failed, before the block and if it fails.
 
-    Paddle 3.3 notes the parameters of a program that it traces under the program's address, and takes them back when
-    the trace is done. Where ``forward`` raises they stay, and a later program that happens to get the same address is
-    given them: ``paddle.jit.save`` then ends in a KeyError. Inside a trace nothing is done. Paddle
-    mended it for traces that succeed: https://github.com/PaddlePaddle/Paddle/pull/71503.
+    Paddle 3.3 records the parameters of a program that it traces under the program's address, and removes them after
+    the trace. If ``forward`` raises they stay, and a later program at the same address gets them: ``paddle.jit.save``
+    then ends in a KeyError. Inside a trace nothing is done. Paddle fixed it for traces that succeed:
+    https://github.com/PaddlePaddle/Paddle/pull/71503.
     """
     if paddle.in_dynamic_mode():
         _forget()

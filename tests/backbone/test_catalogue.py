@@ -73,7 +73,7 @@ def test_a_check_that_fails_says_why():
 
     x = paddle.rand([1, 3, 8, 8])
     assert CHECKS["train"](Idle(), x) == "no gradient: ['idle.weight', 'idle.bias']"
-    assert CHECKS["paddle"](TinyNet(), x).startswith("ValueError: The backbone must give maps")
+    assert CHECKS["paddle"](TinyNet(), x).startswith("ValueError: The backbone must return maps")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_names_are_found_in_any_case():
     assert type(BackboneSwap("pplcnet_x0_25")(TinyNet())).__name__ == "PPLCNet"
     assert type(build("resnet18")).__module__.startswith("paddle.vision")
     assert type(build("ResNet18")).__module__.startswith("paddleclas")
-    with pytest.raises(ValueError, match=r"may be any of \['ResNet18', 'resnet18'\], which differ in case only"):
+    with pytest.raises(ValueError, match=r"may be any of \['ResNet18', 'resnet18'\], which differ only in case"):
         BackboneSwap("RESNET18")
     with pytest.raises(ValueError, match=r"backbone 'pplcnet_X3'.*\['PPLCNet_x"):
         BackboneSwap("pplcnet_X3")

@@ -28,7 +28,7 @@ class Grey(nn.Layer):
 
 
 SPEC = [InputSpec([None, 1, 64, 64])]
-SAID = r"takes 3 channels, but would be given 1: put paddle.nn.Conv2D\(1, 3, 1\) in front"
+SAID = r"takes 3 channels, but would get 1: put paddle.nn.Conv2D\(1, 3, 1\)"
 
 
 def test_a_backbone_inside_a_network_for_grey_images():

@@ -146,7 +146,7 @@ def test_refusals_name_both_axes_and_do_not_contradict_themselves():
     refused(r"no map of stride 32; its maps by stride: " + lines, heavy(), "PPLCNet_x0_25", options=LINES, taps=[32])
     wrong = r"Tap 'blocks6' of PPLCNet_x0_25 gives \[1, 3\] \(height, width\) .* the old map is \[1, 48\]"
     refused(wrong, heavy(), "PPLCNet_x0_25", taps=[32])
-    one = r"gives 1 maps, so 1 taps are needed, got \[32, 2\]. One stride \(height, width\) is written \[\(32, 2\)\]"
+    one = r"returns 1 maps, so give 1 taps, got \[32, 2\]. One stride \(height, width\) is written \[\(32, 2\)\]"
     refused(one, heavy(), "PPLCNet_x0_25", options=LINES, taps=(32, 2))
 
 

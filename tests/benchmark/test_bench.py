@@ -62,7 +62,7 @@ def test_checks_by_hand():
     assert compare_outputs(expected, [np.float32([[1, 2], [3, 4]])], engine="e", noise=[0.25]).passed
     assert (
         compare_outputs(expected, [np.zeros([2, 3])], engine="e").error
-        == "outputs [[2, 3]], the network gives [[2, 2]]"
+        == "outputs [[2, 3]], the network's are [[2, 2]]"
     )
     assert compare_outputs(expected, [expected[0] * np.nan], engine="e").error == "NaN or Inf in output 0"
     second = compare_outputs([expected[0], np.zeros([2])], [expected[0], np.float32([0, 1])], engine="e")
@@ -103,7 +103,7 @@ def test_a_missing_or_failing_engine_gives_its_reason(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engines": ["openvin"]}, r"Unknown engine 'openvin' in engines; near names: \['openvino'"),
+        ({"engines": ["openvin"]}, r"engine 'openvin'.*\['openvino'"),
         ({"engines": []}, "engines must name at least one"),
         ({"engines": "paddle"}, "engines must be a list of names, got 'paddle'"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),

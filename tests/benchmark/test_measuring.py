@@ -121,7 +121,7 @@ def test_a_file_of_a_fixed_batch(network, tmp_path):
     assert all(check.passed for check in loaded.checks)
     assert len(loaded.checks) == 4
     rows = time_files(loaded, x, options, verbose=0).latencies
-    assert [row.error for row in rows] == [None] * 4 + ["ValueError: the file takes exactly 3 images a call"] * 4
+    assert [row.error for row in rows] == [None] * 4 + ["ValueError: the file takes exactly 3 images per call"] * 4
     predict = ENGINES["onnxruntime"].load(made[1], threads=1)
     np.testing.assert_allclose(in_batches(predict, 3)(x)[0], references(network, x)["fp32"].outputs[0], atol=1e-5)
 

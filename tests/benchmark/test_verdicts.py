@@ -75,7 +75,7 @@ def test_a_full_range_file_is_right_by_definition_and_wrong_on_a_cpu_without_vnn
     assert verdicts["onnxruntime-unoptimised", "int8"].agrees
     assert (folder / "full" / "model.int8.onnx").is_file()
     (remark,) = full.remarks
-    assert remark.startswith("model.int8.onnx is right by definition; this CPU has no VNNI: ")
+    assert remark.startswith("model.int8.onnx is correct by definition; this CPU has no VNNI: ")
     assert f"openvino is off by {next(c for c in full.checks if (c.engine, c.precision) == KEY).distance}" in remark
     assert "use reduce_range=True (" in remark
     report = (folder / "report.md").read_text()
@@ -149,7 +149,7 @@ def test_a_recogniser_is_kept_whatever_one_engine_makes_of_it(tmp_path):
         return
     assert verdicts[KEY].agrees is False
     (remark,) = callback.record.remarks
-    assert "The file is right: OpenVINO computes LSTM and GRU inexactly in files with quantised layers." in remark
+    assert "The file is correct: OpenVINO computes LSTM and GRU inexactly in files with quantised layers." in remark
     assert "onnxruntime agrees: deploy this file there; engines=['paddle', 'paddle-onednn', 'onnxruntime']" in remark
 
 

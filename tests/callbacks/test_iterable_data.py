@@ -123,7 +123,7 @@ def peer():
 
 
 def test_what_needs_numbered_samples_says_so(tmp_path):
-    with pytest.raises(TypeError, match=r"needs numbered samples, got Stream.*map-style paddle.io.Dataset"):
+    with pytest.raises(TypeError, match=r"indices, got Stream.*map-style paddle.io.Dataset"):
         cache_teacher(TinyNet(), Stream(), tmp_path / "cache")
 
 

@@ -150,7 +150,7 @@ def test_a_torn_or_strange_state_is_refused_by_name(server, two_runs, tmp_path):
     whole = state.read_bytes()
     for torn in (b"", whole[: len(whole) // 2], b"what?"):
         state.write_bytes(torn)
-        with pytest.raises(ValueError, match=r"final\.pddistill is torn, .*take the checkpoint of another epoch"):
+        with pytest.raises(ValueError, match=r"final\.pddistill is truncated, .*take the checkpoint of another epoch"):
             features(resume=tmp_path / "ck/final")
     state.write_bytes(pickle.dumps({"weight": 1}))
     with pytest.raises(ValueError, match=r"final\.pddistill is no state of DistillCallback"):

@@ -112,9 +112,9 @@ def counted(network, output):
 NOTHING = {
     "tracing": (eager_only, r"Ending cannot be exported with inputs \[\[-1, 3, 8, 8\]\]: .*eager only"),
     "no tensor": (lambda _, y: None, "output holds a NoneType: in eval mode forward"),
-    "no output": (lambda _, y: [], "gives no output, so there is nothing to export: let forward"),
-    "dice": (lambda _, y: F.dropout(y, 0.5), "gives another output when it is called again .* dropout"),
-    "state": (counted, "gives another output when it is called again .* a state that forward"),
+    "no output": (lambda _, y: [], "returns no output, so there is nothing to export: let forward"),
+    "dice": (lambda _, y: F.dropout(y, 0.5), r"another output when it is called again .* dropout"),
+    "state": (counted, r"another output when it is called again .* a state that forward"),
     "constant": (lambda _, y: paddle.to_tensor(y.numpy()), r"Ending cannot be exported .*numpy"),
 }
 
@@ -139,7 +139,7 @@ def test_hooks_that_cannot_be_kept(tmp_path):
     network = TinyNet()
     on_the_network_alone(network)
     said = refused(network, tmp_path)
-    assert "The forward hooks of TinyNet change what it computes and cannot be copied with it (hooks on ['fc'])" in said
+    assert "The forward hooks of TinyNet change what it computes and cannot be copied (hooks on ['fc'])" in said
     assert "move what they compute into forward()" in said
 
 
@@ -156,7 +156,7 @@ def test_a_network_that_cannot_be_copied(tmp_path):
             raise RuntimeError("not me")
 
     said = refused(Stubborn(), tmp_path, error=TypeError)
-    assert "Stubborn cannot be copied (RuntimeError: not me): take what cannot be copied off its layers" in said
+    assert "Stubborn cannot be copied (RuntimeError: not me): remove what cannot be copied" in said
 
 
 class Labelled(nn.Layer):

@@ -679,7 +679,7 @@ BAD_INPUT = {
     "a loss with labels without them": (
         lambda: inside(step, DistillCallback(network(7), loss="dkd")),
         ValueError,
-        "takes label 0",
+        "label 0",
         "loop.loss(loss, labels)",
     ),
     "eval_data without metrics": (

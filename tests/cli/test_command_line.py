@@ -87,9 +87,9 @@ def test_bench_of_an_onnx_file_as_json_and_its_gate(new_program, tmp_path, capsy
         (["bench", "NEW", "--input", "1x3x8"], "takes x of [-1, 3, 8, 8] (-1: any), [1, 3, 8] was given"),
         (["bench", "NEW", "--input", "1x3x8x8", "--input", "1x2"], "takes 1 inputs (x), 2 were given"),
         (["bench", "NEW", "--input", "image:1x3x8x8"], "['x'] were not given"),
-        (["bench", "NEW", "--input", "1,3,8,8"], "An input is written 1x3x224x224"),
+        (["bench", "NEW", "--input", "1,3,8,8"], "input must be 1x3x224x224"),
         (["bench", "NEW", "--input", "1x3x8x8", "--engines", "tensorrt"], "No engine 'tensorrt'"),
-        (["bench", "NEW", "--input", "1x3x8x8", "--threads", "a"], "--threads takes whole numbers"),
+        (["bench", "NEW", "--input", "1x3x8x8", "--threads", "a"], "--threads must be whole numbers"),
         (["bench", "TORN", "--input", "1x3x8x8"], "cannot be read"),
         (["export", "{}/net.pdparams", "{}/out", "--input", "1x3"], "is a checkpoint"),
         (["report", "{}"], "No record file {}/runs.jsonl"),
@@ -127,7 +127,7 @@ def test_export_writes_onnx_that_computes_the_same(new_program, tmp_path, capsys
         np.testing.assert_allclose(got, expected, atol=atol)
     (out / "mine.txt").write_text("keep")
     assert main(["export", str(new_program.path), str(out), "--input", "1x3x8x8"]) == 1
-    assert "mine.txt), which deploy.json would not speak of" in capsys.readouterr().err
+    assert "holds other files (mine.txt)" in capsys.readouterr().err
     assert (out / "mine.txt").read_text() == "keep"
 
 
@@ -145,7 +145,7 @@ def test_gate_over_a_folder(tmp_path, capsys):
     assert main([*limits, "--run", "a"]) == 0
     assert main([*limits, "--engine", "paddle"]) == 3  # 50 ms
     assert main([*limits, "--run", "b"]) == 1
-    assert "No run 'b'; near ones are ['big']" in capsys.readouterr().err
+    assert "run 'b'; near names: ['big']" in capsys.readouterr().err
 
 
 def test_find_model_takes_what_people_have(old_folder, new_program):

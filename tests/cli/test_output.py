@@ -139,8 +139,8 @@ def test_exit_codes_are_documented(capsys):
         with pytest.raises(SystemExit):
             main(arguments)
         said = " ".join(capsys.readouterr().out.split())
-        assert "0 done; 1 cannot be done" in said
-        assert "3 done, but a budget is not kept; 130 interrupted" in said
+        assert "0 done; 1 failed" in said
+        assert "3 done, but a budget is exceeded; 130 interrupted" in said
 
 
 def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):

@@ -87,7 +87,7 @@ def test_in_fit_it_is_trained_and_leaves_no_trace():
 
 
 def test_misuse():
-    with pytest.raises(ValueError, match=r"takes maps \[N, C, H, W\], got shapes \[\[8, 4\]\]"):
+    with pytest.raises(ValueError, match=r"maps \[N, C, H, W\], got shapes \[\[8, 4\]\]"):
         fit(hapi_model(), [DistillCallback(TinyNet(), features=FeatureTerm(("fc",), ("bn1",), AttentionFeatureLoss()))])
     with pytest.raises(ValueError, match="no sublayer 'conv9'"):
         fit(hapi_model(), [DistillCallback(TinyNet(), features=FeatureTerm(("conv9",), ("bn1",), lambda s, t: 0))])

@@ -146,7 +146,7 @@ def test_a_forward_that_cannot_be_exported(tmp_path):
         def forward(self, x):
             return paddle.to_tensor(x.numpy())
 
-    with pytest.raises(ExportError, match=r"the program of Odd uses none of its parameters. Does forward\(\) leave"):
+    with pytest.raises(ExportError, match=r"the program of Odd uses none of its parameters. .*forward\(\)"):
         export_paddle(Odd(), tmp_path, input_spec=SPEC)
 
     class Never(TinyNet):

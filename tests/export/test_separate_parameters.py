@@ -113,7 +113,7 @@ def test_missing_and_torn_files_are_named(old, tmp_path):
     first = next(path for path in sorted((tmp_path / "m").iterdir()) if path.name != "__model__")
     content = first.read_bytes()
     first.write_bytes(content[:-3])
-    with pytest.raises(ValueError, match=rf"{first.name} is torn"):
+    with pytest.raises(ValueError, match=rf"{first.name} is truncated"):
         find_model(tmp_path / "m")
     first.unlink()
     with pytest.raises(ValueError, match=rf"__model__ has no parameters beside it: .*1 are \({first.name}\)"):

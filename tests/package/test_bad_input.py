@@ -674,7 +674,7 @@ def test_the_inputs_of_a_file(tmp_path):
     for specs, words in (
         ([], ("0 were given", "takes 1 inputs (x)", "one --input")),
         ([parse_input("1x1x8x8")], ("[1, 1, 8, 8] was given", "of [-1, 3, 8, 8]", "give its sizes")),
-        ([parse_input("y:1x3x8x8")], ("['x'] were not given", "takes the inputs ['x']", "name them as the file does")),
+        ([parse_input("y:1x3x8x8")], ("['x'] were not given", "takes the inputs ['x']", "use the file's names")),
     ):
         with pytest.raises(ValueError, match="takes") as caught:
             random_inputs(artefact, specs)

@@ -122,7 +122,7 @@ def test_wrong_values_and_the_guides_dictionary():
     assert PACTQuantCallback.from_config(guide, reduce_range=False).config.reduce_range is False
     network = TinyNet()
     prepare_pact_(network)
-    with pytest.raises(ValueError, match="already quantised with reduce_range=True; asked is False"):
+    with pytest.raises(ValueError, match="already quantised with reduce_range=True; got False"):
         prepare_pact_(network, PACTConfig(reduce_range=False))
     prepare_pact_(calibrated(weight_bits=4), PACTConfig(weight_bits=4, reduce_range=False))  # no difference there
 
@@ -150,7 +150,7 @@ def test_other_bits_than_were_trained_are_refused(saved, asked):
         assert load_pact_(fresh, state, weight_bits=asked).reduce_range is saved[1]
         return
     before = weights_of(fresh)
-    with pytest.raises(ValueError, match=f"weight_bits={saved[0]}, asked are {asked}: leave weight_bits out"):
+    with pytest.raises(ValueError, match=f"weight_bits={saved[0]}, got weight_bits={asked}: leave it out"):
         load_pact_(fresh, state, weight_bits=asked)
     assert not quantized_layers(fresh)
     assert equal_weights(weights_of(fresh), before)
@@ -182,9 +182,7 @@ def test_a_checkpoint_of_another_setting_is_refused_where_it_is_used(trained, pr
         lambda model: model.network.conv1.weight_quanter.integers(model.network.conv1.weight),
     ]
     for use in uses:
-        with pytest.raises(
-            ValueError, match=r"Weights trained with weight_bits=\d.* were loaded.*load_pact_ find them"
-        ):
+        with pytest.raises(ValueError, match=r"Weights trained with weight_bits=\d.* were loaded.*call load_pact_"):
             use(loaded())
 
 
@@ -215,10 +213,10 @@ def test_a_checkpoint_of_before_is_of_the_full_range(bits, options, method, capl
 def test_grids_of_several_trainings_are_refused():
     state = dict(calibrated().state_dict())
     state["fc.weight_quanter.grid"] = paddle.to_tensor([-63.0, 63.0])
-    with pytest.raises(ValueError, match="grids of weights that belong to no one setting"):
+    with pytest.raises(ValueError, match="weight grids of different settings"):
         load_pact_(TinyNet(), state)
     state["fc.weight_quanter.grid"] = paddle.to_tensor([-50.0, 50.0])
-    with pytest.raises(ValueError, match="grids of weights that belong to no one setting"):
+    with pytest.raises(ValueError, match="weight grids of different settings"):
         load_pact_(TinyNet(), state)
 
 

@@ -34,7 +34,7 @@ def test_a_line_torn_in_the_middle_of_a_letter_harms_no_other(torn, last, tmp_pa
     path.write_bytes(line("a") + torn + (b"" if last else b"\n" + line("b")))
     append_record(path, record("c"))
     assert names(path) == (["a", "c"] if last else ["a", "b", "c"])
-    assert "line 2 is torn" in caplog.text
+    assert "line 2 is truncated" in caplog.text
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\ufeff"])

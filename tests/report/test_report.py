@@ -84,7 +84,7 @@ def test_the_most_accurate_of_those_that_pass():
         ({"size_mb": 0}, "size_mb must be a positive finite number or None, got 0"),
         ({"latency_ms": float("nan")}, "latency_ms must be"),
         ({"metric_drop": -0.1}, "metric_drop must be"),
-        ({"baseline": 0.9}, "baseline goes with metric"),
+        ({"baseline": 0.9}, "baseline needs metric"),
         ({"baseline": 0, "metric": "acc"}, "needs a baseline other than 0"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_torn_line_harms_no_other(tmp_path, caplog):
     path.write_bytes(path.read_bytes() + path.read_bytes()[:50])  # a writer that died in its line
     append_record(path, record("b"))
     assert [item.name for item in read_records(path)] == ["a", "b"]
-    assert "line 2 is torn" in caplog.text
+    assert "line 2 is truncated" in caplog.text
 
 
 def test_two_processes_that_write_at_once(tmp_path):
@@ -181,5 +181,5 @@ def test_files_of_several_runs_are_timed_in_turn(tmp_path):
         assert replace(new, latencies=old.latencies) == old
     assert np.isfinite([row.p50_ms for row in again[0].latencies]).all()
     (tmp_path / "a" / "model.onnx").unlink()
-    with pytest.raises(ValueError, match=r"model\.onnx'\] are not there any more"):
+    with pytest.raises(ValueError, match=r"model\.onnx'\] are missing"):
         timed_together(records, [Images(1).images], options, verbose=0)

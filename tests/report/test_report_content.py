@@ -414,7 +414,7 @@ def test_the_gate_does_not_fall_back_on_an_older_record(tmp_path, capsys):
     assert main([*limits, "--run", "other"]) == 0
     path.write_bytes(full("a").to_json_line().encode() + b'\n{"schema": 1, "torn\n')
     assert main([*limits, "--all"]) == 3
-    assert "line 2: fail: its latest record cannot be judged: line 2 is torn" in capsys.readouterr().out
+    assert "line 2: fail: its latest record cannot be judged: line 2 is truncated" in capsys.readouterr().out
     path.write_bytes(b"{}\n")
     assert main(limits) == 1
     assert "can be judged: line 1 cannot be read" in capsys.readouterr().err

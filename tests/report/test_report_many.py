@@ -80,7 +80,7 @@ def test_more_runs_than_the_table_holds(tmp_path):
     table = text[text.index("1000 runs</summary>") :]
     assert "\n| run 3 | 2026" in table
     assert "\n| run 2 | 2026" not in table
-    assert "The 3 earlier ones stand in runs.jsonl" in text
+    assert "The 3 earlier ones are in runs.jsonl" in text
 
 
 def test_the_work_grows_in_proportion_to_the_runs(tmp_path):

@@ -141,7 +141,7 @@ def test_an_error_between_0_and_1_is_not_shown_as_a_share():
 def test_a_metric_that_no_run_has_cannot_be_judged(tmp_path, capsys):
     append_record(tmp_path / "runs.jsonl", record())
     assert main(["gate", str(tmp_path), "--metric", "Acc", "--baseline", "0.9"]) == 1
-    assert "No run has the metric 'Acc'; measured are ['acc'" in capsys.readouterr().err
+    assert "No run has the metric 'Acc'; available: ['acc'" in capsys.readouterr().err
 
 
 class Named(TinyNet):

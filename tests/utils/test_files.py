@@ -56,7 +56,7 @@ def test_other_files_in_the_older_folder_stay(tmp_path):
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     (tmp_path / "net").write_text("mine")
     with (
-        pytest.raises(FileExistsError, match="net is a file, and a folder of this name"),
+        pytest.raises(FileExistsError, match=r"net is a file, .*give another name"),
         staged_folder(tmp_path / "net"),
     ):
         raise AssertionError("too late")
@@ -87,7 +87,7 @@ def test_a_link_stays_a_link(older, tmp_path):
 def test_a_name_that_is_too_long_is_refused_before_training(name, tmp_path):
     model = hapi_model()
     before = model.network.fc.weight.numpy().copy()
-    with pytest.raises(OSError, match=r"name of the folder .* is too long: .* 255 are allowed\. Give a shorter name"):
+    with pytest.raises(OSError, match=r"folder name .* is too long: .* 255 are allowed\. Give a shorter name"):
         fit(model, [ExportBenchCallback(tmp_path, **grouped(name=name, **QUICK))])
     np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
 
@@ -103,7 +103,7 @@ def test_a_file_at_the_exports_place_is_refused_before_training(tmp_path):
 
 def test_a_broken_link_is_no_writable_folder(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(PermissionError, match="out is no writable folder"):
+    with pytest.raises(PermissionError, match="out is not a folder with write permission"):
         check_writable(tmp_path / "out" / "deeper")
 
 

@@ -67,11 +67,13 @@ def test_paddle_alone_takes_memory_for_what_is_missing(program, tmp_path):
 @pytest.mark.parametrize("missing", [1, 40])
 def test_nobody_takes_a_torn_file(missing, program, tmp_path):
     torn = cut_to(-missing, program, tmp_path)
-    with pytest.raises(ValueError, match=rf"model\.pdiparams is torn: it ends after \d+ bytes, {missing} bytes too"):
+    with pytest.raises(
+        ValueError, match=rf"model\.pdiparams is truncated: it ends after \d+ bytes, {missing} bytes too"
+    ):
         DistillCallback(str(torn.path.with_suffix("")))
-    with pytest.raises(ValueError, match="is torn"):
+    with pytest.raises(ValueError, match="is truncated"):
         find_model(tmp_path)
-    with pytest.raises(EngineError, match="is torn"):
+    with pytest.raises(EngineError, match="is truncated"):
         PaddleInference(onednn=False).load(torn, threads=1)
 
 

@@ -111,7 +111,7 @@ def test_nothing_in_a_file_is_run(attack, protocol, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"weights", b"PK\x03\x04zip", os.urandom(100)], ids=range(5))
 def test_torn_and_other_files(content, tmp_path):
     (tmp_path / "torn").write_bytes(content)
-    with pytest.raises(ValueError, match=r"torn, or is no file of paddle\.save"):
+    with pytest.raises(ValueError, match=r"truncated, or not a file of paddle\.save"):
         read_saved(tmp_path / "torn")
 
 

@@ -1,4 +1,4 @@
-"""Feature distillation with learnt links between layers (AFD)."""
+"""Define feature distillation with learned links between layers (AFD)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ __all__ = ["AttentionFeatureLoss"]
 
 
 class AttentionFeatureLoss(Layer):
-    """``mean_n Σ_t Σ_s α_nts mean((Q(h_t) - Q(h_s))²)``, after AFD (Ji 2021, arXiv:2102.02973).
+    """Attention-based feature distillation (Ji 2021, arXiv:2102.02973).
 
-    ``Q`` is the map of attention transfer (as in the loss ``attention``), the student's resized to the teacher's
-    map. ``α_nt = softmax over s of (q_nt · W k_ns + p_t · p_s) / √d``, with the query ``q = relu(W_t pool(h_t))``, the
-    key ``k = relu(W_s pool(h_s))``, pooled over positions, and an embedding ``p`` of each layer: all trained. Without
-    the batch norms of the authors' code, so that it holds for any batch size.
+    ``mean_n Σ_t Σ_s α_nts mean((Q(h_t) - Q(h_s))²)``, a variant of AFD.
+
+    ``Q`` is the map of attention transfer (as in the loss ``attention``), the student's resized to the teacher's map.
+    ``α_nt = softmax over s of (q_nt · W k_ns + p_t · p_s) / √d``, with the query ``q = relu(W_t pool(h_t))``, the key
+    ``k = relu(W_s pool(h_s))``, pooled over positions, and an embedding ``p`` of each layer: all trained. Unlike the
+    authors' code it has no batch norms, so that it works with any batch size.
 
     Use it as ``FeatureTerm(("stage2", "stage3"), ("layer2", "layer3", "layer4"), loss=AttentionFeatureLoss())``.
 
     Args:
-        width: ``d``, of queries and keys.
+        width: Dimension ``d`` of queries and keys.
 
     Raises:
         ValueError: ``width`` is less than 1.
@@ -44,15 +46,15 @@ class AttentionFeatureLoss(Layer):
         self.bilinear = Linear(width, width, bias_attr=False)
 
     def prepare_for(self, student: Sequence[list[int]], teacher: Sequence[list[int]]) -> None:
-        """Make the parameters for these feature shapes, once.
+        """Build the parameters for these feature shapes, once.
 
         Raises:
-            ValueError: a feature that is no map ``[N, C, H, W]``.
+            ValueError: A feature that is not a map ``[N, C, H, W]``.
         """
         wrong = [shape for shape in [*student, *teacher] if len(shape) != 4]
         if wrong:
             raise ValueError(
-                f"AttentionFeatureLoss takes maps [N, C, H, W], got shapes {wrong}: choose layers that give maps."
+                f"AttentionFeatureLoss needs maps [N, C, H, W], got shapes {wrong}: choose layers that return maps."
             )
         if len(self.queries):
             return
@@ -72,7 +74,7 @@ class AttentionFeatureLoss(Layer):
         return paddle.stack(rows, axis=1).sum(axis=1).mean()
 
     def weights(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return ``α`` as ``[N, teacher's layers, student's layers]``; each row sums to 1."""
+        """Return ``α`` as ``[N, teacher's layers, student's layers]``; rows sum to 1."""
         pairs = zip(self.queries, teacher, strict=True)
         queries = paddle.stack([F.relu(layer(x.detach().mean(axis=[2, 3]))) for layer, x in pairs], axis=1)
         pairs = zip(self.keys, student, strict=True)

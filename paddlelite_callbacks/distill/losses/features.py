@@ -1,4 +1,4 @@
-"""Distillation losses on feature maps and dense outputs, and the projection in front of them.
+"""Define distillation losses on features and dense outputs, and projections.
 
 The teacher's side is detached.
 """
@@ -30,99 +30,107 @@ _TINY = 1e-12
 
 
 def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean((s - t)²) / 2`` over all elements: the hint of FitNets (Romero 2015, arXiv:1412.6550).
+    """Compute the hint loss of FitNets (Romero 2015, arXiv:1412.6550).
 
-    The paper's regressor is the projection that stands before it where the shapes differ. The paper sums, here the
-    mean is taken so that the weight does not depend on the size of the map.
+    ``mean((s - t)²) / 2`` over all elements.
+
+    The paper's regressor is the projection before it, where the shapes differ. The paper sums; the mean makes the
+    weight independent of the size of the map.
 
     Args:
-        student: any shape; gradients flow.
-        teacher: the same shape; detached here.
+        student: Any shape; gradients flow.
+        teacher: The same shape; detached here.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
     """
     check_same_shape(student, teacher)
     return 0.5 * F.mse_loss(student, teacher.detach())
 
 
 def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """``T² / (N C) Σ_n Σ_c KL(φ(t_nc) ‖ φ(s_nc))`` (Shu 2021, arXiv:2011.13256).
+    """Compute channel-wise distillation (Shu 2021, arXiv:2011.13256).
 
-    ``φ`` is the softmax of a channel over its positions: where, not how much. For segmentation logits, heat maps and
-    feature maps.
+    ``T² / (N C) Σ_n Σ_c KL(φ(t_nc) ‖ φ(s_nc))``.
+
+    ``φ`` is the softmax of a channel over its positions: it compares where a channel responds, not how much. For
+    segmentation logits, heat maps and feature maps.
 
     Args:
         student: ``[N, C, ...]`` with at least one axis of positions; gradients flow.
-        teacher: the same shape; detached here.
-        temperature: ``T > 0``.
+        teacher: The same shape; detached here.
+        temperature: Temperature ``T > 0``.
 
     Returns:
         Scalar, nats.
 
     Raises:
-        ValueError: the shapes differ or have no positions, or ``temperature`` is not positive.
+        ValueError: The shapes differ or have no positions, or ``temperature`` is not positive.
     """
     check_same_shape(student, teacher)
     check_temperature(temperature)
     if student.ndim < 3:
-        raise ValueError(f"cwd takes maps [N, C, positions...], got {list(student.shape)}: use 'kl' for logits.")
+        raise ValueError(f"cwd needs maps [N, C, positions...], got {list(student.shape)}: use 'kl' for logits.")
     log_p = F.log_softmax(student.flatten(2) / temperature, axis=-1)
     log_q = F.log_softmax(teacher.detach().flatten(2) / temperature, axis=-1)
     return (log_q.exp() * (log_q - log_p)).sum(axis=-1).mean() * temperature**2
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean((Q(s) - Q(t))²)``, attention transfer (Zagoruyko 2017, arXiv:1612.03928).
+    """Compute attention transfer (Zagoruyko 2017, arXiv:1612.03928).
 
-    ``Q(x)`` is the map ``mean over channels of x²``, flattened and divided by its Euclidean norm. Squared and averaged
-    over samples and positions as in the authors' code; the paper writes the norm itself.
+    ``mean((Q(s) - Q(t))²)``.
+
+    ``Q(x)`` is ``mean over channels of x²``, flattened and divided by its Euclidean norm. Squared and averaged over
+    samples and positions as in the authors' code; the paper has the norm itself.
 
     Args:
         student: ``[N, C, ...]``; gradients flow.
-        teacher: ``[N, C', ...]`` with the same positions, the channels may differ; detached here.
+        teacher: ``[N, C', ...]`` with the same positions; channels may differ; detached here.
 
     Raises:
-        ValueError: the positions differ.
+        ValueError: The positions differ.
     """
     if student.ndim < 3 or [student.shape[0], *student.shape[2:]] != [teacher.shape[0], *teacher.shape[2:]]:
         raise ValueError(
-            f"attention takes maps [N, channels, positions...] of the same positions, got {list(student.shape)} and "
-            f"{list(teacher.shape)}: choose layers that give maps; features= resizes them where their sizes differ."
+            f"attention needs maps [N, channels, positions...] of the same positions, got {list(student.shape)} and "
+            f"{list(teacher.shape)}: choose layers that return maps; features= resizes them where their sizes differ."
         )
     return F.mse_loss(attention_map(student), attention_map(teacher.detach()))
 
 
 def attention_map(x: Tensor) -> Tensor:
-    """Return ``[N, positions]``: the mean over channels of ``x²``, of Euclidean norm 1.
+    """Return the mean over channels of ``x²`` as ``[N, positions]`` of norm 1.
 
     Args:
-        x: ``[N, C, positions...]``.
+        x: Maps ``[N, C, positions...]``.
     """
     energy = (x * x).mean(axis=1).flatten(1)
     return energy / ((energy * energy).sum(axis=1, keepdim=True) + _TINY**2).sqrt()
 
 
 def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """``distance L_D + angle L_A``, relational distillation (Park 2019, arXiv:1904.05068).
+    """Compute relational distillation (Park 2019, arXiv:1904.05068).
+
+    ``distance L_D + angle L_A``.
 
     ``L_D``: Huber loss (delta 1) of the pairs' Euclidean distances, each network's divided by its mean over pairs of
     different samples. ``L_A``: Huber loss of the cosines of the angles ``i-j-k``. Means over all ``N²`` pairs and
-    ``N³`` triplets, as in the authors' code. The networks may have different widths: no projection is needed.
+    ``N³`` triplets, as in the authors' code. Widths may differ: no projection is needed.
 
     Args:
-        student: ``[N, ...]``, flattened behind the first axis; gradients flow. ``N >= 2``.
+        student: ``[N, ...]``, flattened after the first axis; gradients flow. ``N >= 2``.
         teacher: ``[N, ...]``; detached here.
-        distance: weight of ``L_D``.
-        angle: weight of ``L_A``; 0 saves memory of the order ``N³``.
+        distance: Weight of ``L_D``.
+        angle: Weight of ``L_A``; 0 saves memory of order ``N³``.
 
     Raises:
-        ValueError: the batch sizes differ.
+        ValueError: The batch sizes differ.
     """
     if student.shape[0] != teacher.shape[0]:
         raise ValueError(
-            f"rkd takes the same samples, got batches of {student.shape[0]} and {teacher.shape[0]}: run both networks "
-            "on the same inputs."
+            f"rkd needs the same samples, got batches of {student.shape[0]} and {teacher.shape[0]}: run both "
+            "networks on the same inputs."
         )
     s, t = student.flatten(1), teacher.detach().flatten(1)
     total = distance * F.smooth_l1_loss(_relative_distances(s), _relative_distances(t))
@@ -133,7 +141,7 @@ def _relative_distances(x: Tensor) -> Tensor:
     apart = x.unsqueeze(0) - x.unsqueeze(1)
     squares = (apart * apart).sum(axis=-1)
     different = 1 - paddle.eye(x.shape[0], dtype=x.dtype)
-    # sqrt has no slope at 0, where the diagonal (and twins) lie: clip stops their gradient, the mask their value
+    # sqrt has no gradient at 0, on the diagonal (and for duplicates): clip stops it, the mask removes their value
     distances = paddle.clip(squares, min=_TINY).sqrt() * different
     mean = distances.sum() / max(x.shape[0] * (x.shape[0] - 1), 1)
     return distances / paddle.clip(mean, min=_TINY)
@@ -146,26 +154,28 @@ def _angles(x: Tensor) -> Tensor:
 
 
 def heatmap_mse(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-    """``mean((w s - w t)²) / 2``: MSE of heat maps, masked by the labels' target weights.
+    """Compute the MSE of heat maps, masked by the labels' target weights.
 
-    The weighting of the keypoint losses (Xiao 2018, arXiv:1804.06208; PaddleDetection's ``KeyPointMSELoss``), with
-    the teacher's maps for the targets: a joint that is not labelled in an image teaches nothing there.
+    ``mean((w s - w t)²) / 2``.
+
+    The weighting of the keypoint losses (Xiao 2018, arXiv:1804.06208; PaddleDetection's ``KeyPointMSELoss``), with the
+    teacher's maps as targets: a joint without a label in an image does not count.
 
     Args:
-        student: ``[N, K, H, W]``; gradients flow.
-        teacher: the same shape; detached here.
-        label: target weights ``w``, ``[N, K]`` or ``[N, K, 1]``; usually 0 or 1.
+        student: Heat maps ``[N, K, H, W]``; gradients flow.
+        teacher: The same shape; detached here.
+        label: Target weights ``w``, ``[N, K]`` or ``[N, K, 1]``; usually 0 or 1.
 
     Returns:
         Scalar; mean over all elements, masked ones included.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: Shapes that do not match.
     """
     check_same_shape(student, teacher)
     if student.ndim != 4 or label.size != student.shape[0] * student.shape[1]:
         raise ValueError(
-            f"heatmap_mse takes maps [N, K, H, W] and target weights [N, K], got {list(student.shape)} and "
+            f"heatmap_mse needs maps [N, K, H, W] and target weights [N, K], got {list(student.shape)} and "
             f"{list(label.shape)}: choose the label with OutputTerm('heatmap_mse', label=...)."
         )
     weight = label.reshape([student.shape[0], student.shape[1], 1, 1]).astype(student.dtype)
@@ -173,15 +183,15 @@ def heatmap_mse(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
 
 
 class Projection(Layer):
-    """Regressor from a student's feature to the teacher's (FitNets, arXiv:1412.6550).
+    """Regression from a student's feature to the teacher's (arXiv:1412.6550).
 
-    Maps ``[N, C, H, W]`` go through a 1x1 convolution, then, if the sizes differ, through adaptive average pooling
-    (to a smaller map) or bilinear interpolation (to a larger one). Vectors ``[N, C]`` and tokens ``[N, L, C]`` go
-    through a linear layer.
+    Maps ``[N, C, H, W]`` go through a 1x1 convolution, then, if the sizes differ, through adaptive average pooling (to
+    a smaller map) or bilinear interpolation (to a larger one). Vectors ``[N, C]`` and tokens ``[N, L, C]`` go through a
+    linear layer.
 
     Args:
-        student: shape of the student's feature.
-        teacher: shape of the teacher's feature.
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's feature.
     """
 
     def __init__(self, student: list[int], teacher: list[int]) -> None:
@@ -199,15 +209,15 @@ class Projection(Layer):
 
 
 def projection_for(student: list[int], teacher: list[int], what: str) -> Projection:
-    """Return a fresh `Projection` between two shapes.
+    """Build a `Projection` between two shapes.
 
     Args:
-        student: shape of the student's feature.
-        teacher: shape of the teacher's feature.
-        what: names both layers, for the error message.
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's feature.
+        what: Names of both layers, for the error message.
 
     Raises:
-        ValueError: the shapes are of different kinds, or token sequences of different lengths.
+        ValueError: Shapes of different kinds, or token sequences of different lengths.
     """
     check_projectable(student, teacher, what)
     return Projection(student, teacher)
@@ -217,12 +227,12 @@ def check_projectable(student: list[int], teacher: list[int], what: str) -> None
     """Check that a `Projection` can join two shapes.
 
     Args:
-        student: shape of the student's feature.
-        teacher: shape of the teacher's feature.
-        what: names both layers, for the message.
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's feature.
+        what: Names of both layers, for the message.
 
     Raises:
-        ValueError: names both shapes.
+        ValueError: It cannot; names both shapes.
     """
     same_kind = len(student) == len(teacher) and len(student) in (2, 3, 4)
     if not same_kind or (len(student) == 3 and student[1] != teacher[1]):
@@ -234,7 +244,7 @@ def check_projectable(student: list[int], teacher: list[int], what: str) -> None
 
 
 def resized(x: Tensor, size: list[int]) -> Tensor:
-    """Resize maps ``x`` ``[N, C, H, W]`` to ``size``: pool if smaller, interpolate if larger."""
+    """Resize maps ``x``, ``[N, C, H, W]``, to ``size`` by pooling or interpolation."""
     if list(x.shape[2:]) == list(size):
         return x
     if all(new <= old for new, old in zip(size, x.shape[2:], strict=True)):

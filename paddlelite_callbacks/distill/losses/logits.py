@@ -1,4 +1,7 @@
-"""Distillation losses: pure functions of the student's and the teacher's output; the teacher's is detached."""
+"""Define distillation losses on outputs as pure functions.
+
+The teacher's side is detached.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,21 @@ DistillLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int | None = None) -> Tensor:
-    """``T² KL(softmax(t / T) ‖ softmax(s / T))``, mean over all but the class axis (Hinton 2015, arXiv:1503.02531).
+    """Compute the KL divergence at a temperature (Hinton 2015, arXiv:1503.02531).
+
+    ``T² KL(softmax(t / T) ‖ softmax(s / T))``, mean over all but the class axis.
 
     Args:
-        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
-        teacher: logits of the same shape; detached here.
-        temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
-        axis: of the classes; ``None``: 1 for maps (four and more axes), else the last.
+        student: Logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
+        teacher: Logits of the same shape; detached here.
+        temperature: Temperature ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+        axis: Class axis; ``None``: 1 for maps (four and more axes), else the last.
 
     Returns:
-        Scalar, nats. On the CPU Paddle's softmax ends at ``exp(-64)``: logits further below the largest count as that.
+        Scalar, nats. Paddle's softmax on the CPU clips at ``exp(-64)``: logits further below the largest count as that.
 
     Raises:
-        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
+        ValueError: The shapes differ or are not class scores, or ``temperature`` is not positive.
     """
     axis = class_axis(student.shape, axis)
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
@@ -52,22 +57,24 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, axis: int 
 
 
 def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: int | None = None) -> Tensor:
-    """``T² (KL(q ‖ p) + KL(p ‖ q)) / 2`` with ``p = softmax(s / T)``, ``q = softmax(t / T)``.
+    """Compute the symmetrised KL divergence (Jeffreys) at a temperature.
 
-    The symmetrised divergence (Jeffreys) that PaddleClas names ``JSDIV``, in its ``DistillationDMLLoss`` too
-    (Zhang 2018, arXiv:1706.00384). The Jensen-Shannon divergence against the mean of the two is a different one.
+    ``T² (KL(q ‖ p) + KL(p ‖ q)) / 2`` with ``p = softmax(s / T)``, ``q = softmax(t / T)``.
+
+    PaddleClas calls it ``JSDIV``, also in its ``DistillationDMLLoss`` (Zhang 2018, arXiv:1706.00384). It is not the
+    Jensen-Shannon divergence, which compares with the mean of both.
 
     Args:
-        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
-        teacher: logits of the same shape; detached here.
-        temperature: ``T > 0``.
-        axis: of the classes, see `kl`.
+        student: Logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``; gradients flow.
+        teacher: Logits of the same shape; detached here.
+        temperature: Temperature ``T > 0``.
+        axis: Class axis, see `kl`.
 
     Returns:
         Scalar, nats; mean over all but the class axis.
 
     Raises:
-        ValueError: the shapes differ or are no class scores, or ``temperature`` is not positive.
+        ValueError: The shapes differ or are not class scores, or ``temperature`` is not positive.
     """
     axis = class_axis(student.shape, axis)
     log_p, log_q = _log_probabilities(student, teacher, temperature, axis)
@@ -75,43 +82,47 @@ def jsdiv(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, axis: i
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean((s - t)²)`` over all elements; any equal shapes, ``teacher`` detached (the guide's ``l2``).
+    """Compute the mean squared error, the guide's ``l2``.
+
+    ``mean((s - t)²)`` over all elements.
 
     Args:
-        student: any shape; gradients flow.
-        teacher: the same shape; detached here.
+        student: Any shape; gradients flow.
+        teacher: The same shape; detached here.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
     """
     check_same_shape(student, teacher)
     return F.mse_loss(student, teacher.detach())
 
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean(|s - t|)`` over all elements; any equal shapes, ``teacher`` detached.
+    """Compute the mean absolute error, ``mean(|s - t|)`` over all elements.
 
     Args:
-        student: any shape; gradients flow.
-        teacher: the same shape; detached here.
+        student: Any shape; gradients flow.
+        teacher: The same shape; detached here.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
     """
     check_same_shape(student, teacher)
     return F.l1_loss(student, teacher.detach())
 
 
 def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor:
-    """``mean(h(s - t))``, ``h(d) = d²/2`` for ``|d| < delta`` and ``delta |d| - delta²/2`` beyond (Huber).
+    """Compute the Huber loss.
+
+    ``mean(h(s - t))``, ``h(d) = d²/2`` for ``|d| < delta`` and ``delta |d| - delta²/2`` beyond.
 
     Args:
-        student: any shape; gradients flow.
-        teacher: the same shape; detached here.
-        delta: where the square turns into a line, in units of the output.
+        student: Any shape; gradients flow.
+        teacher: The same shape; detached here.
+        delta: Transition from quadratic to linear, in units of the output.
 
     Raises:
-        ValueError: the shapes differ, or ``delta`` is not positive.
+        ValueError: The shapes differ, or ``delta`` is not positive.
     """
     check_same_shape(student, teacher)
     if delta <= 0:
@@ -120,13 +131,15 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, delta: float = 1.0) -> Tensor
 
 
 def loss_for_task(task_loss: Any) -> str:
-    """Choose by the task's loss: ``kl`` for classes, ``bce`` for independent labels, ``mse`` for regressions.
+    """Choose a loss by the task loss: ``kl``, ``bce`` or ``mse``.
+
+    ``kl`` for classes, ``bce`` for independent labels, ``mse`` for regressions.
 
     Args:
-        task_loss: what ``model.prepare(loss=...)`` was given.
+        task_loss: Loss of ``model.prepare(loss=...)``.
 
     Raises:
-        ValueError: it cannot be told from this loss; names what to pass.
+        ValueError: This loss does not tell; names what to pass.
     """
     if isinstance(task_loss, (paddle.nn.CrossEntropyLoss, paddle.nn.CTCLoss)):
         return "kl"
@@ -136,21 +149,21 @@ def loss_for_task(task_loss: Any) -> str:
         return "mse"
     raise ValueError(
         f"Cannot tell from the task loss {getattr(task_loss, '__name__', type(task_loss).__name__)} whether the "
-        "outputs are class scores or regressions: pass loss='kl' (or 'jsdiv') for class scores, loss='bce' for several "
-        "labels an image, loss='mse' (or 'l1', 'smooth_l1') for regressions, or a callable (student, teacher) -> "
+        "outputs are class scores or regressions: pass loss='kl' (or 'jsdiv') for class scores, loss='bce' for "
+        "multi-label outputs, loss='mse' (or 'l1', 'smooth_l1') for regressions, or a callable (student, teacher) -> "
         "scalar."
     )
 
 
 def class_axis(shape: Sequence[int], axis: int | None = None) -> int:
-    """Return the axis of the classes, counted from 0.
+    """Return the class axis, counted from 0.
 
     Args:
-        shape: of the class scores.
-        axis: as given; ``None`` takes 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last one.
+        shape: Shape of the class scores.
+        axis: Given axis; ``None`` takes 1 for maps ``[N, C, H, W]`` (Paddle's layout), else the last.
 
     Raises:
-        ValueError: there is no such axis beside the batch, or it holds fewer than two classes, over which every softmax
+        ValueError: There is no such axis besides the batch, or it has fewer than two classes, over which every softmax
             is 1 and every divergence 0.
     """
     shape = list(shape)
@@ -172,15 +185,15 @@ def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, axi
 
 
 def _kl(log_a: Tensor, log_b: Tensor, axis: int) -> Tensor:
-    """``KL(a ‖ b)``: sum over the axis of the classes, mean over the others."""
+    """Compute ``KL(a ‖ b)``: sum over the class axis, mean over the others."""
     return (log_a.exp() * (log_a - log_b)).sum(axis=axis).mean()
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not positive.
+    """Check that a temperature is positive.
 
     Raises:
-        ValueError: names it.
+        ValueError: It is not; names it.
     """
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(
@@ -193,41 +206,44 @@ _TINY = 1e-12
 
 
 def dml(student: Tensor, teacher: Tensor, *, axis: int | None = None) -> Tensor:
-    """``KL(softmax(t) ‖ softmax(s))``, mean over all but the class axis (Zhang 2018, arXiv:1706.00384).
+    """Compute the loss of deep mutual learning (Zhang 2018, arXiv:1706.00384).
 
-    The mimicry term of deep mutual learning: `kl` at temperature 1. PaddleClas's ``DistillationDMLLoss`` is the
-    symmetrised `jsdiv` instead.
+    ``KL(softmax(t) ‖ softmax(s))``, mean over all but the class axis.
+
+    It is `kl` at temperature 1. PaddleClas's ``DistillationDMLLoss`` is the symmetrised `jsdiv` instead.
 
     Args:
-        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, not regressions; gradients flow.
-        teacher: logits of the same shape (the peer's); detached here.
-        axis: of the classes, see `kl`.
+        student: Logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, not regressions; gradients flow.
+        teacher: Logits of the same shape (the peer's); detached here.
+        axis: Class axis, see `kl`.
 
     Returns:
         Scalar, nats.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
     """
     return kl(student, teacher, temperature=1.0, axis=axis)
 
 
 def bce(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """``T² mean KL(σ(t / T) ‖ σ(s / T))``, each score a yes or no of its own: for multi-label outputs.
+    """Compute the binary KL divergence of each score, for multi-label outputs.
 
-    `kl` with a sigmoid in place of the softmax: binary cross entropy with the teacher's probabilities as labels, less
-    their entropy, so that it is 0 where the two agree.
+    ``T² mean KL(σ(t / T) ‖ σ(s / T))``.
+
+    It is `kl` with a sigmoid instead of the softmax: binary cross entropy with the teacher's probabilities as labels,
+    minus their entropy, so that it is 0 where both agree.
 
     Args:
-        student: logits of any shape; gradients flow.
-        teacher: logits of the same shape; detached here.
-        temperature: ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
+        student: Logits of any shape; gradients flow.
+        teacher: Logits of the same shape; detached here.
+        temperature: Temperature ``T > 0``; the factor ``T²`` keeps the gradient's size independent of it.
 
     Returns:
         Scalar, nats; mean over all elements.
 
     Raises:
-        ValueError: the shapes differ, or ``temperature`` is not positive.
+        ValueError: The shapes differ, or ``temperature`` is not positive.
     """
     check_same_shape(student, teacher)
     check_temperature(temperature)
@@ -248,31 +264,33 @@ def dkd(
     axis: int | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """``T² (alpha TCKD + beta NCKD)``, decoupled distillation (Zhao 2022, arXiv:2203.08679).
+    """Compute decoupled distillation (Zhao 2022, arXiv:2203.08679).
+
+    ``T² (alpha TCKD + beta NCKD)``.
 
     TCKD is the KL divergence of the two-way split (target class, any other); NCKD that of the distributions over the
-    other classes alone. With ``alpha = 1`` and ``beta`` = the teacher's probability of the other classes, it is `kl`.
+    other classes. With ``alpha = 1`` and ``beta`` = the teacher's probability of the other classes, it is `kl`.
 
-    The target class of a soft label (MixUp, CutMix, label smoothing) is its largest one, the first of equals: what
-    code that trains DKD or NKD (Yang 2023, arXiv:2303.13005) with MixUp does, ``label.max(1)[1]``, and what gives
-    smoothed labels the value of hard ones. The paper knows hard labels only.
+    The target class of a soft label (MixUp, CutMix, label smoothing) is its largest one, the first of equals, as in
+    code that trains DKD or NKD (Yang 2023, arXiv:2303.13005) with MixUp (``label.max(1)[1]``); smoothed labels then
+    have the value of hard ones. The paper has only hard labels.
 
     Args:
-        student: logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, ``C >= 2``; gradients flow.
-        teacher: logits of the same shape; detached here.
-        label: classes, integers in the shape of the logits without their class axis (``[N]``, ``[N, 1]``,
-            ``[N, H, W]``); or soft labels in the very shape of the logits.
-        alpha: weight of TCKD.
-        beta: weight of NCKD.
-        temperature: ``T > 0``.
-        axis: of the classes, see `kl`.
-        ignore_index: class that marks what is not labelled and teaches nothing; so do soft labels of zeros.
+        student: Logits ``[N, C]``, ``[N, L, C]`` or maps ``[N, C, H, W]``, ``C >= 2``; gradients flow.
+        teacher: Logits of the same shape; detached here.
+        label: Class indices in the shape of the logits without their class axis (``[N]``, ``[N, 1]``, ``[N, H, W]``);
+            or soft labels in the shape of the logits.
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
+        temperature: Temperature ``T > 0``.
+        axis: Class axis, see `kl`.
+        ignore_index: Class of unlabelled positions, which do not count; nor do soft labels of zeros.
 
     Returns:
-        Scalar, nats; mean over all that is labelled.
+        Scalar, nats; mean over all labelled positions.
 
     Raises:
-        ValueError: shapes that do not fit, or ``temperature`` is not positive.
+        ValueError: Shapes that do not match, or ``temperature`` is not positive.
     """
     check_same_shape(student, teacher)
     check_temperature(temperature)
@@ -283,7 +301,7 @@ def dkd(
     true = F.one_hot(target, s.shape[-1]).astype(s.dtype)
     log_p, log_q = F.log_softmax(s, axis=-1), F.log_softmax(t, axis=-1)
     target_kl = _target_kl(log_p, log_q, true)
-    # The target class gets a score so low that it has no share in the softmax over the others.
+    # The target class gets a score so low that it vanishes in the softmax over the others.
     log_p_others, log_q_others = (F.log_softmax(x - 1e4 * true, axis=-1) for x in (s, t))
     non_target = (log_q_others.exp() * (log_q_others - log_p_others) * (1 - true)).sum(axis=-1)
     weight = labelled.astype(s.dtype)
@@ -291,13 +309,13 @@ def dkd(
 
 
 def _target_classes(label: Tensor, shape: list[int], axis: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Return the target class of every position, and which positions have one."""
+    """Return the target class of every position, and a mask of labelled positions."""
     positions = shape[:axis] + shape[axis + 1 :]
     if list(label.shape) == shape:
         return label.argmax(axis=axis), (label != 0).any(axis=axis)
     if label.size != math.prod(positions) or label.shape[0] != shape[0]:
         raise ValueError(
-            f"dkd takes one class index per row, got logits {shape} and labels {list(label.shape)}: give indices "
+            f"dkd needs one class index per row, got logits {shape} and labels {list(label.shape)}: give indices "
             f"{positions} or soft labels {shape}, or choose another label with OutputTerm('dkd', label=...)."
         )
     target = label.reshape(positions).astype("int64")
@@ -306,9 +324,9 @@ def _target_classes(label: Tensor, shape: list[int], axis: int, ignore_index: in
 
 
 def _target_kl(log_p: Tensor, log_q: Tensor, true: Tensor) -> Tensor:
-    """KL of the two-way distributions (target class, others), along the last axis."""
+    """Compute the KL of the two-way distributions (target class, others), last axis."""
     q_true, q_others = (log_q.exp() * true).sum(axis=-1), (log_q.exp() * (1 - true)).sum(axis=-1)
-    # logsumexp over the others keeps figures near 0 that 1 - p would round away
+    # logsumexp over the others keeps values near 0 that 1 - p would round away
     log_p_true, log_q_true = (log_p * true).sum(axis=-1), (log_q * true).sum(axis=-1)
     log_p_others, log_q_others = (paddle.logsumexp(x - 1e4 * true, axis=-1) for x in (log_p, log_q))
     return q_true * (log_q_true - log_p_true) + q_others * (log_q_others - log_p_others)
@@ -317,25 +335,27 @@ def _target_kl(log_p: Tensor, log_q: Tensor, true: Tensor) -> Tensor:
 def dist(
     student: Tensor, teacher: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """``T² (beta L_inter + gamma L_intra)``, DIST (Huang 2022, arXiv:2205.10536).
+    """Compute DIST, the correlation of class scores (Huang 2022, arXiv:2205.10536).
+
+    ``T² (beta L_inter + gamma L_intra)``.
 
     ``L_inter = 1 - mean over samples of corr(p_n, q_n)`` over the classes, ``L_intra = 1 - mean over classes of
     corr(p_:c, q_:c)`` over the batch; Pearson's correlation of ``p = softmax(s / T)``, ``q = softmax(t / T)``. It
-    asks for the teacher's ranking rather than its very probabilities. The factor ``T²`` is that of the authors' code.
+    transfers the teacher's ranking rather than its exact probabilities. The factor ``T²`` is that of the authors' code.
 
     Args:
-        student: logits ``[N, C]``; gradients flow. A batch of at least two, else the relations within classes are
-            undefined and count as unrelated.
-        teacher: logits ``[N, C]``; detached here.
-        beta: weight of the relations between classes.
-        gamma: weight of the relations within classes.
-        temperature: ``T > 0``.
+        student: Logits ``[N, C]``; gradients flow. With a batch of one, relations within classes are undefined and
+            count as uncorrelated.
+        teacher: Logits ``[N, C]``; detached here.
+        beta: Weight of the relations between classes.
+        gamma: Weight of the relations within classes.
+        temperature: Temperature ``T > 0``.
 
     Returns:
         Scalar between 0 and ``2 T² (beta + gamma)``.
 
     Raises:
-        ValueError: the shapes differ or are not ``[N, C]``, or ``temperature`` is not positive.
+        ValueError: The shapes differ or are not ``[N, C]``, or ``temperature`` is not positive.
     """
     check_same_shape(student, teacher)
     check_temperature(temperature)
@@ -350,7 +370,7 @@ def dist(
 
 
 def _correlation(a: Tensor, b: Tensor, *, axis: int) -> Tensor:
-    """Pearson's correlation along ``axis``."""
+    """Compute Pearson's correlation along ``axis``."""
     a, b = a - a.mean(axis=axis, keepdim=True), b - b.mean(axis=axis, keepdim=True)
     norms = ((a * a).sum(axis=axis) * (b * b).sum(axis=axis) + _TINY**2).sqrt()
     return (a * b).sum(axis=axis) / norms

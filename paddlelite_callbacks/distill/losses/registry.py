@@ -42,17 +42,17 @@ AnyLoss = Callable[..., Tensor]  # (student, teacher) or (student, teacher, labe
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """A loss function and its requirements.
+    """Loss function with its requirements.
 
     Args:
         function: ``(student, teacher) -> scalar``, or with a third argument where ``label`` is given.
-        name: shown in errors and figures.
-        tempered: takes ``temperature=``.
-        label: which of the batch's labels it takes as third argument; ``None`` for none.
-        classes: compares class scores; takes ``axis=``, that of the classes.
-        ignores: takes ``ignore_index=``, the class that marks what is not labelled.
-        same: ``"shape"`` if both tensors must be of one shape, ``"positions"`` if their channels may differ,
-            ``"batch"`` if all but the batch may: a projection bridges no more than that.
+        name: Name in errors and ``logs``.
+        tempered: Whether it takes ``temperature=``.
+        label: Index of the batch's label that it takes as third argument; ``None`` for none.
+        classes: Whether it compares class scores and takes their ``axis=``.
+        ignores: Whether it takes ``ignore_index=``, the class of unlabelled positions.
+        same: ``"shape"`` if both tensors must have one shape, ``"positions"`` if their channels may differ, ``"batch"``
+            if all but the batch may: a projection bridges only what may not.
     """
 
     function: AnyLoss
@@ -90,15 +90,15 @@ def spec_of(loss: str | AnyLoss, *, temperature: float | None = None, label: int
     """Return the registry entry of a name, or a spec for a callable.
 
     Args:
-        loss: a key of `LOSSES`, or a callable (also a ``paddle.nn.Layer``) ``(student, teacher[, label]) -> scalar``.
-        temperature: for those that are tempered; ``None`` takes the loss's own default.
-        label: which of the batch's labels goes in as third argument; ``None`` takes the loss's own choice, which is
-            none for a callable.
+        loss: Key of `LOSSES`, or a callable (also a ``paddle.nn.Layer``) ``(student, teacher[, label]) -> scalar``.
+        temperature: Temperature of a tempered loss; ``None`` for its own default.
+        label: Index of the batch's label that is the third argument; ``None`` for the loss's own choice, which is none
+            for a callable.
 
     Raises:
-        TypeError: neither a name nor callable.
-        ValueError: no such loss, a temperature that is not positive or for a loss that has none, a label for a loss
-            that takes none.
+        TypeError: Neither a name nor callable.
+        ValueError: Unknown loss, a temperature that is not positive or for a loss without one, a label for a loss
+            without one.
     """
     if not isinstance(loss, str):
         return _spec_of_callable(loss, temperature, label)
@@ -130,7 +130,7 @@ def _spec_of_callable(loss: AnyLoss, temperature: float | None, label: int | Non
             f"of {list(LOSSES)}, or write a callable."
         )
     if temperature is not None:
-        raise ValueError("temperature goes with a named loss; give it to your own loss function yourself.")
+        raise ValueError("temperature needs a named loss: build it into your own loss function.")
     return LossSpec(function=loss, name=getattr(loss, "__name__", type(loss).__name__), label=label, same="any")
 
 

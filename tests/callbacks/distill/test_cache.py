@@ -144,7 +144,7 @@ def test_a_second_call_uses_what_is_there_and_other_weights_or_data_are_refused(
     with pytest.raises(ValueError, match="count 20 instead of 24"):
         cache_teacher(teacher, Images(24), tmp_path / "t", verbose=0)
     other = TinyNet(width=8)
-    with pytest.raises(ValueError, match="give another path, or overwrite=True"):
+    with pytest.raises(ValueError, match="give another path, or use overwrite=True"):
         cache_teacher(other, Images(20), tmp_path / "t", verbose=0)
     cached = cache_teacher(other, Images(20), tmp_path / "t", overwrite=True, verbose=0)
     other.eval()
@@ -198,14 +198,14 @@ def test_misuse(teacher, tmp_path):
         cache_teacher(teacher, Images(), tmp_path / "u", dtype="int8")
     with pytest.raises(ValueError, match="the data set has 24"):
         CachedTeacher(Images(24), tmp_path / "t")
-    with pytest.raises(ValueError, match="is no folder that cache_teacher wrote"):
+    with pytest.raises(ValueError, match="is not a folder of cache_teacher"):
         CachedTeacher(Images(), tmp_path)
 
     class Stream(IterableDataset):
         def __iter__(self):
             yield from ()
 
-    with pytest.raises(TypeError, match="needs numbered samples, got Stream"):
+    with pytest.raises(TypeError, match="indices, got Stream"):
         cache_teacher(teacher, Stream(), tmp_path / "u")
 
 
@@ -331,9 +331,9 @@ def test_files_that_became_others_are_refused_at_once(file, content, tmp_path):
         (tmp_path / "c" / file).write_text(json.dumps({**meta, **content}))
     else:
         np.save(tmp_path / "c" / file, content)
-    with pytest.raises(ValueError, match=r"holds something else than cache_teacher wrote .* overwrite=True"):
+    with pytest.raises(ValueError, match=r"does not match its meta\.json .* overwrite=True"):
         CachedTeacher(Images(16), tmp_path / "c")
-    with pytest.raises(ValueError, match="give another path, or overwrite=True"):
+    with pytest.raises(ValueError, match="give another path, or use overwrite=True"):
         cache_teacher(TinyNet(), Images(16), tmp_path / "c", verbose=0)
     cached = cache_teacher(TinyNet(), Images(16), tmp_path / "c", verbose=0, overwrite=True)
     assert len(cached[15]) == 4

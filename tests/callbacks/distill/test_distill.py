@@ -172,7 +172,7 @@ def test_wrong_teachers():
         DistillCallback("teacher.pdparams")
     with pytest.raises(ValueError, match="weight must be a finite number of at least 0, got -1"):
         DistillCallback(TinyNet(), weight=-1)
-    with pytest.raises(ValueError, match="goes with a named loss"):
+    with pytest.raises(ValueError, match="temperature needs a named loss"):
         DistillCallback(TinyNet(), loss=F.mse_loss, temperature=2.0)
     model = hapi_model()
     with pytest.raises(ValueError, match="shares 9 parameters with the student"):

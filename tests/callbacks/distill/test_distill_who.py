@@ -251,7 +251,7 @@ def test_labels_reach_the_losses_that_need_them():
     train_by_hand(by_hand, loss, steps=3, data=data)
     fit(hapi_model(student), [DistillCallback(teacher, loss="dkd", temperature=2.0)], data=data, evaluate=False)
     assert_same(student, by_hand)
-    with pytest.raises(ValueError, match="takes label 1 of each batch, which has 1"):
+    with pytest.raises(ValueError, match="label 1 of each batch, which has 1"):
         fit(hapi_model(), [DistillCallback(teacher, loss=OutputTerm("dkd", label=1))])
 
 

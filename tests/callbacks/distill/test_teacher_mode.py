@@ -417,7 +417,7 @@ def test_a_network_that_gives_losses_only_is_told_to_compare_layers():
             return outputs["loss"]
 
     model = hapi_model(LossesOnly(), loss=Own(), metrics=False)
-    match = r"The student gives no output to compare, but \{'loss': \[\]\}.*features="
+    match = r"The student returns no output to compare, but \{'loss': \[\]\}.*features="
     with pytest.raises(ValueError, match=match):
         fit(model, [DistillCallback(LossesOnly(), loss="mse")], evaluate=False)
     callback = DistillCallback(LossesOnly(), features={"conv2": "conv2"}, teacher_mode="train")
@@ -641,7 +641,7 @@ def test_maps_of_other_sizes_are_brought_to_the_students_on_request(several):
     term, options = OutputTerm("mse", resize="bilinear"), {"teacher_mode": "train"}
     fit(model, [DistillCallback(teachers, loss=term, **options)], data=data, evaluate=False)
     assert_same(student, by_hand)
-    refused = r"cannot be averaged" if several else r"\[8, 3, 16, 16\] must have .*: resize='bilinear' brings"
+    refused = r"cannot be averaged" if several else r"\[8, 3, 16, 16\] must have .*: use resize='bilinear'"
     with pytest.raises(ValueError, match=refused):
         fit(model, [DistillCallback(teachers, loss="mse", **options)], data=data, evaluate=False)
 
@@ -692,14 +692,14 @@ def refused(error, match, *, model=None, data=None, **options):
 
 
 def test_options_that_cannot_be_are_refused_before_a_batch(tmp_path):
-    mode = r"teacher_mode must be 'eval' or 'train', or a list of 1 .*, got "
+    mode = r"teacher_mode must be 'eval', 'train' or a list of 1 .*, got "
     for wrong in ("test", None, True, ["train", "eval"], []):
         refused(ValueError, mode, teacher_mode=wrong)
     refused(TypeError, r"teacher_inputs must be a function of the student's inputs, .* got int", teacher_inputs=3)
     refused(ValueError, r"holds 2 functions for 1 teachers", teacher_inputs=[normalised, None])
-    refused(TypeError, r"takes \(a, b\), but is given 1 input\(s\) of the student", teacher_inputs=lambda a, b: a)
-    refused(TypeError, r"must return a tensor or a dictionary, .*; got NoneType", teacher_inputs=lambda x: None)
-    refused(TypeError, r"must return a tensor or a dictionary, .*; got list", teacher_inputs=lambda x: [])
+    refused(TypeError, r"takes \(a, b\), but is called with 1 input\(s\) of the student", teacher_inputs=lambda a, b: a)
+    refused(TypeError, r"must return a tensor, a dictionary, .* got NoneType", teacher_inputs=lambda x: None)
+    refused(TypeError, r"must return a tensor, a dictionary, .* got list", teacher_inputs=lambda x: [])
     with pytest.raises(ValueError, match=r"resize must be one of \['bilinear', 'nearest'\], .*, got 'cubic'"):
         OutputTerm("mse", resize="cubic")
     with pytest.raises(ValueError, match="resize must be one of"):
@@ -708,7 +708,7 @@ def test_options_that_cannot_be_are_refused_before_a_batch(tmp_path):
         OutputTerm("mse", 1.0, None, None, None, None, None, "bilinear")
     with pytest.raises(TypeError, match=r"output must be an index, .*, got 1.5"):
         DistillCallback(TinyNet(), loss=OutputTerm("mse", output=1.5))
-    with pytest.raises(ValueError, match=r"is a pair \(student's, teacher's\), got \(0, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"must be a pair \(student's, teacher's\), got \(0, 1, 2\)"):
         OutputTerm("mse", output=(0, 1, 2))
     with pytest.raises(ValueError, match="names no output"):
         OutputTerm("mse", output={})
@@ -716,7 +716,10 @@ def test_options_that_cannot_be_are_refused_before_a_batch(tmp_path):
     network.eval()
     paddle.jit.save(network, str(tmp_path / "program"), input_spec=[InputSpec([None, 3, 8, 8])])
     refused(
-        ValueError, r"holds the outputs of eval mode alone", teacher=str(tmp_path / "program"), teacher_mode="train"
+        ValueError,
+        r"teacher_mode='train' needs the network, a program",
+        teacher=str(tmp_path / "program"),
+        teacher_mode="train",
     )
     peer = TinyNet(width=8)
     mutual = MutualPeer(peer, paddle.optimizer.SGD(0.1, parameters=peer.parameters()))
@@ -738,10 +741,10 @@ def test_a_function_that_fails_is_named_with_the_batch():
         return outputs["map"]
 
     with pytest.raises(
-        ValueError, match=r"The student's output \[.*\] cannot be picked from by wrong \(.*takes a function"
+        ValueError, match=r"The student's output \[.*\] cannot be picked from by wrong \(.*give output= .* a function"
     ):
         fit(model, [DistillCallback(TinyNet(), loss=OutputTerm("mse", output=wrong))], evaluate=False)
-    with pytest.raises(ValueError, match=r"the function str in output= .* returned a str"):
+    with pytest.raises(ValueError, match=r"the function str in output= .* got str"):
         fit(model, [DistillCallback(TinyNet(), loss=OutputTerm("mse", output=str))], evaluate=False)
 
 
@@ -815,7 +818,7 @@ def test_losses_are_not_stored_and_outputs_without_samples_are_refused(tmp_path)
         def forward(self, x):
             return super().forward(x).mean(axis=0)
 
-    with pytest.raises(ValueError, match=r"\{'': \[4\]\} hold no row for each of the 8 samples"):
+    with pytest.raises(ValueError, match=r"\{'': \[4\]\} do not have one row for each of the 8 samples"):
         cache_teacher(Mean(), Images(), tmp_path / "d", batch_size=8, verbose=0)
     assert not (tmp_path / "d").exists()
 

@@ -85,8 +85,8 @@ def test_records_that_cannot_be_added_to_are_refused_before_training(what, tmp_p
     monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path).parent != out)
     model = hapi_model()
     before = model.network.fc.weight.numpy().copy()
-    said = {"a folder": r"runs\.jsonl is no file", "another's": r"runs\.jsonl is not yours to write to"}
-    with pytest.raises(PermissionError, match=said.get(what, "TinyNet is not yours to write to: give another name")):
+    said = {"a folder": r"runs\.jsonl is not a file", "another's": r"runs\.jsonl is not writable"}
+    with pytest.raises(PermissionError, match=said.get(what, "TinyNet is not writable: give another name")):
         fit(model, [ExportBenchCallback(out, **grouped(**QUICK))])
     np.testing.assert_array_equal(model.network.fc.weight.numpy(), before)
 
@@ -412,7 +412,7 @@ def test_a_network_without_a_definite_output_is_told_from_a_wrong_file(tmp_path)
 
     model = hapi_model(Unsettled(), learning_rate=0.0)
     callback = ExportBenchCallback(tmp_path, **grouped(report=False, strict=True, **QUICK))
-    with pytest.raises(ExportError, match=r"moves by .* no two engines can agree: are its batch-norm statistics"):
+    with pytest.raises(ExportError, match=r"moves by .* no two engines can agree: .*batch-norm statistics"):
         fit(model, [callback])
 
 
@@ -422,7 +422,7 @@ def test_a_wrong_program_is_found_without_an_engine_of_its_kind(tmp_path, monkey
 
     monkeypatch.setattr("paddlelite_callbacks.export.variants.export_onnx", no_onnx)
     callback = ExportBenchCallback(tmp_path, **grouped(engines=["onnxruntime"], **QUICK))
-    said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) do something else under"
+    said = r"something else than the network: paddle\.jit\.load differs by 1 of .*forward\(\) .*under paddle\.jit"
     with pytest.raises(ExportError, match=said):
         fit(hapi_model(TwoFaced()), [callback])
     assert sorted(path.name for path in (tmp_path / "TwoFaced").iterdir()) == ["model.pdparams", "train_log.jsonl"]
@@ -507,6 +507,6 @@ def test_a_disk_that_is_really_full(tmp_path):
     """paddle.jit.save says nothing of it, and the converter of much else."""
     done = on_a_disk_of(120, tmp_path, EXPORT_ON_A_SMALL_DISK)
     torn, full = done.stdout.splitlines()[-2:]
-    assert re.match(r"torn: .*/model\.json was written in part only .* MB are free there: is the disk full\?", torn)
+    assert re.match(r"torn: .*/model\.json is truncated .* MB are free there: check whether the disk is full", torn)
     assert "full: [Errno 28] No space left on device: " in full
     assert full.endswith("/whole/model.onnx' ['model.json', 'model.pdiparams']")

@@ -31,6 +31,6 @@ def test_it_is_refused_at_train_begin(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
-    assert "ExportError FLAGS_enable_pir_api=0 lets Paddle write programs of the older form" in said
+    assert "ExportError FLAGS_enable_pir_api=0" in said
     assert "run without this variable" in said
     assert said.endswith("True")  # no weight has moved

@@ -188,5 +188,5 @@ def test_a_spec_of_an_input_that_is_not_used(tmp_path):
 def test_paddles_words_for_an_unused_input_are_put_plainly(tmp_path):
     network = Last()
     network.eval()
-    with pytest.raises(ExportError, match="does not use one of them in eval mode: leave that one out"):
+    with pytest.raises(ExportError, match="does not use one of them in eval mode: leave that input out"):
         export_paddle(network, tmp_path, input_spec=[IMAGE, LABEL])
