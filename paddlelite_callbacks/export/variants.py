@@ -236,8 +236,8 @@ def export_forms(
         onnx: Whether to write the ONNX files.
         pdmodel: Whether to write Paddle's program also in the format of Paddle 2.
         onnx_opset: Opset version of the ONNX files, 13-19; below 13 there are no weight scales per channel.
-        lite: Files for Paddle Lite to write, such as ``model.arm.nb``; for a network trained with ``activation_symmetric``
-            also ``model.int8.arm.nb``. ``None`` for none.
+        lite: Files for Paddle Lite to write, such as ``model.arm.nb``; for a network trained with
+            ``activation_symmetric`` also ``model.int8.arm.nb``. ``None`` for none.
         sample: Real inputs, one array each, with which batch norms are folded; ``None`` for random ones, where
             ``input_spec`` leaves only the batch dynamic (otherwise nothing is folded).
 

@@ -149,8 +149,8 @@ class Record:
     def size_mb(self) -> float | None:
         """Return the size of the Paddle export, as the guide's gate counts.
 
-        A file for Paddle Lite comes first, the smallest of several, then the program in Paddle 2's format, the guide's. A
-        model without a Paddle program has the size of its smallest ONNX file.
+        A file for Paddle Lite comes first, the smallest of several, then the program in Paddle 2's format, the guide's.
+        A model without a Paddle program has the size of its smallest ONNX file.
         """
         sizes = [(a.kind, a.size_mb) for a in self.artefacts if a.size_mb is not None]
         order = (tuple(LITE_CHECKS), ("pdmodel",), ("paddle",), ("onnx",))
