@@ -291,7 +291,7 @@ def test_a_damaged_pdmodel_is_refused_by_name(program, tmp_path):
     whole = written.read_bytes()
     assert len(read_program_desc(written).blocks[0].ops) > 5
     for content, said in (
-        (whole[:-9], "torn"),
+        (whole[:-9], "truncated"),
         (b"", "empty"),
         (b"PK\x03\x04" + whole, "zip"),
         (b"\x0a\x00", "operation"),
