@@ -18,9 +18,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddleclas import PPLCNet_x0_5, PPLCNet_x0_25
+from paddleclas import PPLCNet_x0_5
 
 from paddlelite_callbacks import (
+    BackboneSwap,
     BenchOptions,
     DistillCallback,
     ExportBenchCallback,
@@ -30,17 +31,17 @@ from paddlelite_callbacks import (
     training_loop,
 )
 
-MAKERS = {"x0_25": PPLCNet_x0_25, "x0_5": PPLCNet_x0_5}
 SIGNS, LENGTH = 10, 4
+STRIDES = [2, [2, 1], [2, 1], [2, 1], [2, 1]]  # of lines of text
 QUICK = BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False)
 
 
 class Maps(nn.Layer):
     """PP-LCNet without its classifier; gives the maps of some stages."""
 
-    def __init__(self, width: str, stages: list[str], **options: Any) -> None:
+    def __init__(self, stages: list[str], **options: Any) -> None:
         super().__init__()
-        self.body, self.stages = MAKERS[width](**options), stages
+        self.body, self.stages = PPLCNet_x0_5(**options), stages
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps."""
@@ -53,10 +54,10 @@ class Maps(nn.Layer):
 class DB(nn.Layer):
     """Detector: one map of probabilities in evaluation; probability, threshold and binary map in training."""
 
-    def __init__(self, width: str, channels: list[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.backbone = Maps(width, ["blocks3", "blocks4", "blocks5", "blocks6"])
-        self.lateral = nn.LayerList([nn.Conv2D(count, 24, 1) for count in channels])
+        self.backbone = Maps(["blocks3", "blocks4", "blocks5", "blocks6"])
+        self.lateral = nn.LayerList([nn.Conv2D(count, 24, 1) for count in (32, 64, 128, 256)])
         self.neck = nn.Sequential(nn.Conv2D(24, 24, 3, padding=1), nn.BatchNorm2D(24), nn.ReLU())
         self.binarize, self.thresh = self._head(), self._head()
 
@@ -85,10 +86,9 @@ class DB(nn.Layer):
 class Recogniser(nn.Layer):
     """CRNN: lines of text to ``[N, T, signs + blank]``; ``attention`` makes it SVTR-like."""
 
-    def __init__(self, width: str, channels: int, *, attention: bool) -> None:
+    def __init__(self, *, attention: bool, channels: int = 256) -> None:
         super().__init__()
-        strides = [2, [2, 1], [2, 1], [2, 1], [2, 1]]
-        self.backbone = Maps(width, ["blocks6"], stride_list=strides)
+        self.backbone = Maps(["blocks6"], stride_list=STRIDES)
         if attention:
             self.neck: nn.Layer = nn.TransformerEncoderLayer(channels, 4, 2 * channels, dropout=0.0)
         else:
@@ -188,12 +188,14 @@ def main() -> None:
     count = 3 if args.quick else 300
     paddle.seed(1)
     if args.only in (None, "db"):
-        teacher, student = DB("x0_5", [32, 64, 128, 256]), DB("x0_25", [16, 32, 64, 128])
-        maps = [OutputTerm("mse", output="maps", weight=2.0), FeatureTerm("neck", "neck", weight=0.5)]
-        compress("db", teacher, student, db_loss, bars(count), args.out, loss=maps[0], features=maps[1:],
-                 teacher_mode="train")  # fmt: skip
+        swap = BackboneSwap("PPLCNet_x0_25", at="backbone")
+        student = swap(DB(), input_spec=[paddle.static.InputSpec([None, 3, 96, 96])])
+        how = {"loss": OutputTerm("mse", output="maps", weight=2.0), "features": [FeatureTerm("neck", "neck")]}
+        compress("db", DB(), student, db_loss, bars(count), args.out, teacher_mode="train", **how)
     for name in [name for name in ("crnn", "svtr") if args.only in (None, name)]:
-        teacher, student = (Recogniser(*size, attention=name == "svtr") for size in (("x0_5", 256), ("x0_25", 128)))
+        swap = BackboneSwap("PPLCNet_x0_25", at="backbone", options={"stride_list": STRIDES})
+        teacher, student = (Recogniser(attention=name == "svtr") for _ in range(2))
+        student = swap(student, input_spec=[paddle.static.InputSpec([None, 3, 32, 64])])
         compress(name, teacher, student, ctc_loss, lines(count), args.out, loss="kl", teacher_mode="train")
 
 
