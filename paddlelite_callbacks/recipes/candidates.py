@@ -29,8 +29,10 @@ from paddlelite_callbacks.utils.isolation import hushed_stdout
 
 __all__ = ["Candidate", "choose", "measure_candidates", "shortlist", "table_lines"]
 
-_GUIDES = ("PPLCNet_x2_5", "MobileNetV3_large_x1_0", "MobileNetV3_small_x1_0", "mobilenet_v3_large")
+_GUIDES = ("PPLCNet_x2_5", "MobileNetV3_large_x1_0", "MobileNetV3_small_x1_0")
+_FAMILIES = ("PPLCNet_", "MobileNetV3_")  # of the guide's; one of each was exported and quantised for the catalogue
 _INT8_SHARE = 0.3  # of the fp32 file's size: weights a quarter, the program as it is
+_LAST_WIDTH = 1000  # features in front of the last layer; 960-1280 are usual
 _LIGHTER = 0.8  # of the big network's multiply-accumulates
 
 
@@ -62,40 +64,58 @@ class Candidate:
     error: str | None = None
 
 
-def shortlist(budget: Budget, *, most_macs: int, pixels: int, count: int) -> list[str]:
+def shortlist(budget: Budget, *, most_macs: int, pixels: int, count: int, classes: int = 1000) -> list[str]:
     """Return names of the catalogue that are worth measuring, the costliest first.
 
-    Those that were built, trained, exported and quantised when the catalogue was made, whose int8 file can keep the
-    size, and that need fewer multiply-accumulates than the big network; of too many, some of every cost.
+    Those that were exported and quantised when the catalogue was made, and the guide's families, as far as their int8
+    file can keep the size and they need fewer multiply-accumulates than the big network. Of too many: the guide's own
+    choices, then some of every cost, two thirds of them such as keep the size in fp32.
 
     Args:
         budget: whose size is looked at.
         most_macs: of the big network on one image.
         pixels: height times width of an image.
         count: names at most.
+        classes: that will be told apart; the catalogue's sizes are those for 1,000.
     """
     there = {name: importlib.util.find_spec(name) is not None for name in ("paddleclas", "paddle")}
     scale = pixels / 224**2
+    size = math.inf if budget.size_mb is None else budget.size_mb
     pool = [
         one
         for one in list_backbones()
         if one.source != "models"
         and there[one.source.partition(".")[0]]
-        and one.checks.get("onnx") is True
-        and one.checks.get("pact") is True
+        and (one.checks.get("onnx") is one.checks.get("pact") is True or one.name.startswith(_FAMILIES))
         and one.macs * scale < _LIGHTER * most_macs
-        and (budget.size_mb is None or one.parameters * 4e-6 * _INT8_SHARE <= budget.size_mb)
+        and _fp32_mb(one, classes) * _INT8_SHARE <= size
     ]
     pool.sort(key=lambda one: -one.macs)
     if len(pool) <= count:
         return [one.name for one in pool]
-    known = [one for one in pool if one.name in _GUIDES][:count]
-    spread = [pool[round(place)] for place in np.linspace(0, len(pool) - 1, count)]
-    chosen: dict[str, Backbone] = {one.name: one for one in known}
-    for one in spread:
-        if len(chosen) < count:
-            chosen.setdefault(one.name, one)
-    return [one.name for one in pool if one.name in chosen]
+    chosen = {one.name for one in pool if one.name in _GUIDES and _fp32_mb(one, classes) <= size}
+    for part, wanted in (
+        ([one for one in pool if _fp32_mb(one, classes) <= size], math.ceil(2 * count / 3)),
+        ([one for one in pool if _fp32_mb(one, classes) > size], count),
+        (pool, count),
+    ):
+        for one in _spread([one for one in part if one.name not in chosen], wanted - len(chosen)):
+            chosen.add(one.name)
+    return [one.name for one in pool if one.name in chosen][:count]
+
+
+def _fp32_mb(one: Backbone, classes: int) -> float:
+    """Return the size for so many classes, by the usual width of the last layer."""
+    saved = _LAST_WIDTH * max(0, 1000 - classes)
+    return max(one.trunk_parameters, one.parameters - saved) * 4e-6
+
+
+def _spread(sorted_ones: Sequence[Backbone], count: int) -> list[Backbone]:
+    """Return at most ``count`` of them, evenly over the order."""
+    if count <= 0 or not sorted_ones:
+        return []
+    places = np.linspace(0, len(sorted_ones) - 1, min(count, len(sorted_ones)))
+    return [sorted_ones[place] for place in dict.fromkeys(round(place) for place in places)]
 
 
 def measure_candidates(

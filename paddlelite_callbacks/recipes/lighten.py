@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import random
 import shlex
@@ -19,7 +20,9 @@ import paddle
 from paddle.nn import Layer
 from paddle.static import InputSpec
 
+from paddlelite_callbacks.backbone.classifier import number_of_classes
 from paddlelite_callbacks.backbone.swap import BackboneSwap
+from paddlelite_callbacks.benchmark.engines import EngineError
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
 from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
@@ -36,6 +39,8 @@ from paddlelite_callbacks.recipes.state import STATE, Checkpoints, SaveNewest, S
 from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.gate import Verdict, judge, most_accurate
 from paddlelite_callbacks.report.record import Record, read_records
+from paddlelite_callbacks.report.retime import append_joint_timing, timed_together
+from paddlelite_callbacks.report.write import write_report
 from paddlelite_callbacks.utils.atomic_files import check_writable, link_or_copy, staged_file, staged_folder
 from paddlelite_callbacks.utils.isolation import undisturbed
 from paddlelite_callbacks.utils.progress import write_lines
@@ -43,9 +48,12 @@ from paddlelite_callbacks.utils.safe_load import read_saved
 
 __all__ = ["BIG", "Lightened", "lighten"]
 
+_log = logging.getLogger(__name__)
+
 BIG = "teacher"  # name of the big network's run
 _BEST = "best"
 _CHECKPOINTS = ".lighten"
+_TIMING = "timing in turn"
 _EXPORT_FACTOR = 3.0  # an export with all its checks over the bare one that was timed
 _EVALUATIONS = 4  # of the test data at the end of a rung: one an engine
 
@@ -250,7 +258,7 @@ class _Lightening:
             return Lightened(plan=state.plan, folder=self.folder, budget=self.budget, command=_command())
         state.write()
         records, failed = self._climb(state)
-        return self._hand_over(state, records, failed)
+        return self._hand_over(state, self._timed(state, records), failed)
 
     def _settings(self) -> dict[str, Any]:
         """Return what the results depend on and can be compared in a file."""
@@ -278,7 +286,8 @@ class _Lightening:
         if isinstance(self.candidates, int):
             macs = count_macs(self.network, [paddle.to_tensor(item) for item in image])
             pixels = int(np.prod(image[0].shape[2:])) or 1
-            names = shortlist(self.budget, most_macs=macs, pixels=pixels, count=max(6, 2 * self.candidates))
+            count = max(6, 2 * self.candidates)
+            names = shortlist(self.budget, most_macs=macs, pixels=pixels, count=count, classes=self._classes())
         else:
             names = [BackboneSwap(name).name for name in self.candidates]
         self._say(f"Building and timing {len(names)} candidates: {', '.join(names)}")
@@ -290,6 +299,10 @@ class _Lightening:
         else:
             chosen = measured
         return Plan(measured=tuple(measured), rungs=tuple(self._rungs(chosen, inputs, labels, reading)))
+
+    def _classes(self) -> int:
+        """Return how many classes a whole classifier tells apart; 0 where a backbone alone is swapped."""
+        return number_of_classes(self.network, None) if self.at is None else 0
 
     def _rungs(self, chosen: Sequence[Any], inputs: list[Any], labels: list[Any], reading: float) -> Iterator[Rung]:
         big = measure_steps(copy.deepcopy(self.network), inputs, labels, self.loss)
@@ -329,8 +342,8 @@ class _Lightening:
             record = self._recorded(state, rung)
             if record is None:
                 self._say(
-                    f"\n=== {number} of {len(state.plan.rungs)}, {rung.name}: {rung.epochs} epochs; about "
-                    f"{clock_text(left)} left ==="
+                    f"\n=== {number} of {len(state.plan.rungs)}, {rung.name}: {rung.epochs} "
+                    f"epoch{'s' * (rung.epochs != 1)}; about {clock_text(left)} left ==="
                 )
                 begin = time.perf_counter()
                 record = self._climbed(rung, state)
@@ -454,6 +467,25 @@ class _Lightening:
         if not baseline or self.metric_drop is None:
             return replace(self.budget, metric=self._metric_name, metric_drop=None)
         return replace(self.budget, metric=self._metric_name, baseline=baseline, metric_drop=self.metric_drop)
+
+    def _timed(self, state: State, records: list[Record]) -> list[Record]:
+        """Time all files in turn, so that what is compared was measured in the same minute; once."""
+        exported = [record for record in records if record.failure is None]
+        if _TIMING in state.finished or len(exported) < 2:
+            return records
+        self._say("\n=== Timing all files in turn ===")
+        batch, _ = first_batch(self.eval_data, 1)
+        try:
+            timed = {one.name: one for one in timed_together(exported, batch[:1], self.benchmark, verbose=self.verbose)}
+        except (ValueError, EngineError) as error:
+            _log.warning("The files were not timed in turn: %s", error)
+            return records
+        append_joint_timing(self.folder / "runs.jsonl", list(timed.values()))
+        state.finished.append(_TIMING)
+        state.write()
+        if self.export.report:
+            write_report(self.folder, budget=self._judged_by(state.baseline))
+        return [timed.get(record.name, record) for record in records]
 
     def _hand_over(self, state: State, records: list[Record], failed: list[str]) -> Lightened:
         budget = self._judged_by(state.baseline)
