@@ -29,7 +29,6 @@ from paddlelite_callbacks.callbacks.export.callback import ExportBenchCallback
 from paddlelite_callbacks.callbacks.export.options import ExportOptions
 from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
 from paddlelite_callbacks.errors import ExportError
-from paddlelite_callbacks.hapi import metric_names
 from paddlelite_callbacks.nn.cost import count_macs, count_parameters
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
@@ -38,7 +37,7 @@ from paddlelite_callbacks.recipes.plan import Plan, Rung, StepTimes, clock_text,
 from paddlelite_callbacks.recipes.state import STATE, Checkpoints, SaveNewest, State
 from paddlelite_callbacks.report.budget import Budget
 from paddlelite_callbacks.report.gate import Verdict, judge, most_accurate
-from paddlelite_callbacks.report.record import Record, read_records
+from paddlelite_callbacks.report.record import Record, scan_records
 from paddlelite_callbacks.report.retime import append_joint_timing, timed_together
 from paddlelite_callbacks.report.write import write_report
 from paddlelite_callbacks.utils.atomic_files import check_writable, link_or_copy, staged_file, staged_folder
@@ -189,6 +188,8 @@ def lighten(
     ):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
+        raise ValueError(f"learning_rate must be a positive number, got {learning_rate!r}: 1e-3 is usual.")
     if not (isinstance(candidates, int) and candidates >= 1) and (isinstance(candidates, str) or not candidates):
         raise ValueError(
             f"candidates must be a number of at least 1 or a list of names, got {candidates!r}: 2, or ['PPLCNet_x1_0']."
@@ -248,7 +249,7 @@ class _Lightening:
     def run(self, *, dry_run: bool) -> Lightened:
         if not dry_run:
             check_writable(self.folder)
-        DistillCallback(self.network, **self.distill)  # refuses wrong options before anything is measured
+        self._check()
         path = self.folder / STATE
         state = State.read(path, self._settings())
         if state is None:
@@ -259,6 +260,17 @@ class _Lightening:
         state.write()
         records, failed = self._climb(state)
         return self._hand_over(state, self._timed(state, records), failed)
+
+    def _check(self) -> None:
+        """Refuse what would fail after the first training."""
+        DistillCallback(self.network, **self.distill)
+        self._judged_by(1.0)
+        first_batch(self.eval_data, 1)
+        if self.budget.metric is not None and self.budget.metric not in (names := self._metric_names):
+            raise ValueError(
+                f"Unknown metric {self.budget.metric!r} in the budget; available: {', '.join(names)}: name one, or "
+                "leave it out."
+            )
 
     def _settings(self) -> dict[str, Any]:
         """Return what the results depend on and can be compared in a file."""
@@ -366,7 +378,8 @@ class _Lightening:
         path = self.folder / "runs.jsonl"
         if not path.is_file() or not self._weights_of(rung.name).is_file():
             return None
-        found = [one for one in read_records(path) if one.name == rung.name and one.created >= state.started]
+        records = [one for one in scan_records(path.read_bytes()) if isinstance(one, Record)]
+        found = [one for one in records if one.name == rung.name and one.created >= state.started]
         return found[-1] if found else None
 
     def _climbed(self, rung: Rung, state: State) -> Record:
@@ -418,7 +431,8 @@ class _Lightening:
             return self.network
         paddle.seed(self.seed)
         with paddle.utils.unique_name.guard(f"{rung.name}_"):
-            network = self._swapped(str(rung.backbone))
+            fresh = rung.kind == "light" and not resumed
+            network = self._swapped(str(rung.backbone), pretrained=self.pretrained and fresh)
             if rung.kind == "int8":
                 if not resumed:
                     network.set_state_dict(read_saved(self._weights_of(str(rung.backbone))))
@@ -426,8 +440,8 @@ class _Lightening:
                 prepare_pact_(network, self.pact, inputs=paddle.to_tensor(batch[0]))
         return network
 
-    def _swapped(self, name: str) -> Layer:
-        swap = BackboneSwap(name, at=self.at, pretrained=self.pretrained)
+    def _swapped(self, name: str, *, pretrained: bool = False) -> Layer:
+        swap = BackboneSwap(name, at=self.at, pretrained=pretrained)
         if self.at is None:
             return swap(self.network)
         shape = first_batch(self.eval_data, 1)[0][0].shape
@@ -453,12 +467,13 @@ class _Lightening:
     # ---- the end
 
     @property
+    def _metric_names(self) -> list[str]:
+        names = self.metric.name()
+        return [names] if isinstance(names, str) else list(names)
+
+    @property
     def _metric_name(self) -> str:
-        if self.budget.metric is not None:
-            return self.budget.metric
-        model = paddle.Model(self.network)
-        model.prepare(None, self.loss, self.metric)
-        return metric_names(model)[0]
+        return self.budget.metric or self._metric_names[0]
 
     def _judged_by(self, baseline: float | None) -> Budget:
         """Return the budget with the big network's metric; of one that is 0 nothing can be lost."""

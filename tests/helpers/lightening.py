@@ -30,10 +30,12 @@ def small(folder, **changes):
         "batch_size": 8,
         "benchmark": QUICK,
         "export": ExportOptions(preflight=False),
+        "eval_data": Images(8, 32),
+        "budget": Budget(size_mb=5, latency_ms=1000),
         "verbose": 0,
         **EPOCHS,
     }
-    return lighten(network, Images(20, 32), Images(8, 32), Budget(size_mb=5, latency_ms=1000), **{**given, **changes})
+    return lighten(network, Images(20, 32), **{**given, **changes})
 
 
 if __name__ == "__main__":

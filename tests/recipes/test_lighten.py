@@ -129,6 +129,10 @@ def test_another_runs_folder_is_refused(tmp_path):
         ({"candidates": "PPLCNet_x1_0"}, ValueError, "candidates must be a number"),
         ({"candidates": ["PPLCNet_x9"]}, ValueError, "Unknown backbone 'PPLCNet_x9'"),
         ({"distill": {"loss": "kll"}}, ValueError, "kll"),
+        ({"metric_drop": -1}, ValueError, "metric_drop must be a positive finite number or None, got -1"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must be a positive number, got 0"),
+        ({"eval_data": Images(0)}, ValueError, "The data hold no sample"),
+        ({"budget": Budget(metric="f1", metric_drop=None)}, ValueError, "Unknown metric 'f1' in the budget"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(changes, error, said, tmp_path):
