@@ -11,8 +11,8 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.benchmark.accuracy import measure_metrics
 from paddlelite_callbacks.benchmark.engines import Predict
+from paddlelite_callbacks.export.hooks import copy_with_hooks
 from paddlelite_callbacks.nn.nested import flat_outputs
-from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.prepare import activation_quantizers
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch
@@ -31,11 +31,10 @@ def on_symmetric_grid(network: Layer) -> Layer:
     Args:
         network: Quantised by `prepare_pact_`; not changed.
     """
-    duplicate = copy_network(network)
+    duplicate = copy_with_hooks(network)
     for quantizer in activation_quantizers(duplicate).values():
         if quantizer.calibrated:
             quantizer.make_symmetric()
-    duplicate.eval()
     return duplicate
 
 
