@@ -137,7 +137,11 @@ def test_what_is_frozen_survives_quantisation_and_export(tmp_path):
     network = swapped(freeze_norm=True, freeze_stages=2)
     still = norm_keys(network) | {key for key in weights_of(network) if key.startswith(STAGES)}
     export = ExportBenchCallback(
-        tmp_path, name="net", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+        tmp_path,
+        name="net",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False, roofline=False),
     )
     moved = trained(network, PACTQuantCallback(), export)
     assert not moved & still

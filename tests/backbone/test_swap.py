@@ -42,7 +42,11 @@ def test_swapped_trained_and_exported(network, strides, channels, name, taps, tm
     before = weights_of(network)
     losses = Losses()
     export = ExportBenchCallback(
-        tmp_path, name="light", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+        tmp_path,
+        name="light",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False, roofline=False),
     )
     model.fit(data, batch_size=4, epochs=6, shuffle=False, verbose=0, callbacks=[losses, export])
     assert losses.of_epoch[-1] < 0.8 * losses.of_epoch[0]

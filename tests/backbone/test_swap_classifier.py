@@ -31,7 +31,12 @@ def test_trained_and_exported(tmp_path):
     light = BackboneSwap("PPLCNet_x0_25", options={"stride_list": [1, 1, 2, 2, 2]})(TinyNet(), SPEC)
     model, export = (
         hapi_model(light),
-        ExportBenchCallback(tmp_path, engines=["paddle"], verbose=0, benchmark=BenchOptions(repeats=2)),
+        ExportBenchCallback(
+            tmp_path,
+            engines=["paddle"],
+            verbose=0,
+            benchmark=BenchOptions(repeats=2, peak_memory=False, roofline=False),
+        ),
     )
     fit(model, [export], data=Images(16, size=32), epochs=2)
     assert [check.passed for check in export.record.checks] == [True]

@@ -110,7 +110,11 @@ def test_trained_exported_and_summed_up(kind, tmp_path):
     model.prepare(paddle.optimizer.SGD(0.1, parameters=network.parameters()), nn.CrossEntropyLoss(axis=1))
     labels = paddle.randint(0, 2, [4, SIZE // 8, SIZE // 8])
     export = ExportBenchCallback(
-        tmp_path, name="n", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=0, repeats=2)
+        tmp_path,
+        name="n",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=0, repeats=2, peak_memory=False, roofline=False),
     )
     data = paddle.io.TensorDataset([paddle.rand([4, *IMAGE[1:]]), labels])
     model.fit(data, batch_size=2, verbose=0, callbacks=[export])

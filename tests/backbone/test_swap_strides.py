@@ -108,7 +108,11 @@ def test_a_recogniser_gets_a_light_backbone_and_trains(taps, tmp_path):
     model.prepare(paddle.optimizer.Adam(0.01, parameters=network.parameters()), nn.CrossEntropyLoss())
     data = paddle.io.TensorDataset([paddle.rand([8, 3, 32, 96]), paddle.randint(0, 5, [8, 48])])
     export = ExportBenchCallback(
-        tmp_path, name="r", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=0, repeats=2)
+        tmp_path,
+        name="r",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=0, repeats=2, peak_memory=False, roofline=False),
     )
     model.fit(data, batch_size=4, verbose=0, callbacks=[export])
     assert [check.passed for check in export.record.checks] == [True]

@@ -230,10 +230,10 @@ def test_why_quantised_files_are_refused(tmp_path, monkeypatch):
     """Should this fail, a converter has been mended: then `check_float_onnx` can let it through."""
     from paddlelite_callbacks.benchmark.engines import OnnxRuntime
 
-    network = Zoo()
+    network, quick = Zoo(), BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False)
     fit(
         hapi_model(OneOutput(network)),
-        [PACTQuantCallback(), ExportBenchCallback(tmp_path, name="run")],
+        [PACTQuantCallback(), ExportBenchCallback(tmp_path, name="run", benchmark=quick)],
         data=Images(16, 32),
     )
     path = tmp_path / "run" / "model.int8.onnx"

@@ -377,8 +377,8 @@ def test_the_export_is_of_the_best_evaluation(tmp_path):
         name="run",
         which="best",
         engines=["paddle"],
-        export=ExportOptions(monitor="f1"),
-        benchmark=BenchOptions(repeats=2, warmup=1),
+        export=ExportOptions(monitor="f1", report=False),
+        benchmark=BenchOptions(repeats=2, warmup=1, peak_memory=False, roofline=False),
         verbose=0,
     )
     with training_loop(net, optimizer, export, epochs=3, data=loader()) as loop:

@@ -253,7 +253,7 @@ def test_a_record_holds_the_figures_of_its_own_model(tmp_path):
         engines=["paddle"],
         verbose=0,
         export=ExportOptions(report=False),
-        benchmark=BenchOptions(warmup=0, repeats=1),
+        benchmark=BenchOptions(warmup=0, repeats=1, peak_memory=False, roofline=False),
     )
     fit(hapi_model(), [export])
     assert set(export.record.metrics) == {"loss", "acc"}

@@ -238,7 +238,9 @@ def test_a_float_file_is_refused(tmp_path):
 
 @needs("paddle2onnx")
 def test_the_callback_hands_the_int8_file_out(tmp_path):
-    export = ExportBenchCallback(tmp_path, name="tiny", verbose=0, benchmark=BenchOptions(warmup=1, repeats=3))
+    export = ExportBenchCallback(
+        tmp_path, name="tiny", verbose=0, benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False)
+    )
     fit(hapi_model(), [export, PACTQuantCallback()], epochs=2)
     assert (tmp_path / "tiny" / "model.int8.onnx").is_file()
     record = export.record

@@ -101,8 +101,12 @@ class WarmConverter:
 
 
 def _lasting(environment) -> dict:
-    """Return what a child may have read while it imported."""
-    return {key: value for key, value in environment.items() if key not in ("TMPDIR", "PYTEST_CURRENT_TEST")}
+    """Return what a child may have read while it imported.
+
+    scikit-learn, which paddleclas imports, sets two variables of OpenMP for good.
+    """
+    own = ("TMPDIR", "PYTEST_CURRENT_TEST")
+    return {key: value for key, value in environment.items() if key not in own and not key.startswith("KMP_")}
 
 
 def _convert(told: dict) -> None:

@@ -86,7 +86,7 @@ def test_the_undo_gives_the_layers_back_as_they_were(norm):
 def test_the_files_compute_with_the_last_weights(norm, tmp_path):
     network = normed(norm)
     export = ExportBenchCallback(
-        tmp_path, name="run", verbose=0, benchmark=BenchOptions(repeats=1, warmup=0, peak_memory=False)
+        tmp_path, name="run", verbose=0, benchmark=BenchOptions(repeats=1, warmup=0, peak_memory=False, roofline=False)
     )
     fit(hapi_model(network), [PACTQuantCallback(), export], epochs=2)
     checks = [check for check in export.record.checks if check.engine in ("paddle", "onnxruntime")]

@@ -116,12 +116,18 @@ def test_bridges_leave_no_trace_in_model_optimizer_checkpoint_and_export(tmp_pat
     model, plain, teacher = hapi_model(optimizer="Adam"), hapi_model(optimizer="Adam"), TinyNet(width=8)
     found = fingerprint(model, teacher)
     export = ExportBenchCallback(
-        tmp_path / "export", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+        tmp_path / "export",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False, roofline=False),
     )
     callback = DistillCallback(teacher, features={"conv*": "conv*"})
     fit(model, [export, callback], save_dir=str(tmp_path / "a"), epochs=2)
     other = ExportBenchCallback(
-        tmp_path / "other", engines=["paddle"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=2)
+        tmp_path / "other",
+        engines=["paddle"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False, roofline=False),
     )
     fit(plain, [other], save_dir=str(tmp_path / "b"), epochs=2)
     assert len(callback.bridges.parameters()) == 2

@@ -889,7 +889,7 @@ def test_the_options_stand_in_the_repr_and_in_the_record(tmp_path):
         engines=["paddle"],
         verbose=0,
         export=ExportOptions(report=False),
-        benchmark=BenchOptions(warmup=0, repeats=2),
+        benchmark=BenchOptions(warmup=0, repeats=2, peak_memory=False, roofline=False),
     )
     fit(hapi_model(NoDrop(), loss=DBLoss(), metrics=False), [callback, export], data=Texts(), evaluate=False)
     (held, _) = export.record.config["callbacks"]

@@ -267,7 +267,12 @@ def test_diagnosis_after_fit_measures_the_real_file_and_names_layers(caplog):
 @pytest.mark.parametrize("export_first", [False, True])
 def test_the_diagnosis_stands_in_the_record(export_first, tmp_path):
     pact = PACTQuantCallback(eval_data=Images())
-    export = ExportBenchCallback(tmp_path, engines=["openvino"], verbose=0, benchmark=BenchOptions(warmup=1, repeats=1))
+    export = ExportBenchCallback(
+        tmp_path,
+        engines=["openvino"],
+        verbose=0,
+        benchmark=BenchOptions(warmup=1, repeats=1, peak_memory=False, roofline=False),
+    )
     fit(hapi_model(), [export, pact] if export_first else [pact, export])
     assert any("fp32" in note and "fake-quantised" in note for note in export.record.notes)
 
