@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 from places import ROOT
+from warm_converter import run_script
 
 SCRIPT = ROOT / "examples" / "few_labels.py"
 
@@ -22,14 +21,8 @@ def module():
 
 @pytest.mark.slow
 def test_the_quick_study_prints_its_table(tmp_path):
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), "--quick", "--json", "figures.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    out = run_script(SCRIPT, "--quick", "--json", "figures.json", cwd=tmp_path, seconds=300)
+    assert out.returncode == 0, out.stderr[-2000:]
     rows = [line.split(" |")[0].removeprefix("| ") for line in out.stdout.splitlines() if line.startswith("| ")]
     assert rows == ["Way", "alone", "kl", "fitnet", "dml (two students, no teacher)"]
     figures = json.loads((tmp_path / "figures.json").read_text())

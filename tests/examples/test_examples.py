@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from installed import needs
 from places import HELPERS, ROOT
+from warm_converter import run_script
 
 from paddlelite_callbacks.report.record import read_records
 
@@ -18,9 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def example(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, cwd=folder
-    )
+    return run_script(EXAMPLES / name, *arguments, cwd=folder)
 
 
 @pytest.mark.slow
@@ -29,7 +28,8 @@ def test_digits_quick(tmp_path):
     kept = tmp_path / "runs" / "digits" / "001"
     kept.mkdir(parents=True)
     (kept / "ladder.md").write_text("of an earlier run")
-    done = example("digits.py", "--quick", folder=tmp_path)
+    command = [sys.executable, str(EXAMPLES / "digits.py"), "--quick"]  # one of all examples just as a reader starts it
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("Loading Paddle ...")
     assert "distill_loss" in done.stdout

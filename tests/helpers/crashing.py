@@ -109,6 +109,7 @@ def _play(scenes, order: dict, report: int) -> None:
 
 def _serve(module: str) -> None:
     scenes = __import__(module)
+    getattr(scenes, "warm", int)()
     for line in sys.stdin:
         reading, writing = os.pipe()
         child = os.fork()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from places import ROOT
+from warm_converter import run_script
 
 FOLDER = ROOT / "examples" / "keypoints"
 DATA = ("--settings", "toy-quick", "--toy-images", 6, 3)
@@ -14,8 +15,11 @@ SMALL = ("--network", "naive_lite_hrnet_18")
 
 
 def run(script, *flags, cwd, launch=()):
-    command = [sys.executable, *launch, str((FOLDER / script).with_suffix(".py")), *map(str, flags)]
+    path = (FOLDER / script).with_suffix(".py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if not launch:
+        return run_script(path, *flags, cwd=cwd, environment=environment)
+    command = [sys.executable, *launch, str(path), *map(str, flags)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 

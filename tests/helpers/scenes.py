@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import paddle
 from crashing import die_from_now_on, die_in_training
 from toy import Images, TinyNet, fit, hapi_model, weights_of
 
+import paddlelite_callbacks
 from paddlelite_callbacks import (
     DistillCallback,
     EMATeacher,
@@ -105,6 +108,18 @@ class ArmAt(paddle.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self.epoch == "end":
             die_from_now_on(self.folder)
+
+
+def warm():
+    """Do what a process does once for its first export and its first report: every scene's process is a fork."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    from paddle.jit.dy2static import convert_call_func
+
+    convert_call_func.is_unsupported(warm)
+    for info in pkgutil.walk_packages(paddlelite_callbacks.__path__, "paddlelite_callbacks."):
+        if info.name.startswith(("paddlelite_callbacks.export.", "paddlelite_callbacks.report.")):
+            importlib.import_module(info.name)
 
 
 def train(folder, *, what, epochs, done=0, save_dir=None, resume=None, arm=None, seed=0, out=None):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from installed import needs
 from places import ROOT
+from warm_converter import run_script
 
 PAGES = runpy.run_path(str(ROOT / "examples" / "results" / "into_pages.py"), run_name="pages")
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES["pages"]()}
@@ -47,14 +48,7 @@ def test_a_python_block_runs(number, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = tmp_path / "block.py"
     script.write_text(PYTHON[number], encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=environment,
-    )
+    done = run_script(script, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, f"{PYTHON[number]}\n{done.stderr[-3000:]}"
 
 

@@ -230,7 +230,9 @@ def test_the_progress_bar_shows_what_is_done(tmp_path, capsys):
         hapi_model(),
         [
             ExportBenchCallback(
-                tmp_path, engines=["paddle"], benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False)
+                tmp_path,
+                engines=["paddle"],
+                benchmark=BenchOptions(warmup=1, repeats=2, peak_memory=False, roofline=False),
             )
         ],
     )
