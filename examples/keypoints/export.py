@@ -17,6 +17,8 @@ from settings import NETWORKS, SETTINGS, add_data_flags, datasets, hapi_model, l
 from paddlelite_callbacks import BenchOptions, Budget, ExportBenchCallback, ExportOptions
 from paddlelite_callbacks.errors import ExportError
 
+QUICK: dict[str, Any] = {"warmup": 2, "repeats": 5, "peak_memory": False, "roofline": False}  # of --settings toy-quick
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
@@ -57,7 +59,7 @@ def main(flags: argparse.Namespace) -> None:
         eval_data=data,
         budget=Budget(**limits) if limits else None,
         export=ExportOptions(input_spec=[paddle.static.InputSpec([None, 3, *settings.size], "float32", "x")]),
-        benchmark=BenchOptions(threads=flags.threads),
+        benchmark=BenchOptions(threads=flags.threads, **(QUICK if flags.settings == "toy-quick" else {})),
     )
     try:
         export.export(model, images)
