@@ -27,7 +27,17 @@ from paddlelite_callbacks.benchmark.machine import clock_governor
 from paddlelite_callbacks.utils.child_process import last_words, run_module
 from paddlelite_callbacks.utils.cpu import MKL_VARIABLE, cpu_info, has_vnni, mkl_hint
 
-__all__ = ["LEVELS", "Finding", "cpu_findings", "doctor", "package_findings", "thread_findings", "unmet_requirements"]
+__all__ = [
+    "COSTS",
+    "EXTRAS",
+    "LEVELS",
+    "Finding",
+    "cpu_findings",
+    "doctor",
+    "package_findings",
+    "thread_findings",
+    "unmet_requirements",
+]
 
 LEVELS = ("ok", "hint", "warning", "error")  # by severity
 _PACKAGE = "paddlelite_callbacks"
@@ -45,7 +55,7 @@ PROBE_STEPS = {  # steps of the child process in order, and what each shows
     "onnxruntime": "ONNX Runtime runs it",
     "openvino": "OpenVINO runs it",
 }
-_COSTS = {  # of a missing package
+COSTS = {  # of a missing package
     "paddleclas": "BackboneSwap offers the networks of paddle.vision and of this package alone",
     "paddleslim": "PACTConfig(activation='paddleslim') is refused; the package's own quantizers need nothing",
     "paddle2onnx": "no model.onnx, so no ONNX Runtime, no OpenVINO and no int8 that computes in int8",
@@ -53,12 +63,14 @@ _COSTS = {  # of a missing package
     "onnxslim": "model.onnx keeps nodes that no engine needs: it loads more slowly",
     "onnxruntime": "exported ONNX files are not checked or timed on ONNX Runtime",
     "openvino": "exported ONNX files are not checked or timed on OpenVINO",
+    "mnn": "no files for MNN, and the engine mnn cannot be used",
+    "ncnn": "no files for ncnn are checked, and the engine ncnn cannot be used",
     "matplotlib": "reports have no pictures",
     "scikit-learn": "examples/digits.py has no data",
     "rich": "tables on a terminal are plain",
     "shtab": "the shell does not complete commands and options",
 }
-_EXTRAS = ("deploy", "terminal", "examples")  # extras of users, not of developers
+EXTRAS = ("deploy", "terminal", "edge", "examples")  # extras of users, not of developers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +199,7 @@ def package_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
         )
         return
     clean = True
-    for extra in ("", *_EXTRAS):
+    for extra in ("", *EXTRAS):
         for asked, version in unmet_requirements(requirements, installed, extra).items():
             clean = False
             yield _unmet(Requirement(asked).name, asked, version, extra)
@@ -206,22 +218,22 @@ def package_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(
                 topic="packages",
                 level="hint",
-                text=f"{name} cannot be installed on Python {platform.python_version()}: {_COSTS[name]}.",
+                text=f"{name} cannot be installed on Python {platform.python_version()}: {COSTS[name]}.",
                 remedy="use Python 3.11 if you need it",
             )
     if clean:
-        names = [name for name in ("paddlepaddle", "numpy", *_COSTS) if name in installed]
+        names = [name for name in ("paddlepaddle", "numpy", *COSTS) if name in installed]
         yield Finding(
             topic="packages", level="ok", text=", ".join(f"{name} {installed[name]}" for name in names) + " fit"
         )
 
 
 def _asked_here(asked: Requirement) -> bool:
-    return asked.marker is None or any(asked.marker.evaluate({"extra": extra}) for extra in ("", *_EXTRAS))
+    return asked.marker is None or any(asked.marker.evaluate({"extra": extra}) for extra in ("", *EXTRAS))
 
 
 def _unmet(name: str, asked: str, version: str | None, extra: str) -> Finding:
-    cost = _COSTS.get(canonicalize_name(name))
+    cost = COSTS.get(canonicalize_name(name))
     remedy = f"pip install '{_PACKAGE}[{extra}]'" if extra else f"pip install '{asked}'"
     if version is not None:
         return Finding(

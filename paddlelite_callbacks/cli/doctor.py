@@ -53,7 +53,10 @@ def _lines(found: Sequence[Finding]) -> str:
     lines = []
     for finding in found:
         head, rest = f"{finding.level:8}{finding.topic:10}", " " * 18
-        lines += textwrap.wrap(finding.text, _WIDTH, initial_indent=head, subsequent_indent=rest)
-        if finding.remedy:
-            lines += textwrap.wrap(f"Remedy: {finding.remedy}.", _WIDTH, initial_indent=rest, subsequent_indent=rest)
+        for text, begin in ((finding.text, head), (finding.remedy and f"Remedy: {finding.remedy}.", rest)):
+            if text:  # paths and commands stay whole
+                lines += textwrap.wrap(
+                    text, _WIDTH, initial_indent=begin, subsequent_indent=rest, break_long_words=False,
+                    break_on_hyphens=False,
+                )  # fmt: skip
     return "".join(line + "\n" for line in lines)

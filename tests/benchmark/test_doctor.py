@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import logging
 import os
@@ -9,11 +10,16 @@ import subprocess
 import sys
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from places import ROOT
 from toy import TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import DistillCallback, doctor
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.doctor import (
+    COSTS,
+    EXTRAS,
     LEVELS,
     PROBE_STEPS,
     cpu_findings,
@@ -61,10 +67,10 @@ def test_what_is_broken_ends_with_1(tmp_path, capsys):
     file = tmp_path / "a file"
     file.write_text("")
     assert main(["doctor", str(file / "below"), "--quick"]) == 1
-    said = capsys.readouterr().out
-    assert f"error   disk      {file}/below cannot be written" in said
+    said = " ".join(capsys.readouterr().out.split())  # lines are wrapped
+    assert f" error disk {file}/below cannot be written" in said
     assert "Remedy: give another folder" in said
-    assert said.rstrip().endswith("1 error")
+    assert said.endswith("1 error")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,17 @@ def test_missing_packages_say_what_they_cost():
     assert texts["onnxruntime"].remedy == "pip install 'paddlelite_callbacks[deploy]'"
     assert any(finding.level == "error" and finding.text.startswith("numpy") for finding in found)
     assert all(finding.remedy for finding in found)
+
+
+def test_every_optional_package_of_setup_has_its_cost():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    assert {*EXTRAS} == {*extras} - {"dev", "docs"}
+    for extra in EXTRAS:
+        lines = [line for line in extras[extra].splitlines() if line and not line.startswith("#")]
+        for line in lines:
+            assert canonicalize_name(Requirement(line).name) in COSTS, line
 
 
 @pytest.mark.parametrize(
