@@ -44,6 +44,7 @@ from paddlelite_callbacks.report.tables import (
 __all__ = ["gate_section", "ladder_section", "run_section", "shown_runs", "unreadable_section"]
 
 _RUNS, _LADDER, _TABLE = 20, 60, 1000  # runs shown in full, in the ladder, in the table of all
+_SHORT = 12  # rows of a ladder that stands before the pictures
 _NAME, _NOTES, _LEFT_OUT = 120, 50, 100
 
 
@@ -110,14 +111,15 @@ def ladder_section(
     """
     blocks: list[Block] = [Heading(2, "Runs", "runs")]
     shares = are_shares(records, metric)
-    places = chosen(records, metric, most=_LADDER, winner=_winner(records, budget))
-    blocks += ladder_blocks([records[i] for i in places], metric=metric, budget=budget, shares=shares)
     named = {
         "pareto.png": f"{metric} against median latency, with the Pareto front and the limits of the budget; the table "
         "has the figures",
         "curves.png": "training curves by epoch: evaluation solid, training dashed",
     }
-    blocks += [Picture(name, text) for name, text in named.items() if name in pictures]
+    drawn = [Picture(name, text) for name, text in named.items() if name in pictures]
+    places = chosen(records, metric, most=_LADDER, winner=_winner(records, budget))
+    ladder = ladder_blocks([records[i] for i in places], metric=metric, budget=budget, shares=shares)
+    blocks += [*drawn, *ladder] if len(places) > _SHORT else [*ladder, *drawn]  # nobody scrolls to behind a long table
     if len(places) < len(records):
         blocks += [Heading(2, "All runs", "all"), _all_runs(records[-_TABLE:], metric, budget, shares)]
     if len(records) > _TABLE:

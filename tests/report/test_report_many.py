@@ -73,6 +73,14 @@ def test_every_run_stands_in_the_table_and_the_best_are_shown(thousand):
     assert f"{len(passing)} of 1000 runs pass" in text
 
 
+def test_pictures_stand_before_a_long_table_and_behind_a_short_one(thousand, tmp_path):
+    text = thousand[2]
+    assert text.index("](pareto.png)") < text.index("](curves.png)") < text.index("| model |")
+    write(tmp_path, many(3))
+    text = write_report(tmp_path)
+    assert text.index("| model |") < text.index("](pareto.png)")
+
+
 def test_more_runs_than_the_table_holds(tmp_path):
     runs = [replace(run, history=()) for run in many(1003)]
     write(tmp_path, runs)
