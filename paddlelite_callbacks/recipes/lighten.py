@@ -278,11 +278,14 @@ class _Lightening:
             "network": type(self.network).__name__,
             "parameters": count_parameters(self.network),
             "samples": [_length(self.train_data), _length(self.eval_data)],
+            "sample": [list(item.shape[1:]) for item in first_batch(self.eval_data, 1)[0]],
             "candidates": self.candidates if isinstance(self.candidates, int) else list(self.candidates),
             "at": self.at,
             "epochs": dict(self.epochs),
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
+            "distill": {name: _plain(value) for name, value in sorted(self.distill.items())},
+            "pact": repr(self.pact),
             "pretrained": self.pretrained,
             "seed": self.seed,
             "size_mb": self.budget.size_mb,
@@ -537,6 +540,11 @@ class _Lightening:
     def _say(self, text: str) -> None:
         if self.verbose:
             write_lines(text)
+
+
+def _plain(value: Any) -> Any:
+    """Return what of an option can be compared across processes: plain values, of others the type."""
+    return value if value is None or isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def _length(data: Any) -> int:

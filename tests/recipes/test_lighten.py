@@ -154,6 +154,16 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path):
     assert str(made) == str(made.plan)
 
 
+@needs("paddleclas")
+def test_other_sizes_and_options_are_another_run(tmp_path):
+    plan = Plan(measured=(), rungs=())
+    State(path=tmp_path / "lighten.json", settings={"sample": [[3, 32, 32], []]}, plan=plan).write()
+    with pytest.raises(ValueError, match=r"sample=\[\[3, 32, 32\], \[\]\] then, \[\[3, 48, 48\], \[\]\] now"):
+        small(tmp_path, eval_data=Images(8, 48))
+    with pytest.raises(ValueError, match=r"distill=None then, \{'temperature': 2.0\} now"):
+        small(tmp_path, distill={"temperature": 2.0})
+
+
 def run_script(folder):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", str(HELPERS / "lightening.py"), str(folder)],
