@@ -39,7 +39,8 @@ BASH = blocks(TEXTS["README.md"], "bash")
 def packages_of(block: str) -> pytest.MarkDecorator:
     swaps = ["paddleclas"] if re.search(r"BackboneSwap\(\"|list_backbones", block) else []
     others = [name for name in ("paddleseg", "ppdet") if f"from {name}" in block]  # see test_own_loops for the rest
-    return needs(*swaps, *others, *(["paddle2onnx"] if 'model.onnx"' in block else []))
+    others += ["MNN", "ncnn", "pnnx"] if "edge_files" in block else []
+    return needs(*swaps, *others, *(["paddle2onnx"] if re.search(r'model(\.int8)?\.onnx"', block) else []))
 
 
 @pytest.mark.slow
