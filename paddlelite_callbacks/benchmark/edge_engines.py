@@ -1,4 +1,4 @@
-"""Engines of phones, run here on the CPU: MNN and ncnn, each on what its own converter makes of the ONNX file."""
+"""Run converted ONNX files on phone engines (MNN and ncnn) on the CPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ConvertingEngine(ABC):
     def _open(self, artefact: Artefact, threads: int) -> Predict: ...
 
     def missing(self) -> str | None:
-        """Return what is not installed and how to install it; ``None`` if nothing is missing."""
+        """Return what is not installed, with the remedy; ``None`` if nothing is missing."""
         for package, command in self._packages:
             try:
                 importlib.metadata.version(package)

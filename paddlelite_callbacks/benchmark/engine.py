@@ -1,4 +1,4 @@
-"""What an inference engine is: a name, the files it reads, and a function from arrays to arrays once it is loaded."""
+"""Define the interface of inference engines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
     package: str
 
     def load(self, artefact: Artefact, *, threads: int) -> Predict:
-        """Return a function that runs the file on ``threads`` CPU threads; outputs in the file's order.
+        """Return a function that runs the file; outputs in the file's order.
 
         Raises:
             EngineError: the file cannot be loaded.

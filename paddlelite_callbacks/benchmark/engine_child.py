@@ -61,7 +61,7 @@ def run_engine_child(
 
 
 def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, name: str | None = None) -> str | None:
-    """Return how a process ended that loaded and ran ``artefact`` once; ``None`` if it lived, whatever it computed.
+    """Return how a child process crashed on ``artefact``; ``None`` if it did not.
 
     An exception is none of these ends: it says what happened, and will do so again.
 

@@ -162,7 +162,7 @@ def in_batches(predict: Predict, rows: int | None) -> Predict:
 
 
 def native_file(engine: str, artefact: Artefact) -> Artefact:
-    """Return the file that ``engine`` itself reads: ``artefact``, or what it was converted to.
+    """Return the file that ``engine`` reads: ``artefact``, or its conversion.
 
     Args:
         engine: name in `ENGINES`.

@@ -117,9 +117,11 @@ def _lite_check(
     rows: int | None,
     opt: str | Path | None,
 ) -> Check:
-    """Run a float file for x86 with Paddle Lite, and of the others the program that they were made from, in Paddle.
+    """Run a file for Paddle Lite.
 
-    Paddle Lite's int8 kernels for x86 are faulty: nothing is held against them.
+    Float files for x86 run with Paddle Lite; of the others the program that they were made from runs, in Paddle.
+
+    Paddle Lite's int8 kernels for x86 are faulty: nothing is compared with them.
     """
     name = LITE_CHECKS[artefact.kind]
     unverified = "Paddle Lite runs it on ARM alone" if artefact.kind == "lite-arm" else None

@@ -1,4 +1,4 @@
-"""Cost of moving a trained network to the symmetric grid of Paddle Lite, measured before anybody does it."""
+"""Estimate the cost of moving a network to Paddle Lite's symmetric grid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def requantizing_note(
     inputs: int = 1,
     used: Sequence[int] | None = None,
 ) -> str:
-    """Return why there is no int8 file for Paddle Lite, and what its grid would cost this network.
+    """Return why there is no int8 file for Paddle Lite, and what its grid costs.
 
     Args:
         network: Quantised on other grids, in eval mode; not changed.

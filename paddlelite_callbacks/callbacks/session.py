@@ -184,7 +184,7 @@ class FitSession:
         return loss
 
     def training_loss(self, task_loss: LossFunction, task: Any, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
-        """Return the loss of a training batch: the task's with the steps' terms, looked at by the guard.
+        """Return the loss of a batch: the task's and the steps' terms, guarded.
 
         Args:
             task_loss: the function that gave it, for a peer.
@@ -209,17 +209,17 @@ class FitSession:
         self._figures[name] = None
 
     def put_figure(self, name: str, value: Tensor | float) -> None:
-        """Keep the scalar ``value``; it is read (and the device waited for) behind the batch, as hapi's own are."""
+        """Keep the scalar ``value``, to be read after the batch, as hapi does."""
         self._figures[name] = value.detach() if isinstance(value, Tensor) else value
 
     def drop_figure(self, name: str) -> None:
-        """Take the figure ``name``, which has no value now, out of ``logs``; `put_figure` brings it back."""
+        """Remove ``name`` without a value from ``logs``; `put_figure` restores it."""
         self._figures[name] = None
         if self.logs is not None:
             self.logs.pop(name, None)
 
     def close(self, *, late: bool = True) -> None:
-        """Undo every edit, the last one first; safe to call twice. Ctrl-C waits meanwhile.
+        """Undo every edit, last one first; may be called twice. Ctrl-C waits.
 
         Args:
             late: those on `late` too.
@@ -256,7 +256,7 @@ class FitSession:
         self._batch_done()
 
     def end_skipped_batch(self, updated: bool) -> None:
-        """End a batch that is left out; ``updated`` says whether the optimizer took a step all the same."""
+        """End a skipped batch; ``updated`` says whether the optimizer took a step."""
         for step in self._steps:
             step.skipped()
             step.after_batch(updated)
@@ -289,7 +289,7 @@ _sessions: weakref.WeakKeyDictionary[CallbackList, FitSession] = weakref.WeakKey
 
 
 def _joined_session(member: ScopedCallback, model: paddle.Model, callbacks: CallbackList | None) -> FitSession:
-    """Return the session of the ``fit`` that uses ``callbacks``, with ``member`` in it; one of its own without a list.
+    """Return the session of the ``fit`` of ``callbacks``, and add ``member``.
 
     Args:
         member: joins, unless the session has started.
@@ -347,20 +347,20 @@ class ScopedCallback(paddle.callbacks.Callback):
         """Replace layers and register new parameters with the optimizer."""
 
     def dry_run(self) -> None:
-        """Try on a copy of the converted network what comes after training; changes nothing, may be interrupted."""
+        """Try later steps on a copy of the converted network, without side effects."""
 
     def attach(self, scope: ExitStack) -> None:
         """Register hooks and wrap the loss."""
 
     def after_batch(self, updated: bool) -> None:
-        """Run after each training batch; ``updated`` says whether the optimizer took a step."""
+        """Run after each training batch; ``updated``: the optimizer took a step."""
 
     def after_skipped(self, updated: bool) -> None:
-        """Run after a batch that was skipped for a non-finite loss; `after_batch` by default."""
+        """Run after a batch skipped for a non-finite loss; `after_batch` by default."""
         self.after_batch(updated)
 
     def finish(self) -> None:
-        """Run once ``fit`` has ended well, after hapi's last checkpoint, with every scoped edit undone."""
+        """Run after ``fit`` and hapi's last checkpoint, with all edits undone."""
 
     @property
     def session(self) -> FitSession:
@@ -374,7 +374,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         return self._session
 
     def join(self, session: FitSession, params: dict[str, Any]) -> None:
-        """Join the session of a `training_loop`, with what hapi's ``set_model`` and ``set_params`` would give."""
+        """Join the session of a `training_loop`, instead of hapi's setters."""
         super().set_model(session.model)
         super().set_params(params)
         self.close()

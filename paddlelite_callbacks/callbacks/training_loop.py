@@ -1,4 +1,4 @@
-"""`training_loop`: the callbacks of this package in a training loop of the user's own."""
+"""Run the callbacks of this package in a training loop of your own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def training_loop(
     data: Any = None,
     inputs: Sequence[InputSpec] | None = None,
 ) -> TrainingLoop:
-    """Use callbacks of this package in a training loop that is not ``paddle.Model.fit``.
+    """Use callbacks of this package in a loop that is not ``paddle.Model.fit``.
 
     Inside the ``with`` block, send each batch's loss through ``loop.loss``; forward pass, ``backward`` and the
     optimizer's step stay as they are, and the weights become bit for bit those of ``fit`` on the same batches. What a
@@ -171,7 +171,10 @@ class TrainingLoop:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Return the latest batch's metrics: ``loss``, ``task_loss``, ``distill_loss``, ...; waits for the device."""
+        """Return the latest batch's metrics: ``loss``, ``task_loss``, ...
+
+        Waits for the device.
+        """
         figures = {} if self._session is None else self._session.figures()
         return figures or dict(self._last)
 
@@ -281,7 +284,7 @@ class TrainingLoop:
             callback.on_epoch_begin(number, self._logs)
 
     def evaluated(self, figures: Mapping[str, float]) -> None:
-        """Report the figures of an evaluation, which decide ``which="best"`` and are held against the budget.
+        """Report the metrics of an evaluation, for ``which="best"`` and the budget.
 
         Args:
             figures: by name, for instance ``{"mIoU": 0.71}``.
@@ -303,7 +306,7 @@ class TrainingLoop:
             callback.on_evaluated(self._epoch, self._logs, dict(numbers))
 
     def save(self, path: str) -> None:
-        """Write what the callbacks resume from (``path.pddistill``) beside your own checkpoint ``path.pdparams``.
+        """Save what the callbacks resume from beside your checkpoint ``path.pdparams``.
 
         Call it behind the saving of the weights; `DistillCallback` takes it up with ``resume=path``.
 

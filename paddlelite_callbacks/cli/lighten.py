@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks lighten --images DIR --size-mb 20 --latency-ms 100 --metric-drop 5%``."""
+"""Command ``lighten --images DIR``: find a light network within a budget."""
 
 from __future__ import annotations
 

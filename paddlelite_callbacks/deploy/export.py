@@ -1,4 +1,4 @@
-"""Moved to `export.paddle_program`, `export.onnx_export`, `export.artefact`, `errors` and others."""
+"""Moved to `export.paddle_program`, `export.onnx_export` and others."""
 
 from paddlelite_callbacks.utils.deprecation import forwarded
 

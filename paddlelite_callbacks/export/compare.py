@@ -58,7 +58,7 @@ class Check:
 
     @property
     def distance(self) -> str:
-        """The difference, the magnitude of the output and the tolerance, as text."""
+        """Difference, magnitude of the output and tolerance, as text."""
         if self.max_abs_diff is None or self.tolerance is None:
             return str(self.error)
         of = "" if self.largest is None else f" of {self.largest:.3g}"

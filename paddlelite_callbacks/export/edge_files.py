@@ -1,4 +1,4 @@
-"""Convert float ONNX files for MNN and ncnn, each with its own converter, in a child process."""
+"""Convert float ONNX files for MNN and ncnn, in child processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ELEMENTS = {1: "f32", 6: "i32", 7: "i64", 10: "f16", 11: "f64"}  # of ONNX, in 
 
 
 def check_float_onnx(path: Path, converter: str) -> None:
-    """Refuse a quantised ONNX file, of which ``converter`` is known to make a wrong one.
+    """Check that an ONNX file is not quantised, which ``converter`` gets wrong.
 
     Args:
         path: of the file.
@@ -68,7 +68,7 @@ def convert_to_mnn(source: Path, path: Path) -> Artefact:
 
     Args:
         source: the ``.onnx`` file.
-        path: of the ``.mnn`` file; appears only when whole.
+        path: Path of the ``.mnn`` file; written atomically.
 
     Raises:
         MissingDependencyError: MNN is not installed.
@@ -87,7 +87,7 @@ def convert_to_mnn(source: Path, path: Path) -> Artefact:
 
 
 def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
-    """Convert a float ONNX file for ncnn, which computes one image a call of a fixed size.
+    """Convert a float ONNX file for ncnn, with one image of a fixed size per call.
 
     Args:
         source: the ``.onnx`` file.
@@ -138,7 +138,7 @@ def ncnn_input_shapes(source: Path) -> Mapping[str, tuple[list[int], str]]:
         source: the ``.onnx`` file.
 
     Raises:
-        ExportError: sizes behind the batch are free, or it takes more than one image a call.
+        ExportError: Sizes besides the batch are dynamic, or it takes more than one image per call.
     """
     graph = _graph(source)
     constants = {item.name for item in graph.initializer}
@@ -169,7 +169,7 @@ def _graph(path: Path) -> Any:
 
 
 def _pnnx() -> Path:
-    """Return pnnx's program; its Python module would import PyTorch, which an ONNX file does not need."""
+    """Return pnnx's program, without its Python module, which imports PyTorch."""
     require_installed("pnnx", needed_for="a file for ncnn")
     spec = find_spec("pnnx")
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -186,6 +186,6 @@ def _said(done: subprocess.CompletedProcess[str], *folders: Path) -> str:
 
 
 def _unknown_layers(param: Path) -> list[str]:
-    """Return the operators that pnnx had no layer for: it leaves them under their PyTorch names, which have dots."""
+    """Return the operators without an ncnn layer, which keep their PyTorch names."""
     lines = param.read_text(encoding="utf-8").splitlines()[2:]
     return sorted({line.split()[0] for line in lines if line.strip() and "." in line.split()[0]})

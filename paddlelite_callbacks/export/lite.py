@@ -1,4 +1,4 @@
-"""Paddle Lite's own files (``.nb``): written by its ``opt``, and run where it runs on x86.
+"""Write Paddle Lite's files (``.nb``) with its ``opt``, and run them on x86.
 
 Paddle Lite's wheels are for few versions of Python, and its tool ends with the process on what it does not take. So
 ``opt`` and the x86 engine run in a child process, of this Python or of another one.
@@ -56,7 +56,7 @@ def checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
         targets: of Paddle Lite.
 
     Raises:
-        ValueError: one is unknown, there is none, or it is no list.
+        ValueError: A target is unknown, there is none, or it is not a list.
     """
     known = list(LITE_TARGETS)
     if isinstance(targets, str):
@@ -81,7 +81,7 @@ class LiteTool:
     version: str = ""
 
     def write(self, program: Path, parameters: Path, path: Path, *, target: str) -> Path:
-        """Write a ``.nb`` file; it appears only when whole.
+        """Write a ``.nb`` file atomically.
 
         Args:
             program: ``.pdmodel``, see `prepare_for_lite_`.
@@ -146,7 +146,9 @@ class LiteTool:
 
 
 def find_opt(given: str | Path | None = None) -> LiteTool:
-    """Return Paddle Lite's ``opt``: what is given, what ``PADDLE_LITE_OPT`` names, this Python's, or that of the path.
+    """Find Paddle Lite's ``opt``.
+
+    What is given, what ``PADDLE_LITE_OPT`` names, this Python's, or that of the path.
 
     Args:
         given: path of a Python with ``paddlelite``, of its script ``paddle_lite_opt``, or of an ``opt`` binary.
@@ -167,7 +169,7 @@ def find_opt(given: str | Path | None = None) -> LiteTool:
 def _tool_at(named: str, whence: str) -> LiteTool:
     path = shutil.which(os.path.expanduser(named))  # noqa: PTH111 (a name on the path stays one)
     if path is None:
-        raise MissingDependencyError(f"{whence} names {named!r}, which is no file that can be run. {_REMEDY}")
+        raise MissingDependencyError(f"{whence} names {named!r}, which is not executable. {_REMEDY}")
     if Path(path).name.startswith("python"):
         return _tool_of_python(path, f"{whence} ({named})")
     with Path(path).open("rb") as file:

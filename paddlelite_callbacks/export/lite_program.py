@@ -1,4 +1,4 @@
-"""A program of Paddle 2 in the form that Paddle Lite's ``opt`` takes well; what it computes stays the same.
+"""Prepare programs of Paddle 2 for Paddle Lite's ``opt``; outputs stay the same.
 
 Constant subgraphs are computed now: with the hundreds of them in Lite-HRNet ``opt`` runs for minutes. A bias of
 ``[1, C, 1, 1]`` becomes ``[C]`` on axis 1, which Lite fuses into the convolution in front of it (PP-LCNet 34 -> 28 ms).

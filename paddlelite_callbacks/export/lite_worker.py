@@ -1,4 +1,6 @@
-"""Run by the Python that has Paddle Lite, which need not have this package: ``opt``, ``run`` or ``version``.
+"""Run Paddle Lite: ``opt``, ``run`` or ``version``.
+
+For a Python with Paddle Lite, which need not have this package.
 
     lite_worker.py opt MODEL PARAMETERS TARGET OUT
     lite_worker.py run FILE.nb INPUTS.npz OUTPUTS.npz
@@ -24,7 +26,10 @@ def opt(model: str, parameters: str, target: str, out: str) -> None:
 
 
 def run(file: str, inputs: str, outputs: str) -> None:
-    """Run an x86 ``.nb`` on ``x0``, ``x1``, ... of ``inputs``; what it gives is ``y0``, ``y1``, ... in ``outputs``."""
+    """Run an x86 ``.nb`` on ``x0``, ``x1``, ... of ``inputs``.
+
+    Its outputs are ``y0``, ``y1``, ... in ``outputs``.
+    """
     import numpy as np
 
     lite = importlib.import_module("paddlelite.lite")

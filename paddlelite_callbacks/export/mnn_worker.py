@@ -8,7 +8,7 @@ from paddlelite_callbacks.errors import require
 
 
 def main(source: str, target: str) -> None:
-    """Convert one ONNX file; its converter is called as its command line would be, without that one's installs."""
+    """Convert one ONNX file without the installations of MNN's command line."""
     tools = require("_tools", needed_for="a file for MNN")
     given = ["mnnconvert", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "paddlelite"]
     tools.mnnconvert(given)  # says True whatever it did

@@ -126,7 +126,9 @@ def export_pdmodel(program: Artefact) -> Artefact:
 
 
 def export_qdq_pdmodel(program: Artefact, target: Path) -> Artefact:
-    """Write a quantised program for Paddle 2 with ``quantize_linear`` and int8 weights, see `rewrite_program_as_qdq`.
+    """Write a quantised program for Paddle 2 with int8 weights.
+
+    See `rewrite_program_as_qdq`.
 
     Args:
         program: of `export_paddle`, with the integers of every layer; its parameters get short names.
@@ -142,7 +144,7 @@ def export_qdq_pdmodel(program: Artefact, target: Path) -> Artefact:
 
 
 def export_lite_program(program: Artefact, target: Path) -> Artefact:
-    """Write a program in the form that Paddle Lite's ``opt`` takes, see `prepare_for_lite_`.
+    """Write a program for Paddle Lite's ``opt``, see `prepare_for_lite_`.
 
     Args:
         program: of `export_paddle`, with the integers of every layer if it is quantised.
@@ -161,7 +163,7 @@ def export_lite_program(program: Artefact, target: Path) -> Artefact:
 
 
 def _graph_of(program: Artefact) -> ProgramGraph:
-    """Return a program of Paddle 2 or 3 in the format of Paddle 2, its int8 weights and quantisers as operators."""
+    """Return a program in Paddle 2's format, with int8 weights and quantizers."""
     with tempfile.TemporaryDirectory() as work:
         files = program.files[0], program.files[-1]
         if program.path.suffix == ".json":

@@ -1,4 +1,6 @@
-"""A quantised program of Paddle 2 with ``quantize_linear``/``dequantize_linear``, which Paddle Lite and Paddle 2 know.
+"""Write quantised programs of Paddle 2 with ``quantize_linear`` operators.
+
+Paddle Lite and Paddle 2 support these.
 
 The input is the very program that is shipped for Paddle 3, in which a quantizer stands as ``scale, round, clip, scale``
 and an int8 weight as ``cast, elementwise_mul``. Each of these chains becomes the operators that readers recognise, with
@@ -53,7 +55,7 @@ def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
 
 
 def _activation(graph: ProgramGraph, rounding: Any) -> None:
-    """``scale(1/step), round, clip(low, high), scale(step)`` becomes ``[clip,] quantize_linear, dequantize_linear``."""
+    """Replace ``scale, round, clip, scale`` by ``[clip,] quantize, dequantize``."""
     before = graph.producer(_input(graph, rounding))
     clip = graph.only_consumer(_output(graph, rounding), "clip")
     after = None if clip is None else graph.only_consumer(_output(graph, clip), "scale")
@@ -84,7 +86,7 @@ def _activation(graph: ProgramGraph, rounding: Any) -> None:
 
 
 def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
-    """``cast(int8), elementwise_mul(steps)`` becomes ``dequantize_linear`` along the axis of the steps."""
+    """Replace ``cast(int8), elementwise_mul(steps)`` by ``dequantize_linear``."""
     weight = _input(graph, cast)
     product = graph.only_consumer(_output(graph, cast), "elementwise_mul")
     steps = None if product is None else graph.parameters.get(graph.inputs(product, "Y")[0])
@@ -106,7 +108,7 @@ def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
 
 
 def _float_weight(graph: ProgramGraph, user: Any, made: dict[str, str]) -> None:
-    """Write the integers of a weight that is stored in float on its grid, as small ones are, after a quantizer."""
+    """Write the integers of a grid weight that is stored in float."""
     source, weight = ("X", "Y") if user.type == "matmul_v2" else ("Input", "Filter")
     (given,), (name,) = graph.inputs(user, source), graph.inputs(user, weight)
     maker, value = graph.producer(given), graph.parameters.get(name)
@@ -127,7 +129,7 @@ def _float_weight(graph: ProgramGraph, user: Any, made: dict[str, str]) -> None:
 
 
 def _integers_of(value: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the integers of a weight and the step of each channel; ``None`` where it lies on no grid."""
+    """Return a weight's integers and steps; ``None`` where it is on no grid."""
     rows = np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1).astype("float64")
     largest = np.abs(rows).max(axis=1, keepdims=True)
     largest[largest == 0] = 1.0

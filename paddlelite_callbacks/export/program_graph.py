@@ -1,4 +1,4 @@
-"""A program of Paddle 2 with its parameters that can be rewritten, operator by operator."""
+"""Rewrite programs of Paddle 2 and their parameters, operator by operator."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ProgramGraph:
         return found[0] if len(found) == 1 and found[0].type == kind else None
 
     def shape(self, name: str) -> list[int]:
-        """Return the declared shape of a variable; free sizes are -1."""
+        """Return the declared shape of a variable; dynamic sizes are -1."""
         return list(self.variables[name].type.dense_tensor.tensor.dims)
 
     def dtype(self, name: str) -> str:
@@ -103,7 +103,7 @@ class ProgramGraph:
         return name
 
     def make_parameter(self, name: str, value: np.ndarray) -> None:
-        """Let a variable that an operator wrote be a parameter; the operator is to be removed."""
+        """Turn an operator's output into a parameter; the operator must be removed."""
         variable = self.variables[name]
         variable.persistable = True
         tensor = variable.type.dense_tensor.tensor
@@ -173,7 +173,7 @@ class ProgramGraph:
     # writing
 
     def write(self, prefix: Path) -> tuple[Path, Path]:
-        """Write ``<prefix>.pdmodel`` and ``<prefix>.pdiparams``, both whole or not at all, without what nothing needs.
+        """Write ``<prefix>.pdmodel`` and ``<prefix>.pdiparams`` atomically, pruned.
 
         Args:
             prefix: of the two files.

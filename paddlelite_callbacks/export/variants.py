@@ -380,7 +380,7 @@ def _write_int8(
     *,
     whole: bool,
 ) -> Artefact | None:
-    """Write the int8 files; with ``whole`` return the program with the integers of every layer."""
+    """Write the int8 files; with ``whole`` return the program with all integers."""
 
     def small() -> Artefact:
         with restored(network):
@@ -408,7 +408,7 @@ def _write_int8(
 
 
 def on_lite_grid(network: Layer) -> bool:
-    """Return whether ``network`` is quantised on the symmetric grid that Paddle Lite has.
+    """Whether ``network`` is quantised on Paddle Lite's symmetric grid.
 
     Args:
         network: looked through.
@@ -436,7 +436,10 @@ def write_lite(program: Artefact, folder: Path, options: LiteOptions) -> list[Ar
 
 
 def _write_lite(forms: Forms, program: Artefact, folder: Path, options: LiteOptions) -> None:
-    """Write a ``.nb`` for each target; a quantised network has none for x86, where Paddle Lite's kernels are faulty."""
+    """Write a ``.nb`` for each target.
+
+    A quantised network has none for x86, where Paddle Lite's kernels are faulty.
+    """
     int8 = program.precision == "int8"
     targets = [target for target in options.targets if not (int8 and target == "x86")]
     if not targets:

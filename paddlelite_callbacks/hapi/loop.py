@@ -1,4 +1,4 @@
-"""A ``paddle.Model`` for a training loop of the user's own: what callbacks ask of one, without ``fit``."""
+"""Provide a ``paddle.Model`` for a training loop without ``fit``."""
 
 from __future__ import annotations
 

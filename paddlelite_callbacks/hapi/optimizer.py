@@ -162,7 +162,7 @@ def _parameters_of(optimizer: paddle.optimizer.Optimizer) -> list[Tensor]:
 
 
 def _extended(optimizer: paddle.optimizer.Optimizer, added: Sequence[Tensor]) -> Callable[[], None]:
-    """Add parameters to the list of ``optimizer``, or as a group to its groups; return the undo."""
+    """Add parameters to the optimizer's list or as a new group; return the undo."""
     known = optimizer._parameter_list
     if not added or not isinstance(next(iter(known), None), dict):
         known.extend(added)

@@ -1,4 +1,7 @@
-"""Run by `ArmEmulator.run` on the emulated processor: ``ENGINE RUNS INPUTS.npz OUTPUTS.npz FILE...``."""
+"""Run a file on the emulated processor, for `ArmEmulator.run`.
+
+Arguments: ``ENGINE RUNS INPUTS.npz OUTPUTS.npz FILE...``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run exported files on an emulated ARM processor: qemu-user, a Debian root of 40 packages, and ARM wheels.
+"""Run exported files on an emulated ARM processor (qemu-user).
 
 For the maintainer, on Linux for x86-64 with ``apt-get``, ``dpkg-deb`` and a network. Nothing is installed into the
 system: packages are unpacked into a folder of their own, and qemu runs the programs in it without a chroot.
@@ -58,7 +58,7 @@ def missing_for_arm() -> str | None:
 
 
 def build_arm_root(folder: Path) -> ArmEmulator:
-    """Download and unpack what is needed (about 140 MB), once; a folder that is ready is taken as it is.
+    """Download and unpack what is needed (about 140 MB), unless it is there.
 
     Args:
         folder: for nothing else; some 650 MB.
@@ -94,7 +94,7 @@ class ArmEmulator:
 
     @property
     def version(self) -> str:
-        """Of the emulator, one line."""
+        """Version of the emulator on one line."""
         return self._started([str(self._qemu), "--version"]).stdout.splitlines()[0]
 
     def run(self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, count: bool = False) -> ArmRun:
@@ -163,7 +163,7 @@ class ArmEmulator:
 
 
 def _unpack_debian(folder: Path, architecture: str, packages: Sequence[str], target: Path) -> None:
-    """Download ``packages`` with all that they need, by an apt of their own, and unpack them."""
+    """Download and unpack ``packages`` with their dependencies, by a private apt."""
     apt = folder / f"apt-{architecture}"
     for name in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d"):
         (apt / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Measure backbones by building them, and write the figures that `list_backbones` reads.
+"""Measure backbones by building them, for the catalogue of `list_backbones`.
 
 ``python -m paddlelite_callbacks.maintainer_tools.measure_backbones [name ...]`` measures the networks named (all
 without names) and puts them into the data file of the package; each runs in a process of its own, so that one that

@@ -1,4 +1,4 @@
-"""Check networks of the catalogue in every engine of phones, ARM by emulation, and write the table of the page.
+"""Check catalogue networks in phone engines, and write a table of results.
 
 ``python -m paddlelite_callbacks.maintainer_tools.phone_table RESULTS.jsonl [NAME ...] --root FOLDER`` adds a line a
 network (what stands there is not done again); without names it writes ``table.md`` beside the results. Weights are
@@ -58,7 +58,7 @@ _COUNTS = ("arm-onnxruntime-fp32", "arm-onnxruntime-int8", "arm-mnn-fp32", "arm-
 
 
 def measure(name: str, folder: Path, emulator: ArmEmulator) -> dict[str, Any]:
-    """Export a network in float and int8 and hold what each engine of phones gives against it.
+    """Export a network in float and int8 and check it in each phone engine.
 
     Args:
         name: of the catalogue.

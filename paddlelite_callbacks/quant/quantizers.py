@@ -266,7 +266,7 @@ class PACTActivationQuantizer(Switched):
         _set_(self.grid, self._levels)
 
     def make_symmetric(self) -> None:
-        """Take the symmetric grid of the same range, in place of the one that was trained."""
+        """Use the symmetric grid of the same range instead of the trained one."""
         self.symmetric, self._unset = True, (grid_levels(self._bits, True, symmetric=True)[0], 0.0)
         self._levels = self._calibrated_levels(True)
         _set_(self.grid, self._levels)

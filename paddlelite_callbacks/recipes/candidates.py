@@ -1,4 +1,4 @@
-"""Choose light networks by what they cost on this machine, measured before anything is trained."""
+"""Choose light networks by their cost on this machine, before training."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _fits(one: Candidate, budget: Budget) -> str:
 
 
 def choose(measured: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return the ``count`` candidates that most probably are the most accurate of those that keep the budget.
+    """Return the ``count`` probably most accurate candidates within the budget.
 
     Of networks of one kind the larger is the more accurate, and nothing is trained yet to know better: those with the
     most multiply-accumulates come first, after all that keep the budget in fp32 those that can in int8 alone.

@@ -1,4 +1,4 @@
-"""`lighten`: from a big network to the most accurate light one that keeps a budget, in one call."""
+"""Find the most accurate light network within a budget, in one call."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def lighten(
     dry_run: bool = False,
     verbose: int = 1,
 ) -> Lightened:
-    """Find the most accurate light network that keeps a budget: choose, train, distil, quantise, export, judge.
+    """Find the most accurate light network within a budget.
+
+    Choose, train, distil, quantise, export, judge.
 
     Candidates are built and timed on this machine before anything is trained. Each one chosen is trained with
     ``network`` as its teacher, and once more with quantizers; both are exported, checked on every engine and measured
@@ -429,7 +431,7 @@ class _Lightening:
         return exported.record
 
     def _network_of(self, rung: Rung, *, resumed: bool) -> Layer:
-        """Return the network of a rung as its training begins, under names of parameters that hang on nothing else."""
+        """Return the initial network of a rung, with reproducible parameter names."""
         if rung.kind == "big":
             return self.network
         paddle.seed(self.seed)
@@ -479,7 +481,7 @@ class _Lightening:
         return self.budget.metric or self._metric_names[0]
 
     def _judged_by(self, baseline: float | None) -> Budget:
-        """Return the budget with the big network's metric; of one that is 0 nothing can be lost."""
+        """Return the budget with the large network's metric; of 0 nothing can be lost."""
         if self.budget.baseline is not None or self.budget.metric_limit is not None:
             return self.budget
         if not baseline or self.metric_drop is None:
@@ -558,7 +560,7 @@ def _command() -> str:
 
 
 class _Shuffled(paddle.io.BatchSampler):
-    """Batches in an order that hangs on seed and epoch alone, so that a resumed epoch sees what it would have seen."""
+    """Batches in an order given by seed and epoch, for resumed epochs."""
 
     def __init__(self, data: Any, batch_size: int, seed: int) -> None:
         super().__init__(dataset=data, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""A folder of pictures as training and test data: one sub-folder a class, pictures of any size and kind."""
+"""Read a folder of pictures, one sub-folder per class, as training data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Sample = tuple[str, int]  # path and class number
 
 
 def load_picture(path: str | Path) -> Image.Image:
-    """Return the picture at ``path`` in RGB, upright: grey, transparent, with a palette or turned by EXIF."""
+    """Return the picture at ``path`` as upright RGB."""
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened)  # a telephone may note that it was held sideways
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -45,7 +45,7 @@ def load_picture(path: str | Path) -> Image.Image:
 
 
 def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
-    """Return the samples that can be read whole, and of the others the path with the reason.
+    """Return the readable samples, and path and reason of the others.
 
     Do so before ``fit``, which ends at the first sample that raises.
 
@@ -116,7 +116,7 @@ def split(samples: Sequence[Sample], classes: Sequence[str], seed: int) -> tuple
 
 
 def class_weights(train: Sequence[Sample], classes: Sequence[str]) -> np.ndarray:
-    """Return weights of the loss, of mean 1 over the pictures, by which rare classes count as much as others.
+    """Return class weights of mean 1, so that rare classes count as much as others.
 
     Args:
         train: paths and class numbers.
@@ -163,7 +163,7 @@ class PictureFolder:
         place = Path(folder)
         if not place.is_dir() or len([item for item in place.iterdir() if item.is_dir()]) < 2:
             raise ValueError(
-                f"{place} is no folder of pictures: one sub-folder a class is needed, and at least two of them."
+                f"{place} must hold pictures in one sub-folder per class, and at least two of these: sort them so."
             )
         try:
             listed = paddle.vision.datasets.DatasetFolder(str(place))
@@ -187,7 +187,7 @@ class PictureFolder:
         return {"labels": list(self.classes), "preprocess": {"size": self.size, "mean": MEAN, "std": STD}}
 
     def lines(self) -> list[str]:
-        """Return what was found: broken pictures by name, and how many of each class train."""
+        """Return broken pictures by name, and the number of training images per class."""
         lines = []
         if self.broken:
             lines.append(f"{len(self.broken)} of {self.found} pictures cannot be read and are left out:")

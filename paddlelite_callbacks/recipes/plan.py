@@ -1,4 +1,4 @@
-"""The plan of a `lighten`: what will be trained, and how long that takes by steps that were measured here."""
+"""Plan a `lighten`: trainings, and their duration from measured steps."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class StepTimes:
 
 
 def first_batch(data: Any, batch_size: int) -> tuple[list[Any], float]:
-    """Return the first batch, an array an item of a sample, and the seconds it took to read.
+    """Return the first batch, one array per item, and the seconds to read it.
 
     Args:
         data: a data set with an order, or a loader.

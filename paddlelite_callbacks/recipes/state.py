@@ -1,4 +1,4 @@
-"""What a `lighten` keeps on disk to go on after any death: plan, finished rungs, checkpoints of the running one."""
+"""Save the state of a `lighten` on disk, to resume after any interruption."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ class State:
 
 
 class Checkpoints:
-    """hapi's checkpoints of one rung: ``FOLDER/FROM/EPOCH.pdparams``, where ``FROM`` epochs were done before.
+    """hapi's checkpoints of one rung: ``FOLDER/FROM/EPOCH.pdparams``.
+
+    ``FROM`` epochs were done before.
 
     Args:
         folder: of this rung alone.
@@ -105,7 +107,7 @@ class Checkpoints:
         self.folder = folder
 
     def newest(self) -> tuple[int, str | None]:
-        """Return how many epochs are done, and the prefix of the checkpoint that holds them."""
+        """Return the number of finished epochs, and the prefix of their checkpoint."""
         found = [
             (int(file.parent.name) + int(file.stem) + 1, str(file.with_suffix("")))
             for file in self.folder.glob("*/*.pdparams")
@@ -114,7 +116,7 @@ class Checkpoints:
         return max(found, default=(0, None))
 
     def prefix(self, done: int, epoch: int) -> str:
-        """Return the prefix of the checkpoint after ``epoch`` of a ``fit`` that began after ``done`` epochs."""
+        """Return the checkpoint prefix after ``epoch`` of a ``fit`` from ``done`` on."""
         return str(self.folder / str(done) / str(epoch))
 
     def forget_old(self) -> None:
@@ -130,7 +132,9 @@ class Checkpoints:
 
 
 class SaveNewest(paddle.callbacks.Callback):
-    """Saves network and optimizer after each epoch, then deletes the checkpoint before; stands last in hapi's list.
+    """Saves a checkpoint after each epoch and deletes the one before.
+
+    Must be last in hapi's list.
 
     hapi's own ``save_dir`` keeps all, and prints a line for each.
 

@@ -1,4 +1,4 @@
-"""Two folders of runs held against each other, run by run."""
+"""Compare two folders of runs, run by run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RunPair:
 
     @property
     def config_changes(self) -> dict[str, tuple[Any, Any]]:
-        """Return old and new value of each option that differs; ``None`` where it is missing."""
+        """Return old and new value of each differing option; ``None`` if missing."""
         old, new = dict(_flat(self.before.config)), dict(_flat(self.after.config))
         keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
         return {key: (old.get(key), new.get(key)) for key in keys}

@@ -140,7 +140,7 @@ def _faster(first: Record, record: Record) -> list[str]:
 
 
 def ratio_words(old: float | None, new: float | None, better: str, worse: str, same: str) -> list[str]:
-    """Return how many times smaller or larger ``new`` is; nothing where one is missing.
+    """Return how many times smaller or larger ``new`` is; empty if one is missing.
 
     Args:
         old: a figure.

@@ -87,7 +87,7 @@ def old_arguments(**rules: Renamed | Moved | Folded) -> Callable[[T], T]:
 
 
 def old_attributes(**names: str | tuple[str, Callable[[Any], Any]]) -> Callable[[Any, str], Any]:
-    """Return a class's ``__getattr__`` that accepts old attribute names with a warning.
+    """Return a class's ``__getattr__`` that maps old attribute names, with a warning.
 
     Args:
         names: New name by old name, dotted for a field of an options object; or a pair of it and a function that

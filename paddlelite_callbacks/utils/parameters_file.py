@@ -1,4 +1,4 @@
-"""Read and write ``.pdiparams`` files; detect truncated ones, which Paddle reads without an error."""
+"""Read and write ``.pdiparams`` files, and detect truncated ones."""
 
 from __future__ import annotations
 

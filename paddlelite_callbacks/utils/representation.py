@@ -16,7 +16,7 @@ _MISSING = object()
 
 
 def constructor_repr(instance: object, given: Mapping[str, Any] | None = None) -> str:
-    """Return the constructor call of ``instance`` with the arguments that are not default.
+    """Return the constructor call of ``instance`` without default arguments.
 
     Args:
         instance: whose class names the arguments in its signature.
@@ -52,7 +52,7 @@ class Verbatim:
 
 
 def shown(value: Any) -> str:
-    """Return ``value`` for a ``repr``: functions by name, networks and data sets by class.
+    """Format ``value`` for a ``repr``: functions by name, networks by class.
 
     Args:
         value: an argument of a constructor.

@@ -225,7 +225,7 @@ def test_other_evaluation_data_none_and_data_that_fails(tmp_path):
 
 
 def test_a_wrong_monitor_and_a_fit_without_evaluation(tmp_path):
-    with pytest.raises(ValueError, match=r"monitor='f1' is none of the evaluation's figures \['acc', 'loss'\]"):
+    with pytest.raises(ValueError, match=r"monitor='f1'.*\['acc', 'loss'\]"):
         fit(hapi_model(), [ExportBenchCallback(tmp_path, **grouped(which="best", monitor="f1", **FAST))])
     callback = ExportBenchCallback(tmp_path, **grouped(which="best", engines=["paddle"], **FAST))
     fit(hapi_model(), [callback], evaluate=False)

@@ -296,7 +296,7 @@ def without_lite(monkeypatch, tmp_path):
 def test_what_is_not_there_is_said_with_the_remedy(without_lite, tmp_path, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"not installed.*paddlelite==2.13rc0.*--opt.*PADDLE_LITE_OPT"):
         find_opt()
-    with pytest.raises(MissingDependencyError, match="opt names 'nowhere', which is no file that can be run"):
+    with pytest.raises(MissingDependencyError, match="opt names 'nowhere', which is not executable"):
         find_opt("nowhere")
     with pytest.raises(MissingDependencyError, match=r"has no Paddle Lite that works: .*No module named 'paddlelite'"):
         find_opt(sys.executable)

@@ -354,7 +354,7 @@ def test_the_command_shows_its_plan_as_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--images", "{}/none"], "is no folder of pictures"),
+        (["--images", "{}/none"], "must hold pictures in one sub-folder per class"),
         (["--images", "{}", "--network", "resnet51"], "There is no network 'resnet51' in paddle.vision.models"),
         (["--images", "{}", "--light", "mobilnet"], "Unknown backbone 'mobilnet'"),
         (["--images", "{}", "--size-mb", "-1"], "size_mb must be a positive"),

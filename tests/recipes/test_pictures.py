@@ -97,7 +97,7 @@ def test_what_is_no_folder_of_pictures(kind, tmp_path):
         for name in "ab":
             (tmp_path / name).mkdir()
     place = tmp_path / "nothing" if kind == "missing" else tmp_path
-    with pytest.raises(ValueError, match=r"is no folder of pictures: one sub-folder a class|holds no pictures"):
+    with pytest.raises(ValueError, match=r"must hold pictures in one sub-folder per class|holds no pictures"):
         PictureFolder.read(place, size=16)
 
 

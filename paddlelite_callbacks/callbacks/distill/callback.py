@@ -1,4 +1,4 @@
-"""`DistillCallback`: arguments, set-up and checkpoints of distillation."""
+"""Distil knowledge inside ``fit``: the callback, its set-up and checkpoints."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ from paddlelite_callbacks.utils.representation import Verbatim, constructor_repr
 __all__ = ["DistillCallback", "check_fit", "source_of"]
 
 _log = logging.getLogger(__name__)
-_TERMS = "resize_of_terms"  # in a checkpoint: its "resize" tells of the terms, not of the argument alone
+_TERMS = "resize_of_terms"  # key in a checkpoint: its "resize" describes the terms, not only the argument
 
 
 def _with_outputs(loss: Any, old: dict[str, Any], given: Mapping[str, Any]) -> Any:
-    """Return ``loss`` with the old arguments ``output`` and ``resize`` in each of its terms."""
+    """Move the old arguments ``output`` and ``resize`` into the terms of ``loss``."""
     said = {name: value for name, value in old.items() if value is not None}
     if not said or (loss is None and given.get("features") is not None):
         return loss
@@ -78,7 +78,7 @@ def _with_outputs(loss: Any, old: dict[str, Any], given: Mapping[str, Any]) -> A
 
 
 def _with_feature_loss(features: Any, old: dict[str, Any], given: Mapping[str, Any]) -> Any:
-    """Return ``features`` with the old argument ``feature_loss`` in each of its terms."""
+    """Move the old argument ``feature_loss`` into the terms of ``features``."""
     loss = old["feature_loss"]
     spec_of(loss)
     if isinstance(features, Mapping):
@@ -100,74 +100,74 @@ def _of_terms(terms: Any, name: str) -> Any:
 
 
 def _resize_of(terms: Sequence[OutputTerm] | None) -> str | None:
-    """Return how the terms resize the teacher's outputs: one word where all that do agree."""
+    """Return how the terms resize the teacher's outputs; one word if all agree."""
     ways = sorted({term.resize for term in terms or () if term.resize is not None})
     return ", ".join(ways) or None
 
 
 def _comparable(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's options without those that tell less than ours do.
+    """Return a checkpoint's options that can be compared with the current ones.
 
-    Before terms held all of ``resize``, a checkpoint told of the argument alone, and nothing of the terms.
+    Older checkpoints describe only the argument ``resize``, and nothing of the terms.
     """
     older = _TERMS not in saved and saved.get("resize") is None
     return {name: value for name, value in saved.items() if name != _TERMS and not (older and name == "resize")}
 
 
 class DistillCallback(ScopedCallback):
-    """Let a teacher guide the network in training (knowledge distillation, Hinton 2015, arXiv:1503.02531).
+    """Distil a teacher's knowledge into the network (Hinton 2015, arXiv:1503.02531).
 
-    Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. A frozen teacher runs once a
-    batch, on the student's very inputs, under ``no_grad`` and the student's ``auto_cast``; it is held in eval mode
-    with ``stop_gradient`` everywhere for the time of ``fit`` and gets its flags back afterwards. It enters nobody's
-    ``state_dict``, optimizer or checkpoint. ``evaluate`` and ``predict`` are untouched. ``task_loss``,
-    ``distill_loss``, the single terms if there are several (``distill_kl``, ...), and the weights that are scheduled
-    (``distill_weight``, ``task_weight``) stand in ``logs`` and on the progress bar. Nothing outlives ``fit``.
+    Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. A frozen teacher runs once per
+    batch, on the student's inputs, under ``no_grad`` and the student's ``auto_cast``; it is in eval mode with
+    ``stop_gradient`` everywhere during ``fit``, and its flags are restored afterwards. It is in no ``state_dict``,
+    optimizer or checkpoint of the student. ``evaluate`` and ``predict`` do not change. ``task_loss``, ``distill_loss``,
+    the single terms if there are several (``distill_kl``, ...), and scheduled weights (``distill_weight``,
+    ``task_weight``) are in ``logs`` and on the progress bar. Nothing outlives ``fit``.
 
     Args:
-        teacher: who teaches. A network; a ``paddle.Model`` holding one; ``("file.pdparams", network)`` with the layer
-            or a function that builds it; the prefix of a program of ``paddle.jit.save``; a ``.pdparams`` file alone for
-            a network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or what `cache_teacher` made.
-        loss: how outputs are compared. A name of `LOSSES`; a callable
-            ``(student, teacher) -> scalar``, also a trainable ``Layer``; an `OutputTerm`; a list of these; a mapping
-            of names to weights. ``None`` chooses by the task loss: ``kl`` with ``CrossEntropyLoss``; ``bce`` with
-            ``BCEWithLogitsLoss``; ``mse`` with ``MSELoss``, ``L1Loss`` and ``SmoothL1Loss``; nothing where there are
-            ``features``. Which outputs are compared, and maps of other sizes, stand in the term:
-            ``OutputTerm("kl", output="logits", resize="bilinear")``.
-            ``help(paddlelite_callbacks.distill.losses.registry)`` tells what each loss compares, and its shapes.
-        features: which layers are compared: ``{"student's layer": "teacher's layer"}``, names as in
-            ``named_sublayers()`` or globs, or a list of `FeatureTerm` for another loss than ``fitnet``. Other channels
-            and sizes are bridged by projections that the user's optimizer trains during ``fit``.
-        temperature: of the tempered losses, unless an `OutputTerm` has its own; ``None`` for each one's default
+        teacher: Teacher: a network; a ``paddle.Model`` with one; ``("file.pdparams", network)`` with the layer or a
+            function that builds it; the prefix of a program of ``paddle.jit.save``; a ``.pdparams`` file alone for a
+            network like the student; a list of these; a `MutualPeer`, an `EMATeacher`, or the result of
+            `cache_teacher`.
+        loss: Loss on outputs: a name of `LOSSES`; a callable ``(student, teacher) -> scalar``, also a trainable
+            ``Layer``; an `OutputTerm`; a list of these; a mapping of names to weights. ``None`` chooses by the task
+            loss: ``kl`` for ``CrossEntropyLoss``; ``bce`` for ``BCEWithLogitsLoss``; ``mse`` for ``MSELoss``,
+            ``L1Loss`` and ``SmoothL1Loss``; none where there are ``features``. The term selects outputs and resizes
+            maps: ``OutputTerm("kl", output="logits", resize="bilinear")``. See
+            ``help(paddlelite_callbacks.distill.losses.registry)`` for what each loss compares, and its shapes.
+        features: Layers to compare: ``{"student's layer": "teacher's layer"}``, names as in ``named_sublayers()`` or
+            globs, or a list of `FeatureTerm` for another loss than ``fitnet``. Different channels and sizes are bridged
+            by projections that the user's optimizer trains during ``fit``.
+        temperature: Temperature of tempered losses, unless an `OutputTerm` has its own; ``None`` for each one's default
             (``kl`` 4, ``jsdiv`` 1).
-        weight: of the distillation loss, at least 0; a number, a schedule of `schedules` or a function
-            ``(epoch, epochs) -> weight``; with 0 the weights become bit for bit those of plain training.
-        task_weight: of the loss given to ``model.prepare``, likewise.
-        teacher_weights: of several teachers; ``None`` for equal ones.
-        combine: with several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums
-            the weighted losses to each.
-        teacher_mode: ``"eval"``; ``"train"`` lets the teacher give its outputs of training (auxiliary heads, DB's
-            three maps, losses inside ``forward``), with norms, dropout and buffers frozen all the same. With several
-            teachers one for all, or a list. Not for a `MutualPeer`, which trains.
-        teacher_inputs: a function of the student's inputs that returns the teacher's: a tensor or dictionary for one
-            input, a tuple for several (``lambda x: F.interpolate(x, scale_factor=2)``). It gets one argument for each
-            input, and the batch's labels where it has a parameter ``labels``; runs under ``no_grad`` and the student's
+        weight: Weight of the distillation loss, at least 0; a number, a schedule of `schedules` or a function ``(epoch,
+            epochs) -> weight``; with 0 the result is bit for bit that of plain training.
+        task_weight: Weight of the loss given to ``model.prepare``, likewise.
+        teacher_weights: Weights of several teachers; ``None`` for equal ones.
+        combine: With several teachers, ``"mean"`` compares with the weighted mean of their outputs, ``"each"`` sums the
+            weighted losses to each.
+        teacher_mode: ``"eval"``; ``"train"`` uses the teacher's training outputs (auxiliary heads, DB's three maps,
+            losses inside ``forward``), still with norms, dropout and buffers frozen. With several teachers one for all,
+            or a list. Not for a `MutualPeer`, which trains.
+        teacher_inputs: Function of the student's inputs that returns the teacher's: a tensor or dictionary for one
+            input, a tuple for several (``lambda x: F.interpolate(x, scale_factor=2)``). It gets one argument per input,
+            and the batch's labels if it has a parameter ``labels``; runs under ``no_grad`` and the student's
             ``auto_cast``. With several teachers one for all, or a list. Not for a `MutualPeer`.
-        on_nan: for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that names
-            batch, term and cause, the weights as before it; ``"skip"`` leaves it out and counts it in ``logs`` as
-            ``skipped_batches``; ``"ignore"`` lets it through. ``None``: ``"raise"`` unless another callback differs.
-        resume: prefix of a checkpoint of hapi's (``"checkpoints/3"``) to go on from: takes up projections, average,
-            peer and the position in the schedules from ``.pddistill`` beside it; ``teacher_mode``, ``teacher_inputs``
-            and the terms' ``resize`` must be those that it was written with. See `load`.
+        on_nan: Policy for a batch whose loss is NaN or infinite: ``"raise"`` stops with a `NonFiniteLossError` that
+            names batch, term and cause, with the weights from before it; ``"skip"`` skips it and counts it in ``logs``
+            as ``skipped_batches``; ``"ignore"`` does nothing. ``None``: ``"raise"`` unless another callback differs.
+        resume: Prefix of a hapi checkpoint (``"checkpoints/3"``) to resume from: loads projections, average, peer and
+            the position in the schedules from ``.pddistill`` beside it; ``teacher_mode``, ``teacher_inputs`` and the
+            terms' ``resize`` must be those of the checkpoint. See `load`.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a weight or temperature out of range, an unknown loss. At train begin: layer names that are not
-            there, a teacher that shares parameters with the student, a task loss from which ``loss=None`` cannot
-            choose, and outputs that do not fit, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
+        TypeError: An argument of another type.
+        ValueError: A weight or temperature out of range, an unknown loss. At train begin: unknown layer names, a
+            teacher that shares parameters with the student, a task loss for which ``loss=None`` cannot choose, and
+            outputs that cannot be compared, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
             data set's first sample); else in the first batch, before any weight is changed.
-        FileNotFoundError: no such checkpoint.
-        NonFiniteLossError: in training: see ``on_nan``.
+        FileNotFoundError: There is no such checkpoint.
+        NonFiniteLossError: In training, see ``on_nan``.
 
     Example:
         >>> model.fit(train_data, epochs=10, callbacks=[DistillCallback(teacher)])  # doctest: +SKIP
@@ -175,7 +175,7 @@ class DistillCallback(ScopedCallback):
 
     guards_loss = True
 
-    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+    if not TYPE_CHECKING:  # IDEs and help() show only the new names
         __getattr__ = old_attributes(
             output=("loss", lambda callback: _of_terms(callback.loss, "output")),
             resize=("loss", lambda callback: _of_terms(callback.loss, "resize")),
@@ -237,13 +237,13 @@ class DistillCallback(ScopedCallback):
 
     @property
     def objective(self) -> Objective:
-        """Return the objective, its terms resolved against the networks.
+        """Return the objective, with its terms resolved against the networks.
 
         Raises:
-            RuntimeError: no training has begun.
+            RuntimeError: No training has begun.
         """
         if self._objective is None:
-            raise RuntimeError("The distillation objective is settled at train begin, which has not happened.")
+            raise RuntimeError("The distillation objective exists from train begin on: call model.fit first.")
         return self._objective
 
     def check(self) -> None:
@@ -253,8 +253,8 @@ class DistillCallback(ScopedCallback):
         networks = self._source.settle(self.model)
         if self._features and not self._source.taps_features:
             raise ValueError(
-                f"features need a teacher that is frozen; {type(self._source).__name__.removesuffix('Source')} gives "
-                "outputs only. Leave features out, or pass the network itself as teacher."
+                f"features need a frozen teacher, a {type(self._source).__name__.removesuffix('Source')} has only "
+                "outputs. Leave features out, or pass the network itself as teacher."
             )
         objective = objective_for(
             self._outputs,
@@ -277,9 +277,9 @@ class DistillCallback(ScopedCallback):
         self._position.begin(self.params)
         if self._position.steps is None and any(callable(weight) for weight in (self.weight, self.task_weight)):
             _log.warning(
-                "The training data has no length: in the first epoch the schedules of weight and task_weight stand "
-                "still, from the second on they move with each batch, by the number that the epoch before had. A "
-                "loader with __len__ lets them move from the start."
+                "The training data has no length: in the first epoch the schedules of weight and task_weight are "
+                "constant, from the second on they change with each batch, by the length of the epoch before. Give "
+                "a loader with __len__ to change them from the start."
             )
         step = DistillStep(
             source=self._source,
@@ -298,7 +298,7 @@ class DistillCallback(ScopedCallback):
 
     @property
     def follows_epochs(self) -> bool:  # type: ignore[override]
-        """Return whether a weight is scheduled."""
+        """Whether a weight is scheduled."""
         terms = [] if self._objective is None else self._objective.terms.values()
         return any(callable(weight) for weight in (self.weight, self.task_weight, *(term.weight for term in terms)))
 
@@ -335,18 +335,18 @@ class DistillCallback(ScopedCallback):
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Load what `save` wrote, at the next train begin.
+        """Load the result of `save` at the next train begin.
 
         ``model.load(path)`` loads the network.
 
         Raises:
-            FileNotFoundError: there is no ``path.pddistill``.
-            ValueError: it is torn, or belongs to other weights than ``path.pdparams``.
+            FileNotFoundError: There is no ``path.pddistill``.
+            ValueError: It is truncated, or belongs to other weights than ``path.pdparams``.
         """
         self.set_state_dict(load_state(path))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that resuming needs beside hapi's checkpoint."""
+        """Return what resuming needs beside hapi's checkpoint."""
         return {
             "position": self._position.epoch,
             "bridges": {} if self._objective is None else self._bridges.state_dict(self._objective),
@@ -364,7 +364,7 @@ class DistillCallback(ScopedCallback):
         }
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, at the next train begin."""
+        """Load the result of `state_dict` at the next train begin."""
         self._loaded = dict(state)
 
     def _take_up_state(self) -> None:
@@ -386,14 +386,14 @@ def source_of(teacher: Any, *, mode: Any = "eval", inputs: Any = None) -> tuple[
     """Resolve the ``teacher`` argument to a source and its number of teachers.
 
     Args:
-        teacher: as `DistillCallback` takes it.
-        mode: its ``teacher_mode``.
-        inputs: its ``teacher_inputs``.
+        teacher: Argument of `DistillCallback`.
+        mode: Its ``teacher_mode``.
+        inputs: Its ``teacher_inputs``.
 
     Raises:
-        TypeError: ``teacher`` is none of what `DistillCallback` takes, or ``inputs`` no function.
-        ValueError: an empty list, or options that this kind of teacher does not have.
-        FileNotFoundError: a path to nothing.
+        TypeError: ``teacher`` has another type, or ``inputs`` is not a function.
+        ValueError: An empty list, or options that this kind of teacher does not have.
+        FileNotFoundError: A path that does not exist.
     """
     if isinstance(teacher, MutualPeer):
         _check_peer_options(mode, inputs)
@@ -419,8 +419,8 @@ def _check_peer_options(mode: Any, inputs: Any) -> None:
     ]
     if given:
         raise ValueError(
-            f"{' and '.join(given)}: a MutualPeer trains on the student's own inputs, in train mode. Leave it out, or "
-            "give a frozen network as teacher."
+            f"{' and '.join(given)}: a MutualPeer trains on the student's own inputs, in train mode. Leave it out, "
+            "or give a frozen network as teacher."
         )
 
 
@@ -428,13 +428,13 @@ def check_fit(model: paddle.Model, objective: Objective, source: Source, data: A
     """Check that ``objective`` can compare the networks, if input sizes are known.
 
     Args:
-        model: holds the student.
-        objective: names outputs and features.
-        source: of the teachers.
-        data: the loader of the training data, if known.
+        model: Model with the student.
+        objective: Objective with the names of outputs and features.
+        source: Source of the teachers.
+        data: Loader of the training data, if known.
 
     Raises:
-        ValueError: names both shapes, and the terms.
+        ValueError: It cannot; names both shapes, and the terms.
     """
     with same_random_streams():
         specs = input_specs(model, data)
@@ -443,7 +443,7 @@ def check_fit(model: paddle.Model, objective: Objective, source: Source, data: A
     try:
         _refuse(model, objective, source, specs, hooks=False)
     except ValueError:
-        _refuse(model, objective, source, specs, hooks=True)  # a hook of the user's may be what makes it fit
+        _refuse(model, objective, source, specs, hooks=True)  # a user's hook may make them comparable
 
 
 def _refuse(model: paddle.Model, objective: Objective, source: Source, specs: InputSpecs, *, hooks: bool) -> None:

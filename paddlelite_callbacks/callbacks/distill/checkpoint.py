@@ -1,4 +1,4 @@
-"""State of a distillation beside a checkpoint: written, read, and checked to be the right one."""
+"""Save, load and check the state of a distillation beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
 
     Args:
         state: see `save_state`.
-        path: prefix of the checkpoint.
+        path: Prefix of the checkpoint.
     """
     weights = Path(f"{path}{WEIGHTS}")
     save_state({**state, "weights": _checksum(weights)} if weights.is_file() else state, path)
@@ -49,12 +49,12 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Return what `save_state` wrote.
 
     Args:
-        path: prefix of the checkpoint.
+        path: Prefix of the checkpoint.
 
     Raises:
-        FileNotFoundError: there is none beside the checkpoint.
-        ValueError: it is torn, holds code, is another kind of file, or belongs to another ``path.pdparams`` than the
-            one there.
+        FileNotFoundError: There is none beside the checkpoint.
+        ValueError: It is truncated, holds code, is another kind of file, or belongs to another ``path.pdparams`` than
+            the one there.
     """
     file, weights = Path(f"{path}{_ENDING}"), Path(f"{path}{WEIGHTS}")
     put_in_place(Path(path), last=WEIGHTS)

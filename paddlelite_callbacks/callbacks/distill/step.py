@@ -1,4 +1,4 @@
-"""The distillation step of a batch: teachers, objective, metrics, projections, schedule position."""
+"""Distil in each batch: teachers, objective, metrics, projections, schedules."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Position:
 
     @property
     def steps(self) -> int | None:
-        """Batches of an epoch; ``None`` in the first epoch over a loader that has no length."""
+        """Number of batches per epoch; ``None`` until known."""
         return self._steps
 
     def at_epoch(self, epoch: int) -> None:
@@ -195,7 +195,7 @@ class DistillStep:
         self._watched = False
 
     def attach(self, model: paddle.Model, scope: ExitStack) -> None:
-        """Freeze the teachers, register the taps' hooks, join the loss and declare the metrics."""
+        """Freeze the teachers, register hooks, extend the loss and declare metrics."""
         mine, theirs = layers_to_tap(self._objective, len(self._objective.teacher_weights))
         self._run_teachers = self._source.attach(model, theirs, scope)
         self._bridges.attach(model, self._objective, scope)

@@ -216,7 +216,7 @@ class EMASource(FrozenSource):
 
 
 def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[list[str]]]:
-    """Return the layers that ``objective`` compares: the student's and each teacher's.
+    """Return the student's and each teacher's layers that ``objective`` compares.
 
     Args:
         objective: with its terms.
@@ -277,8 +277,8 @@ class CacheSource(Source):
         check = int(added[-1].min())
         if check < 0:
             raise ValueError(
-                f"Sample {-1 - check} is not the one that the teacher saw: the data set changed, or it augments at "
-                "random. Store the outputs anew (overwrite=True), or see allow_random= of cache_teacher."
+                f"Sample {-1 - check} differs from the stored one: the data set changed, or it augments at "
+                "random. Store the outputs again (overwrite=True), or see allow_random= of cache_teacher."
             )
         self._given = added[:-1]
         return kept

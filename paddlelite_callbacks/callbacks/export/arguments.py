@@ -1,4 +1,4 @@
-"""What would make an export fail after hours of training, looked for before it begins."""
+"""Check before training what would make an export fail afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png") 
 
 
 def checked_arguments(folder: Any, budget: Any, eval_data: Any) -> Path:
-    """Return ``folder`` as a path if the arguments of `ExportBenchCallback` are of the types that it takes.
+    """Check the types of arguments of `ExportBenchCallback`; return ``folder``.
 
     Args:
         folder: a path.
@@ -68,7 +68,7 @@ def check_input_spec(input_spec: Any) -> None:
 
 
 def check_choices(folder: str | Path, name: str | None, *, gate: str, which: str, budget: Budget | None) -> None:
-    """Refuse a name that is no plain folder name, and words that are none of the choices.
+    """Check that a name is a plain folder name, and that choices are known.
 
     Args:
         folder: of all runs, for the message.
@@ -102,7 +102,7 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
         forms: see `ExportOptions`.
 
     Raises:
-        ValueError: one is unknown, or it is no list.
+        ValueError: A form is unknown, or it is not a list.
     """
     if isinstance(forms, str):
         raise ValueError(f"forms must be a list of names, got {forms!r}: write forms=[{forms!r}].")
@@ -151,31 +151,31 @@ def check_budget_metric(budget: Budget | None, model: paddle.Model, *, evaluated
             "or ExportBenchCallback eval_data=..., or leave metric out of the budget."
         )
     raise ValueError(
-        f"The budget asks for the metric {budget.metric!r}, which is none of the evaluation's figures {known}: name "
+        f"The budget asks for the metric {budget.metric!r}, but the evaluation has only {known}: name "
         "one of them, or give the metric to model.prepare."
     )
 
 
 def check_monitor(model: paddle.Model, monitor: str | None) -> None:
-    """Refuse a ``monitor`` that the evaluation will not give.
+    """Check that the evaluation computes the metric ``monitor``.
 
     Args:
         model: prepared.
-        monitor: ``None`` for the first figure.
+        monitor: Name of a metric; ``None`` for the first.
 
     Raises:
-        ValueError: names the figures that there will be.
+        ValueError: It does not; names the available metrics.
     """
     known = sorted({"loss", *metric_names(model)})
     if monitor is not None and monitor not in known:
         raise ValueError(
-            f"monitor={monitor!r} is none of the evaluation's figures {known}. Name one of them, or give the metric to "
+            f"Unknown metric monitor={monitor!r}; available: {known}. Name one of them, or give the metric to "
             "model.prepare."
         )
 
 
 def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, data: Any) -> None:
-    """Refuse an ``input_spec`` that is not that of the training's batches, where those are known.
+    """Check ``input_spec`` against the training batches, where those are known.
 
     Args:
         model: prepared.
@@ -200,7 +200,7 @@ def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, da
 
 
 def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[int | None]]) -> bool:
-    """Whether each of ``shapes`` fits one of ``seen``, in the same order: eval mode may use fewer inputs."""
+    """Whether each of ``shapes`` fits one of ``seen``, in order; some may be unused."""
     if len(shapes) == len(seen):
         return all(_fits(shape, other) for shape, other in zip(shapes, seen, strict=True))
     rest = iter(seen)
@@ -208,7 +208,7 @@ def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[in
 
 
 def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:
-    """Whether the axes are as many and the channels the same; a file may be for another resolution."""
+    """Whether numbers of axes and channels agree; resolutions may differ."""
     given, known = ([size if size != -1 else None for size in sizes[1:2]] for sizes in (shape, seen))
     return len(shape) == len(seen) and (given == known or None in (*given, *known))
 

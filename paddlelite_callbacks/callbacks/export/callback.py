@@ -1,4 +1,4 @@
-"""`ExportBenchCallback`: the shell around export, check, benchmark and record."""
+"""Export, check, benchmark and record a network after ``fit``."""
 
 from __future__ import annotations
 
@@ -53,64 +53,62 @@ _ONCE_OF_TIMING = ("threads", "batch_size", "warmup", "repeats", "peak_memory", 
 
 
 class ExportBenchCallback(ScopedCallback):
-    """Export the trained network when ``fit`` has ended, check what was written, and time it on the CPU.
+    """Export the trained network after ``fit``, check the files, and time them.
 
-    Written into ``folder/name``, before anything is exported: ``model.pdparams`` (the weights that are exported; for
-    `load_pact_` where they are quantised), ``last.pdparams`` (with ``which="best"``, where the last epoch was not the
-    best) and ``train_log.jsonl`` (the figures of every epoch). Then ``model.json`` + ``model.pdiparams``
-    (``paddle.jit.save``; int8 weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx``
-    (fp32) and for a network trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`);
-    ``deploy.json`` (inputs, checksums, verdicts, and the ``sidecar`` of `ExportOptions`). All of it is made from a
-    copy, loaded again by every engine, and compared with the live network on images of the first training batch. So
-    each file has a verdict by each engine: agrees, differs by so much, or could not run. A file that an engine, or its
-    exact reference, computes rightly is kept with the verdicts of the others; one that nothing computes rightly is
-    removed. An engine that differs does not count at the gate. The metrics of ``model.prepare`` are then computed from
-    what each file answers on the evaluation data.
+    Written into ``folder/name``, before anything is exported: ``model.pdparams`` (the exported weights; for
+    `load_pact_` if quantised), ``last.pdparams`` (with ``which="best"``, if the last epoch was not the best) and
+    ``train_log.jsonl`` (metrics of every epoch). Then ``model.json`` + ``model.pdiparams`` (``paddle.jit.save``; int8
+    weights for a network trained with PACT) and, with the extra ``deploy``, ``model.onnx`` (fp32) and for a network
+    trained with PACT ``model.int8.onnx``, which computes in int8 (see `export_forms`); ``deploy.json`` (inputs,
+    checksums, verdicts, and the ``sidecar`` of `ExportOptions`). All files are made from a copy, loaded by every
+    engine, and compared with the network on images of the first training batch. Each file gets a verdict per engine:
+    agrees, differs by an amount, or could not run. A file that an engine, or its exact reference, computes correctly is
+    kept with the verdicts of the others; one that none computes correctly is removed. An engine that differs does not
+    count at the gate. The metrics of ``model.prepare`` are then computed from the outputs of each file on the
+    evaluation data.
 
-    An older export of this name waits in ``previous_export``, and goes when a set that passed takes its place; other
-    files in that folder stay. The figures are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html``
-    and their pictures drawn anew from all its lines. Where nothing can be exported, weights and log stand, the record
-    and the report say why, and then `ExportError` is raised. It all happens behind hapi's last checkpoint; the model is
-    left as found. `export` does it without a ``fit``.
+    An older export of this name is kept in ``previous_export`` until a set that passed replaces it; other files in that
+    folder stay. The results are appended to ``folder/runs.jsonl``, and ``report.md``, ``report.html`` and their
+    pictures are written again from all its lines. If nothing can be exported, weights and log are kept, the record and
+    the report say why, and then `ExportError` is raised. All this happens after hapi's last checkpoint; the model is
+    restored. `export` does it without a ``fit``.
 
-    What most users set are arguments of their own: where to, on which engines, on which data, and what must be kept.
-    What one sets once for a project, or never, stands in two groups: `ExportOptions` for the files (forms, sizes,
-    checks), `BenchOptions` for the timing (threads, batch sizes, repeats).
+    Frequent options are arguments of their own; those that are set once for a project are in two groups:
+    `ExportOptions` for the files (forms, sizes, checks), `BenchOptions` for the timing (threads, batch sizes, repeats).
 
     Args:
-        folder: of this and further runs; made if missing.
-        name: of the run and its subfolder; the network's class name if ``None``.
-        engines: some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
+        folder: Folder of this and further runs; created if missing.
+        name: Name of the run and its subfolder; the network's class name if ``None``.
+        engines: Some of ``"paddle"`` (Paddle Inference without oneDNN, as the guide measured), ``"paddle-onednn"``
             (Paddle 3's default), ``"onnxruntime"``, ``"openvino"``; ``None`` for these, or for those of ``benchmark``.
-            One that is missing or fails gives its reason in the record; one that is named and missing is refused at
-            train begin.
-        eval_data: a data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this
-            ``fit`` (of several processes, the share of the first), ``False`` measures none.
-        which: ``"last"`` exports the weights that ``fit`` ended with; ``"best"`` those of the epoch whose evaluation
-            was the best (``model.network`` keeps the last ones), see ``monitor`` of `ExportOptions`.
-        budget: a `Budget` to print the verdict of.
-        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 where the
-            budget is not met, once everything is written.
-        export: an `ExportOptions`: further forms, input sizes, ``deploy.json``, preflight; ``None`` for the defaults.
-        benchmark: a `BenchOptions`: threads, batch sizes, warm-up, repeats, memory; ``None`` for the defaults. Of
-            several threads or batch sizes the first is what the gate looks at.
+            A missing or failing one gives its reason in the record; a named one must be installed at train begin.
+        eval_data: Data set or loader to measure the files' accuracy on; ``None`` takes the evaluation data of this
+            ``fit`` (with several processes, the share of rank 0), ``False`` measures none.
+        which: ``"last"`` exports the weights at the end of ``fit``; ``"best"`` those of the epoch with the best
+            evaluation (``model.network`` keeps the last ones), see ``monitor`` of `ExportOptions`.
+        budget: A `Budget` to judge the run by.
+        gate: ``"report"`` prints and records the verdict; ``"fail"`` also ends the process with exit code 3 if the
+            budget is exceeded, after everything is written.
+        export: An `ExportOptions`: further forms, input sizes, ``deploy.json``, preflight; ``None`` for the defaults.
+        benchmark: A `BenchOptions`: threads, batch sizes, warm-up, repeats, memory; ``None`` for the defaults. The gate
+            uses the first of several threads or batch sizes.
         verbose: 1 shows progress bars and one line per engine, 0 nothing.
 
     Attributes:
-        record: the `Record` of the last ``fit`` or `export`; ``None`` before it has ended.
-        verdict: its `Verdict`, where a budget was given.
-        export_options: the argument ``export``, or the defaults.
-        bench_options: the argument ``benchmark``, or the defaults, with ``engines``.
+        record: The `Record` of the last ``fit`` or `export`; ``None`` before it has ended.
+        verdict: Its `Verdict`, if a budget was given.
+        export_options: The argument ``export``, or the defaults.
+        bench_options: The argument ``benchmark``, or the defaults, with ``engines``.
 
     Raises:
-        TypeError: a folder that is no path, a budget that is no `Budget`, ``export`` or ``benchmark`` of another type,
-            ``engines`` also in ``benchmark``. At train begin: a network that cannot be copied.
-        ValueError: an unknown engine, a name that is no plain folder name, empty data. At train begin: an
-            ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not give.
-        ExportError: at train begin: see ``preflight`` of `ExportOptions`. At the end of ``fit``: nothing can be
+        TypeError: A folder that is not a path, a budget that is not a `Budget`, ``export`` or ``benchmark`` of another
+            type, ``engines`` also in ``benchmark``. At train begin: a network that cannot be copied.
+        ValueError: An unknown engine, a name that is not a plain folder name, empty data. At train begin: an
+            ``input_spec`` of other sizes than the data's, a ``monitor`` that the evaluation does not compute.
+        ExportError: At train begin, see ``preflight`` of `ExportOptions`. At the end of ``fit``: nothing can be
             exported, or see ``strict`` there.
-        GateError: at the end of ``fit``: see ``gate``.
-        OSError: at train begin: ``folder`` cannot be written to.
+        GateError: At the end of ``fit``, see ``gate``.
+        OSError: At train begin: ``folder`` is not writable.
 
     Example:
         >>> model.fit(train_data, eval_data, callbacks=[ExportBenchCallback("out")])  # doctest: +SKIP
@@ -123,7 +121,7 @@ class ExportBenchCallback(ScopedCallback):
         ... )  # doctest: +SKIP
     """
 
-    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+    if not TYPE_CHECKING:  # IDEs and help() show only the new names
         __getattr__ = old_attributes(
             options="bench_options",
             input_spec="export_options.input_spec",
@@ -188,25 +186,25 @@ class ExportBenchCallback(ScopedCallback):
         )
 
     def export(self, model: paddle.Model | Layer, data: Any) -> Record | None:
-        """Do now, with a network whose training is over, what is done at the end of ``fit``.
+        """Export a trained network now, as at the end of ``fit``.
 
         Args:
-            model: a network, or a ``paddle.Model`` that holds one. The metrics of its ``prepare``, if any, are computed
-                with it and on the files where the callback has ``eval_data``. A network that was trained with
-                PACT is put together from its checkpoint by `load_pact_`.
-            data: real inputs for check and timing: a batch (an array or tensor ``[N, ...]``, or a list of one an
-                input), or a data set or loader, whose first batch is taken.
+            model: Network, or a ``paddle.Model`` with one. The metrics of its ``prepare``, if any, are computed with it
+                and on the files if the callback has ``eval_data``. Build a network that was trained with PACT from its
+                checkpoint with `load_pact_`.
+            data: Real inputs for check and timing: a batch (an array or tensor ``[N, ...]``, or a list of one per
+                input), or a data set or loader, whose first batch is used.
 
         Returns:
-            The record, also in ``record``; ``verdict`` is set where there is a budget. Of several processes, which must
-            all call this, the first one exports and the others get ``None``.
+            The record, also in ``record``; ``verdict`` is set if there is a budget. With several processes, which must
+            all call this, rank 0 exports and the others get ``None``.
 
         Raises:
-            TypeError: no model, or no data.
-            ValueError: data without a batch.
-            ExportError: see the class.
-            GateError: see ``gate``.
-            OSError: ``folder`` cannot be written to.
+            TypeError: Not a model, or no data.
+            ValueError: Data without a batch.
+            ExportError: See the class.
+            GateError: See ``gate``.
+            OSError: ``folder`` is not writable.
 
         Example:
             >>> ExportBenchCallback("out", name="mine").export(network, images)  # doctest: +SKIP
@@ -220,10 +218,10 @@ class ExportBenchCallback(ScopedCallback):
         return self.record
 
     def check(self) -> None:
-        """Refuse what would fail after hours of training: a folder, sizes of inputs, a figure that there is not."""
+        """Check folder, inputs and metric before hours of training."""
         super().check()
         check_input_sizes(self.model, self.export_options.input_spec, self.session.data)
-        if self.which == "best" and not isinstance(self.model, LoopModel):  # there the user reports what there is
+        if self.which == "best" and not isinstance(self.model, LoopModel):  # in a loop, the user reports the metrics
             check_monitor(self.model, self.export_options.monitor)
         if not self.session.own_loop:
             evaluated = self._has_eval_data or evaluates_in_fit(self.model)
@@ -231,7 +229,7 @@ class ExportBenchCallback(ScopedCallback):
         self._check_writable(self.model.network)
 
     def dry_run(self) -> None:
-        """Export a copy of the network as it will be trained, on the first process alone: see ``preflight``."""
+        """Export a copy of the untrained network on rank 0, see ``preflight``."""
         self._untried = self.export_options.preflight
         if self.export_options.preflight:
             self._try_export(example_batches(self.model, self.session.data))
@@ -263,7 +261,7 @@ class ExportBenchCallback(ScopedCallback):
         trained = Trained(model=self.model, history=history, training=self.session, params=self.params or {})
 
         def keep_sample(network: Layer, inputs: tuple[Tensor, ...]) -> None:
-            if network.training and paddle.in_dynamic_mode():  # else another's export traces it
+            if network.training and paddle.in_dynamic_mode():  # not during a trace of another export
                 trained.keep_sample(inputs)
                 if self._untried and trained.sample is not None:
                     self._try_export(iter([trained.sample]), last=True)
@@ -272,35 +270,35 @@ class ExportBenchCallback(ScopedCallback):
         self._trained = trained
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the figures of the training epoch (called by hapi)."""
+        """Record the metrics of the training epoch (called by hapi)."""
         self._in_training.history.trained(epoch, logs, (self.params or {}).get("metrics", ()))
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep the figures of the evaluation, and the weights where they are the best (called by hapi)."""
-        if self._trained is not None:  # else an evaluation of its own
+        """Record the metrics of an evaluation, and the best weights (called by hapi)."""
+        if self._trained is not None:  # not an evaluation of its own
             self._trained.history.evaluated(self.model.network, logs, metric_names(self.model))
 
     def on_evaluated(self, epoch: int, logs: dict[str, Any], figures: dict[str, float]) -> None:
-        """Keep the figures of an evaluation in a loop of the user's own, see `on_eval_end`."""
+        """Record the metrics of an evaluation in the user's own loop, see `on_eval_end`."""
         self.on_epoch_end(epoch, logs)
         self.on_eval_end(figures)
 
     def finish(self) -> None:
-        """Export, check, time, record, report: on the first process alone, for which the others wait.
+        """Export, check, time, record and report on rank 0 while others wait.
 
         Raises:
-            ExportError: see the class.
-            GateError: see the class; on the other processes a ``SystemExit`` with the same code.
-            RuntimeError: on the other processes, where the first one failed.
+            ExportError: See the class.
+            GateError: See the class; on the other ranks a ``SystemExit`` with the same code.
+            RuntimeError: On the other ranks, if rank 0 failed.
         """
         trained, self._trained = self._in_training, None
-        self._finish(trained, notes_of(trained.training))  # the notes may evaluate, which all processes do together
+        self._finish(trained, notes_of(trained.training))  # the notes may evaluate, on all ranks together
 
     def summary(self) -> str:
-        """Return the figures of the last run, a line per engine.
+        """Return the measurements of the last run, one line per engine.
 
         Raises:
-            RuntimeError: no ``fit`` has ended yet.
+            RuntimeError: No ``fit`` has ended yet.
         """
         record = self.record
         if record is None:
@@ -319,7 +317,7 @@ class ExportBenchCallback(ScopedCallback):
 
     def _check_writable(self, network: Layer) -> None:
         check_program_format()
-        if paddle.distributed.get_rank() == 0:  # others may run on machines where this folder does not exist
+        if paddle.distributed.get_rank() == 0:  # others may run on machines without this folder
             check_writable(self.folder)
             check_replaceable(self.folder / self._name_of(network))
             check_appendable(self.folder / "runs.jsonl")
@@ -334,7 +332,7 @@ class ExportBenchCallback(ScopedCallback):
                 turn.answer = GATE_FAILED if self._fails() else 0
         if self.record is not None and self.verdict is not None and self._fails():
             error = GateError(self.record.name, self.verdict)
-            sys.stderr.write(f"{error}\n")  # a process that ends by SystemExit says nothing itself
+            sys.stderr.write(f"{error}\n")  # a SystemExit prints nothing itself
             raise error
         if turn.answer:
             raise SystemExit(turn.answer)
@@ -378,6 +376,6 @@ def _of_type(name: str, given: Any, kind: type[T], example: str) -> T:
     if not isinstance(given, kind):
         raise TypeError(
             f"{name} must be {'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}, got "
-            f"{type(given).__name__}: {name}={kind.__name__}({example}), or leave it out."
+            f"{type(given).__name__}: give {name}={kind.__name__}({example}), or leave it out."
         )
     return given

@@ -1,4 +1,4 @@
-"""What the export has to know about the ``fit`` that ended: inputs, evaluation data, and how to train again."""
+"""Collect what the export needs of a finished ``fit``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batch_specs(
     rows: int | None,
     used: Sequence[int] | None = None,
 ) -> Sequence[InputSpec]:
-    """Return the specs of the files' inputs: the given ones, or those of ``sample`` with a free batch.
+    """Return the specs of the files' inputs: the given ones, or those of ``sample``.
 
     Args:
         given: by the user: one per input of the network, or per input that it uses in eval mode.
@@ -76,7 +76,7 @@ def file_evaluation(
 def fit_config(
     model: paddle.Model, params: Mapping[str, Any] | None, session: FitSession | None, budget: Budget | None
 ) -> dict[str, Any]:
-    """Return what is needed to train again, see `retraining_config`: network, optimizer, loss, epochs, callbacks.
+    """Return what is needed to train again, see `retraining_config`.
 
     Of a network that was trained before, what is needed to export it again.
 

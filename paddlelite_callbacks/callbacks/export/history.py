@@ -20,7 +20,7 @@ _ASIDE = ("step", "batch_size", "steps")
 
 
 class History:
-    """Figures of the epochs of one ``fit``; of the best epoch by ``monitor`` a copy of the weights, in main memory.
+    """Metrics of the epochs of one ``fit``, and a copy of the best weights.
 
     Args:
         keep_best: whether to keep weights at all.
@@ -56,7 +56,7 @@ class History:
             self.rows.append({"epoch": epoch + 1, **mine})
 
     def evaluated(self, network: Layer, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
-        """Add the figures of an evaluation; keep the weights where they are the best so far.
+        """Add the metrics of an evaluation; keep the weights if they are the best.
 
         Args:
             network: whose weights they are.
@@ -77,7 +77,7 @@ class History:
 
     @contextmanager
     def best_weights(self, network: Layer) -> Iterator[None]:
-        """Let ``network`` have the kept weights inside the block; does nothing where none were kept.
+        """Load the kept weights into ``network`` inside the block, if any.
 
         Raises:
             RuntimeError: its layers are others by now.
@@ -100,7 +100,7 @@ class History:
     def _better(self, figures: dict[str, float]) -> bool:
         name = self._monitor or next((key for key in figures if key != "loss"), "loss")
         if name not in figures:
-            raise ValueError(f"monitor={name!r} is none of the evaluation's figures {sorted(figures)}.")
+            raise ValueError(f"Unknown metric monitor={name!r}; available: {sorted(figures)}. Name one of them.")
         value = -figures[name] if falls_with_quality(name, self._mode) else figures[name]
         if math.isnan(self._best) or value > self._best:
             self._best = value

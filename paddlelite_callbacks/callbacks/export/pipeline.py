@@ -1,4 +1,4 @@
-"""One network handed out: exported, checked, its accuracy measured on the files, timed."""
+"""Export, check, evaluate and time one network."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class HandedOut:
         notes: what a reader should know.
         remarks: why an engine differs, and what to do.
         violations: what ``strict`` takes for a failure, see `violations`.
-        failure: why there is no file; ``None`` where there is one.
+        failure: Reason for a missing file; ``None`` where there is one.
         peak_memory: of the export; ``None`` where it was not measured.
     """
 
@@ -106,9 +106,11 @@ def hand_out(
     own: list[np.ndarray] | None = None,
     meter: MemoryMeter | None = None,
 ) -> HandedOut:
-    """Write every form of ``network`` into ``folder``, check each, and measure; a file that is wrong costs only itself.
+    """Write every form of ``network``, check and measure it.
 
-    The process is left as it was: random streams, threads, gradient mode, screen.
+    A wrong file costs only itself.
+
+    Random generators, threads, gradient mode and output of the process are restored.
 
     Args:
         network: a copy in eval mode, see `eval_copy`.
@@ -248,7 +250,7 @@ def _sizes_note(input_spec: Sequence[InputSpec], sample: Sequence[np.ndarray]) -
     if not has_free_sizes(input_spec):
         return []
     sizes = ", ".join("x".join(map(str, item.shape[1:])) for item in sample)
-    return [f"Sizes behind the batch are free: checked and timed at {sizes}, those of the first training batch."]
+    return [f"Sizes besides the batch are dynamic: checked and timed at {sizes}, those of the first training batch."]
 
 
 def _saturation_notes(forms: Forms) -> list[str]:

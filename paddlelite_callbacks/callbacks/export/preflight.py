@@ -1,4 +1,4 @@
-"""Preflight: trace and convert a copy of the network before it is trained, so that what fails is said hours earlier."""
+"""Trace and convert a copy of the network before training, to fail early."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Arrays = Sequence[np.ndarray]
 
 
 def example_batches(model: paddle.Model, loader: object) -> Iterator[list[np.ndarray]]:
-    """Yield batches to try the network on before its first batch: seeded noise where all sizes are known, and a sample.
+    """Yield batches to try the network on: seeded random inputs, and a sample.
 
     Args:
         model: the hapi model.
@@ -97,9 +97,9 @@ class Preflight:
     verbose: int
 
     def run(self, network: Layer, batches: Iterator[Arrays], *, last: bool = False) -> bool:
-        """Export a copy of ``network`` into a temporary folder and say what cannot be handed out.
+        """Export a copy of ``network`` to a temporary folder and report failures.
 
-        Network, random streams and gradient mode are left as found.
+        Network, random generators and gradient mode are restored.
 
         Args:
             network: about to be trained, with its layers converted.
@@ -111,7 +111,7 @@ class Preflight:
             Whether it was tried; ``False`` where it could not be called with any of ``batches``.
 
         Raises:
-            ExportError: nothing could be handed out after training, or not what was asked for by name.
+            ExportError: Nothing could be exported after training, or not what was requested by name.
             TypeError: the network cannot be copied.
         """
         self._check_engines_installed()
@@ -147,7 +147,7 @@ class Preflight:
     def _callable_with(
         self, network: Layer, batches: Iterator[Arrays], name: str, *, last: bool
     ) -> tuple[Arrays, list[np.ndarray]] | None:
-        """Return the first batch that ``network`` can be called with in eval mode, and what it gives."""
+        """Return the first batch that ``network`` accepts in eval mode, with its outputs."""
         for batch in batches:
             try:
                 return batch, eval_outputs(network, [paddle.to_tensor(item) for item in batch])
@@ -163,7 +163,7 @@ class Preflight:
         return None
 
     def _tried(self, network: Layer, batch: Arrays, own: list[np.ndarray], folder: Path, *, again: bool) -> list[str]:
-        """Return the names of the files that can be written, after all that is to be said of the others."""
+        """Return the names of the files that can be written, and report the others."""
         inputs = [paddle.to_tensor(item) for item in batch]
         duplicate = eval_copy(network, inputs, expected=own)
         if again and all(np.isfinite(item).all() for item in own):
@@ -238,7 +238,7 @@ class Preflight:
         return list(dict.fromkeys([*(self.options.engines or ()), *([self.engine] if self.engine else [])]))
 
     def _judge(self, name: str, artefacts: Sequence[Artefact], errors: Mapping[tuple[str, str], str]) -> None:
-        """Raise for what was asked for by name and cannot be given; warn of every other file that cannot."""
+        """Raise for impossible files requested by name, and warn of all others."""
         if not errors:
             return
         lost = "; ".join(f"no {precision} {kind} file ({why})" for (kind, precision), why in errors.items())
@@ -280,7 +280,7 @@ class Preflight:
 
 @contextmanager
 def _as_found(network: Layer) -> Iterator[None]:
-    """Let nothing of the block be noticed by the training of ``network``, of whose mixed precision it takes no part."""
+    """Isolate the block from the training of ``network`` and its mixed precision."""
     with (
         one_export_at_a_time(),
         undisturbed(),
@@ -304,13 +304,16 @@ def _with_remedy(name: str) -> Iterator[None]:
 
 
 def _raise_full_disk(reasons: Iterable[str]) -> None:
-    """Raise what a full temporary folder is, where that is the reason of one of ``reasons``."""
+    """Raise the error of a full temporary folder, if one of ``reasons`` is that."""
     if any(os.strerror(errno.ENOSPC) in said or "is the disk full?" in said for said in reasons):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
 
 
 def _settle_scales_(network: Layer) -> bool:
-    """Give quantizers that have seen no batch some scale, in place (give it a copy); return whether all have one."""
+    """Set some scale in uncalibrated quantizers, in place; pass a copy.
+
+    Returns whether all have one.
+    """
     if any(not isinstance(layer.activation_quanter, Switched) for layer in quantized_layers(network).values()):
         return False  # of PaddleSlim or Paddle, which find theirs in training
     switch_quantizers_(network, True)
@@ -334,7 +337,7 @@ def _try_fp16(artefacts: list[Artefact], errors: dict[tuple[str, str], str], pat
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Give a folder that is gone behind the block, also where Ctrl-C comes in its beginning or end."""
+    """Yield a folder that is deleted after the block, also after Ctrl-C."""
     folder: Path | None = None
     try:
         with uninterrupted():
@@ -348,7 +351,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _silent(function: Callable[..., object]) -> Iterator[None]:
-    """Hold back what the module of ``function`` logs in the block: it is said in one sentence behind it."""
+    """Suppress the log of ``function``'s module in the block."""
     log = logging.getLogger(function.__module__)
 
     def hold_back(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""From what an export gave to the record of the run, and to the lines that are printed."""
+"""Build the record of a run and the printed lines from an export."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _differing(record: Record, row: Latency) -> str:
 
 
 def notes_of(training: FitSession | None) -> list[str]:
-    """Return what the other callbacks of this ``fit`` have to say; some evaluate, which all processes do together.
+    """Return the notes of the other callbacks; some evaluate on all ranks together.
 
     Args:
         training: the session of the fit, if there is one.
@@ -145,7 +145,7 @@ def notes_of(training: FitSession | None) -> list[str]:
 
 
 def draw_report(folder: Path, budget: Budget | None) -> None:
-    """Draw the report of all runs in ``folder``; a failure is logged: it can be drawn again.
+    """Write the report of all runs in ``folder``; a failure is logged.
 
     Args:
         folder: of all runs.

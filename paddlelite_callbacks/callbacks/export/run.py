@@ -1,4 +1,4 @@
-"""One run of `ExportBenchCallback`: what there is to export, made in a staged folder, recorded, reported."""
+"""Run one export: into a staged folder, with record and report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _NO_BEST = "which='best' found no evaluation in this fit: the last weights were 
 
 @contextmanager
 def one_export_at_a_time() -> Iterator[None]:
-    """Wait for the exports of other threads: paddle.jit traces one network at a time, and timings are disturbed."""
+    """Wait for exports of other threads, which would disturb traces and timings."""
     with _one_at_a_time:
         yield
 
@@ -126,7 +126,7 @@ class ExportRun:
     verbose: int
 
     def make(self, trained: Trained, notes: Sequence[str]) -> tuple[Record, Exception | None]:
-        """Write weights and log, then export, check and time; append the record and draw the report.
+        """Write weights and log, export, check and time; add the record and report.
 
         Args:
             trained: what is exported; its model is not touched.

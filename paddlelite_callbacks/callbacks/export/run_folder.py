@@ -1,4 +1,4 @@
-"""The folder of one run: trained weights and log first, an older export aside until a new one takes its place.
+"""Manage the folder of one run: weights and log first, then the export.
 
 Weights cost hours, files seconds: so the weights and the log of a training stand, whole, before anything is exported
 from them. Model files of an older export of that name belong to other weights: they go, with theirs, into the
@@ -49,7 +49,7 @@ def write_training(
     last: Mapping[str, Any] | None = None,
     log: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write ``model.pdparams`` and ``train_log.jsonl`` into ``home``, and set an older export there aside.
+    """Write weights and log into ``home``, and set an older export aside.
 
     All of it appears in one step, with the user's own files as they were; a signal waits until it is done.
 
@@ -75,7 +75,7 @@ def write_training(
 
 @contextmanager
 def staged_export(home: Path) -> Iterator[Path]:
-    """Give an empty folder for model files; they join the weights in ``home`` when the block ends well.
+    """Yield an empty folder for model files, which join the weights on success.
 
     What was set aside goes then; after an exception it stays, and no model file stands beside the weights.
 
@@ -87,7 +87,7 @@ def staged_export(home: Path) -> Iterator[Path]:
 
 
 def _set_aside(home: Path, stage: Path) -> None:
-    """Keep a whole export, or the first training without one, in ``stage / PREVIOUS``."""
+    """Keep a complete export, or the first training without one, in ``PREVIOUS``."""
     standing = [home / name for name in _OURS if (home / name).is_file()]
     exported = (home / SIDECAR).is_file()
     if not standing or (not exported and (home / PREVIOUS).exists()):
@@ -98,7 +98,7 @@ def _set_aside(home: Path, stage: Path) -> None:
 
 
 def _named(key: str, value: Any) -> paddle.Tensor:
-    """Return a tensor called ``key``: Paddle stores names, and numbers its own through the life of the process."""
+    """Return a tensor named ``key``: Paddle stores names, and numbers its own."""
     tensor = paddle.to_tensor(value) if isinstance(value, np.ndarray) else value.detach().clone()
     tensor.name = key
     return tensor

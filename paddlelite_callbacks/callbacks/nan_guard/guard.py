@@ -112,7 +112,7 @@ class NaNGuard:
         """Guard the batches inside the block.
 
         Args:
-            skipped: called behind a batch that was left out, with whether the optimizer took a step all the same.
+            skipped: Called after a skipped batch, with whether the optimizer took a step.
         """
         if self.policy == "ignore":
             yield

@@ -1,4 +1,4 @@
-"""`PACTQuantCallback`: quantisation-aware training inside ``fit``."""
+"""Train a network for int8 inside ``fit`` with PACT."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OFTEN = tuple(name for name in PACTConfig.__dataclass_fields__ if name not in _
 
 
 def _config_or_options(function: F) -> F:
-    """Refuse options beside ``config``, even those that are given their default."""
+    """Check that ``config`` comes without other options, even with default values."""
 
     @functools.wraps(function)
     def init(self: Any, config: Any = None, **given: Any) -> None:
@@ -61,55 +61,57 @@ def _config_or_options(function: F) -> F:
 class PACTQuantCallback(ScopedCallback):
     """Quantisation-aware training with PACT (Choi et al. 2018, arXiv:1805.06085).
 
-    At train begin ``Conv2D``, ``Conv2DTranspose`` and ``Linear`` layers become fake-quantised ones under the same
-    names (see `prepare_pact_`) and the user's own optimizer is told of the new ``alpha`` parameters, which the first
-    batch initialises. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5 (done here,
-    ``lr_scale``, for the time of ``fit``), epochs x0.25-0.5. To resume: build the network, call `prepare_pact_` with
-    the same options, ``paddle.Model``, ``model.load``, and ``fit`` with this callback again: in a new process that goes
-    on bit for bit. Epochs of the schedule count from that ``fit``: give what is left of them.
+    At train begin ``Conv2D``, ``Conv2DTranspose`` and ``Linear`` layers become fake-quantised ones under the same names
+    (see `prepare_pact_`) and the new ``alpha`` parameters, which the first batch initialises, are registered with the
+    user's own optimizer. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5 (done here,
+    ``lr_scale``, during ``fit``), epochs x0.25-0.5. To resume: build the network, call `prepare_pact_` with the same
+    options, ``paddle.Model``, ``model.load``, and ``fit`` with this callback again: it continues bit for bit in a new
+    process. Epochs of the schedule count from that ``fit``: give what is left of them.
 
-    What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; after a second
-    ``fit`` nothing is converted twice. A ``fit`` that ends before its first batch was trained leaves neither.
+    What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; a second ``fit``
+    converts nothing twice. A ``fit`` that ends before its first batch leaves neither.
 
-    The arguments are those that are changed often; the rare ones are in ``advanced``. A `PACTConfig` holds both kinds,
-    for `prepare_pact_` and for callers who build it elsewhere.
+    The arguments are the frequent options; rare ones are in ``advanced``. A `PACTConfig` has both kinds, for
+    `prepare_pact_` and for callers who build it elsewhere.
 
     Args:
-        config: a `PACTConfig` with all options; excludes ``advanced`` and the options from ``weight_bits`` to
+        config: A `PACTConfig` with all options; excludes ``advanced`` and the options from ``weight_bits`` to
             ``freeze_scales_after``.
-        weight_bits: 2-8; weights are quantised per output channel, symmetrically.
-        activation_bits: 2-8; one learned clip value ``alpha`` per layer input.
-        reduce_range: train and ship 8-bit weights on half their range, which no CPU saturates; ``False`` where every
-            target has VNNI or is ARM.
-        activation_symmetric: train and ship activations on the grid of Paddle Lite, TensorRT and NPUs, signed with zero
-            point 0; ``False`` for x86.
-        quantize_outputs: quantise outputs of convolutions too; ONNX Runtime needs it to compute in int8, OpenVINO not.
-        method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (steps of weights learned too).
-        include: globs over ``named_sublayers()`` names; a layer is converted when one matches.
-        skip: globs of layers to leave in fp32; each must match a layer.
-        lr_scale: factor on the learning rate or scheduler of your optimizer for the time of ``fit``.
-        start_epoch: epoch of this ``fit``, from 0, that quantisation starts in; until then the network trains in fp32.
-        freeze_bn_after: epochs of this ``fit`` after which batch-norm statistics are frozen; ``None`` for never.
-        freeze_scales_after: epochs after which the alphas are frozen; ``None`` for never.
-        advanced: an `AdvancedPACTOptions`: layer types, calibration, learning of the alphas; ``None`` for the defaults.
-        eval_data: a ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to
-            ``model.prepare`` in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
-        metric_drop: drop of the int8 (else fake-quantised) metric that is accepted, as a share of the fp32 one, in
-            [0, 1); beyond it the diagnosis names the layers that cost most and suggests ``skip``.
-        mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` goes by its name: the smaller for ``loss``,
+        weight_bits: Weight bits, 2-8; weights are quantised per output channel, symmetrically.
+        activation_bits: Activation bits, 2-8; one learned clip value ``alpha`` per layer input.
+        reduce_range: Whether 8-bit weights use half their range, on which no CPU saturates; ``False`` if every target
+            has VNNI or is ARM.
+        activation_symmetric: Whether activations use the grid of Paddle Lite, TensorRT and NPUs, signed with zero point
+            0; ``False`` for x86.
+        quantize_outputs: Whether to quantise outputs of convolutions too; ONNX Runtime needs it to compute in int8.
+        method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (learned weight steps).
+        include: Globs over ``named_sublayers()`` names; matching layers are converted.
+        skip: Globs of layers to leave in fp32; each must match a layer.
+        lr_scale: Factor on the learning rate or scheduler of your optimizer during ``fit``.
+        start_epoch: First quantised epoch of this ``fit``, from 0; earlier ones train in fp32.
+        freeze_bn_after: Number of epochs of this ``fit`` after which batch-norm statistics are frozen; ``None`` for
+            never.
+        freeze_scales_after: Number of epochs after which the alphas are frozen; ``None`` for never.
+        advanced: An `AdvancedPACTOptions`: layer types, calibration, learning of the alphas; ``None`` for the defaults.
+        eval_data: ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to ``model.prepare``
+            in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
+        metric_drop: Accepted drop of the int8 (else fake-quantised) metric, as a share of the fp32 one, in [0, 1);
+            beyond it the diagnosis names the most sensitive layers and suggests ``skip``.
+        mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` infers it from the name: lower for ``loss``,
             ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
-        on_nan: what to do with a batch whose loss, or whose alphas, are NaN or infinite, see `DistillCallback`.
+        on_nan: Policy for a batch whose loss or alphas are NaN or infinite, see `DistillCallback`.
 
     Attributes:
-        config: the `PACTConfig` that all options make.
-        unquantized: what stays in float, why, and its share of the multiply-accumulates; in the log and the record.
-        diagnosis: the `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.
+        config: The `PACTConfig` of all options.
+        unquantized: Parts that stay in float, with reasons and shares of the multiply-accumulates; also in log and
+            record.
+        diagnosis: The `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.
 
     Raises:
-        TypeError: an unknown option, both ``config`` and options, or an argument of another type.
-        ValueError: an option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on, a
-            network quantised otherwise, a ``start_epoch`` that ``fit`` does not reach.
-        NonFiniteLossError: in training: see ``on_nan``.
+        TypeError: An unknown option, both ``config`` and options, or an argument of another type.
+        ValueError: An option out of range; at train begin: nothing to quantise, mixed precision (AMP) is on, a network
+            quantised otherwise, a ``start_epoch`` that ``fit`` does not reach.
+        NonFiniteLossError: In training, see ``on_nan``.
 
     Example:
         >>> model.fit(train_data, epochs=5, callbacks=[PACTQuantCallback()])  # doctest: +SKIP
@@ -118,7 +120,7 @@ class PACTQuantCallback(ScopedCallback):
     guards_loss = True
     needs_fp32 = True
 
-    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+    if not TYPE_CHECKING:  # IDEs and help() show only the new names
         __getattr__ = old_attributes(
             evaluate_on="eval_data",
             allowed_drop="metric_drop",
@@ -312,7 +314,7 @@ class PACTQuantCallback(ScopedCallback):
 
     @old_arguments(budget=Renamed("metric_drop"))
     def find_skips(self, metric_drop: float, *, most: int = 5) -> list[str]:
-        """Return layers to leave in fp32 (``skip``) for a drop of at most ``metric_drop``.
+        """Return layers to leave in fp32 (``skip``) for a drop within ``metric_drop``.
 
         Args:
             metric_drop: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.

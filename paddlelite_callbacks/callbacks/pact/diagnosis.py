@@ -67,7 +67,7 @@ class Diagnosis:
 
     @property
     def drop(self) -> float:
-        """Return the drop of the int8 file (or of the fake-quantised network), as a share."""
+        """Return the relative drop of the int8 file (or the fake-quantised network)."""
         shipped = self.fake_quant if self.int8 is None else self.int8
         lost = self.fp32 - shipped if self.mode == "max" else shipped - self.fp32
         return lost / max(abs(self.fp32), 1e-12)
@@ -97,7 +97,7 @@ class Diagnosis:
 
 @old_arguments(allowed_drop=Renamed("metric_drop"))
 def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
-    """Evaluate fp32, fake-quantised and int8, and search culprits if the drop is large.
+    """Evaluate fp32, fake-quantised and int8; search the layers of a large drop.
 
     Args:
         model: prepared, with a quantised network; not changed.
@@ -191,7 +191,7 @@ def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
 
 
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
-    """Return the metric of the exported int8 file and its engine, or why there is none."""
+    """Return the metric of the exported int8 file and its engine, or why none."""
     from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
     from paddlelite_callbacks.export.variants import export_forms
 

@@ -180,7 +180,7 @@ def test_a_sample_that_changed_is_noticed_in_training(teacher, tmp_path, workers
     cached = cache_teacher(teacher, data, tmp_path / "t", verbose=0)
     data.images[5] += 1
     before = weights_of(model.network)
-    with pytest.raises(ValueError, match="Sample 5 is not the one that the teacher saw"):
+    with pytest.raises(ValueError, match="Sample 5 differs from the stored one"):
         fit(model, [DistillCallback(cached)], data=cached, evaluate=False, num_workers=workers)
     for key, value in weights_of(model.network).items():
         np.testing.assert_array_equal(value, before[key])
@@ -192,7 +192,7 @@ def test_misuse(teacher, tmp_path):
     cached = cache_teacher(teacher, Images(), tmp_path / "t", verbose=0)
     with pytest.raises(ValueError, match=r"batch has 2 fields; the data set with stored outputs gives 2 \+ 2"):
         fit(hapi_model(), [DistillCallback(cached)])
-    with pytest.raises(ValueError, match="features need a teacher that is frozen; Cache gives outputs only"):
+    with pytest.raises(ValueError, match="features need a frozen teacher, a Cache has only outputs"):
         fit(hapi_model(), [DistillCallback(cached, features={"conv1": "conv1"})], data=cached)
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float16'"):
         cache_teacher(teacher, Images(), tmp_path / "u", dtype="int8")

@@ -158,7 +158,7 @@ def test_peers_that_cannot_be():
         fit(model, [DistillCallback(MutualPeer(peer, model._optimizer))])
     with pytest.raises(ValueError, match=r"monitor must be one of \['loss', 'acc'\], got 'f1'"):
         fit(model, [DistillCallback(MutualPeer(peer, adam(peer), monitor="f1"))])
-    with pytest.raises(ValueError, match="features need a teacher that is frozen; Mutual gives outputs only"):
+    with pytest.raises(ValueError, match="features need a frozen teacher, a Mutual has only outputs"):
         fit(model, [DistillCallback(MutualPeer(peer, adam(peer)), features={"conv1": "conv1"})])
     with pytest.raises(TypeError, match=r"network must be a paddle\.nn\.Layer, got int"):
         MutualPeer(3, adam(peer))

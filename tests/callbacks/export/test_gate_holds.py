@@ -199,8 +199,8 @@ def test_a_callback_that_could_never_judge_is_refused_when_made(options, message
 @pytest.mark.parametrize(
     ("metric", "metrics", "evaluate", "message"),
     [
-        ("ap", True, True, r"'ap', which is none of the evaluation's figures \['acc', 'loss'\]"),
-        ("acc", False, True, r"'acc', which is none of the evaluation's figures \['loss'\]"),
+        ("ap", True, True, r"'ap', .*\['acc', 'loss'\]"),
+        ("acc", False, True, r"'acc', .*\['loss'\]"),
         ("acc", True, False, "'acc', but nothing is evaluated: give fit"),
     ],
 )
