@@ -90,7 +90,7 @@ def _write_product(path: Path, b: np.ndarray) -> None:
 
 
 def _gflops(call: Callable[[], object]) -> float:
-    """Return the speed of the fastest call; ends early when no call was faster for a while."""
+    """Return the speed of the fastest call; stop early without improvement."""
     best, left = float("inf"), _PATIENCE
     for _ in range(_CALLS):
         begin = time.perf_counter()

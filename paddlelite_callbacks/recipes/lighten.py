@@ -318,7 +318,7 @@ class _Lightening:
         return Plan(measured=tuple(measured), rungs=tuple(self._rungs(chosen, inputs, labels, reading)))
 
     def _classes(self) -> int:
-        """Return how many classes a whole classifier tells apart; 0 where a backbone alone is swapped."""
+        """Return the number of classes of a whole classifier; 0 for a backbone."""
         return number_of_classes(self.network, None) if self.at is None else 0
 
     def _rungs(self, chosen: Sequence[Any], inputs: list[Any], labels: list[Any], reading: float) -> Iterator[Rung]:
@@ -489,7 +489,7 @@ class _Lightening:
         return replace(self.budget, metric=self._metric_name, baseline=baseline, metric_drop=self.metric_drop)
 
     def _timed(self, state: State, records: list[Record]) -> list[Record]:
-        """Time all files in turn, so that what is compared was measured in the same minute; once."""
+        """Time all files in turn, once, so that their latencies can be compared."""
         exported = [record for record in records if record.failure is None]
         if _TIMING in state.finished or len(exported) < 2:
             return records

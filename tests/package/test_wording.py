@@ -26,7 +26,7 @@ BANNED = {
     r"\brandom streams?\b": "random generators",
     r"\bfree sizes?\b": "dynamic sizes",
     r"\bspoke?n? of\b": "mentioned",
-    r"(?<!ere )\bis no (?:tensor|layer|file|folder|list|dictionary|callable|classifier|ONNX|JSON|program)\b": "is not a",
+    r"(?<!ere )\bis no (?:tensor|layer|file|folder|list|dictionary|callable|classifier|JSON|program)\b": "is not a",
     r"\bappears only when whole\b": "written atomically",
     r"\bwhole or not at all\b": "atomically",
     r"\bnot yours to\b": "not writable",
