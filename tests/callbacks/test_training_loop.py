@@ -499,6 +499,17 @@ def test_a_network_that_returns_a_dictionary_with_its_loss(what):
     close(ours, theirs)
 
 
+def test_nan_in_a_dictionary_of_inputs_is_found():
+    net = seeded(Detector, 3)
+    inputs = {"image": paddle.full([2, 3, 8, 8], np.nan), "label": paddle.zeros([2], dtype="int64")}
+    callback = DistillCallback(seeded(Detector, 7), features={"body.conv1": "body.conv1"})
+    with (
+        pytest.raises(NonFiniteLossError, match="input 0 with 384 NaN"),
+        training_loop(net, momentum(net), callback) as loop,
+    ):
+        loop.loss(net(inputs))
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("what", ["features", "main", "all"])
 def test_a_network_with_auxiliary_heads(what, mode):
