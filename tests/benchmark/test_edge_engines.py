@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import numpy as np
 import paddle
@@ -273,3 +274,40 @@ def test_catalogue_networks(name, tmp_path):
     for engine in ("mnn", "ncnn"):
         got = ENGINES[engine].load(artefact, threads=1)([x.numpy()])[0]
         np.testing.assert_allclose(got, expected, atol=1e-4 + 1e-3 * np.abs(expected).max())
+
+
+LITERT = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+file, given, got = sys.argv[1:]
+x = np.load(given)
+interpreter = Interpreter(file)
+interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], x.transpose(0, 2, 3, 1).shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
+interpreter.invoke()
+outputs = [interpreter.get_tensor(item["index"]) for item in interpreter.get_output_details()]
+np.savez(got, *[item.transpose(0, 3, 1, 2) if item.ndim == 4 else item for item in outputs])
+"""
+
+
+@pytest.mark.slow
+@needs("paddle2onnx")
+@pytest.mark.skipif("ONNX2TF_PYTHON" not in os.environ, reason="ONNX2TF_PYTHON names no Python with onnx2tf")
+def test_onnx2tf_takes_the_file_as_it_is(tmp_path):
+    network = Zoo()
+    artefact = exported(network, tmp_path)
+    python, clean = os.environ["ONNX2TF_PYTHON"], {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    convert = [python, "-m", "onnx2tf", "-i", str(artefact.path), "-o", str(tmp_path / "litert"), "-n"]
+    subprocess.run(convert, check=True, capture_output=True, env=clean)
+    x = np.random.RandomState(0).randn(1, 3, 32, 32).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    file = tmp_path / "litert" / "model_float32.tflite"
+    given = [str(file), str(tmp_path / "x.npy"), str(tmp_path / "y.npz")]
+    subprocess.run([python, "-c", LITERT, *given], check=True, capture_output=True, env=clean)
+    with np.load(tmp_path / "y.npz") as stored:
+        got = {stored[key].shape: stored[key] for key in stored.files}
+    for item in network(paddle.to_tensor(x)):
+        expected = item.numpy()
+        np.testing.assert_allclose(got[expected.shape], expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
