@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,6 @@ def test_accuracy_of_the_files_is_shown_where_fit_evaluated_nothing(tmp_path):
     assert callback.record.metric("acc") == pytest.approx(accuracy)
     assert callback.summary().count(f", acc {accuracy:.4g}") == 2
     report = (tmp_path / "report.md").read_text()
-    assert f"| n | {100 * accuracy:.2f} % |" in report
+    assert re.search(rf"\| n \| {100 * accuracy:.2f} % \(\d+\.\d–\d+\.\d, n {len(data)}\) \|", report)
     assert f"result (on the files): acc {accuracy:.6g}" in report
     assert "- [x] **Result and model**" in report
