@@ -36,7 +36,7 @@ QUANTIZED_OPERATORS = frozenset(
 _KNOWN = {  # tried with a file of this package, which ONNX Runtime and OpenVINO compute rightly
     "MNN": "MNN 3.6.1 says 'Converted Success!' and writes a file that fails or computes something else",
     "pnnx": "pnnx 20261020 leaves the quantisers in the file, and ncnn has no such layers",
-    "onnx2tf": "onnx2tf 2.6.9 makes a LiteRT file of fp32's size, which may compute something else",
+    "onnx2tf": "onnx2tf 2.6.9 makes a LiteRT file of fp32's size of it, older ones a wrong file",
 }
 _ELEMENTS = {1: "f32", 6: "i32", 7: "i64", 10: "f16", 11: "f64"}  # of ONNX, in pnnx's letters
 
