@@ -19,6 +19,7 @@ from .shapes import check_image
 
 __all__ = [
     "LiteHRNet",
+    "StageTable",
     "lite_hrnet_18",
     "lite_hrnet_30",
     "naive_lite_hrnet_18",
@@ -30,8 +31,14 @@ _STEM = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Modules of the three stages, channels of the finest branch, and which block."""
+class StageTable:
+    """Stages of a Lite-HRNet.
+
+    Args:
+        modules: Number of modules of each stage.
+        width: Channels of the branch with the finest maps.
+        weighting: Whether blocks weight channels (Lite-HRNet), else they convolve (naive Lite-HRNet).
+    """
 
     modules: tuple[int, int, int]
     width: int
@@ -150,7 +157,7 @@ class LiteHRNet(nn.Layer):
         channels: of the maps returned: ``width`` times 1, 1, 2, 4.
     """
 
-    def __init__(self, table: _Table, *, in_channels: int = 3) -> None:
+    def __init__(self, table: StageTable, *, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = _Stem(in_channels, _STEM)
         self.transitions, self.stages = nn.LayerList(), nn.LayerList()
@@ -194,24 +201,24 @@ def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
 
 def lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Lite-HRNet-18 (arXiv:2104.06403): 1.1 M parameters and 205 M multiply-adds as a pose network at 256x192."""
-    return LiteHRNet(_Table(modules=(2, 4, 2), width=40, weighting=True), in_channels=in_channels)
+    return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=True), in_channels=in_channels)
 
 
 def lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
     """Lite-HRNet-30 (arXiv:2104.06403): 1.8 M parameters and 319 M multiply-adds as a pose network at 256x192."""
-    return LiteHRNet(_Table(modules=(3, 8, 3), width=40, weighting=True), in_channels=in_channels)
+    return LiteHRNet(StageTable(modules=(3, 8, 3), width=40, weighting=True), in_channels=in_channels)
 
 
 def naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Naive Lite-HRNet-18 (arXiv:2104.06403), shuffle blocks alone: 0.7 M parameters, 195 M multiply-adds."""
-    return LiteHRNet(_Table(modules=(2, 4, 2), width=30, weighting=False), in_channels=in_channels)
+    return LiteHRNet(StageTable(modules=(2, 4, 2), width=30, weighting=False), in_channels=in_channels)
 
 
 def wider_naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Wider naive Lite-HRNet-18 (arXiv:2104.06403): 1.3 M parameters, 311 M multiply-adds."""
-    return LiteHRNet(_Table(modules=(2, 4, 2), width=40, weighting=False), in_channels=in_channels)
+    return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=False), in_channels=in_channels)
 
 
 def naive_lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
     """The naive network at the depth of Lite-HRNet-30; not in the paper."""
-    return LiteHRNet(_Table(modules=(3, 8, 3), width=30, weighting=False), in_channels=in_channels)
+    return LiteHRNet(StageTable(modules=(3, 8, 3), width=30, weighting=False), in_channels=in_channels)

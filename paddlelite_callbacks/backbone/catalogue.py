@@ -13,7 +13,7 @@ from typing import Any
 from paddlelite_callbacks.backbone.strides import Stride, checked_stride
 from paddlelite_callbacks.errors import near_names
 
-__all__ = ["DATA", "Backbone", "BackboneMap", "list_backbones", "render_table", "why_left_out"]
+__all__ = ["DATA", "Backbone", "BackboneMap", "list_backbones", "parsed_backbone", "render_table", "why_left_out"]
 
 DATA = Path(__file__).with_name("catalogue.json")
 
@@ -80,7 +80,7 @@ def list_backbones(pattern: str = "*", *, source: str | None = None) -> list[Bac
         >>> light.source, {tap.stride: tap.channels for tap in light.taps}
         ('paddleclas', {2: 8, 4: 16, 8: 32, 16: 64, 32: 128})
     """
-    entries = [_backbone(entry) for entry in _data()["backbones"]]
+    entries = [parsed_backbone(entry) for entry in _data()["backbones"]]
     source = None if source is None else source.casefold()
     offered = [b for b in entries if source in (None, b.source)]
     found = [b for b in offered if fnmatchcase(b.name, pattern)]
@@ -125,6 +125,11 @@ def _data() -> dict[str, Any]:
     return json.loads(DATA.read_text(encoding="utf-8"))
 
 
-def _backbone(entry: dict[str, Any]) -> Backbone:
+def parsed_backbone(entry: dict[str, Any]) -> Backbone:
+    """Build a catalogue entry from JSON.
+
+    Args:
+        entry: Object of ``catalogue.json``.
+    """
     taps = ({**tap, "stride": checked_stride(tap["stride"])} for tap in entry["taps"])  # JSON has lists for pairs
     return Backbone(**{**entry, "taps": tuple(BackboneMap(**tap) for tap in taps)})

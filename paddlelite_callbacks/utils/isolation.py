@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import paddle
 
-__all__ = ["RandomStreams", "beside_readers", "hushed_stdout", "same_generators", "same_random_streams", "undisturbed"]
+__all__ = [
+    "RandomStreams",
+    "beside_readers",
+    "hushed_stdout",
+    "openmp_libraries",
+    "same_generators",
+    "same_random_streams",
+    "undisturbed",
+]
 
 
 @contextlib.contextmanager
@@ -28,7 +36,7 @@ def undisturbed() -> Iterator[None]:
 
     Engines set the number of OpenMP threads of the whole process, and data loaders draw seeds.
     """
-    threads = [(library, library.omp_get_max_threads()) for library in _openmp()]
+    threads = [(library, library.omp_get_max_threads()) for library in openmp_libraries()]
     gradients = paddle.is_grad_enabled()
     try:
         with same_random_streams():
@@ -69,7 +77,7 @@ def _c_library() -> Any:
     return ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
 
 
-def _openmp() -> list[Any]:
+def openmp_libraries() -> list[Any]:
     """Return the OpenMP libraries of this process."""
     libraries = []
     for name in _loaded_openmp():

@@ -29,6 +29,7 @@ from paddlelite_callbacks.utils.private_names import private_module
 
 __all__ = [
     "clean_trace",
+    "source_folder",
     "with_own_source_folder",
     "without_call_stacks",
     "without_failed_traces",
@@ -81,7 +82,7 @@ def with_own_source_folder() -> Iterator[None]:
         yield
         return
     real, remove_at_exit = _sources.get_temp_dir, _sources.DEL_TEMP_DIR
-    _sources.get_temp_dir = lambda: _source_folder(os.getpid())
+    _sources.get_temp_dir = lambda: source_folder(os.getpid())
     _sources.DEL_TEMP_DIR = False
     try:
         yield
@@ -90,7 +91,12 @@ def with_own_source_folder() -> Iterator[None]:
 
 
 @functools.cache
-def _source_folder(process: int) -> str:
+def source_folder(process: int) -> str:
+    """Return the temporary folder for generated source files, one per process.
+
+    Args:
+        process: Number of the process, which deletes the folder at its end.
+    """
     folder = tempfile.mkdtemp(prefix="paddlelite_traces_")
 
     def remove() -> None:

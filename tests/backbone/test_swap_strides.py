@@ -13,7 +13,7 @@ from paddle.static import InputSpec
 from toy import weights_of
 
 from paddlelite_callbacks import BackboneSwap, BenchOptions, ExportBenchCallback, list_backbones
-from paddlelite_callbacks.backbone.catalogue import Backbone, BackboneMap, _backbone, render_table
+from paddlelite_callbacks.backbone.catalogue import Backbone, BackboneMap, parsed_backbone, render_table
 from paddlelite_callbacks.backbone.features import find_taps
 from paddlelite_callbacks.backbone.registry import build, trunk_end
 from paddlelite_callbacks.backbone.strides import checked_stride, coarseness, stride_between
@@ -193,7 +193,7 @@ def test_the_table_and_the_data_know_pairs():
         "licence": "Apache-2.0",
         "weights": None,
     }
-    backbone = _backbone(entry)
+    backbone = parsed_backbone(entry)
     assert isinstance(backbone, Backbone)
     assert backbone.taps[1] == BackboneMap(name="b", channels=16, stride=(32, 1))
     assert "| a 2x8, b (32, 1)x16 |" in render_table([backbone])

@@ -93,9 +93,9 @@ def resnet():
 
 
 def lite_hrnet():
-    from paddlelite_callbacks.models.lite_hrnet import LiteHRNet, _Table
+    from paddlelite_callbacks.models.lite_hrnet import LiteHRNet, StageTable
 
-    trunk = LiteHRNet(_Table(modules=(1,), width=40, weighting=True))
+    trunk = LiteHRNet(StageTable(modules=(1,), width=40, weighting=True))
     return Classifier(trunk, trunk.channels[0])
 
 

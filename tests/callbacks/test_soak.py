@@ -24,7 +24,7 @@ from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.workarounds.constructor_leak import without_argument_lists
-from paddlelite_callbacks.workarounds.tracing import _source_folder
+from paddlelite_callbacks.workarounds.tracing import source_folder
 
 FITS = 12
 SPEC = [InputSpec([None, 3, 8, 8])]
@@ -67,7 +67,7 @@ def _scopes(node) -> int:
 def _kept_by_paddle() -> dict[str, int]:
     """What Paddle 3.3 keeps of every program that it has ever traced."""
     gc.collect()
-    folders = (get_temp_dir(), _source_folder(os.getpid()))
+    folders = (get_temp_dir(), source_folder(os.getpid()))
     return {
         "scopes": _scopes(framework._name_struct),
         "source files": sum(len(list(Path(folder).rglob("*.py*"))) for folder in folders),

@@ -21,7 +21,7 @@ import paddle
 from paddle.base import core
 
 import paddlelite_callbacks
-from paddlelite_callbacks.utils.isolation import _openmp
+from paddlelite_callbacks.utils.isolation import openmp_libraries
 
 __all__ = ["Watch", "differences", "public_functions", "snapshot"]
 
@@ -67,7 +67,7 @@ def snapshot() -> dict:
         "paddle's flags": {name: core.globals()[name] for name in _FLAGS},
         "dynamic mode": paddle.in_dynamic_mode(),
         "default dtype, device": (paddle.get_default_dtype(), paddle.get_device()),
-        "openmp threads": {library._name: library.omp_get_max_threads() for library in _openmp()},
+        "openmp threads": {library._name: library.omp_get_max_threads() for library in openmp_libraries()},
         "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "logging": _logging(),
         "warnings": list(warnings.filters),

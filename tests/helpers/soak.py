@@ -25,7 +25,7 @@ from paddlelite_callbacks import (
     ExportOptions,
     PACTQuantCallback,
 )
-from paddlelite_callbacks.workarounds.tracing import _source_folder
+from paddlelite_callbacks.workarounds.tracing import source_folder
 
 __all__ = ["Soak", "slope"]
 
@@ -125,7 +125,7 @@ class Soak:
             "open files": _count("/proc/self/fd"),
             "hooks": self.hooks[-1],
             "files": sum(1 for _ in self.folder.rglob("*")),
-            "source files of Paddle": _count(get_temp_dir()) + _count(_source_folder(os.getpid())),
+            "source files of Paddle": _count(get_temp_dir()) + _count(source_folder(os.getpid())),
         }
 
 

@@ -89,6 +89,18 @@ def test_first_lines_of_functions_begin_with_a_verb(trees):
     assert not wrong
 
 
+def test_no_test_imports_a_private_name_of_the_package():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {name.name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paddlelite_callbacks")
+        for name in node.names
+        if re.match(r"_[^_]", name.name)
+    ]
+    assert not found
+
+
 @pytest.mark.parametrize(("word", "instead"), BANNED.items(), ids=list(BANNED.values()))
 def test_words_that_the_field_does_not_use(trees, word, instead):
     found = [
