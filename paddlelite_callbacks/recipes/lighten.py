@@ -545,7 +545,7 @@ class _Lightening:
 
 
 def _plain(value: Any) -> Any:
-    """Return what of an option can be compared across processes: plain values, of others the type."""
+    """Return the comparable part of an option: plain values, or the type."""
     return value if value is None or isinstance(value, (str, int, float)) else type(value).__name__
 
 
