@@ -248,9 +248,11 @@ def test_strides_that_there_are_not_are_refused_with_those_that_there_are():
     network = nn.Sequential(nn.Conv2D(3, 8, 3, padding=1))
     by_stride = r"its maps by stride: \{2: 'blocks2', 4: 'blocks3', 8: 'blocks4', 16: 'blocks5', 32: 'blocks6'\}"
     refused(r"no map of stride 1 .*" + by_stride, "PPLCNet_x0_25", at="0", network=network)
-    refused(r"no map of stride 64; " + by_stride, "PPLCNet_x0_25", taps=[4, 8, 16, 64])
+    refused(r"no map of stride 64\. Choose among " + by_stride, "PPLCNet_x0_25", taps=[4, 8, 16, 64])
     asked = ["blocks2", "blocks4", "blocks5", "blocks6"]
-    refused(r"Tap 'blocks2' of PPLCNet_x0_25 gives \[32, 32\].* the old map is \[16, 16\]", "PPLCNet_x0_25", taps=asked)
+    refused(
+        r"Tap 'blocks2' of PPLCNet_x0_25 returns \[32, 32\].* the old map is \[16, 16\]", "PPLCNet_x0_25", taps=asked
+    )
 
 
 @needs("paddleclas")

@@ -316,7 +316,7 @@ def test_images_that_cannot_be_told_apart_are_refused_with_all_keys_and_named_by
 
     network, own = Net(Stereo([8]), call), light()
     both = (
-        rf"took \[\{{'left': {IMAGE}, 'right': {IMAGE}, 'n': \[1\]\}}\]; which of \['0.left', '0.right'\] is the image"
+        rf"got \[\{{'left': {IMAGE}, 'right': {IMAGE}, 'n': \[1\]\}}\]; which of \['0.left', '0.right'\] is the image"
     )
     with pytest.raises(ValueError, match=both.replace("[1, 3, 64, 64]", r"\[1, 3, 64, 64\]")):
         BackboneSwap(own, at="backbone")(network, SPEC)

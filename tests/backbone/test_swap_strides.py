@@ -147,8 +147,14 @@ def test_refusals_name_both_axes_and_do_not_contradict_themselves():
     lines = r"\{2: 'blocks2', \(4, 2\): 'blocks3', \(8, 2\): 'blocks4', \(16, 2\): 'blocks5', \(32, 2\): 'blocks6'\}"
     size = r"no map of stride \(32, 2\) \(size \[1, 48\] for an input \[1, 3, 32, 96\]\); its " + square
     refused(size, heavy(), "PPLCNet_x0_25")
-    refused(r"no map of stride 32; its maps by stride: " + lines, heavy(), "PPLCNet_x0_25", options=LINES, taps=[32])
-    wrong = r"Tap 'blocks6' of PPLCNet_x0_25 gives \[1, 3\] \(height, width\) .* the old map is \[1, 48\]"
+    refused(
+        r"no map of stride 32\. Choose among its maps by stride: " + lines,
+        heavy(),
+        "PPLCNet_x0_25",
+        options=LINES,
+        taps=[32],
+    )
+    wrong = r"Tap 'blocks6' of PPLCNet_x0_25 returns \[1, 3\] \(height, width\) .* the old map is \[1, 48\]"
     refused(wrong, heavy(), "PPLCNet_x0_25", taps=[32])
     one = r"returns 1 maps, so give 1 taps, got \[32, 2\]. One stride \(height, width\) is written \[\(32, 2\)\]"
     refused(one, heavy(), "PPLCNet_x0_25", options=LINES, taps=(32, 2))
