@@ -81,14 +81,14 @@ def test_bench_of_an_onnx_file_as_json_and_its_gate(new_program, tmp_path, capsy
     ("arguments", "said"),
     [
         (["bench", "{}/nothing", "--input", "1x3x8x8"], "No model at {}/nothing: give an .onnx file"),
-        (["bench", "{}", "--input", "1x3x8x8"], "The folder {} holds none"),
+        (["bench", "{}", "--input", "1x3x8x8"], "The folder {} has no model"),
         (["bench", "{}/net.pdparams", "--input", "1x3"], "is a checkpoint: weights without the network"),
         (["bench", "{}/half", "--input", "1x3"], "has no parameters beside it: half.pdiparams is missing"),
         (["bench", "NEW", "--input", "1x3x8"], "takes x of [-1, 3, 8, 8] (-1: any), [1, 3, 8] was given"),
         (["bench", "NEW", "--input", "1x3x8x8", "--input", "1x2"], "takes 1 inputs (x), 2 were given"),
         (["bench", "NEW", "--input", "image:1x3x8x8"], "['x'] were not given"),
         (["bench", "NEW", "--input", "1,3,8,8"], "input must be 1x3x224x224"),
-        (["bench", "NEW", "--input", "1x3x8x8", "--engines", "tensorrt"], "No engine 'tensorrt'"),
+        (["bench", "NEW", "--input", "1x3x8x8", "--engines", "tensorrt"], "Unknown engine 'tensorrt'"),
         (["bench", "NEW", "--input", "1x3x8x8", "--threads", "a"], "--threads must be whole numbers"),
         (["bench", "TORN", "--input", "1x3x8x8"], "cannot be read"),
         (["export", "{}/net.pdparams", "{}/out", "--input", "1x3"], "is a checkpoint"),
@@ -186,8 +186,8 @@ def test_help_and_a_command_that_fails_in_a_process_of_its_own(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.strip().splitlines()
     assert [line for line in lines if "ccache" not in line and "warnings.warn" not in line] == [
-        f"python -m paddlelite_callbacks gate: No record file {tmp_path}/runs.jsonl: give the folder that "
-        "ExportBenchCallback(folder) was given, once a fit has ended."
+        f"python -m paddlelite_callbacks gate: No record file {tmp_path}/runs.jsonl: give the folder of "
+        "ExportBenchCallback(folder), after a fit has ended."
     ]
 
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_of_before_is_of_the_full_range(bits, options, method, capl
     fresh = TinyNet()
     config = load_pact_(fresh, old, weight_bits=None if bits == 8 else bits)
     assert (config.weight_bits, config.reduce_range) == (bits, bits != 8)
-    assert ("taken for 8 bits on the full range" in caplog.text) == (bits == 8)
+    assert ("8 bits on the full range" in caplog.text) == (bits == 8)
     np.testing.assert_array_equal(answers(fresh), answers(network))
     assert set(fresh.state_dict()) == set(network.state_dict())  # saved again it tells
 

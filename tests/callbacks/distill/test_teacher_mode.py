@@ -787,7 +787,7 @@ def test_stored_outputs_of_train_mode_and_other_inputs(tmp_path):
         DistillCallback(plain, teacher_inputs=normalised)
     with pytest.raises(ValueError, match="teacher_mode must be"):
         cache_teacher(teacher, data, tmp_path / "d", teacher_mode="test")
-    with pytest.raises(TypeError, match="is given 1 input"):
+    with pytest.raises(TypeError, match="called with 1 input"):
         cache_teacher(teacher, data, tmp_path / "d", teacher_inputs=lambda a, b: a)
 
 
