@@ -195,14 +195,14 @@ def test_old_and_new_at_once_are_refused(name):
 @pytest.mark.parametrize(
     "target",
     [
-        *{old.target for old in SPELLINGS.values()},
+        *dict.fromkeys(old.target for old in SPELLINGS.values()),
         pc.ExportBenchCallback,
         pc.DistillCallback,
         pc.PACTQuantCallback.find_skips,
         pc.ptq_int8,
         pc.cache_teacher,
     ],
-    ids=str,
+    ids=lambda target: target.__qualname__,
 )
 def test_signatures_show_the_new_spellings_alone(target):
     parameters = inspect.signature(target).parameters
@@ -406,7 +406,9 @@ def test_old_options_of_ptq():
         pc.ptq_int8(network, images, config={})
 
 
-@pytest.mark.parametrize("function", [pc.cache_teacher, time_files, timed_together, measure_metrics], ids=str)
+@pytest.mark.parametrize(
+    "function", [pc.cache_teacher, time_files, timed_together, measure_metrics], ids=lambda target: target.__qualname__
+)
 def test_progress_bars_are_switched_by_verbose(function):
     assert "verbose" in inspect.signature(function).parameters
     assert "progress" not in inspect.signature(function).parameters
