@@ -237,7 +237,7 @@ def test_mistakes_in_names_are_refused_at_train_begin():
         fit(model, [DistillCallback(TinyNet(), features={"conv3": "conv1"})])
     with pytest.raises(ValueError, match=r"No sublayer of TinyNet matches 'blocks5'; near names: .*'conv1'"):
         fit(model, [DistillCallback(TinyNet(), features={"conv1": "blocks5"})])
-    with pytest.raises(ValueError, match=r"FeatureTerm\(of=1\): there are 1 teachers"):
+    with pytest.raises(ValueError, match=r"FeatureTerm\(of=1\) must be below 1"):
         fit(model, [DistillCallback(TinyNet(), features=FeatureTerm("conv1", "conv1", of=1))])
     with pytest.raises(TypeError, match="features must be a mapping"):
         DistillCallback(TinyNet(), features=["conv1"])

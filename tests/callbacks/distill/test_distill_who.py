@@ -121,7 +121,7 @@ def test_teachers_that_cannot_be(tmp_path):
         DistillCallback([TinyNet(), TinyNet()], combine="sum")
     with pytest.raises(ValueError, match=r"outputs \[\[8, 4\], \[8, 5\]\] cannot be averaged"):
         fit(hapi_model(), [DistillCallback([TinyNet(), TinyNet(outputs=5)])])
-    with pytest.raises(ValueError, match=r"OutputTerm\(teacher=1\): there are 1 teachers"):
+    with pytest.raises(ValueError, match=r"OutputTerm\(teacher=1\) must be below 1"):
         fit(hapi_model(), [DistillCallback(TinyNet(), loss=OutputTerm("kl", teacher=1))])
 
 

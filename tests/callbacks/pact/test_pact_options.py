@@ -294,7 +294,7 @@ def test_a_hint_when_more_epochs_run_than_the_recipe_needs(caplog):
         ({"start_epoch": -1}, "start_epoch"),
         ({"freeze_bn_after": 1.5}, "freeze_bn_after"),
         ({"metric_drop": 3}, "metric_drop is a share"),
-        ({"activation": "paddleslim", "quantize_outputs": True}, "goes with quantize_outputs=False"),
+        ({"activation": "paddleslim", "quantize_outputs": True}, "needs quantize_outputs=False, got True"),
     ],
 )
 def test_wrong_options(options, message):
