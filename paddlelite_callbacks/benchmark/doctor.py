@@ -43,7 +43,7 @@ LEVELS = ("ok", "hint", "warning", "error")  # by severity
 _PACKAGE = "paddlelite_callbacks"
 _GB = 1e9
 _PROBE_SECONDS = 300
-PROBE_STEPS = {  # steps of the child process in order, and what each shows
+PROBE_STEPS = {  # steps of the child process in order, and what each verifies
     "numpy": "NumPy computes",
     "opencv": "OpenCV and NumPy fit each other",
     "paddle": "Paddle can be imported",
@@ -55,7 +55,7 @@ PROBE_STEPS = {  # steps of the child process in order, and what each shows
     "onnxruntime": "ONNX Runtime runs it",
     "openvino": "OpenVINO runs it",
 }
-COSTS = {  # of a missing package
+COSTS = {  # package -> what is lost without it
     "paddleclas": "BackboneSwap offers the networks of paddle.vision and of this package alone",
     "paddleslim": "PACTConfig(activation='paddleslim') is refused; the package's own quantizers need nothing",
     "paddle2onnx": "no model.onnx, so no ONNX Runtime, no OpenVINO and no int8 that computes in int8",
@@ -99,7 +99,7 @@ def doctor(folder: str | Path = ".", *, probe: bool = True) -> list[Finding]:
             seconds); otherwise only versions and settings are checked.
 
     Returns:
-        Findings in the order of the checks. Nothing is printed or left behind.
+        Findings in the order of the checks. Nothing is printed, and no files are left.
 
     Example:
         >>> from paddlelite_callbacks import doctor
@@ -158,7 +158,7 @@ def _installed() -> dict[str, str]:
 
 
 def unmet_requirements(requirements: list[str], installed: Mapping[str, str], extra: str = "") -> dict[str, str | None]:
-    """Return missing (``None``) and unfitting versions by requirement.
+    """Return incompatible versions (``None`` if missing) by requirement.
 
     Args:
         requirements: Result of ``importlib.metadata.requires``.
@@ -172,7 +172,7 @@ def unmet_requirements(requirements: list[str], installed: Mapping[str, str], ex
             if not asked.marker.evaluate({"extra": extra}):
                 continue
             if extra and asked.marker.evaluate({"extra": ""}):
-                continue  # asked for in any case
+                continue  # required without the extra, too
         elif extra:
             continue
         name = canonicalize_name(asked.name)
@@ -186,7 +186,7 @@ def package_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
     """Compare installed versions with the requirements of this package.
 
     Yields:
-        One finding per missing or unfitting package, or one that all fit.
+        One finding per missing or incompatible package, or one that all are compatible.
     """
     try:
         requirements = importlib.metadata.requires(_PACKAGE) or []
@@ -213,7 +213,7 @@ def package_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
         )
     here = {Requirement(text).name for text in requirements if _asked_here(Requirement(text))}
     for name in ("paddleclas", "paddleslim", "paddle2onnx"):
-        if name not in installed and name not in here:  # its marker leaves this Python out
+        if name not in installed and name not in here:  # its marker excludes this Python
             clean = False
             yield Finding(
                 topic="packages",

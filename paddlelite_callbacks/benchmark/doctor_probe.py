@@ -24,7 +24,7 @@ class _AbsentError(Exception):
 
 
 class _Probe:
-    """Steps of the probe; each leaves what the next needs."""
+    """Steps of the probe; later steps use the results of earlier ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -110,7 +110,7 @@ def _main() -> None:
         probe = _Probe(Path(folder))
         steps: dict[str, Callable[[], None]] = {
             "numpy": probe.numpy,
-            "opencv": probe.opencv,  # before Paddle, which imports it and would swallow its warning
+            "opencv": probe.opencv,  # before Paddle, which imports OpenCV and would hide its warning
             "paddle": probe.paddle,
             "convolution": probe.convolution,
             "program": probe.program,

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvertingEngine", "Mnn", "Ncnn"]
 
-_KEPT = 8  # converted files at a time; the oldest goes
+_KEPT = 8  # most converted files at a time; the oldest is deleted
 
 
 class ConvertingEngine(ABC):
-    """An engine that converts an ONNX file to a format of its own first.
+    """Engine that first converts an ONNX file to its own format.
 
-    It runs only where it is named. A converted file is kept until the process ends; what is known to crash engines on
-    some networks is tried in a child process first.
+    It is used only if named in the options. Converted files are kept until the process ends. Each is first run in a
+    child process, as some networks crash these engines.
 
     Attributes:
-        name: as used in options and reports.
-        kind: of the artefacts that it converts.
-        package: whose version counts.
-        precisions: of the files that it can take: its converter makes a wrong file of quantised ones.
+        name: Name in options and reports.
+        kind: Kind of the artefacts that it converts.
+        package: Package whose version is recorded.
+        precisions: Precisions of the files that it can convert; quantised files are converted wrongly.
     """
 
     name: str
@@ -63,14 +63,14 @@ class ConvertingEngine(ABC):
         return None
 
     def native(self, artefact: Artefact) -> Artefact:
-        """Return the engine's own file of an ONNX file, converted once a process.
+        """Return an ONNX file in the engine's own format, converted once per process.
 
         Args:
-            artefact: an ONNX file, or an own one, which is returned.
+            artefact: ONNX file, or a file in the engine's own format, which is returned unchanged.
 
         Raises:
-            ExportError: it cannot be converted.
-            MissingDependencyError: the converter is not installed.
+            ExportError: The file cannot be converted.
+            MissingDependencyError: The converter is not installed.
         """
         if artefact.path.name.endswith(self._suffix):
             return artefact
@@ -86,15 +86,15 @@ class ConvertingEngine(ABC):
     def load(self, artefact: Artefact, *, threads: int) -> Predict:
         """Return a function that runs the file, see `Engine.load`.
 
-        Its first call runs a file that was converted in a child process, which may crash.
+        Its first call runs a converted file in a child process first, as it may crash.
 
         Args:
-            artefact: an ONNX file, or an own one of `native`.
-            threads: CPU threads.
+            artefact: ONNX file, or a result of `native`.
+            threads: Number of CPU threads.
 
         Raises:
-            EngineError: the file cannot be converted or loaded.
-            MissingDependencyError: engine or converter is not installed.
+            EngineError: The file cannot be converted or loaded.
+            MissingDependencyError: Engine or converter is not installed.
         """
         require(self.package, needed_for=f"the engine {self.name}")
         try:
@@ -143,7 +143,7 @@ class Mnn(ConvertingEngine):
 
         def predict(arrays: Sequence[np.ndarray], runtime: object = runtime) -> list[np.ndarray]:
             outputs = network.forward([given(array) for array in arrays])
-            if len(outputs) != count:  # it has printed why
+            if len(outputs) != count:  # MNN has printed the reason
                 raise EngineError(f"MNN could not compute {artefact.path.name} with inputs {[a.shape for a in arrays]}")
             return [np.array(expr.convert(item, expr.NCHW).read()) for item in outputs]
 
@@ -151,7 +151,7 @@ class Mnn(ConvertingEngine):
 
 
 class Ncnn(ConvertingEngine):
-    """ncnn on the CPU, in fp32; a batch is computed image by image, as ncnn has none."""
+    """ncnn on the CPU, in fp32; images are run one by one, as ncnn has no batches."""
 
     name, package, _suffix = "ncnn", "ncnn", ".ncnn.param"
     _packages = (
@@ -171,14 +171,14 @@ class Ncnn(ConvertingEngine):
         param, weights = artefact.files
         if network.load_param(str(param)) or network.load_model(str(weights)):
             raise EngineError(f"ncnn cannot load {param.name}: its converter wrote something that it does not know")
-        # pnnx's names, in the order of the ONNX file; ncnn lists them in another
+        # pnnx numbers them in the order of the ONNX file; ncnn lists them in another order
         inputs = [f"in{i}" for i in range(len(network.input_names()))]
         outputs = [f"out{i}" for i in range(len(network.output_names()))]
 
         def one(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
             with network.create_extractor() as extractor:
                 for name, row in zip(inputs, rows, strict=True):
-                    # Layers that work in place crash on memory that is not ncnn's own: a copy.
+                    # Copied: in-place layers crash on memory that ncnn did not allocate.
                     extractor.input(name, ncnn.Mat(np.ascontiguousarray(row)).clone())
                 found = [extractor.extract(name) for name in outputs]
                 if any(code for code, _ in found):

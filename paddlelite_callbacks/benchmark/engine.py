@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:  # a process that runs an ONNX file need not import Paddle
+if TYPE_CHECKING:  # without importing Paddle in a process that runs an ONNX file
     from paddlelite_callbacks.export.artefact import Artefact
 
 __all__ = ["Engine", "EngineError", "Predict"]
@@ -16,16 +16,16 @@ Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 class EngineError(RuntimeError):
-    """An engine could not load or run a file; one line with its reason."""
+    """An engine could not load or run a file; the message is one line."""
 
 
 class Engine(Protocol):
-    """Something that runs exported files.
+    """Inference engine that runs exported files.
 
     Attributes:
-        name: as used in options and reports.
-        kind: of the artefacts it reads.
-        package: whose presence and version count.
+        name: Name in options and reports.
+        kind: Kind of the artefacts that it reads.
+        package: Package that must be installed and whose version is recorded.
     """
 
     name: str
@@ -36,6 +36,6 @@ class Engine(Protocol):
         """Return a function that runs the file; outputs in the file's order.
 
         Raises:
-            EngineError: the file cannot be loaded.
-            MissingDependencyError: the engine is not installed.
+            EngineError: The file cannot be loaded.
+            MissingDependencyError: The engine is not installed.
         """

@@ -52,10 +52,10 @@ def requantizing_note(
     Args:
         network: Quantised on other grids, in eval mode; not changed.
         sample: Inputs, one array each.
-        metrics: Metrics of ``model.prepare``; without them the change of the output on ``sample`` is told.
-        batches: Makes or returns the evaluation data.
+        metrics: Metrics of ``model.prepare``; without them the change of the outputs on ``sample`` is reported.
+        batches: Function that returns the evaluation data.
         inputs: Number of items of a batch that are inputs.
-        used: Which of them ``network`` takes; ``None`` for all.
+        used: Indices of the inputs that ``network`` takes; ``None`` for all.
     """
     begin = "No int8 file for Paddle Lite: the network was quantised on grids that Paddle Lite does not have."
     end = "Train with activation_symmetric=True for a file that is as good as the training says."
@@ -76,7 +76,7 @@ def requantizing_note(
         ]
         largest, of = max(changes)
         return f"{begin} Moved to its grid without training its output would change by {largest:.3g} of {of:.3g}. {end}"
-    except Exception as error:  # the export is good nevertheless
+    except Exception as error:  # the other exported files are valid nevertheless
         return f"{begin} What moving it there would cost was not measured: {reason(error)}. {end}"
 
 

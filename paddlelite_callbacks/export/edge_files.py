@@ -32,24 +32,24 @@ QUANTIZED_OPERATORS = frozenset(
         "MatMulInteger",
     ]
 )
-"""ONNX operators of quantised networks, which the converters of `check_float_onnx` do not read."""
-_KNOWN = {  # tried with a file of this package, which ONNX Runtime and OpenVINO compute rightly
+"""ONNX operators of quantised networks, which the converters of `check_float_onnx` do not support."""
+_KNOWN = {  # tested with a file of this package, which ONNX Runtime and OpenVINO compute correctly
     "MNN": "MNN 3.6.1 says 'Converted Success!' and writes a file that fails or computes something else",
     "pnnx": "pnnx 20261020 leaves the quantisers in the file, and ncnn has no such layers",
     "onnx2tf": "onnx2tf 2.6.9 makes a LiteRT file of fp32's size of it, older ones a wrong file",
 }
-_ELEMENTS = {1: "f32", 6: "i32", 7: "i64", 10: "f16", 11: "f64"}  # of ONNX, in pnnx's letters
+_ELEMENTS = {1: "f32", 6: "i32", 7: "i64", 10: "f16", 11: "f64"}  # ONNX element type -> pnnx suffix
 
 
 def check_float_onnx(path: Path, converter: str) -> None:
     """Check that an ONNX file is not quantised, which ``converter`` gets wrong.
 
     Args:
-        path: of the file.
+        path: Path of the file.
         converter: ``"MNN"``, ``"pnnx"`` (for ncnn) or ``"onnx2tf"`` (for LiteRT).
 
     Raises:
-        ExportError: names the operators, the versions, and what to take instead.
+        ExportError: The file is quantised; the message names operators, versions and an alternative.
     """
     nodes = _graph(path).node
     found = {node.op_type for node in nodes if node.op_type in QUANTIZED_OPERATORS or node.op_type.startswith("QLin")}
@@ -67,17 +67,17 @@ def convert_to_mnn(source: Path, path: Path) -> Artefact:
     """Convert a float ONNX file for MNN.
 
     Args:
-        source: the ``.onnx`` file.
+        source: Path of the ``.onnx`` file.
         path: Path of the ``.mnn`` file; written atomically.
 
     Raises:
         MissingDependencyError: MNN is not installed.
-        ExportError: the file is quantised, or the converter failed or died.
+        ExportError: The file is quantised, or the converter failed or crashed.
     """
     require_installed("MNN", needed_for="a file for MNN")
     check_float_onnx(source, "MNN")
     with staged_file(path) as partial:
-        try:  # never its command line, which installs packages and reports to its makers
+        try:  # not its command line, which installs packages and sends telemetry
             done = run_module("export.mnn_worker", str(source.absolute()), str(partial.absolute()), seconds=_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"MNN's converter did not finish {source.name} in {_SECONDS} s.") from error
@@ -90,19 +90,19 @@ def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
     """Convert a float ONNX file for ncnn, with one image of a fixed size per call.
 
     Args:
-        source: the ``.onnx`` file.
-        folder: exists; gets ``model.ncnn.param`` and ``model.ncnn.bin``.
+        source: Path of the ``.onnx`` file.
+        folder: Existing folder for ``model.ncnn.param`` and ``model.ncnn.bin``.
 
     Raises:
-        MissingDependencyError: pnnx, its converter, is not installed.
-        ExportError: the file is quantised, leaves sizes free or takes more than one image a call; the converter failed,
-            or left operators that ncnn does not know.
+        MissingDependencyError: The converter, pnnx, is not installed.
+        ExportError: The file is quantised, has dynamic sizes besides the batch or takes more than one image per call;
+            the converter failed, or left operators that ncnn does not have.
     """
     program = _pnnx()
     check_float_onnx(source, "pnnx")
     shapes = ncnn_input_shapes(source)
     sizes = ",".join(f"[{','.join(map(str, shape))}]{letters}" for shape, letters in shapes.values())
-    with tempfile.TemporaryDirectory() as work:  # it writes ten files beside its input
+    with tempfile.TemporaryDirectory() as work:  # pnnx writes ten files beside its input
         place = Path(work) / "model.onnx"
         place.write_bytes(source.read_bytes())
         command = [str(program), place.name, f"inputshape={sizes}", "fp16=0"]
@@ -135,10 +135,10 @@ def ncnn_input_shapes(source: Path) -> Mapping[str, tuple[list[int], str]]:
     """Return shape (batch 1) and pnnx's element type of each input.
 
     Args:
-        source: the ``.onnx`` file.
+        source: Path of the ``.onnx`` file.
 
     Raises:
-        ExportError: Sizes besides the batch are dynamic, or it takes more than one image per call.
+        ExportError: Sizes besides the batch are dynamic, or the file takes more than one image per call.
     """
     graph = _graph(source)
     constants = {item.name for item in graph.initializer}
@@ -169,7 +169,7 @@ def _graph(path: Path) -> Any:
 
 
 def _pnnx() -> Path:
-    """Return pnnx's program, without its Python module, which imports PyTorch."""
+    """Return the path of pnnx's binary without importing pnnx, which imports PyTorch."""
     require_installed("pnnx", needed_for="a file for ncnn")
     spec = find_spec("pnnx")
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -177,7 +177,7 @@ def _pnnx() -> Path:
 
 
 def _said(done: subprocess.CompletedProcess[str], *folders: Path) -> str:
-    """Return how a converter failed; both tell it on their standard output."""
+    """Return the error of a converter; both print it to the standard output."""
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     said = lines[-1][-300:] if lines and done.returncode >= 0 and not done.stderr.strip() else last_words(done)
     for folder in folders:

@@ -1,7 +1,7 @@
 """Convert Paddle 3 programs (``model.json``) to Paddle 2's format (``.pdmodel``).
 
 Phones (Paddle Lite), older Paddles and many tools read only ``.pdmodel`` + ``.pdiparams``, which Paddle 3.3 no longer
-writes. Nothing is run here: the program is read as JSON and written as protobuf, operator by operator, see
+writes. Nothing is executed: the program is read as JSON and written as protobuf, operator by operator, see
 ``pir_operators``.
 """
 
@@ -23,7 +23,7 @@ from paddlelite_callbacks.utils.parameters_file import check_not_truncated, stor
 
 __all__ = ["UnknownOperatorError", "legacy_program", "write_legacy_program"]
 
-_NOTES = {"stop_gradient", "struct_name", "op_callstack", "place", "persistable"}  # no computation reads them
+_NOTES = {"stop_gradient", "struct_name", "op_callstack", "place", "persistable"}  # without effect on the outputs
 _INTERPOLATIONS = {f"{kind}_interp" for kind in ("nearest", "bilinear", "bicubic", "linear", "trilinear")}
 _INTEGERS = ("int16", "int32", "int64", "int8", "uint8")
 _VALUES = {
@@ -246,7 +246,7 @@ class _Conversion:
             self.writer.operator("cast", {"X": [name]}, {"Out": [cast]}, attributes)
         return self.casts[name, dtype]
 
-    # operators that need more than other names
+    # operators that need more than a mapping of names
 
     def _combine(self, op: PirOperation) -> None:
         self.lists[op.results[0].number] = [self._tensor(number, op) for number in op.operands]

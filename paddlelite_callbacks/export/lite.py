@@ -1,7 +1,7 @@
-"""Write Paddle Lite's files (``.nb``) with its ``opt``, and run them on x86.
+"""Write Paddle Lite files (``.nb``) with ``opt``, and run them on x86.
 
-Paddle Lite's wheels are for few versions of Python, and its tool ends with the process on what it does not take. So
-``opt`` and the x86 engine run in a child process, of this Python or of another one.
+Paddle Lite has wheels for few versions of Python, and ``opt`` aborts its process on unsupported programs. Therefore
+``opt`` and the x86 engine run in a child process, of this Python or of another.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class LiteOptions:
-    """Which files for Paddle Lite to write, and with what.
+    """Options of the files for Paddle Lite.
 
     Args:
-        targets: some of `LITE_TARGETS`.
-        opt: see `find_opt`.
+        targets: Targets to write a file for, some of `LITE_TARGETS`.
+        opt: Path of Paddle Lite's ``opt``, see `find_opt`.
     """
 
     targets: Sequence[str] = ("arm",)
@@ -53,10 +53,10 @@ def checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
     """Return ``targets`` as a tuple.
 
     Args:
-        targets: of Paddle Lite.
+        targets: Targets of Paddle Lite.
 
     Raises:
-        ValueError: A target is unknown, there is none, or it is not a list.
+        ValueError: ``targets`` is not a list, is empty or holds an unknown target.
     """
     known = list(LITE_TARGETS)
     if isinstance(targets, str):
@@ -68,12 +68,12 @@ def checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LiteTool:
-    """Paddle Lite's ``opt``.
+    """Installed ``opt`` of Paddle Lite.
 
     Args:
-        python: an interpreter with ``paddlelite``; ``None`` for a binary, which cannot run files.
-        binary: the binary; ``None`` with ``python``.
-        version: of Paddle Lite; empty where it is not known.
+        python: Path of a Python with ``paddlelite``; ``None`` for a binary, which cannot run files.
+        binary: Path of the binary; ``None`` with ``python``.
+        version: Version of Paddle Lite; empty if unknown.
     """
 
     python: str | None = None
@@ -84,14 +84,14 @@ class LiteTool:
         """Write a ``.nb`` file atomically.
 
         Args:
-            program: ``.pdmodel``, see `prepare_for_lite_`.
-            parameters: its ``.pdiparams``.
-            path: of the file.
-            target: one of `LITE_TARGETS`.
+            program: Path of the ``.pdmodel``, see `prepare_for_lite_`.
+            parameters: Path of its ``.pdiparams``.
+            path: Path of the ``.nb`` file.
+            target: One of `LITE_TARGETS`.
 
         Raises:
-            ExportError: ``opt`` failed, died or did not end in time.
-            OSError: the disk is full.
+            ExportError: ``opt`` failed, crashed or timed out.
+            OSError: The disk is full.
         """
         program, parameters = program.absolute(), parameters.absolute()
         with tempfile.TemporaryDirectory() as work, staged_file(path) as partial:
@@ -115,14 +115,14 @@ class LiteTool:
         return path
 
     def run(self, path: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return what an x86 ``.nb`` file gives.
+        """Return the outputs of an x86 ``.nb`` file.
 
         Args:
-            path: of the file, of a float network: the x86 kernels for int8 are faulty.
-            inputs: one array each.
+            path: Path of the file, of a float network: the x86 kernels for int8 are faulty.
+            inputs: Inputs, one array each.
 
         Raises:
-            ExportError: it could not be run.
+            ExportError: The file could not be run.
         """
         if self.python is None:
             raise ExportError("a binary opt cannot run files: give the Python that has paddlelite")
@@ -148,13 +148,13 @@ class LiteTool:
 def find_opt(given: str | Path | None = None) -> LiteTool:
     """Find Paddle Lite's ``opt``.
 
-    What is given, what ``PADDLE_LITE_OPT`` names, this Python's, or that of the path.
+    Searched in this order: ``given``, the variable ``PADDLE_LITE_OPT``, this Python, ``paddle_lite_opt`` on ``PATH``.
 
     Args:
-        given: path of a Python with ``paddlelite``, of its script ``paddle_lite_opt``, or of an ``opt`` binary.
+        given: Path of a Python with ``paddlelite``, of its script ``paddle_lite_opt``, or of an ``opt`` binary.
 
     Raises:
-        MissingDependencyError: there is none, or it does not start; says what to install.
+        MissingDependencyError: It was not found or does not start; the message says what to install.
     """
     named = os.fspath(given) if given is not None else os.environ.get(OPT_VARIABLE)
     if named:
@@ -201,7 +201,7 @@ def _run(command: Sequence[str], *, seconds: float, what: str, folder: str) -> N
 
 
 def _child(command: Sequence[str], *, seconds: float, folder: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder of its own, without this Python's variables."""
+    """Run a command in ``folder``, without the environment variables of this Python."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     return subprocess.run(
         list(command),

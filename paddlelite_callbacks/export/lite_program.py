@@ -1,8 +1,8 @@
-"""Prepare programs of Paddle 2 for Paddle Lite's ``opt``; outputs stay the same.
+"""Prepare Paddle 2 programs for Paddle Lite's ``opt``; outputs stay the same.
 
-Constant subgraphs are computed now: with the hundreds of them in Lite-HRNet ``opt`` runs for minutes. A bias of
-``[1, C, 1, 1]`` becomes ``[C]`` on axis 1, which Lite fuses into the convolution in front of it (PP-LCNet 34 -> 28 ms).
-Depthwise transposed convolutions are written as grouped ones: Lite has no other.
+Constant subgraphs are folded: with the hundreds of them in Lite-HRNet ``opt`` runs for minutes. A bias of shape
+``[1, C, 1, 1]`` becomes ``[C]`` on axis 1, which Lite fuses into the preceding convolution (PP-LCNet 34 -> 28 ms).
+Depthwise transposed convolutions are written as grouped ones, the only kind that Lite has.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from paddlelite_callbacks.utils.parameters_file import write_tensors
 __all__ = ["prepare_for_lite_"]
 
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "depthwise_conv2d_transpose")
-_SOURCES = ("fill_constant", "assign_value")  # that read nothing
+_SOURCES = ("fill_constant", "assign_value")  # operators without inputs
 _NEVER = ("feed", "fetch", "quantize_linear", "dequantize_linear", "dropout", "rrelu")
 _KINDS = ("float32", "int32", "int64", "bool")
-_LARGEST = 1 << 22  # bytes of a constant that is worth storing
+_LARGEST = 1 << 22  # largest stored constant, in bytes
 
 
 def prepare_for_lite_(graph: ProgramGraph) -> None:
-    """Rewrite a program in place.
+    """Fold constants, flatten biases and rename operators, in place.
 
     Args:
-        graph: changed.
+        graph: Program to rewrite.
     """
     _fold_constants(graph)
     for operator in list(graph.operators):
@@ -44,7 +44,7 @@ def prepare_for_lite_(graph: ProgramGraph) -> None:
 
 
 def _flatten_bias(graph: ProgramGraph, add: Any) -> None:
-    """Write a bias of ``[1, C, 1, 1]`` behind a convolution as ``[C]``."""
+    """Reshape the bias after a convolution from ``[1, C, 1, 1]`` to ``[C]``."""
     (source,), (name,) = graph.inputs(add, "X"), graph.inputs(add, "Y")
     value, maker = graph.parameters.get(name), graph.producer(source)
     if value is None or maker is None or maker.type not in _CONVOLUTIONS:
@@ -90,7 +90,7 @@ def _worth_it(graph: ProgramGraph, name: str) -> bool:
 
 
 def _computed(graph: ProgramGraph, operators: Sequence[Any], wanted: Sequence[str]) -> list[np.ndarray]:
-    """Return what constant operators give, by Paddle's own kernels."""
+    """Return the outputs of constant operators, computed by Paddle Inference."""
     import paddle.inference as inference
 
     writer = ProgramWriter()

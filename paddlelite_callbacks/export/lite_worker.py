@@ -1,12 +1,12 @@
 """Run Paddle Lite: ``opt``, ``run`` or ``version``.
 
-For a Python with Paddle Lite, which need not have this package.
+Started with a Python that has Paddle Lite; this package need not be installed there.
 
     lite_worker.py opt MODEL PARAMETERS TARGET OUT
     lite_worker.py run FILE.nb INPUTS.npz OUTPUTS.npz
     lite_worker.py version
 
-Needs ``paddlelite`` and NumPy alone, from Python 3.7 on.
+Needs only ``paddlelite`` and NumPy; Python 3.7 or later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 
 def opt(model: str, parameters: str, target: str, out: str) -> None:
-    """Write ``OUT.nb``."""
+    """Convert a ``.pdmodel`` to ``OUT.nb``."""
     tool = importlib.import_module("paddlelite.lite").Opt()
     tool.set_model_file(model)
     tool.set_param_file(parameters)
@@ -26,9 +26,9 @@ def opt(model: str, parameters: str, target: str, out: str) -> None:
 
 
 def run(file: str, inputs: str, outputs: str) -> None:
-    """Run an x86 ``.nb`` on ``x0``, ``x1``, ... of ``inputs``.
+    """Run an x86 ``.nb`` file on the arrays of an ``.npz`` file.
 
-    Its outputs are ``y0``, ``y1``, ... in ``outputs``.
+    The inputs are ``x0``, ``x1``, ... in ``inputs``; the outputs are written as ``y0``, ``y1``, ... to ``outputs``.
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ def run(file: str, inputs: str, outputs: str) -> None:
 
 
 def version() -> None:
-    """Say which version is installed, if it loads."""
+    """Print the version of Paddle Lite; raises if it cannot be loaded."""
     importlib.import_module("paddlelite.lite")
     try:
         from importlib import metadata

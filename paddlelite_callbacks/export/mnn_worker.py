@@ -1,4 +1,4 @@
-"""Run by `convert_to_mnn` in a child process: ``ONNX TARGET``."""
+"""Convert ``ONNX TARGET`` in the child process of `convert_to_mnn`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from paddlelite_callbacks.errors import require
 
 
 def main(source: str, target: str) -> None:
-    """Convert one ONNX file without the installations of MNN's command line."""
+    """Convert one ONNX file without MNN's command line, which installs packages."""
     tools = require("_tools", needed_for="a file for MNN")
     given = ["mnnconvert", "-f", "ONNX", "--modelFile", source, "--MNNModel", target, "--bizCode", "paddlelite"]
-    tools.mnnconvert(given)  # says True whatever it did
+    tools.mnnconvert(given)  # returns True even if it fails
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ __all__ = ["translate_old_program"]
 def translate_old_program(program: Path, folder: Path) -> tuple[Path, Path]:
     """Write ``program`` and its parameters in Paddle 3's format into ``folder``.
 
-    The ONNX converter fails on two things, which are fixed: Paddle 2 keeps ``[1]`` where a slice takes the only element
-    of
-    ONNX ``Concat`` rejects. Scales of an interpolation are doubles, the converter reads floats.
+    Two things on which the ONNX converter fails are corrected. A Paddle 2 slice of one element keeps the shape ``[1]``
+    although it declares that the axis is dropped; ONNX ``Concat`` rejects the resulting ranks. The scales of an
+    interpolation are doubles, but the converter reads floats.
 
     Args:
         program: A ``.pdmodel`` with its ``.pdiparams`` beside it.

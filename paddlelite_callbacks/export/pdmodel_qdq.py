@@ -1,10 +1,10 @@
-"""Write quantised programs of Paddle 2 with ``quantize_linear`` operators.
+"""Rewrite quantised Paddle 2 programs with ``quantize_linear`` operators.
 
-Paddle Lite and Paddle 2 support these.
+Paddle Lite and Paddle 2 support these operators.
 
-The input is the very program that is shipped for Paddle 3, in which a quantizer stands as ``scale, round, clip, scale``
-and an int8 weight as ``cast, elementwise_mul``. Each of these chains becomes the operators that readers recognise, with
-its own constants, as `qdq` does for ONNX. Their grid is symmetric, ``[-127, 127]``: a network is trained on it with
+The input is the program exported for Paddle 3, in which a quantizer is the chain ``scale, round, clip, scale`` and an
+int8 weight is ``cast, elementwise_mul``. Each chain is replaced by ``quantize_linear`` and ``dequantize_linear`` with
+its scales, as `qdq` does for ONNX. Their grid is symmetric, ``[-127, 127]``: train the network with
 ``activation_symmetric=True``.
 """
 
@@ -22,21 +22,21 @@ __all__ = ["rewrite_program_as_qdq"]
 _HIGHEST = 127
 _AXES = {"conv2d": 0, "depthwise_conv2d": 0, "conv2d_transpose": 1, "depthwise_conv2d_transpose": 1, "matmul_v2": 1}
 _FIXED = {"bit_length": 8, "qmin": -128, "qmax": _HIGHEST, "is_test": True, "only_observer": False}
-_ON_GRID = 1e-4  # of a step: what fp32 leaves of an integer
-_HALF_AWAY = 1  # round_type: what Lite does, and clips to [-127, 127] before
+_ON_GRID = 1e-4  # largest distance from an integer in steps: the rounding error of fp32
+_HALF_AWAY = 1  # round_type: half away from zero, as Lite rounds, after clipping to [-127, 127]
 
 
 def rewrite_program_as_qdq(graph: ProgramGraph) -> int:
     """Replace quantizer chains and int8 weights in place.
 
     Args:
-        graph: of a program that `convert_for_export_` led to.
+        graph: Program of a network that `convert_for_export_` converted.
 
     Returns:
-        How many weights there are.
+        Number of int8 weights.
 
     Raises:
-        ExportError: there is no quantizer, a chain is none that is written here, or a grid is not symmetric.
+        ExportError: There is no quantizer, a chain of operators is not a known quantizer, or a grid is not symmetric.
     """
     roundings = [operator for operator in graph.operators if operator.type == "round"]
     casts = [operator for operator in graph.operators if _is_int8_cast(graph, operator)]
@@ -95,7 +95,7 @@ def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
     if product is None or steps is None or len(axes) != 1 or None in axes:
         raise ExportError(f"The int8 weight {weight} is used by something else than a convolution or product.")
     output = _output(graph, product)
-    if weight in made:  # of a layer that runs twice
+    if weight in made:  # the layer is called twice
         graph.redirect(output, made[weight])
         graph.remove([cast, product])
         return
@@ -108,7 +108,7 @@ def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
 
 
 def _float_weight(graph: ProgramGraph, user: Any, made: dict[str, str]) -> None:
-    """Write the integers of a grid weight that is stored in float."""
+    """Store a float weight whose values lie on a grid as int8."""
     source, weight = ("X", "Y") if user.type == "matmul_v2" else ("Input", "Filter")
     (given,), (name,) = graph.inputs(user, source), graph.inputs(user, weight)
     maker, value = graph.producer(given), graph.parameters.get(name)
@@ -129,7 +129,7 @@ def _float_weight(graph: ProgramGraph, user: Any, made: dict[str, str]) -> None:
 
 
 def _integers_of(value: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a weight's integers and steps; ``None`` where it is on no grid."""
+    """Return integers and step sizes of a weight; ``None`` if it is not on a grid."""
     rows = np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1).astype("float64")
     largest = np.abs(rows).max(axis=1, keepdims=True)
     largest[largest == 0] = 1.0

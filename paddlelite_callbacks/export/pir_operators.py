@@ -1,7 +1,7 @@
 """Map Paddle 3 (PIR) operators to Paddle 2: names, slots, attributes.
 
-One table, `OPERATORS`. What an operator of Paddle 2 takes as an attribute, Paddle 3 often takes as an operand computed
-by a constant: see `Constant`. Operators that need more than other names are in ``legacy_program``.
+The table is `OPERATORS`. Attributes of Paddle 2 operators are often operands in Paddle 3, computed by a constant: see
+`Constant`. Operators that need more than a mapping of names are in ``legacy_program``.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Operator:
-    """Equivalent in Paddle 2 of an operator of Paddle 3.
+    """Paddle 2 equivalent of a Paddle 3 operator.
 
     Args:
-        name: Operator name in Paddle 2.
+        name: Name of the Paddle 2 operator.
         inputs: Input slot of each operand in order; ``None`` for an operand that Paddle 2 does not have.
         outputs: Output slot of each result in order; ``None`` for a result that only training needs.
         renamed: Attributes with another name in Paddle 2.

@@ -1,4 +1,4 @@
-"""Write and read programs of Paddle 2 with Paddle's own protobuf classes.
+"""Write and read Paddle 2 programs with Paddle's own protobuf classes.
 
 A ``.pdmodel`` is a serialised ProgramDesc.
 """
@@ -236,19 +236,19 @@ class ProgramWriter:
         """Return an attribute (``OpDesc.Attr``) that belongs to no operator yet.
 
         Args:
-            name: of the attribute.
-            number: of its type.
-            value: of that type.
+            name: Name of the attribute.
+            number: Number of its type in ``AttrType``.
+            value: Value of that type.
         """
         attribute = self._pb.OpDesc.Attr()
         self._fill(attribute, name, self._pb.AttrType.Name(number), value)
         return attribute
 
     def copy_operator(self, operator: Any) -> None:
-        """Add an operator of another program.
+        """Add a copy of an operator of another program.
 
         Args:
-            operator: an ``OpDesc``.
+            operator: ``OpDesc`` message.
         """
         self._block.ops.add().CopyFrom(operator)
 
@@ -256,7 +256,7 @@ class ProgramWriter:
         """Declare a variable as another program does.
 
         Args:
-            variable: a ``VarDesc``.
+            variable: ``VarDesc`` message.
         """
         self._block.vars.add().CopyFrom(variable)
 
@@ -270,9 +270,9 @@ def attribute_of(operator: Any, name: str, default: Any = None) -> Any:
     """Return the value of an operator's attribute.
 
     Args:
-        operator: an ``OpDesc``.
-        name: of the attribute.
-        default: where it has none of that name, or one that is no plain value.
+        operator: ``OpDesc`` message.
+        name: Name of the attribute.
+        default: Returned if the attribute is missing or is not a number, string or list.
     """
     kinds = _framework_pb2().AttrType
     for attribute in operator.attrs:

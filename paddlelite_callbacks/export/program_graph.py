@@ -1,4 +1,4 @@
-"""Rewrite programs of Paddle 2 and their parameters, operator by operator."""
+"""Rewrite Paddle 2 programs and their parameters, operator by operator."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _NAMES = {number: name for name, number in DTYPES.items()}
 
 
 class ProgramGraph:
-    """The operators of a ``.pdmodel`` in their order, and its parameters as arrays.
+    """Operators of a ``.pdmodel`` in their order, and its parameters as arrays.
 
     Args:
-        program: the ``.pdmodel`` file.
-        parameters: its ``.pdiparams`` file.
+        program: Path of the ``.pdmodel`` file.
+        parameters: Path of its ``.pdiparams`` file.
 
     Attributes:
-        operators: ``OpDesc`` messages; change them with the methods alone.
-        parameters: arrays by name.
+        variables: ``VarDesc`` messages by name.
+        operators: ``OpDesc`` messages; change them only with the methods of this class.
+        parameters: Arrays by name.
 
     Raises:
-        ValueError: a file is damaged, the two do not belong together, or the program holds a branch or a loop.
+        ValueError: A file is damaged, the two do not belong together, or the program holds a branch or a loop.
     """
 
     def __init__(self, program: Path, parameters: Path) -> None:
@@ -42,7 +43,7 @@ class ProgramGraph:
         stored = [name for name, one in self.variables.items() if one.persistable and name not in _PLACES]
         self.parameters = read_tensors(parameters, stored)
         self.operators: list[Any] = list(description.blocks[0].ops)
-        self._description = description  # the messages live in it
+        self._description = description  # keeps the messages alive
         self._producers: dict[str, Any] = {}
         self._consumers: dict[str, dict[int, Any]] = {}
         for operator in self.operators:
@@ -63,7 +64,7 @@ class ProgramGraph:
         return attribute_of(operator, name, default)
 
     def producer(self, name: str) -> Any | None:
-        """Return the operator that writes ``name``; ``None`` for a parameter."""
+        """Return the operator that writes ``name``; ``None`` if it is a parameter."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[Any]:
@@ -71,7 +72,7 @@ class ProgramGraph:
         return list(self._consumers.get(name, {}).values())
 
     def only_consumer(self, name: str, kind: str) -> Any | None:
-        """Return the one operator that reads ``name``, if it is of ``kind``."""
+        """Return the consumer of ``name`` if it is the only one and of ``kind``."""
         found = self.consumers(name)
         return found[0] if len(found) == 1 and found[0].type == kind else None
 
@@ -103,7 +104,7 @@ class ProgramGraph:
         return name
 
     def make_parameter(self, name: str, value: np.ndarray) -> None:
-        """Turn an operator's output into a parameter; the operator must be removed."""
+        """Turn an operator's output into a parameter; remove the operator afterwards."""
         variable = self.variables[name]
         variable.persistable = True
         tensor = variable.type.dense_tensor.tensor
@@ -120,7 +121,7 @@ class ProgramGraph:
         outputs: Mapping[str, Sequence[str]],
         attributes: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Add an operator in front of ``operator``."""
+        """Insert an operator before ``operator`` and return it."""
         writer = ProgramWriter()
         writer.operator(kind, inputs, outputs, attributes)
         new = writer.last_operator()
@@ -129,7 +130,7 @@ class ProgramGraph:
         return new
 
     def set_input(self, operator: Any, slot: str, names: Sequence[str]) -> None:
-        """Let ``operator`` read ``names`` in ``slot``."""
+        """Set the variables that ``operator`` reads in ``slot``."""
         for one in operator.inputs:
             for name in one.arguments:
                 self._consumers.get(name, {}).pop(id(operator), None)
@@ -139,7 +140,7 @@ class ProgramGraph:
         self._index(operator)
 
     def set_attribute(self, operator: Any, name: str, value: Any) -> None:
-        """Change an attribute that ``operator`` has, to a value of the same type."""
+        """Set an existing attribute of ``operator`` to a value of the same type."""
         writer = ProgramWriter()
         kind = next(one for one in operator.attrs if one.name == name).type
         for number, attribute in enumerate(operator.attrs):
@@ -147,14 +148,14 @@ class ProgramGraph:
                 operator.attrs[number].CopyFrom(writer.attribute(name, kind, value))
 
     def redirect(self, old: str, new: str) -> None:
-        """Let whatever reads ``old`` read ``new``."""
+        """Replace the variable ``old`` by ``new`` in all operators that read it."""
         for operator in self.consumers(old):
             for one in list(operator.inputs):
                 if old in one.arguments:
                     self.set_input(operator, one.parameter, [new if name == old else name for name in one.arguments])
 
     def remove(self, operators: Iterable[Any]) -> None:
-        """Take operators out; what they write is written by nobody then."""
+        """Remove operators; their outputs have no producer afterwards."""
         gone = {id(operator) for operator in operators}
         for operator in self.operators:
             if id(operator) in gone:
@@ -173,13 +174,13 @@ class ProgramGraph:
     # writing
 
     def write(self, prefix: Path) -> tuple[Path, Path]:
-        """Write ``<prefix>.pdmodel`` and ``<prefix>.pdiparams`` atomically, pruned.
+        """Prune, then write ``<prefix>.pdmodel`` and ``<prefix>.pdiparams`` atomically.
 
         Args:
-            prefix: of the two files.
+            prefix: Path prefix of the two files.
 
         Returns:
-            The program and its parameters.
+            Paths of the program and its parameters.
         """
         self._drop_unneeded()
         used = {name for one in self.operators for name in (*_arguments(one.inputs), *_arguments(one.outputs))}

@@ -15,13 +15,13 @@ __all__ = ["LoopModel", "unknown_loss"]
 
 
 def unknown_loss(*outputs_and_labels: Any) -> Any:
-    """Stand in for a task loss that `training_loop` was not given.
+    """Raise an error in place of a task loss that was not given to `training_loop`.
 
     Args:
-        outputs_and_labels: what hapi gives a loss.
+        outputs_and_labels: Outputs of the network and labels.
 
     Raises:
-        RuntimeError: always.
+        RuntimeError: Always.
     """
     raise RuntimeError(
         "A callback computes the task's loss itself (MutualPeer and eval_data do), and training_loop does not know it: "
@@ -30,21 +30,22 @@ def unknown_loss(*outputs_and_labels: Any) -> Any:
 
 
 class LoopModel(paddle.Model):
-    """Hold network and optimizer of a loop that is not ``fit``.
+    """``paddle.Model`` that gives callbacks network and optimizer of a custom loop.
 
-    ``train_batch`` returns the batch as the callbacks leave it, and ``save`` writes what they put beside a checkpoint:
-    the step and the checkpoint are the user's. Several processes share gradients by the user's ``DataParallel``.
+    ``train_batch`` returns the batch as the callbacks changed it, without a step; ``save`` only triggers the callbacks
+    that write files beside a checkpoint. The training loop takes the step and saves the checkpoint. Across processes,
+    the ``DataParallel`` of the loop averages the gradients.
 
     Args:
-        network: not wrapped.
-        optimizer: its optimizer; parameter groups are allowed.
-        loss: the task's; ``None`` where it is not known.
-        metrics: for evaluations by callbacks.
-        scaler: the user's, which says that training is in mixed precision.
-        inputs: of the network, as ``paddle.Model`` takes them.
+        network: Network without ``DataParallel``.
+        optimizer: Optimizer of the network; parameter groups are allowed.
+        loss: Task loss, a function of outputs and labels; ``None`` if not known.
+        metrics: Metrics of evaluations by callbacks.
+        scaler: Gradient scaler of the loop, if training is in mixed precision.
+        inputs: Input specs of the network, as for ``paddle.Model``.
 
     Attributes:
-        figures: of the user's latest evaluation.
+        figures: Metrics of the latest evaluation by the loop.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LoopModel(paddle.Model):
         scaler: paddle.amp.GradScaler | None,
         inputs: Sequence[InputSpec] | None,
     ) -> None:
-        with instance_attribute(paddle, "DataParallel", _bare):  # the user has one, or none
+        with instance_attribute(paddle, "DataParallel", _bare):  # the loop wraps the network itself if needed
             super().__init__(network, inputs)
         self.prepare(optimizer, unknown_loss if loss is None else loss, metrics)
         self.figures: dict[str, float] = {}
@@ -70,7 +71,7 @@ class LoopModel(paddle.Model):
         return [*inputs, *labels]
 
     def save(self, path: str, training: bool = True) -> None:
-        """Write nothing of the network: that checkpoint is the user's."""
+        """Do nothing: the training loop saves the network."""
 
 
 def _bare(layers: Layer, *options: Any, **more: Any) -> Layer:
@@ -78,7 +79,7 @@ def _bare(layers: Layer, *options: Any, **more: Any) -> Layer:
 
 
 def _options_of(scaler: paddle.amp.GradScaler) -> dict[str, Any]:
-    """Return the constructor's arguments of a scaler like this one."""
+    """Return the constructor arguments for an equal scaler."""
     state = dict(scaler.state_dict())
     if not state:
         return {"enable": False}
