@@ -45,7 +45,7 @@ _GB = 1e9
 _PROBE_SECONDS = 300
 PROBE_STEPS = {  # steps of the child process in order, and what each verifies
     "numpy": "NumPy computes",
-    "opencv": "OpenCV and NumPy fit each other",
+    "opencv": "OpenCV and NumPy are compatible",
     "paddle": "Paddle can be imported",
     "convolution": "Paddle's convolution gives what NumPy computes",
     "program": "paddle.jit.save writes a program",
@@ -239,7 +239,7 @@ def _unmet(name: str, asked: str, version: str | None, extra: str) -> Finding:
         return Finding(
             topic="packages",
             level="warning",
-            text=f"{name} {version} is installed, {asked} is asked for; other versions are not tested.",
+            text=f"{name} {version} is installed, {asked} is required; other versions are not tested.",
             remedy=f"pip install '{asked}'",
         )
     if cost is None:
@@ -287,7 +287,7 @@ _PROBE_REMEDIES = {
 def _failed_step(step: str, error: str) -> Finding:
     remedy = _PROBE_REMEDIES.get(step, f"pip install --force-reinstall '{_PACKAGE}[deploy]'")
     level = "error" if step in _FATAL else "warning"
-    return Finding(topic="engines", level=level, text=f"Not so: {PROBE_STEPS[step]} ({error}).", remedy=remedy)
+    return Finding(topic="engines", level=level, text=f"Failed: {PROBE_STEPS[step]} ({error}).", remedy=remedy)
 
 
 def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machine: str) -> Iterator[Finding]:
@@ -304,7 +304,7 @@ def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machin
     name, flags = info.get("model name") or machine, info.get("flags", "").split()
     arm = machine.lower() in ("arm64", "aarch64")
     if not flags and not arm:
-        yield Finding(topic="cpu", level="hint", text=f"{name}: the system tells no instruction sets.")
+        yield Finding(topic="cpu", level="hint", text=f"{name}: the system reports no instruction sets.")
     elif arm or has_vnni(flags=flags):
         text = f"{name}: int8 products are summed in 32 bits, so int8 files are exact here and fast."
         yield Finding(topic="cpu", level="ok", text=text)
@@ -313,7 +313,7 @@ def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machin
             topic="cpu",
             level="hint",
             text=f"{name}: AVX2 without VNNI. Sums of two int8 products saturate at 16 bits, so weights of the full "
-            "8-bit range may give other answers here, and int8 gains less speed.",
+            "8-bit range may give other outputs here, and int8 gains less speed.",
             remedy="keep reduce_range=True (the default of PACTConfig), whose files are exact on every CPU",
         )
     else:
@@ -328,8 +328,9 @@ def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machin
         yield Finding(
             topic="cpu",
             level="hint",
-            text=f"ONEDNN_MAX_CPU_ISA={cap} caps Paddle's oneDNN and OpenVINO, ONNX Runtime not: times are not fair.",
-            remedy="unset it, unless you try how files behave on an older processor",
+            text=f"ONEDNN_MAX_CPU_ISA={cap} limits Paddle's oneDNN and OpenVINO but not ONNX Runtime: their latencies "
+            "are not comparable.",
+            remedy="unset it, unless you test files for an older processor",
         )
     if (hint := mkl_hint(info, environment)) is not None:
         text, _, remedy = hint.partition(": ")
@@ -378,7 +379,7 @@ def thread_findings(cores: int, quota: float | None, environment: Mapping[str, s
         yield Finding(
             topic="threads",
             level="warning",
-            text=f"OMP_NUM_THREADS={given!r} is no number of threads.",
+            text=f"OMP_NUM_THREADS={given!r} is not a number of threads.",
             remedy=f"export OMP_NUM_THREADS={usable}",
         )
     elif (threads := int(first) if given else cores) > usable:
@@ -422,7 +423,7 @@ def _load_findings(cores: int) -> Iterator[Finding]:
         yield Finding(
             topic="memory",
             level="warning",
-            text=f"{free:.1f} GB of memory are free; an export of a big network takes more.",
+            text=f"{free:.1f} GB of memory are free; an export of a large network needs more.",
             remedy="end other programs, or use a larger machine",
         )
 
@@ -443,7 +444,7 @@ def _place_findings(folder: Path) -> Iterator[Finding]:
         "tmpdir",
         place,
         0.5,
-        "Exports are built there; Python takes another folder in silence where it cannot write",
+        "Exports are built there; if it is not writable, Python silently uses another folder",
         "export TMPDIR=/a/folder/on/a/large/disk",
     )
     shared = Path("/dev/shm")
@@ -451,7 +452,7 @@ def _place_findings(folder: Path) -> Iterator[Finding]:
         yield Finding(
             topic="shm",
             level="warning",
-            text=f"/dev/shm has {free:.2f} GB: a DataLoader with num_workers > 0 passes its batches there and dies.",
+            text=f"/dev/shm has {free:.2f} GB: a DataLoader with num_workers > 0 passes its batches there and crashes.",
             remedy="docker run --shm-size=1g, or num_workers=0",
         )
 
@@ -470,7 +471,7 @@ def _folder_findings(topic: str, folder: Path, least: float, use: str, remedy: s
         yield Finding(topic=topic, level=level, text=f"{folder} cannot be written ({why}). {use}.", remedy=remedy)
         return
     if free < least:
-        text = f"{folder} has {free:.2f} GB free, {least:g} GB are wanted. {use}."
+        text = f"{folder} has {free:.2f} GB free, {least:g} GB are needed. {use}."
         yield Finding(topic=topic, level="warning", text=text, remedy=remedy)
     else:
         yield Finding(topic=topic, level="ok", text=f"{folder}: {free:.0f} GB free")

@@ -170,7 +170,7 @@ class Ncnn(ConvertingEngine):
             setattr(network.opt, option, False)
         param, weights = artefact.files
         if network.load_param(str(param)) or network.load_model(str(weights)):
-            raise EngineError(f"ncnn cannot load {param.name}: its converter wrote something that it does not know")
+            raise EngineError(f"ncnn cannot load {param.name}: its converter wrote layers that this ncnn does not have")
         # pnnx numbers them in the order of the ONNX file; ncnn lists them in another order
         inputs = [f"in{i}" for i in range(len(network.input_names()))]
         outputs = [f"out{i}" for i in range(len(network.output_names()))]

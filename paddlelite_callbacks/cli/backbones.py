@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=str.lower, choices=["paddleclas", "paddle.vision", "models"], help="package that builds them"
     )
-    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="most parameters of a trunk")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
-    parser.add_argument("--left-out", action="store_true", help="the networks that are not offered, and why")
+    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="most parameters of a trunk, millions")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+    parser.add_argument("--left-out", action="store_true", help="list networks that are not in the catalogue, and why")
 
 
 def run(options: argparse.Namespace) -> int:

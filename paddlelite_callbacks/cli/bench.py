@@ -34,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME:]1x3x224x224[:TYPE]",
-        help="sizes of an input with dynamic sizes; repeated for each such; its batch is the timed one unless "
-        "--batch is given",
+        help="sizes of an input with dynamic sizes, repeatable; its batch size is timed unless --batch is given",
     )
     parser.add_argument(
         "--engines",
@@ -43,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", default="1", help="CPU threads, comma-separated (default: 1)")
     parser.add_argument("--batch", help="batch sizes, comma-separated (default: that of --input, or of the file, or 1)")
-    parser.add_argument("--warmup", type=int, default=10, help="uncounted calls, at least (default: 10)")
-    parser.add_argument("--repeats", type=int, default=50, help="counted calls (default: 50)")
-    parser.add_argument("--no-memory", action="store_true", help="leave out load time and peak memory")
+    parser.add_argument("--warmup", type=int, default=10, help="least number of warm-up calls (default: 10)")
+    parser.add_argument("--repeats", type=int, default=50, help="timed calls (default: 50)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure load time and peak memory")
     parser.add_argument("--record", metavar="DIR", help="add the results to DIR/runs.jsonl and update its report")
     parser.add_argument("--name", help="name of the record (default: the model's file or folder)")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")

@@ -33,7 +33,7 @@ from paddlelite_callbacks.utils.isolation import hushed_stdout, undisturbed
 
 __all__ = ["bench_model"]
 
-_ROWS = 2  # images of the check
+_ROWS = 2  # images compared
 
 
 def bench_model(
@@ -68,7 +68,7 @@ def bench_model(
         crashed = _crashes(artefacts, inputs, options)
         try:
             expected, judge = _first_answer(artefacts, inputs, options, crashed)
-        except EngineError:  # perhaps a file with a fixed batch
+        except EngineError:  # the file may have a fixed batch size
             rows = int(specs[0].shape[0])
             inputs = random_inputs(artefact, specs)
             crashed |= _crashes(artefacts, inputs, options, beside=crashed)
@@ -126,16 +126,16 @@ def _crashes(
     *,
     beside: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return, by engine, how it crashed on its file in a child process.
+    """Return the crash of each engine that fails on its file in a child process.
 
-    Engines in ``beside`` and missing ones are left out.
+    Engines in ``beside`` and missing engines are skipped.
     """
     found = {}
     for engine in options.chosen():
         for artefact in artefacts:
             if artefact.kind != engine.kind or engine.name in (beside or {}) or missing_reason(engine):
                 continue
-            if isinstance(engine, ConvertingEngine):  # tries what it converted by itself
+            if isinstance(engine, ConvertingEngine):  # runs converted files in a child process itself
                 continue
             name = artefact.path.name if artefact is artefacts[0] else f"the ONNX form of {artefacts[0].path.name}"
             if (why := crash_of(engine.name, artefact, inputs, name=name)) is not None:
@@ -162,7 +162,7 @@ def _first_answer(
                     return engine.load(artefact, threads=1)(inputs), engine.name
             except Exception as error:
                 said.append(f"{engine.name}: {reason(error)}")
-    raise EngineError(f"No engine could run {artefacts[0].path}: {'; '.join(said) or 'none of the chosen reads it'}.")
+    raise EngineError(f"No engine could run {artefacts[0].path}: {'; '.join(said) or 'no chosen engine reads it'}.")
 
 
 def _cost(artefacts: Sequence[Artefact], inputs: Sequence[np.ndarray]) -> tuple[int | None, int]:
@@ -170,6 +170,6 @@ def _cost(artefacts: Sequence[Artefact], inputs: Sequence[np.ndarray]) -> tuple[
         if artefact.kind == "onnx":
             try:
                 return onnx_cost(artefact.path, [item.shape for item in inputs])
-            except Exception:  # unusual shapes: no cost
+            except Exception:  # unknown shapes: cost not counted
                 return None, 0
     return None, 0

@@ -1,4 +1,4 @@
-"""``paddlelite-callbacks compare A B``."""
+"""Command ``compare A B``: compare two folders of runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
         "Compare the latest run of every name in two folders: metric with its interval, size, latency, gate, and the "
         "options that differ."
     )
     parser.add_argument("before", metavar="A", help="folder with runs.jsonl")
-    parser.add_argument("after", metavar="B", help="another; two folders of one run each may name it differently")
-    parser.add_argument("--metric", help="that is compared (default: the budget's, else the first that is no loss)")
-    parser.add_argument("--html", metavar="FILE", help="write a self-contained page too")
+    parser.add_argument("after", metavar="B", help="another such folder; if both hold one run, its names may differ")
+    parser.add_argument("--metric", help="metric to compare (default: the budget's, else the first that is not a loss)")
+    parser.add_argument("--html", metavar="FILE", help="also write a self-contained page")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
 
 
@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Raises:
-        ValueError: a folder without runs, or an unknown metric.
+        ValueError: A folder holds no runs, or the metric is unknown.
     """
     from paddlelite_callbacks.report.comparison import compare_folders
     from paddlelite_callbacks.report.write import write_whole

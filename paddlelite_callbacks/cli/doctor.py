@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: Parser of the command.
     """
     parser.description = (
-        "Check that the packages fit each other, that a small network runs on every engine, and processor, threads, "
+        "Check that the packages are compatible, that a small network runs on every engine, and processor, threads, "
         "disk and locale. Exit code 0; 1 if something is broken (with --strict: also at a warning)."
     )
-    parser.add_argument("folder", nargs="?", default=".", help="folder for results (default: this one)")
+    parser.add_argument("folder", nargs="?", default=".", help="folder for results (default: the current one)")
     parser.add_argument("--quick", action="store_true", help="check only versions and settings: run no network")
     parser.add_argument("--strict", action="store_true", help="exit code 1 at a warning, too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         options: Parsed arguments.
 
     Returns:
-        0, or 1 where something is broken.
+        0; 1 if something is broken.
     """
     found = doctor(options.folder, probe=not options.quick)
     counts = {level: sum(finding.level == level for finding in found) for level in LEVELS}
@@ -54,7 +54,7 @@ def _lines(found: Sequence[Finding]) -> str:
     for finding in found:
         head, rest = f"{finding.level:8}{finding.topic:10}", " " * 18
         for text, begin in ((finding.text, head), (finding.remedy and f"Remedy: {finding.remedy}.", rest)):
-            if text:  # paths and commands stay whole
+            if text:  # without breaking paths and commands
                 lines += textwrap.wrap(
                     text, _WIDTH, initial_indent=begin, subsequent_indent=rest, break_long_words=False,
                     break_on_hyphens=False,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_INT8 = 21  # of Paddle's VarType
+_INT8 = 21  # number of int8 in Paddle's VarType
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a Paddle inference program (inference.pdmodel or .json with .pdiparams; its file, prefix or folder) as "
         "ONNX, in Paddle 2's format or for Paddle Lite, and compare the two on random inputs. A checkpoint (.pdparams) "
-        "holds no network and cannot be taken: load it into its network and call paddle.jit.save first."
+        "holds no network and cannot be converted: load it into its network and call paddle.jit.save first."
     )
     parser.add_argument("model", help="a Paddle program, its prefix or its folder")
     parser.add_argument("out", help="folder for the files (with deploy.json); must hold nothing else")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sizes for the check, for inputs with dynamic sizes",
     )
     parser.add_argument(
-        "--fp16", action="store_true", help="write model.fp16.onnx too: half the bytes, fp32 arithmetic"
+        "--fp16", action="store_true", help="also write model.fp16.onnx: half the size, fp32 arithmetic"
     )
     parser.add_argument(
         "--forms",
@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=str.lower,
         choices=["arm", "x86"],
         default=["arm"],
-        help="of the files for Paddle Lite: arm (default), x86 (float networks alone)",
+        help="targets of the files for Paddle Lite: arm (default), x86 (only float networks)",
     )
     parser.add_argument(
         "--opt",
         metavar="PATH",
-        help="Paddle Lite's opt: a Python with paddlelite, or a binary (default: what PADDLE_LITE_OPT names, this "
-        "Python's, or that on the path)",
+        help="Paddle Lite's opt: a Python with paddlelite, or a binary (default: the variable PADDLE_LITE_OPT, this "
+        "Python's, or paddle_lite_opt on PATH)",
     )
     parser.add_argument("--opset", type=int, default=17, help="ONNX opset version (default: 17)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ValueError: The model is ONNX already, or the target is a file or holds other files.
-        ExportError: The written file computes something else.
+        ExportError: The outputs of a written file differ from the program's.
     """
     from paddle.static import InputSpec
 
@@ -124,9 +124,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{source.path} is ONNX already; export converts Paddle programs: use the file as it is.")
     if options.fp16 and "onnx" not in options.forms:
         raise ValueError(f"--fp16 writes ONNX, but --forms names only {options.forms}: add onnx to it.")
-    with suppress(ValueError):  # parameters that are written otherwise are left to Paddle
+    with suppress(ValueError):  # parameters in another format are left to Paddle
         if any(kind == _INT8 for file in source.files[1:] for kind, _ in stored_tensors(file)):
-            source = replace(source, precision="int8")  # also where no deploy.json says so
+            source = replace(source, precision="int8")  # even without a deploy.json that says so
     tool = find_opt(options.opt) if "lite" in options.forms else None
     if tool is not None and source.precision == "int8" and "x86" in options.targets:
         raise ValueError(

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", type=str.lower, help="engine whose latency is judged (default: the fastest)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="NAME", help="judge the latest run of this name alone")
+    which.add_argument("--run", metavar="NAME", help="judge only the latest run of this name")
     which.add_argument("--all", action="store_true", help="every run must pass")
 
 

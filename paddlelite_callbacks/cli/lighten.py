@@ -21,46 +21,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments.
 
     Args:
-        parser: of the command.
+        parser: Parser of the command.
     """
     parser.description = (
-        "Train a big classifier on a folder of pictures (or take its weights), choose light networks by their measured "
-        "latency and size, train each with the big one as teacher, quantise, export, judge, and hand over the most "
-        "accurate that passes. Killed, it goes on when it is called again. Exit code 0; 1 if something could not be "
-        "done or exported; 3 if none passes."
+        "Train a large classifier on a folder of images (or load its weights), choose light networks by their measured "
+        "latency and size, train each with the large one as teacher, quantise, export, judge, and return the most "
+        "accurate that passes. Called again after an interruption, it resumes. Exit code 0; 1 if something failed or "
+        "could not be exported; 3 if none passes."
     )
     parser.add_argument(
-        "--images", required=True, metavar="DIR", help="one sub-folder a class; broken pictures are left out"
+        "--images", required=True, metavar="DIR", help="one sub-folder per class; broken images are skipped"
     )
-    parser.add_argument("--json", action="store_true", help="nothing but one JSON object at the end")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object at the end")
     add_training_arguments(parser)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `lighten_pictures` reads, but for the pictures.
+    """Declare the arguments of `lighten_pictures` except the images.
 
     Args:
-        parser: of a command or an example.
+        parser: Parser of a command or an example.
     """
     add = parser.add_argument
-    add("--out", default="lightened", metavar="DIR", help="gets exports, weights, runs.jsonl, the report and best/")
-    add("--network", default="resnet50", metavar="NAME", help="the big classifier, of paddle.vision.models")
-    add("--teacher-weights", metavar="FILE", help=".pdparams of that network; what fits is loaded")
+    add("--out", default="lightened", metavar="DIR", help="folder for exports, weights, runs.jsonl, report and best/")
+    add("--network", default="resnet50", metavar="NAME", help="large classifier, from paddle.vision.models")
+    add("--teacher-weights", metavar="FILE", help=".pdparams of that network; weights of equal shape are loaded")
     add("--light", metavar="NAMES", help="candidates, comma-separated, in any case; all are trained (default: chosen)")
     add("--candidates", type=int, default=2, metavar="N", help="how many to choose from the catalogue (default: 2)")
-    add("--pretrained", action="store_true", help="begin with the makers' ImageNet weights, which are downloaded")
+    add("--pretrained", action="store_true", help="start from published ImageNet weights, which are downloaded")
     add("--size", type=int, default=96, metavar="PX", help="side of the input, 224 for photographs (default: 96)")
-    add("--batch-size", type=int, default=16, metavar="N", help="pictures a training step (default: 16)")
-    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: 0)")
-    add("--teacher-epochs", type=int, default=8, metavar="N", help="0 if the weights are trained on these pictures")
-    add("--epochs", type=int, default=12, metavar="N", help="of each light network, with distillation (default: 12)")
-    add("--int8-epochs", type=int, default=4, metavar="N", help="of each, with quantizers; 0 for none (default: 4)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images per training step (default: 16)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    add("--teacher-epochs", type=int, default=8, metavar="N", help="epochs of the teacher; 0 if trained (default: 8)")
+    add("--epochs", type=int, default=12, metavar="N", help="epochs of each light network (default: 12)")
+    add("--int8-epochs", type=int, default=4, metavar="N", help="epochs with quantizers; 0 for none (default: 4)")
     add("--rate", type=float, default=1e-3, metavar="R", help="largest learning rate (default: 0.001)")
-    add("--loss", type=str.lower, default="kl", metavar="NAME", help="of distillation, in any case (default: kl)")
+    add("--loss", type=str.lower, default="kl", metavar="NAME", help="distillation loss, in any case (default: kl)")
     add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program (default: 20)")
     add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median, fastest engine (default: 100)")
-    add("--metric-drop", type=_share, default=0.05, metavar="5%", help="gate: lost share of the big one's accuracy")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, split, order and augmentation (default: 0)")
+    add("--metric-drop", type=_share, default=0.05, metavar="5%", help="gate: relative loss of accuracy (default: 5%%)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of weights, split, order and augmentation (default: 0)")
     add("--dry-run", action="store_true", help="measure candidates and steps, show the plan and its time, then end")
 
 
@@ -71,18 +71,18 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 5% or 0.05")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: write 5% or 0.05")
     return value
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the light network.
+    """Train, export and judge light networks.
 
     Args:
-        options: as parsed.
+        options: Parsed arguments.
 
     Returns:
-        0; 3 where none passes; 1 where something could not be exported.
+        0; 3 if none passes; 1 if something could not be exported.
     """
     from paddlelite_callbacks.report.gate import GATE_FAILED
 
@@ -101,18 +101,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def lighten_pictures(options: argparse.Namespace, *, verbose: int = 1, **changes: Any) -> Lightened:
-    """Read the pictures, build the big network, and call `lighten`.
+    """Read the images, build the large network, and call `lighten`.
 
     Args:
-        options: as `add_arguments` parses them.
+        options: Arguments of `add_arguments`, parsed.
         verbose: 1 shows progress, 0 nothing.
-        changes: arguments of `lighten` that override these.
+        changes: Arguments of `lighten` that override these.
 
     Raises:
-        ValueError: no such network, no pictures, weights that do not fit, and what `lighten` refuses.
+        ValueError: The network is unknown, there are no images, weights do not fit, or `lighten` refuses an argument.
     """
     if "paddle" not in sys.modules:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # small pictures and batches train faster on one thread
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # small images and batches train faster on one thread
         os.environ.update(mkl_environment())
     import paddle
 

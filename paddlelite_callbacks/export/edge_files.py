@@ -122,7 +122,7 @@ def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
         if done.returncode or not all(file.is_file() for file in written):
             raise ExportError(f"pnnx failed on {source.name}: {_said(done, Path(work))}")
         if unknown := _unknown_layers(written[0]):
-            raise ExportError(f"ncnn has no form of {unknown}, which pnnx found in {source.name}: use another engine.")
+            raise ExportError(f"ncnn has no layer for {unknown}, found in {source.name}: use another engine.")
         targets = []
         for file in written:
             targets.append(folder / file.name)
@@ -150,12 +150,12 @@ def ncnn_input_shapes(source: Path) -> Mapping[str, tuple[list[int], str]]:
         sizes = [dim.dim_value for dim in tensor.shape.dim]
         if any(size < 1 for size in sizes[1:]):
             raise ExportError(
-                f"ncnn's files are of fixed sizes, {source.name} leaves those of {item.name} free ({sizes}; 0: free): "
-                "export it with an input_spec that gives height and width."
+                f"ncnn's files have fixed sizes, the input {item.name} of {source.name} has dynamic ones ({sizes}; 0: "
+                "dynamic): export it with an input_spec that gives height and width."
             )
         if sizes and sizes[0] > 1:
             raise ExportError(
-                f"ncnn computes one image a call, {source.name} takes exactly {sizes[0]}: export it with "
+                f"ncnn runs one image per call, {source.name} takes exactly {sizes[0]}: export it with "
                 "dynamic_batch=True."
             )
         if tensor.elem_type not in _ELEMENTS:

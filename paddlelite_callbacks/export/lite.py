@@ -32,7 +32,7 @@ _RUN_SECONDS = 120
 _REMEDY = (
     "Paddle Lite's wheels are for Python 3.8 and 3.10 on Linux x86-64: python3.10 -m venv lite && lite/bin/pip install "
     f"paddlelite==2.13rc0, then give lite/bin/python as opt (command line: --opt, or the variable {OPT_VARIABLE}). The "
-    "path of an opt binary will do, too."
+    "path of an opt binary works, too."
 )
 
 

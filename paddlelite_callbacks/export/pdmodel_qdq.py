@@ -60,7 +60,10 @@ def _activation(graph: ProgramGraph, rounding: Any) -> None:
     clip = graph.only_consumer(_output(graph, rounding), "clip")
     after = None if clip is None else graph.only_consumer(_output(graph, clip), "scale")
     if before is None or before.type != "scale" or clip is None or after is None:
-        raise ExportError(f"The rounding that makes {_output(graph, rounding)} is no quantizer that was trained here.")
+        raise ExportError(
+            f"The operator round that writes {_output(graph, rounding)} is not part of a known quantizer: export a "
+            "network that was quantised with this package."
+        )
     low, high, step = graph.attribute(clip, "min"), graph.attribute(clip, "max"), graph.attribute(after, "scale")
     if low != -high:
         raise ExportError(
@@ -93,7 +96,7 @@ def _weight(graph: ProgramGraph, cast: Any, made: dict[str, str]) -> None:
     users = [] if product is None else graph.consumers(_output(graph, product))
     axes = {_AXES.get(user.type) for user in users}
     if product is None or steps is None or len(axes) != 1 or None in axes:
-        raise ExportError(f"The int8 weight {weight} is used by something else than a convolution or product.")
+        raise ExportError(f"The int8 weight {weight} is read by an operator that is no convolution or matrix product.")
     output = _output(graph, product)
     if weight in made:  # the layer is called twice
         graph.redirect(output, made[weight])

@@ -34,18 +34,18 @@ from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 __all__ = ["Comparison", "RunPair", "compare_folders"]
 
 _NAME, _VALUE = 80, 60  # characters
-_ROWS, _CHANGES, _ALONE = 200, 20, 50  # runs, changed options of a run, names of runs that stand in one folder
+_ROWS, _CHANGES, _ALONE = 200, 20, 50  # most runs, changed options per run, names of runs in only one folder
 _ARROW = " \u2192 "
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPair:
-    """The same run in two folders.
+    """Records of the same run in two folders.
 
     Args:
-        name: In the first folder.
-        before: Its record there.
-        after: Its record in the second folder.
+        name: Name in the first folder.
+        before: Record in the first folder.
+        after: Record in the second folder.
     """
 
     name: str
@@ -54,13 +54,13 @@ class RunPair:
 
     @property
     def is_same_machine(self) -> bool:
-        """Return whether both were measured on one kind of processor."""
+        """Whether both were measured on the same type of CPU and number of cores."""
         old, new = self.before.machine, self.after.machine
         return (old.cpu, old.flags, old.cores) == (new.cpu, new.flags, new.cores)
 
     @property
     def config_changes(self) -> dict[str, tuple[Any, Any]]:
-        """Return old and new value of each differing option; ``None`` if missing."""
+        """Old and new value of each option that differs; ``None`` if missing."""
         old, new = dict(_flat(self.before.config)), dict(_flat(self.after.config))
         keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
         return {key: (old.get(key), new.get(key)) for key in keys}
@@ -68,15 +68,15 @@ class RunPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two folders, run by run.
+    """Comparison of two folders, run by run.
 
     Args:
-        folders: The first and the second.
-        metric: That is compared.
-        budget: Of the gate; ``None`` where neither folder has one.
-        pairs: Runs that stand in both.
-        only: Names of runs that stand in the first alone, and in the second alone.
-        unreadable: How many lines of each record file were left out.
+        folders: First and second folder.
+        metric: Name of the compared metric.
+        budget: Budget of the gate; ``None`` if neither folder has one.
+        pairs: Runs in both folders.
+        only: Names of runs only in the first folder, and only in the second.
+        unreadable: Number of unreadable lines in each record file.
     """
 
     folders: tuple[Path, Path]
@@ -117,7 +117,7 @@ class Comparison:
         return blocks
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON holds it; a ratio is B over A."""
+        """Return the comparison as a JSON-compatible dictionary; ratios are B over A."""
         return {
             "a": str(self.folders[0]),
             "b": str(self.folders[1]),
@@ -203,13 +203,13 @@ def compare_folders(
 ) -> Comparison:
     """Compare the latest run of every name in two folders.
 
-    Two folders of one run each are compared whatever its names.
+    If each folder holds one run, the two are compared even if their names differ.
 
     Args:
-        a: Folder with ``runs.jsonl``.
-        b: Another.
-        metric: Name of the compared metric; ``None`` takes the budget's, else the first that is no loss.
-        budget: Of the gate; ``None`` takes B's last one, else A's.
+        a: Path of a folder with ``runs.jsonl``.
+        b: Path of another.
+        metric: Name of the compared metric; ``None`` for the budget's, else the first that is not a loss.
+        budget: Budget of the gate; ``None`` for the last one of B, else of A.
 
     Raises:
         ValueError: A folder has no ``runs.jsonl`` or no readable run, or no run has the metric.
@@ -224,9 +224,7 @@ def compare_folders(
     wanted = metric or (budget.metric if budget else None) or first_metric(records)
     known = sorted({name for record in records for name in (*record.metrics, *record.file_figures)})
     if metric is not None and metric not in known:
-        raise ValueError(
-            f"No run has the metric {metric!r}; measured are {known or 'none'}: write it as it stands there."
-        )
+        raise ValueError(f"No run has the metric {metric!r}; available: {known or 'none'}. Give one of these.")
     names = [(name, name) for name in old if name in new]
     if not names and len(old) == len(new) == 1:
         names = [(*old, *new)]  # type: ignore[list-item]
@@ -243,11 +241,11 @@ def compare_folders(
 
 
 def _latest(folder: Path) -> tuple[dict[str, Record], int]:
-    """Return the latest record of every name, and how many lines are none."""
+    """Return the latest record of each name, and the number of unreadable lines."""
     path = folder / "runs.jsonl"
     if not path.is_file():
         raise ValueError(
-            f"No record file {path}: give the folder that ExportBenchCallback(folder) was given, once a fit has ended."
+            f"No record file {path}: give the folder of ExportBenchCallback(folder), after a fit has ended."
         )
     found = scan_records(path.read_bytes())
     latest = {item.name: item for item in found if isinstance(item, Record)}
@@ -306,7 +304,7 @@ def _figure_change(old: float | None, new: float | None, better: str, worse: str
 
 
 def _overlap(old: Latency, new: Latency) -> bool:
-    """Return whether the middle halves of two timings overlap."""
+    """Return whether the interquartile ranges of two timings overlap."""
     if old.p25_ms is None or old.p75_ms is None or new.p25_ms is None or new.p75_ms is None:
         return False
     return old.p25_ms <= new.p75_ms and new.p25_ms <= old.p75_ms
@@ -337,7 +335,7 @@ def _shown(value: Any) -> str:
 
 
 def _versions(pairs: Sequence[RunPair]) -> str:
-    """Return packages, Python and processors of which A and B have others."""
+    """Return packages, Python versions and CPUs that differ between A and B."""
     said: dict[str, None] = {}
     for pair in pairs:
         old, new = pair.before.machine, pair.after.machine

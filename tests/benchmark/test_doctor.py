@@ -78,10 +78,10 @@ def test_what_is_broken_ends_with_1(tmp_path, capsys):
     [
         ({"TMPDIR": "/nowhere/at all"}, "tmpdir", "/nowhere/at all cannot be written"),
         ({"HOME": "/nowhere"}, "home", "/nowhere cannot be written"),
-        ({"OMP_NUM_THREADS": "many"}, "threads", "OMP_NUM_THREADS='many' is no number of threads"),
+        ({"OMP_NUM_THREADS": "many"}, "threads", "OMP_NUM_THREADS='many' is not a number of threads"),
         ({"OMP_NUM_THREADS": "9999"}, "threads", "OMP_NUM_THREADS=9999 9999 threads start"),
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "locale", "The locale is not UTF-8"),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "cpu", "ONEDNN_MAX_CPU_ISA=AVX2 caps"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "cpu", "ONEDNN_MAX_CPU_ISA=AVX2 limits"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -150,7 +150,7 @@ def test_every_optional_package_of_setup_has_its_cost():
         ({**AMD, "flags": "avx2 avx512_vnni"}, "x86_64", "ok", "summed in 32 bits"),
         ({"flags": "sse4_1"}, "x86_64", "warning", "has no AVX2"),
         ({}, "aarch64", "ok", "summed in 32 bits"),
-        ({}, "x86_64", "hint", "tells no instruction sets"),
+        ({}, "x86_64", "hint", "reports no instruction sets"),
     ],
 )
 def test_what_the_instruction_sets_mean_for_int8(info, machine, level, said):

@@ -105,8 +105,8 @@ def test_a_quantised_file_is_refused(converter, op, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((1, 3, 0, 4), r"fixed sizes, model.onnx leaves those of x free.*input_spec that gives height and width"),
-        ((4, 3, 4, 4), r"one image a call, model.onnx takes exactly 4.*dynamic_batch=True"),
+        ((1, 3, 0, 4), r"fixed sizes, the input x of model.onnx has dynamic ones.*input_spec that gives height"),
+        ((4, 3, 4, 4), r"one image per call, model.onnx takes exactly 4.*dynamic_batch=True"),
     ],
 )
 def test_ncnn_refuses_sizes_that_it_cannot_have(shape, said, tmp_path):

@@ -154,7 +154,7 @@ def test_the_command_as_text_json_and_page(tmp_path, capsys):
     assert (told["only_a"], told["only_b"], told["unreadable"]) == ([], [], {"a": 0, "b": 1})
     assert "<h1>old against new</h1>" in (tmp_path / "c.html").read_text(encoding="utf-8")
     assert main(["compare", str(old), str(new), "--metric", "Acc"]) == 1
-    assert "No run has the metric 'Acc'; measured are ['acc']" in capsys.readouterr().err
+    assert "No run has the metric 'Acc'; available: ['acc']" in capsys.readouterr().err
     assert main(["compare", str(old), str(tmp_path / "none")]) == 1
 
 
