@@ -1,6 +1,8 @@
-"""Load the guide's ``.pdparams`` (PaddleDetection's HRNet and LiteHRNet keypoint models) into these networks.
+"""Load the guide's ``.pdparams`` into these networks.
 
-The key map, guide to ours (``s`` stage, ``m`` module, ``i`` and ``j`` branches, all counted from 0):
+They are PaddleDetection's HRNet and LiteHRNet keypoint models.
+
+Keys in the guide's files and here (``s`` stage, ``m`` module, ``i`` and ``j`` branches, all from 0):
 
 =============================================================  =====================================================
 HRNet                                                          here
@@ -22,7 +24,8 @@ both: ``final_conv``                                           ``head``
 
 ``<part>``: 0 and 1 are ``depthwise.conv`` and ``depthwise.norm``, 2 and 3 ``pointwise.conv`` and ``pointwise.norm``
 (``conv`` and ``norm`` where a path has no depthwise part). The names below ``conv`` and ``norm`` are the same. The
-second block of a pair and what reads the stem hold their channels in another order, see `lite_blocks.paired_order`.
+second block of a pair and the layers after the stem store their channels in another order, see
+`lite_blocks.paired_order`.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ _PARTS = ("depthwise.conv", "depthwise.norm", "pointwise.conv", "pointwise.norm"
 
 
 def guide_key(name: str) -> str:
-    """Return the key of this package's keypoint network for the guide's key ``name``; see the module's map."""
+    """Return the key in this package's network of the guide's key ``name``."""
     for pattern, replacement in _RULES:
         name = re.sub(pattern, replacement, name)
     name = re.sub(r"<(\d+)-(\d)>", lambda m: str(int(m[1]) - int(m[2])), name)
@@ -71,10 +74,10 @@ def guide_key(name: str) -> str:
 
 
 def convert_guide_weights(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the guide's ``state_dict`` under this package's keys, transposed and reordered where the map says so.
+    """Return the guide's ``state_dict`` with the keys and layouts of this package.
 
     Args:
-        state: ``paddle.load("lite_hrnet_30_256x192_coco.pdparams")``; tensors or arrays; not changed.
+        state: Result of ``paddle.load("lite_hrnet_30_256x192_coco.pdparams")``, tensors or arrays; not changed.
     """
     arrays = {name: np.asarray(value) for name, value in state.items()}
     widths = _half_widths(arrays)
@@ -90,14 +93,14 @@ def convert_guide_weights(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def load_guide_weights_(network: nn.Layer, state: Mapping[str, Any]) -> None:
-    """Fill a `KeypointNet` with the guide's weights, in place; all keys and shapes must match one to one.
+    """Load the guide's weights into a `KeypointNet`, in place.
 
     Args:
-        network: ``keypoint_net(hrnet_w32(multi_scale=False))``, ``keypoint_net(lite_hrnet_30())``, ...
-        state: the guide's ``state_dict``.
+        network: For instance ``keypoint_net(hrnet_w32(multi_scale=False))`` or ``keypoint_net(lite_hrnet_30())``.
+        state: ``state_dict`` of the guide's network.
 
     Raises:
-        ValueError: keys are missing or left over, or a shape differs; nothing has been changed then.
+        ValueError: Keys are missing or unexpected, or a shape differs; nothing is loaded then.
     """
     converted, wanted = convert_guide_weights(state), network.state_dict()
     missing, left = sorted(wanted.keys() - converted.keys()), sorted(converted.keys() - wanted.keys())
@@ -117,7 +120,7 @@ def load_guide_weights_(network: nn.Layer, state: Mapping[str, Any]) -> None:
 
 
 def _half_widths(arrays: Mapping[str, np.ndarray]) -> list[int]:
-    """Channels of half of each branch of a Lite-HRNet, finest first; empty for another network."""
+    """Return half the channels of each Lite-HRNet branch, finest first; else ``[]``."""
     widths = {}
     for name, array in arrays.items():
         weighted = re.search(r"\.layers\.0\.depthwise_convs\.(\d)\.conv\.weight$", name)
@@ -128,9 +131,9 @@ def _half_widths(arrays: Mapping[str, np.ndarray]) -> list[int]:
 
 
 def _orders(key: str, array: np.ndarray, widths: list[int]) -> list[tuple[int, list[int]]]:
-    """Which axes of the array under ``key`` to reorder, and how."""
+    """Return the axes of the array of ``key`` to reorder, with their orders."""
     if re.match(r"backbone\.transitions\.0\.\d\.", key) and widths:
-        order = [*range(0, 32, 2), *range(1, 32, 2)]  # the stem's halves lie behind each other here
+        order = [*range(0, 32, 2), *range(1, 32, 2)]  # the halves of the stem are not interleaved here
         if ".depthwise." in key:
             return [(0, order)]
         return [(1, order)] if key.endswith("pointwise.conv.weight") else []

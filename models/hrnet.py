@@ -1,8 +1,8 @@
-"""HRNet, the high-resolution network of the guide's teacher.
+"""HRNet, the teacher network of the guide.
 
 Paper: Sun, Xiao, Liu, Wang, "Deep High-Resolution Representation Learning for Human Pose Estimation", CVPR 2019,
 arXiv:1902.09212. Reference code: github.com/leoxiaobin/deep-high-resolution-net.pytorch (MIT); the guide's port:
-PaddleDetection (Apache-2.0). Written anew from the paper; weights of the guide load through `models.guide_weights`.
+PaddleDetection (Apache-2.0). Implemented from the paper; `models.guide_weights` loads the guide's weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STAGES = (_Stage(modules=1, branches=2), _Stage(modules=4, branches=3), _Stage(
 
 
 class _Bottleneck(nn.Layer):
-    """1x1, 3x3, 1x1 with a residual (He et al., 2015, arXiv:1512.03385); widens four times."""
+    """Residual bottleneck block (He et al., 2015, arXiv:1512.03385), expansion 4."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Bottleneck(nn.Layer):
 
 
 class _BasicBlock(nn.Layer):
-    """3x3, 3x3 with a residual."""
+    """Residual block of two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _BasicBlock(nn.Layer):
 
 
 def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
-    """3x3 convolutions of stride 2; only the last changes the channels and has no activation."""
+    """Return 3x3 convolutions of stride 2; the last sets the width, without activation."""
     last = steps - 1
     return nn.Sequential(
         *(
@@ -69,7 +69,7 @@ def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
 
 
 class _Fuse(nn.Layer):
-    """Every output is the sum of all branches brought to its resolution and width, through a ReLU."""
+    """Fuse branches: each output is the ReLU of the sum of all, resized and projected."""
 
     def __init__(self, channels: list[int], outputs: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Fuse(nn.Layer):
 
 
 class _Module(nn.Layer):
-    """Parallel branches of residual blocks, then the exchange between them."""
+    """Parallel branches of residual blocks, followed by their fusion."""
 
     def __init__(self, channels: list[int], blocks: int, outputs: int) -> None:
         super().__init__()
@@ -106,16 +106,16 @@ class _Module(nn.Layer):
 
 
 class HRNet(nn.Layer):
-    """HRNet: ``[N, 3, H, W]`` to a list of maps of strides 4, 8, 16, 32 with ``width`` times 1, 2, 4, 8 channels.
+    """HRNet; returns a list of maps of strides 4, 8, 16, 32.
 
     Args:
-        width: channels of the stride-4 branch.
-        in_channels: of the image.
-        multi_scale: ``False`` leaves out the paths to strides 8 to 32 of the last exchange, as the papers' pose
-            networks do, and gives a list with the stride-4 map alone.
+        width: Number of channels of the stride-4 branch; coarser branches have 2, 4 and 8 times as many.
+        in_channels: Number of channels of the image.
+        multi_scale: Whether to return all maps; ``False`` omits the paths to strides 8 to 32 of the last fusion, as in
+            the papers' pose networks, and returns a list of only the stride-4 map.
 
     Attributes:
-        channels: of the maps returned.
+        channels: Numbers of channels of the maps.
     """
 
     def __init__(self, width: int, *, in_channels: int = 3, multi_scale: bool = True) -> None:
@@ -136,14 +136,14 @@ class HRNet(nn.Layer):
             before = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """``[N, 3, H, W]``, ``H`` and ``W`` multiples of 32, to maps ``[N, C, H/4, W/4]``, ...
+        """Return maps ``[N, C, H/4, W/4]``, ... of images ``[N, 3, H, W]``.
 
         Raises:
-            ValueError: sizes that do not divide, or are not known.
+            ValueError: Height or width is dynamic or not a multiple of 32.
         """
         check_image(x)
         maps = [self.layer1(self.stem(x))]
-        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
+        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export does not support `strict`)
             maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
                 maps = module(maps)
@@ -151,7 +151,7 @@ class HRNet(nn.Layer):
 
 
 def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
-    """Change the width of a branch where it differs, and grow the next branch from the lowest resolution."""
+    """Return layers that change the widths of branches and add one from the coarsest."""
     changes: list[nn.Layer] = []
     for i, wanted in enumerate(channels):
         if i >= len(before):
@@ -164,15 +164,21 @@ def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
 
 
 def hrnet_w18(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
-    """HRNet-W18 (Wang et al., 2019, arXiv:1908.07919); see `HRNet`."""
+    """Build HRNet-W18 (Wang et al., 2019, arXiv:1908.07919); see `HRNet`."""
     return HRNet(18, in_channels=in_channels, multi_scale=multi_scale)
 
 
 def hrnet_w32(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
-    """HRNet-W32 (arXiv:1902.09212): 28.5 M parameters and 7.1 G multiply-adds as a pose network at 256x192."""
+    """Build HRNet-W32 (arXiv:1902.09212); see `HRNet`.
+
+    As a pose network at 256x192 it has 28.5 M parameters and 7.1 G multiply-adds.
+    """
     return HRNet(32, in_channels=in_channels, multi_scale=multi_scale)
 
 
 def hrnet_w48(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
-    """HRNet-W48 (arXiv:1902.09212): 63.6 M parameters and 14.6 G multiply-adds as a pose network at 256x192."""
+    """Build HRNet-W48 (arXiv:1902.09212); see `HRNet`.
+
+    As a pose network at 256x192 it has 63.6 M parameters and 14.6 G multiply-adds.
+    """
     return HRNet(48, in_channels=in_channels, multi_scale=multi_scale)

@@ -12,10 +12,12 @@ __all__ = ["FoldedConv", "fuse_for_inference_"]
 
 
 class FoldedConv(nn.Layer):
-    """A `ConvBN` in eval mode as one convolution and one addition: fewer operations and parameters in the file.
+    """`ConvBN` in eval mode as one convolution and one addition.
+
+    Exported files then hold fewer operators and parameters.
 
     Args:
-        layer: whose weight, statistics and activation are taken; not changed.
+        layer: Layer whose weight, statistics and activation are used; not changed.
     """
 
     def __init__(self, layer: ConvBN) -> None:
@@ -28,22 +30,25 @@ class FoldedConv(nn.Layer):
         self._options = {"stride": conv._stride, "padding": conv._padding, "groups": conv._groups}
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in, H, W]`` to ``[N, out, H', W']``."""
+        """Return maps ``[N, out, H', W']`` of ``x`` ``[N, in, H, W]``."""
         x = F.conv2d(x, self.weight, **self._options) + self.bias
         return x if self.act is None else self.act(x)
 
 
 def fuse_for_inference_(network: nn.Layer) -> int:
-    """Replace every plain `ConvBN` of ``network`` by a `FoldedConv`, in place: give it a copy in eval mode.
+    """Replace each `ConvBN` of ``network`` by a `FoldedConv`, in place.
 
-    The output stays the same but for rounding. One whose convolution has been quantised is left as it is. The keys of
-    ``state_dict`` change, so save weights before.
+    Outputs stay the same except for rounding. Layers with a quantised convolution are not replaced. The keys of
+    ``state_dict`` change, so pass a copy or save the weights first.
+
+    Args:
+        network: Network in eval mode.
 
     Returns:
-        How many have been replaced.
+        Number of replaced layers.
 
     Raises:
-        ValueError: ``network`` is in training mode, where the statistics of the batch count.
+        ValueError: ``network`` is in training mode, where batch statistics are used.
     """
     if network.training:
         raise ValueError("fuse_for_inference_ folds the running statistics: call network.eval() first.")

@@ -1,7 +1,7 @@
-"""The heatmap network and its codec: head, targets, loss, decoding.
+"""Heatmap network with its targets, loss and decoding.
 
 Head and targets: Sun et al., 2019, arXiv:1902.09212 (and its code, MIT). Decoding: a quarter pixel towards the second
-highest neighbour, or DARK, Zhang et al., CVPR 2020, arXiv:1910.06278. Written anew from the papers.
+highest neighbour, or DARK, Zhang et al., CVPR 2020, arXiv:1910.06278. Implemented from the papers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["FlipTest", "HeatmapLoss", "KeypointNet", "decode_heatmaps", "draw_he
 
 
 class KeypointNet(nn.Layer):
-    """``[N, 3, H, W]`` to heatmaps ``[N, num_joints, H/4, W/4]``.
+    """Keypoint network: backbone and 1x1 convolution to heatmaps.
 
     Args:
-        backbone: gives a list of maps, the stride-4 one first, and has ``channels``, their widths.
-        num_joints: of the heatmaps.
+        backbone: Network that returns a list of maps, stride 4 first, with their numbers of channels in ``channels``.
+        num_joints: Number of joints, one heatmap each.
     """
 
     def __init__(self, backbone: nn.Layer, num_joints: int) -> None:
@@ -28,24 +28,24 @@ class KeypointNet(nn.Layer):
         self.head = nn.Conv2D(backbone.channels[0], num_joints, 1, weight_attr=Normal(std=0.001))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` to ``[N, num_joints, H/4, W/4]``."""
+        """Return heatmaps ``[N, num_joints, H/4, W/4]`` of images ``[N, 3, H, W]``."""
         return self.head(self.backbone(x)[0])
 
 
 def keypoint_net(backbone: nn.Layer, num_joints: int = 17) -> KeypointNet:
-    """Put a keypoint head on ``backbone``.
+    """Add a keypoint head to ``backbone``.
 
-    For an HRNet take ``hrnet_w32(multi_scale=False)``: the papers' pose networks have no paths to the coarse maps of
-    the last exchange, which would be weights without a gradient here.
+    For an HRNet use ``hrnet_w32(multi_scale=False)``: the papers' pose networks have no paths to the coarse maps of the
+    last exchange; here their weights would get no gradient.
 
     Args:
-        backbone: one of this package's, or any layer that gives a list of maps with the stride-4 one first and tells
-            their widths in ``channels``.
-        num_joints: 17 for COCO, 16 for MPII.
+        backbone: Network of this package, or a layer that returns a list of maps, stride 4 first, with their numbers of
+            channels in ``channels``.
+        num_joints: Number of joints, 17 for COCO, 16 for MPII.
 
     Raises:
-        TypeError: a backbone without ``channels``.
-        ValueError: fewer than one joint.
+        TypeError: ``backbone`` has no ``channels``.
+        ValueError: ``num_joints`` is less than 1.
     """
     if not getattr(backbone, "channels", None):
         raise TypeError(
@@ -58,13 +58,13 @@ def keypoint_net(backbone: nn.Layer, num_joints: int = 17) -> KeypointNet:
 
 
 class FlipTest(nn.Layer):
-    """Average the heatmaps of an image and of its mirror image, as the papers evaluate.
+    """Average the heatmaps of an image and its mirror image, as in the papers.
 
     Args:
-        network: gives heatmaps.
-        flip_pairs: joints that change places in a mirror, ``[[left, right], ...]``.
-        shift: move the mirrored heatmaps one pixel to the right, which aligns them for data prepared without UDP
-            (Huang et al., CVPR 2020, arXiv:1911.07524, explain why).
+        network: Network that returns heatmaps.
+        flip_pairs: Indices of joints to swap when mirroring, ``[(left, right), ...]``.
+        shift: Whether to shift the mirrored heatmaps right by one pixel, which aligns them for data prepared without
+            UDP (Huang et al., CVPR 2020, arXiv:1911.07524).
     """
 
     def __init__(self, network: nn.Layer, flip_pairs: list[tuple[int, int]], *, shift: bool = True) -> None:
@@ -72,7 +72,7 @@ class FlipTest(nn.Layer):
         self.network, self.flip_pairs, self.shift = network, flip_pairs, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` to heatmaps ``[N, J, h, w]``."""
+        """Return heatmaps ``[N, J, h, w]`` of images ``[N, 3, H, W]``."""
         straight, mirrored = self.network(x), paddle.flip(self.network(paddle.flip(x, [3])), [3])
         order = list(range(straight.shape[1]))
         for left, right in self.flip_pairs:
@@ -84,16 +84,16 @@ class FlipTest(nn.Layer):
 
 
 class HeatmapLoss(nn.Layer):
-    """Half the mean squared error of the heatmaps, joints without a label left out: the guide's loss."""
+    """Half the mean squared error of heatmaps, without unlabelled joints, as in the guide."""
 
     def forward(self, output: Tensor, target: Tensor, weight: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return a scalar.
+        """Return the scalar loss.
 
         Args:
-            output: ``[N, J, h, w]``.
-            target: ``[N, J, h, w]``.
-            weight: ``[N, J]``, 0 for a joint that is not labelled.
-            index: of the samples; not used (hapi hands on every label).
+            output: Heatmaps ``[N, J, h, w]``.
+            target: Target heatmaps ``[N, J, h, w]``.
+            weight: Weights ``[N, J]``, 0 for unlabelled joints.
+            index: Indices of the samples; unused (hapi passes every label to the loss).
         """
         error = (output - target) * weight.unsqueeze([-1, -1])
         return 0.5 * (error * error).mean()
@@ -102,18 +102,19 @@ class HeatmapLoss(nn.Layer):
 def draw_heatmaps(
     joints: np.ndarray, visible: np.ndarray, size: tuple[int, int], *, sigma: float, unbiased: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one Gaussian of height 1 a joint.
+    """Draw target heatmaps, one Gaussian of height 1 per joint.
 
     Args:
-        joints: ``[J, 2]``, x and y in pixels of the heatmap.
-        visible: ``[J]``, 0 for joints without a label.
-        size: ``(h, w)`` of the heatmap.
-        sigma: of the Gaussian, in pixels of the heatmap.
-        unbiased: whether the centre keeps its fraction (DARK, section 3.2) or is rounded, as the guide does.
+        joints: x and y ``[J, 2]`` in pixels of the heatmap.
+        visible: Visibility ``[J]``, 0 for unlabelled joints.
+        size: Size ``(h, w)`` of the heatmap in pixels.
+        sigma: Standard deviation of the Gaussian in pixels of the heatmap.
+        unbiased: Whether to keep the fraction of the centre (DARK, section 3.2) instead of rounding it, as the guide
+            does.
 
     Returns:
-        ``([J, h, w], [J])`` fp32: the maps, and a weight of 0 where there is no label or nothing of the Gaussian
-        (three sigma) lies within the map.
+        ``([J, h, w], [J])`` fp32: heatmaps, and weights, which are 0 for joints that are unlabelled or whose Gaussian
+        (three sigma) lies outside the map.
     """
     height, width = size
     centres = joints if unbiased else np.floor(joints + 0.5)
@@ -129,16 +130,16 @@ def draw_heatmaps(
 
 
 def decode_heatmaps(heatmaps: np.ndarray, *, dark: bool = False, blur: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Find the joints in heatmaps.
+    """Decode joint positions from heatmaps.
 
     Args:
-        heatmaps: ``[N, J, h, w]``; not changed.
-        dark: Taylor expansion of the logarithm around the maximum (DARK) in place of the quarter pixel.
-        blur: odd window of the Gaussian that smooths before DARK, in pixels.
+        heatmaps: Heatmaps ``[N, J, h, w]``; not changed.
+        dark: Whether to refine the maximum by a Taylor expansion of the logarithm (DARK) instead of a quarter pixel.
+        blur: Window of the Gaussian filter before DARK in pixels, odd.
 
     Returns:
-        ``([N, J, 2], [N, J])``: x and y in pixels of the heatmap, and the height of the maximum. A map without a
-        positive value gives (0, 0).
+        ``([N, J, 2], [N, J])``: x and y in pixels of the heatmap, and the value of the maximum. Maps without a positive
+        value give (0, 0).
     """
     count, joints, height, width = heatmaps.shape
     maps = heatmaps.reshape(count * joints, height, width).astype("float64")
@@ -161,7 +162,7 @@ def _quarter_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _dark_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``-H^-1 g`` of the logarithm at the maximum, at most one pixel; 0 at the border and where there is no peak."""
+    """Return ``-H^-1 g`` of the logarithm at the maximum, in [-1, 1] pixels; 0 without a peak or at the border."""
     rows, (height, width) = np.arange(len(maps)), maps.shape[1:]
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
     x, y, logs = x.clip(2, width - 3), y.clip(2, height - 3), np.log(np.maximum(maps, 1e-10))
@@ -180,7 +181,7 @@ def _dark_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(maps: np.ndarray, window: int) -> np.ndarray:
-    """Gaussian blur with OpenCV's sigma for ``window``, each map brought back to its old maximum."""
+    """Blur with OpenCV's sigma for ``window``; each map keeps its maximum."""
     sigma, reach = 0.3 * ((window - 1) * 0.5 - 1) + 0.8, window // 2
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()

@@ -1,7 +1,7 @@
-"""Building blocks of the high-resolution networks, in operations that export, fuse and quantise everywhere.
+"""Building blocks of high-resolution networks, from portable operators.
 
-Resizing is written as a depthwise transposed convolution or as matrix products: Paddle Inference with oneDNN (its
-default) fails on every interpolation operator, and converters refuse float scale factors.
+They export, fuse and quantise on all engines. Resizing is a depthwise transposed convolution or matrix products: Paddle
+Inference with oneDNN (its default) fails on every interpolation operator, and converters reject float scale factors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class ConvBN(nn.Layer):
     """Convolution without bias, batch normalisation, activation; "same" padding.
 
     Args:
-        in_channels: of ``x``.
-        out_channels: of the result.
-        kernel: odd size of the window.
-        stride: of the window.
-        groups: of the convolution.
-        act: behind the normalisation; ``None`` for none.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel: Kernel size in pixels, odd.
+        stride: Stride in pixels.
+        groups: Number of groups of the convolution.
+        act: Activation after the normalisation; ``None`` for none.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class ConvBN(nn.Layer):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
+        """Return maps ``[N, out, H / stride, W / stride]`` of ``x`` ``[N, in, H, W]``."""
         x = self.norm(self.conv(x))
         return x if self.act is None else self.act(x)
 
 
 class SeparableConv(nn.Layer):
-    """Depthwise 3x3 and pointwise 1x1 `ConvBN`, the activation behind the second alone.
+    """Depthwise 3x3 and pointwise 1x1 `ConvBN`, activation only after the second.
 
     Args:
-        in_channels: of ``x``.
-        out_channels: of the result.
-        stride: of the depthwise window.
-        act: behind the pointwise convolution.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        stride: Stride of the depthwise convolution in pixels.
+        act: Activation after the pointwise convolution; ``None`` for none.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, act: Act = None) -> None:
@@ -75,21 +75,34 @@ class SeparableConv(nn.Layer):
         self.pointwise = ConvBN(in_channels, out_channels, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
+        """Return maps ``[N, out, H / stride, W / stride]`` of ``x`` ``[N, in, H, W]``."""
         return self.pointwise(self.depthwise(x))
 
 
 def upsample_nearest(x: Tensor, factor: int) -> Tensor:
-    """Repeat every pixel of ``[N, C, H, W]`` ``factor`` x ``factor`` times, as a depthwise transposed convolution."""
+    """Upsample ``[N, C, H, W]`` by ``factor``, nearest neighbour.
+
+    Written as a depthwise transposed convolution.
+
+    Args:
+        x: Maps ``[N, C, H, W]``.
+        factor: Integer scale factor.
+    """
     channels = x.shape[1]
     ones = paddle.ones([channels, 1, factor, factor], dtype=x.dtype)
     return F.conv2d_transpose(x, ones, stride=factor, groups=channels)
 
 
 def upsample_bilinear(x: Tensor, height: int, width: int) -> Tensor:
-    """Bring ``[N, C, h, w]`` to ``height`` x ``width``, bilinear with aligned corners, as two matrix products.
+    """Resize ``[N, C, h, w]`` bilinearly with aligned corners.
 
-    With three axes: Paddle Inference with oneDNN computes a product of four wrongly behind a convolution.
+    Written as two matrix products of 3-D tensors: Paddle Inference with oneDNN computes 4-D products after a
+    convolution wrongly.
+
+    Args:
+        x: Maps ``[N, C, h, w]``.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
     """
     _, channels, low, narrow = x.shape
     rows, columns = _hat_weights(height, low), paddle.t(_hat_weights(width, narrow))
@@ -99,25 +112,29 @@ def upsample_bilinear(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _hat_weights(target: int, size: int) -> Tensor:
-    """Share ``[target, size]`` of every source position in every target position along one axis."""
+    """Return interpolation weights ``[target, size]`` of one axis."""
     place = paddle.arange(target, dtype="float32") * ((size - 1) / max(target - 1, 1))
     return F.relu(1.0 - paddle.abs(place.unsqueeze(1) - paddle.arange(size, dtype="float32")))
 
 
 def downsample_mean(x: Tensor, factor: int) -> Tensor:
-    """Average ``[N, C, H, W]`` over windows of ``factor`` x ``factor``: adaptive pooling where sizes divide."""
+    """Average ``[N, C, H, W]`` over windows of ``factor`` x ``factor`` pixels."""
     return x if factor == 1 else F.avg_pool2d(x, factor, stride=factor)
 
 
 def raised(target: int, maps: list[Tensor], paths: nn.LayerDict) -> Tensor | None:
-    """Sum the maps coarser than ``target``, each through its path and upsampled to it; ``None`` for the coarsest.
+    """Sum the maps coarser than ``target``, upsampled to its size.
 
-    Goes from the coarsest map up, doubling the sum so far: fewer and smaller upsampled maps than one a source.
+    Starts from the coarsest map and doubles the running sum, which needs fewer and smaller upsampled maps than
+    upsampling each source separately.
 
     Args:
-        target: index of the map whose size is wanted.
-        maps: each half the size of the one before.
-        paths: 1x1 layers, ``"<source>_to_<target>"``.
+        target: Index of the map whose size is wanted.
+        maps: Maps ``[N, C, H, W]``, each half the size of the one before.
+        paths: 1x1 layers by ``"<source>_to_<target>"``.
+
+    Returns:
+        The sum; ``None`` if ``target`` is the coarsest map.
     """
     total: Tensor | None = None
     for source in range(len(maps) - 1, target, -1):

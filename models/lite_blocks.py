@@ -1,7 +1,7 @@
-"""Blocks of Lite-HRNet: conditional channel weighting, the plain shuffle unit, and pairs of them without a shuffle.
+"""Blocks of Lite-HRNet: channel weighting, shuffle units, and pairs of both.
 
 Paper: Yu et al., "Lite-HRNet: A Lightweight High-Resolution Network", CVPR 2021, arXiv:2104.06403.
-Reference code: github.com/HRNet/Lite-HRNet (Apache-2.0). Written anew from the paper.
+Reference code: github.com/HRNet/Lite-HRNet (Apache-2.0). Implemented from the paper.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["ChannelWeighting", "PairedBlocks", "ShuffleUnit", "paired_order"]
 
 
 class _CrossResolutionWeighting(nn.Layer):
-    """One weight per channel and low-resolution pixel, from all branches averaged down to the lowest one."""
+    """Weights per channel and pixel, from all branches pooled to the lowest resolution."""
 
     def __init__(self, channels: list[int], ratio: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _CrossResolutionWeighting(nn.Layer):
 
 
 class _SpatialWeighting(nn.Layer):
-    """One weight per channel from the average over all pixels (squeeze and excitation, arXiv:1709.01507)."""
+    """Channel weights from global average pooling (squeeze-and-excitation, arXiv:1709.01507)."""
 
     def __init__(self, channels: int, ratio: int = 4) -> None:
         super().__init__()
@@ -48,11 +48,13 @@ class _SpatialWeighting(nn.Layer):
 
 
 class ChannelWeighting(nn.Layer):
-    """Conditional channel weighting of the working half of every branch: cross-resolution, 3x3 depthwise, spatial.
+    """Conditional channel weighting of the processed half of each branch.
+
+    Cross-resolution weighting, 3x3 depthwise convolution, spatial weighting.
 
     Args:
-        channels: of the working half of each branch, finest first.
-        ratio: by which the cross-resolution weights squeeze the channels.
+        channels: Channels of the processed half of each branch, finest first.
+        ratio: Reduction ratio of the cross-resolution weighting.
     """
 
     def __init__(self, channels: list[int], ratio: int = 8) -> None:
@@ -62,17 +64,19 @@ class ChannelWeighting(nn.Layer):
         self.spatial_weighting = nn.LayerList([_SpatialWeighting(c) for c in channels])
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps of one image at falling resolutions, ``[N, C_i, H_i, W_i]``, to maps of the same shapes."""
+        """Return maps of the same shapes ``[N, C_i, H_i, W_i]``, finest first."""
         weighted = self.cross_resolution_weighting(maps)
         convolved = [conv(weighted[i]) for i, conv in enumerate(self.depthwise_convs)]
         return [weigh(convolved[i]) for i, weigh in enumerate(self.spatial_weighting)]
 
 
 class ShuffleUnit(nn.Layer):
-    """The working half of ShuffleNetV2's unit (Ma et al., 2018, arXiv:1807.11164) for each branch by itself.
+    """Processed half of the ShuffleNetV2 unit (Ma et al., 2018, arXiv:1807.11164).
+
+    Each branch is processed separately.
 
     Args:
-        channels: of the working half of each branch.
+        channels: Channels of the processed half of each branch.
     """
 
     def __init__(self, channels: list[int]) -> None:
@@ -85,22 +89,22 @@ class ShuffleUnit(nn.Layer):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
+        """Return maps of the same shapes ``[N, C_i, H_i, W_i]``."""
         return [branch(maps[i]) for i, branch in enumerate(self.branches)]
 
 
 class PairedBlocks(nn.Layer):
-    """Two shuffle blocks in a row, computed with one regrouping of channels instead of two shuffles.
+    """Two consecutive shuffle blocks with one channel permutation instead of two.
 
-    The paper's block keeps the first half of the channels, works on the second, and interleaves the two. After the
-    first block the second would keep and work on channels that lie interleaved; since a block's weights may be stored
-    in any order of its channels, the second block here works on ``[rest of the kept half, rest of the worked half]``
-    as they lie, and one gather puts the channels where two shuffles would have left them.
+    The paper's block keeps the first half of the channels, processes the second, and interleaves the two. A block's
+    weights may be stored in any order of its channels. Therefore the second block here processes ``[rest of the kept
+    half, rest of the processed half]`` without interleaving, and a single gather then puts the channels into the order
+    of two shuffles.
 
     Args:
-        first: works on lists of maps, as `ChannelWeighting` does.
-        second: the same.
-        channels: of each branch, even numbers.
+        first: Layer from a list of maps to a list of maps, such as `ChannelWeighting`.
+        second: Layer of the same type.
+        channels: Channels of each branch, even numbers.
     """
 
     def __init__(self, first: nn.Layer, second: nn.Layer, channels: list[int]) -> None:
@@ -111,7 +115,7 @@ class PairedBlocks(nn.Layer):
             self.register_buffer(f"order{i}", _regrouping(c), persistable=False)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps ``[N, C_i, H_i, W_i]`` to maps of the same shapes."""
+        """Return maps of the same shapes ``[N, C_i, H_i, W_i]``."""
         parts = [paddle.split(x, _thirds(self._halves[i]), axis=1) for i, x in enumerate(maps)]
         worked = self.first([part[2] for part in parts])
         kept, again = [], []
@@ -132,11 +136,11 @@ class PairedBlocks(nn.Layer):
 
 
 def _regrouping(channels: int) -> Tensor:
-    """The final order of `paired_order` as `PairedBlocks` needs it.
+    """Return the final order of `paired_order` as a tensor.
 
     Returns:
-        ``[C]`` int64 indices; for a width that is no multiple of 16 the same as a 1x1 kernel ``[C, C, 1, 1]`` of zeros
-        and ones, since engines that compute in blocks of channels pay dearly to leave and enter these for a gather.
+        ``[C]`` int64 indices; if the width is not a multiple of 16, a permutation matrix as 1x1 kernel
+        ``[C, C, 1, 1]``, since for engines with blocked channel layouts the conversions around a gather are expensive.
     """
     order = paired_order(channels)[1]
     if channels % 16 == 0:
@@ -150,21 +154,21 @@ def _thirds(half: int) -> list[int]:
 
 
 def paired_order(channels: int) -> tuple[list[int], list[int]]:
-    """How `PairedBlocks` orders the channels of one branch.
+    """Return the channel orders of one branch of `PairedBlocks`.
 
     Args:
-        channels: of the branch, even.
+        channels: Number of channels of the branch, even.
 
     Returns:
-        ``(working, final)``: ``working[k]`` is the place, within the paper's working half of the second block, of the
-        channel that lies at ``k`` here; ``final[k]`` is the place, before the last gather, of output channel ``k``.
+        ``(working, final)``: ``working[k]`` is the index, within the paper's processed half of the second block, of
+        channel ``k`` here; ``final[k]`` is the index before the final gather of output channel ``k``.
     """
     half = channels // 2
-    shuffled = [k // 2 if k % 2 == 0 else half + k // 2 for k in range(channels)]  # what lies at k behind block one
-    mine = [k for k in range(channels) if k < half - half // 2]  # kept by both
-    mine += range(half, half + half // 2)  # worked on, then kept
-    mine += range(half - half // 2, half)  # kept, then worked on
-    mine += range(half + half // 2, channels)  # worked on by both
+    shuffled = [k // 2 if k % 2 == 0 else half + k // 2 for k in range(channels)]  # channel at k after the first block
+    mine = [k for k in range(channels) if k < half - half // 2]  # kept by both blocks
+    mine += range(half, half + half // 2)  # processed, then kept
+    mine += range(half - half // 2, half)  # kept, then processed
+    mine += range(half + half // 2, channels)  # processed by both
     working = [shuffled[half:].index(channel) for channel in mine[half:]]
     twice = [shuffled[shuffled[k]] for k in range(channels)]
     return working, [mine.index(channel) for channel in twice]

@@ -1,8 +1,8 @@
-"""Lite-HRNet, the light network of the guide, and its naive variants.
+"""Lite-HRNet, the light network of the guide, and naive Lite-HRNet.
 
 Paper: Yu et al., "Lite-HRNet: A Lightweight High-Resolution Network", CVPR 2021, arXiv:2104.06403.
 Reference code: github.com/HRNet/Lite-HRNet (Apache-2.0); the guide's port: PaddleDetection (Apache-2.0).
-Written anew from the paper; weights of the guide load through `models.guide_weights`.
+Implemented from the paper; `models.guide_weights` loads the guide's weights.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StageTable:
 
 
 class _Stem(nn.Layer):
-    """Stride 4: a 3x3 convolution, then a shuffle block whose halves both halve the resolution."""
+    """Stem of stride 4: a 3x3 convolution and a shuffle block, each of stride 2."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -58,17 +58,20 @@ class _Stem(nn.Layer):
         self.linear_conv = ConvBN(channels, half, act=F.relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The result lacks the paper's last shuffle: the layers behind read its channels in the order they lie."""
+        """Return maps ``[N, C, H/4, W/4]`` without the paper's last shuffle.
+
+        The next layers store their weights in the order of these channels.
+        """
         one, two = paddle.chunk(self.conv1(x), 2, axis=1)
         two = self.linear_conv(self.depthwise_conv(self.expand_conv(two)))
         return paddle.concat([self.branch1(one), two], axis=1)
 
 
 class _Fuse(nn.Layer):
-    """Every output is the sum of all branches brought to its resolution and width, through a ReLU.
+    """Fuse branches: each output is the ReLU of the sum of all, resized and projected.
 
-    As the authors' code has it, on which their weights and the guide's depend: the finest branch counts twice in
-    every sum, and it goes down as already fused (before its ReLU).
+    As in the authors' code, on which their weights and the guide's depend, each sum counts the finest branch twice, and
+    it is downsampled after its own fusion (before the ReLU).
     """
 
     def __init__(self, channels: list[int]) -> None:
@@ -98,7 +101,7 @@ class _Fuse(nn.Layer):
 
 
 def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
-    """Separable convolutions of stride 2; only the last changes the channels and has no activation."""
+    """Return separable convolutions of stride 2; the last sets the width, without activation."""
     last = steps - 1
     return nn.Sequential(
         *(
@@ -114,7 +117,7 @@ def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
 
 
 class _Module(nn.Layer):
-    """Two shuffle blocks over all branches, then the exchange between them."""
+    """Two shuffle blocks of all branches, followed by their fusion."""
 
     def __init__(self, channels: list[int], *, weighting: bool) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class _Module(nn.Layer):
 
 
 class _IterativeHead(nn.Layer):
-    """From the lowest resolution up: add to the next finer map, project to the width of the one after it."""
+    """Upsample from the coarsest map: add to the next finer one, project to its width."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -147,14 +150,14 @@ class _IterativeHead(nn.Layer):
 
 
 class LiteHRNet(nn.Layer):
-    """Lite-HRNet: ``[N, 3, H, W]`` to a list of maps of strides 4, 8, 16, 32.
+    """Lite-HRNet; returns a list of maps of strides 4, 8, 16, 32.
 
     Args:
-        table: its stages, see the factories.
-        in_channels: of the image.
+        table: Stages, see the factory functions.
+        in_channels: Number of channels of the image.
 
     Attributes:
-        channels: of the maps returned: ``width`` times 1, 1, 2, 4.
+        channels: Numbers of channels of the maps: ``width`` times 1, 1, 2, 4.
     """
 
     def __init__(self, table: StageTable, *, in_channels: int = 3) -> None:
@@ -172,14 +175,14 @@ class LiteHRNet(nn.Layer):
         self.channels = self.head.out_channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """``[N, 3, H, W]``, ``H`` and ``W`` multiples of 32, to maps ``[N, C, H/4, W/4]``, ...
+        """Return maps ``[N, C, H/4, W/4]``, ... of images ``[N, 3, H, W]``.
 
         Raises:
-            ValueError: sizes that do not divide, or are not known.
+            ValueError: Height or width is dynamic or not a multiple of 32.
         """
         check_image(x)
         maps = [self.stem(x)]
-        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export knows no `strict`)
+        for transition, stage in zip(self.transitions, self.stages):  # noqa: B905 (export does not support `strict`)
             maps = [change(maps[min(i, len(maps) - 1)]) for i, change in enumerate(transition)]
             for module in stage:
                 maps = module(maps)
@@ -187,7 +190,7 @@ class LiteHRNet(nn.Layer):
 
 
 def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
-    """Change the width of a branch where it differs, and grow the next branch from the lowest resolution."""
+    """Return layers that change the widths of branches and add one from the coarsest."""
     changes: list[nn.Layer] = []
     for i, wanted in enumerate(channels):
         if i >= len(before):
@@ -200,25 +203,37 @@ def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
 
 
 def lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
-    """Lite-HRNet-18 (arXiv:2104.06403): 1.1 M parameters and 205 M multiply-adds as a pose network at 256x192."""
+    """Build Lite-HRNet-18 (arXiv:2104.06403).
+
+    As a pose network at 256x192 it has 1.1 M parameters and 205 M multiply-adds.
+    """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=True), in_channels=in_channels)
 
 
 def lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
-    """Lite-HRNet-30 (arXiv:2104.06403): 1.8 M parameters and 319 M multiply-adds as a pose network at 256x192."""
+    """Build Lite-HRNet-30 (arXiv:2104.06403).
+
+    As a pose network at 256x192 it has 1.8 M parameters and 319 M multiply-adds.
+    """
     return LiteHRNet(StageTable(modules=(3, 8, 3), width=40, weighting=True), in_channels=in_channels)
 
 
 def naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
-    """Naive Lite-HRNet-18 (arXiv:2104.06403), shuffle blocks alone: 0.7 M parameters, 195 M multiply-adds."""
+    """Build naive Lite-HRNet-18 (arXiv:2104.06403), only shuffle blocks.
+
+    As a pose network at 256x192 it has 0.7 M parameters and 195 M multiply-adds.
+    """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=30, weighting=False), in_channels=in_channels)
 
 
 def wider_naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
-    """Wider naive Lite-HRNet-18 (arXiv:2104.06403): 1.3 M parameters, 311 M multiply-adds."""
+    """Build wider naive Lite-HRNet-18 (arXiv:2104.06403).
+
+    As a pose network at 256x192 it has 1.3 M parameters and 311 M multiply-adds.
+    """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=False), in_channels=in_channels)
 
 
 def naive_lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
-    """The naive network at the depth of Lite-HRNet-30; not in the paper."""
+    """Build naive Lite-HRNet with the depth of Lite-HRNet-30; not in the paper."""
     return LiteHRNet(StageTable(modules=(3, 8, 3), width=30, weighting=False), in_channels=in_channels)

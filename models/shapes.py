@@ -1,4 +1,4 @@
-"""What the networks ask of an image."""
+"""Check the shapes of input images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ __all__ = ["check_image"]
 
 
 def check_image(x: Tensor, *, multiple: int = 32) -> None:
-    """Refuse an image whose height or width does not divide, or is left open at export.
+    """Check that height and width are known and multiples of ``multiple``.
+
+    Args:
+        x: Images ``[N, C, H, W]``.
+        multiple: Divisor of height and width, in pixels.
 
     Raises:
-        ValueError: says the shape and what is allowed.
+        ValueError: The shape is not allowed; the message names the shape and what is allowed.
     """
     shape = list(x.shape)
     if len(shape) != 4:
         raise ValueError(f"The network takes [N, C, H, W], got a tensor of shape {shape}.")
-    if not all(isinstance(size, int) and size > 0 for size in shape[2:]):  # open at export: -1, or a tensor
+    if not all(isinstance(size, int) and size > 0 for size in shape[2:]):  # dynamic at export: -1, or a tensor
         raise ValueError("Height and width must be known at export: give InputSpec([None, 3, 256, 192]), for instance.")
     if shape[2] % multiple or shape[3] % multiple:
         raise ValueError(f"Height and width must be multiples of {multiple}, got {shape[2]}x{shape[3]}.")

@@ -1,1 +1,1 @@
-"""Tools of the maintainers: not in the wheel."""
+"""Maintainer tools; not part of the wheel."""

@@ -1,4 +1,4 @@
-"""Run a file on the emulated processor, for `ArmEmulator.run`.
+"""Run a file on the emulated CPU, in the child process of `ArmEmulator.run`.
 
 Arguments: ``ENGINE RUNS INPUTS.npz OUTPUTS.npz FILE...``.
 """
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def main(engine: str, runs: str, inputs: str, outputs: str, *files: str) -> None:
-    """Load the file, call it ``runs`` times with all inputs, and write what came out."""
+    """Load the file, run it ``runs`` times on all inputs, and write its outputs."""
     if platform.machine() != "aarch64":
-        raise SystemExit(f"this is {platform.machine()}, no ARM processor")
+        raise SystemExit(f"this is {platform.machine()}, not an ARM processor")
     with np.load(inputs) as stored:
         arrays = [stored[key] for key in stored.files]
     predict, got = _loaded(engine, files), list[np.ndarray]()
@@ -32,7 +32,7 @@ def main(engine: str, runs: str, inputs: str, outputs: str, *files: str) -> None
 
 
 def _loaded(engine: str, files: tuple[str, ...]) -> Predict:
-    if engine == "onnxruntime":  # the engine's own class would need Paddle, which has no such wheel
+    if engine == "onnxruntime":  # the engine class needs Paddle, which has no wheel for ARM
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

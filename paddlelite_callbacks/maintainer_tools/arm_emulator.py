@@ -1,7 +1,7 @@
 """Run exported files on an emulated ARM processor (qemu-user).
 
-For the maintainer, on Linux for x86-64 with ``apt-get``, ``dpkg-deb`` and a network. Nothing is installed into the
-system: packages are unpacked into a folder of their own, and qemu runs the programs in it without a chroot.
+Needs Linux on x86-64 with ``apt-get``, ``dpkg-deb`` and internet access. Nothing is installed system-wide: packages
+are unpacked into a separate folder, and qemu runs its programs without a chroot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 __all__ = ["ArmEmulator", "ArmRun", "build_arm_root", "missing_for_arm"]
 
 CPU = "cortex-a76"
-_SUITE = "bookworm"  # Debian 12: its qemu 7.2 and Python 3.11 were tried
+_SUITE = "bookworm"  # Debian 12; tested with its qemu 7.2 and Python 3.11
 _PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1")
 _WHEELS = (  # onnxruntime 1.32 crashes in qemu 7.2
     *("numpy==1.26.4", "onnxruntime==1.20.1", "MNN==3.6.1", "ncnn==1.0.20261020"),
@@ -31,18 +31,18 @@ _WHEELS = (  # onnxruntime 1.32 crashes in qemu 7.2
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 _READY = "ready.json"
 _SECONDS = 1800
-_FEW, _MANY = 2, 6  # calls; the first prepares weights
+_FEW, _MANY = 2, 6  # numbers of calls; the first call also prepares weights
 _COUNTED = "INSTRUCTIONS "
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmRun:
-    """What an engine gave on the emulated processor.
+    """Result of an engine on the emulated CPU.
 
     Args:
-        outputs: of one call.
-        instructions_m: millions of instructions of one call, a proxy for its cost; ``None`` where none were counted.
-            It tells nothing of memory, caches or issue width: never read it as a time.
+        outputs: Outputs of one call.
+        instructions_m: Instructions per call in millions, a proxy for its cost; ``None`` if not counted. It ignores
+            memory, caches and issue width and is not a latency.
     """
 
     outputs: list[np.ndarray]
@@ -50,7 +50,7 @@ class ArmRun:
 
 
 def missing_for_arm() -> str | None:
-    """Return what `build_arm_root` lacks on this machine; ``None`` if nothing."""
+    """Return what `build_arm_root` needs and this machine lacks, or ``None``."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"the emulator is built on Linux for x86-64, this is {sys.platform} on {platform.machine()}"
     lacking = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
@@ -58,13 +58,13 @@ def missing_for_arm() -> str | None:
 
 
 def build_arm_root(folder: Path) -> ArmEmulator:
-    """Download and unpack what is needed (about 140 MB), unless it is there.
+    """Download and unpack emulator, Python and engines, unless already there.
 
     Args:
-        folder: for nothing else; some 650 MB.
+        folder: Folder used only for this; the download is about 140 MB, the folder about 650 MB.
 
     Raises:
-        RuntimeError: a download or an unpacking failed; carries the end of what the program said.
+        RuntimeError: A download or an extraction failed; the message ends with the program's output.
     """
     folder = folder.absolute()
     if not (folder / _READY).is_file():
@@ -84,7 +84,7 @@ class ArmEmulator:
     """An emulated Cortex-A76 with ONNX Runtime, MNN and ncnn.
 
     Args:
-        folder: of `build_arm_root`.
+        folder: Folder of `build_arm_root`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,17 +98,17 @@ class ArmEmulator:
         return self._started([str(self._qemu), "--version"]).stdout.splitlines()[0]
 
     def run(self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, count: bool = False) -> ArmRun:
-        """Load ``files`` and call them.
+        """Load a network from ``files`` and run it.
 
         Args:
-            engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (what `native_file` gives).
-            files: that belong to the network, the one that is opened first.
-            inputs: in the file's order.
-            count: whether to count instructions too: it is started twice, for two calls and for six, so that start and
-                loading cancel out.
+            engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (result of `native_file`).
+            files: Files of the network; the first is the one to open.
+            inputs: Input arrays in the order of the file.
+            count: Whether to count instructions. The engine is then started twice, with two and with six calls, so that
+                start and loading cancel out.
 
         Raises:
-            RuntimeError: the engine failed, or the emulator died.
+            RuntimeError: The engine failed, or the emulator crashed.
         """
         if not count or not (self._folder / "counter.so").is_file():
             return ArmRun(outputs=self._called(engine, files, inputs, runs=1, counted=False)[0])
@@ -163,7 +163,7 @@ class ArmEmulator:
 
 
 def _unpack_debian(folder: Path, architecture: str, packages: Sequence[str], target: Path) -> None:
-    """Download and unpack ``packages`` with their dependencies, by a private apt."""
+    """Download and unpack ``packages`` with dependencies, with a separate apt state."""
     apt = folder / f"apt-{architecture}"
     for name in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d"):
         (apt / name).mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _has_pip(python: str) -> bool:
 
 
 def _built_counter(folder: Path) -> str | None:
-    """Compile the plugin that counts instructions; return why there is none."""
+    """Compile the plugin that counts instructions; return a reason on failure."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return "no C compiler: instructions are not counted"

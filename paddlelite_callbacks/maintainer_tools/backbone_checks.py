@@ -1,4 +1,4 @@
-"""Checks of each backbone: training, export to each format, quantisation."""
+"""Check backbones: training, export to each format, quantisation."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ Check = Callable[[Layer, Tensor], "bool | str"]
 
 
 def settle_(network: Layer, x: Tensor) -> None:
-    """Set batch-norm statistics of a random ``network`` from ``x``.
+    """Set the batch-norm statistics of an untrained network from ``x``, in place.
 
-    With the statistics that they start from (0 and 1) deep networks run to values of 1e5, where rounding alone differs
-    by more than any tolerance.
+    With the initial statistics (0 and 1), activations of deep networks reach 1e5, where rounding errors exceed any
+    tolerance.
+
+    Args:
+        network: Network with batch-norm layers.
+        x: Images ``[N, C, H, W]``; their mirror images are used too.
     """
     norms = [layer for layer in network.sublayers() if hasattr(layer, "_momentum") and hasattr(layer, "_variance")]
     momenta = [layer._momentum for layer in norms]
@@ -46,7 +50,7 @@ def settle_(network: Layer, x: Tensor) -> None:
 
 
 def _train(network: Layer, x: Tensor) -> bool | str:
-    """Check that one SGD step reaches every weight and leaves it finite."""
+    """Check that every weight has a gradient and is finite after one SGD step."""
     network = _copy(network)
     network.train()
     optimizer = paddle.optimizer.SGD(0.01, parameters=network.parameters())
@@ -59,7 +63,7 @@ def _train(network: Layer, x: Tensor) -> bool | str:
 
 
 def _paddle(network: Layer, x: Tensor) -> bool | str:
-    """Check ``jit.save`` and ``jit.load`` with a free batch size."""
+    """Check ``jit.save`` and ``jit.load`` with a dynamic batch size."""
     network = _copy(network)
     with tempfile.TemporaryDirectory() as folder:
         program = export_paddle(network, Path(folder), input_spec=[_spec(x)])

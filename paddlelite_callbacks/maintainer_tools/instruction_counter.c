@@ -1,4 +1,4 @@
-/* Plugin of qemu-user: counts the guest's instructions and writes the sum to the error output at the end. */
+/* qemu-user plugin: count the guest's instructions and write the sum to stderr at exit. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

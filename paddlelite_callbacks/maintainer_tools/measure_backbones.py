@@ -1,8 +1,8 @@
-"""Measure backbones by building them, for the catalogue of `list_backbones`.
+"""Build and measure backbones for the catalogue of `list_backbones`.
 
-``python -m paddlelite_callbacks.maintainer_tools.measure_backbones [name ...]`` measures the networks named (all
-without names) and puts them into the data file of the package; each runs in a process of its own, so that one that
-dies harms none.
+``python -m paddlelite_callbacks.maintainer_tools.measure_backbones [name ...]`` measures the named networks (default:
+all) and writes them to the data file of the package. Each is measured in a separate process, so that a crash affects
+only that network.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from paddlelite_callbacks.utils.progress import tqdm
 __all__ = ["LeftOutError", "main", "measure"]
 
 _SIZE = 224
-_NEEDED = (8, 16, 32)  # strides that a trunk must have to serve a detector, a pose or a segmentation network
-# Networks that are not built, since they run to billions of weights: their modules hold no maps.
+_NEEDED = (8, 16, 32)  # strides that detection, pose and segmentation networks need
+# Modules of networks without feature maps; not built, since some have billions of weights.
 _TOKENS = ("foundation_vit", "foundation_vit_variant", "cae", "vision_transformer", "distilled_vision_transformer")
 
 
 class LeftOutError(Exception):
-    """A network does not belong into the catalogue."""
+    """A network is not suitable for the catalogue; the message says why."""
 
 
 def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
-    """Build ``name`` and return its entry of the catalogue.
+    """Build a backbone and return its catalogue entry.
 
     Args:
-        name: see `known_names`.
-        checks: names from `CHECKS` to run on its trunk.
+        name: Name of the backbone, see `known_names`.
+        checks: Keys of `CHECKS` to run on its trunk.
 
     Raises:
-        LeftOutError: it cannot be built, cannot be run at 224x224, or has no maps of the needed strides.
+        LeftOutError: It cannot be built, cannot be run at 224x224, or has no maps of the needed strides.
     """
     x = paddle.rand([1, 3, _SIZE, _SIZE])
     try:
@@ -85,18 +85,18 @@ def measure(name: str, *, checks: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; see the module.
+    """Measure backbones and update the data file.
 
     Args:
-        arguments: without the program's name; ``None`` for those of the process.
+        arguments: Command-line arguments without the program's name; ``None`` for ``sys.argv``.
     """
     parser = argparse.ArgumentParser(
         prog="python -m paddlelite_callbacks.maintainer_tools.measure_backbones", description=__doc__
     )
     parser.add_argument("names", nargs="*", help="names or patterns such as 'PPLCNet_*'; none for all")
-    parser.add_argument("--checks", nargs="*", choices=[*CHECKS], default=[*CHECKS], help="what to try besides")
+    parser.add_argument("--checks", nargs="*", choices=[*CHECKS], default=[*CHECKS], help="checks to run; default: all")
     parser.add_argument("--output", type=Path, default=DATA, help="the data file (default: the package's own)")
-    parser.add_argument("--seconds", type=float, default=300, help="after which one network is given up (default 300)")
+    parser.add_argument("--seconds", type=float, default=300, help="time limit per network (default: 300)")
     options = parser.parse_args(arguments)
     data = _read(options.output)
     for name in tqdm(_chosen(options.names), unit="network"):
@@ -122,13 +122,13 @@ def _chosen(patterns: Sequence[str]) -> list[str]:
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
-    """Match names as `list_backbones` does."""
+    """Return the names that match ``pattern``, as `list_backbones` does."""
     exact = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     return exact or [name for name in names if fnmatch.fnmatchcase(name.casefold(), pattern.casefold())]
 
 
 def _in_a_process(name: str, checks: Sequence[str], seconds: float) -> dict[str, Any] | str:
-    context = multiprocessing.get_context("fork")  # paddle and paddleclas are imported once
+    context = multiprocessing.get_context("fork")  # so that paddle and paddleclas are imported only once
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(name, checks, sender))
     begin = time.monotonic()
@@ -148,7 +148,7 @@ def _in_a_process(name: str, checks: Sequence[str], seconds: float) -> dict[str,
 
 
 def _child(name: str, checks: Sequence[str], sender: Any) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Paddle's C++ side talks
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # silence the log of Paddle's C++ code
     try:
         module = _without_maps(name)
         sender.send(module if module else measure(name, checks=checks))

@@ -1,9 +1,9 @@
 """Check catalogue networks in phone engines, and write a table of results.
 
-``python -m paddlelite_callbacks.maintainer_tools.phone_table RESULTS.jsonl [NAME ...] --root FOLDER`` adds a line a
-network (what stands there is not done again); without names it writes ``table.md`` beside the results. Weights are
-random, statistics of norms those of the inputs, int8 is post-training (`ptq_int8`, ``activation_symmetric``): figures
-are of engines and files, not of accuracy. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2.
+``python -m paddlelite_callbacks.maintainer_tools.phone_table RESULTS.jsonl [NAME ...] --root FOLDER`` adds one line per
+network (networks in the file are skipped); without names it only writes ``table.md`` beside the results. Weights are
+random, batch-norm statistics come from the inputs, int8 is post-training (`ptq_int8`, ``activation_symmetric``): the
+results show how engines compute the files, not accuracy. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SIZES = {
     "ONNX fp32": ("onnx", "fp32"),
     "ONNX int8": ("onnx", "int8"),
 }
-_CHECKS = {  # of the table, by heading
+_CHECKS = {  # column heading -> key of ``engines``
     "Paddle 2.6.2": "paddle2",
     "Lite x86": "lite-x86",
     "ORT ARM fp32": "arm-onnxruntime-fp32",
@@ -61,13 +61,13 @@ def measure(name: str, folder: Path, emulator: ArmEmulator) -> dict[str, Any]:
     """Export a network in float and int8 and check it in each phone engine.
 
     Args:
-        name: of the catalogue.
-        folder: for the files; empty.
-        emulator: of `build_arm_root`.
+        name: Name of a catalogue network.
+        folder: Empty folder for the files.
+        emulator: Result of `build_arm_root`.
 
     Returns:
-        Sizes in MB, and by engine ``off`` (largest difference over the largest output) with ``passed``, or ``error``;
-        for ARM also ``instructions_m``, millions of instructions a call.
+        Sizes in MB; for each engine ``off`` (largest difference relative to the largest output) and ``passed``, or
+        ``error``; on ARM also ``instructions_m``, instructions per call in millions.
     """
     paddle.seed(0)
     network, images = build(name), paddle.rand([_CALIBRATION, 3, _SIZE, _SIZE])
@@ -168,10 +168,10 @@ def _in_paddle_2(artefact: Artefact, given: Sequence[np.ndarray], folder: Path) 
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of the page: sizes, agreement, and instructions a call.
+    """Return a Markdown table of sizes, differences and instructions per call.
 
     Args:
-        lines: of `measure`.
+        lines: Results of `measure`.
     """
     heads = ["network", *(f"{name}, MB" for name in _SIZES), *_CHECKS, "M instructions: ORT fp32, int8, MNN, ncnn"]
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -198,15 +198,15 @@ def _child(name: str, folder: str, root: str, sender: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the networks named, a process each; then write the table.
+    """Measure the named networks, each in a separate process; then write the table.
 
     Args:
-        arguments: as of the command line.
+        arguments: Command-line arguments without the program's name; ``None`` for ``sys.argv``.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--root", type=Path, default=Path("arm_root"), help="of the emulator; built where missing")
+    parser.add_argument("--root", type=Path, default=Path("arm_root"), help="folder of the emulator; built if missing")
     options = parser.parse_args(arguments)
     known = {line["name"] for line in _lines(options.results)}
     context = multiprocessing.get_context("spawn")
