@@ -17,15 +17,15 @@ __all__ = ["BatchState", "LossStep"]
 
 @dataclass
 class BatchState:
-    """Hold one batch from ``train_batch`` to its loss; a new one each.
+    """State of one training batch, from ``train_batch`` to its loss.
 
     Args:
-        inputs: of the network, as ``train_batch`` was given them.
-        labels: as ``train_batch`` was given them.
-        student: the network's outputs, nested as forward() returned them, and its tapped features.
-        teachers: the same of each teacher, by its name in messages; ``None`` where none ran.
-        terms: parts of the loss by metric name, each with what it compares.
-        other_losses: minimised beside the model's own, such as a peer's.
+        inputs: Inputs of the network, as passed to ``train_batch``.
+        labels: Labels, as passed to ``train_batch``.
+        student: Outputs of the network, nested as forward() returned them, and its tapped features.
+        teachers: Outputs and tapped features of each teacher, by display name; ``None`` if none ran.
+        terms: Loss terms by metric name, each with a description of what it compares.
+        other_losses: Losses minimised in addition to the model's own, such as a peer's.
     """
 
     inputs: Any = None
@@ -61,7 +61,7 @@ class BatchState:
 
 
 class LossStep(Protocol):
-    """Takes part in each batch's forward pass and loss."""
+    """Interface of a step in each batch's forward pass and loss."""
 
     def before_forward(self, batch: BatchState, inputs: Sequence[Tensor]) -> None:
         """Run before the network's forward pass, inside its ``auto_cast``."""

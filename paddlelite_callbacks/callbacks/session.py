@@ -1,7 +1,7 @@
-"""The session of one ``fit``: run the callbacks' steps together, and undo them.
+"""Session of one ``fit``: run the callbacks' steps in order, and undo them.
 
-`FitSession` makes a `BatchState` a batch; its members are `ScopedCallback`, and those that add to the loss give it a
-`LossStep`.
+`FitSession` creates a `BatchState` per batch. Its members are `ScopedCallback` instances; those that add to the loss
+register a `LossStep`.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ __all__ = ["FitSession", "ScopedCallback"]
 class FitSession:
     """Edits and metrics of one ``fit`` call.
 
-    The result is the same for every order of the callbacks in hapi's list, because each step is run for all
-    members before the next one: check, convert, dry run, attach, train, undo, finish.
+    The result does not depend on the order of the callbacks in hapi's list, because each step runs for all members
+    before the next one: check, convert, dry run, attach, train, undo, finish.
 
     Args:
-        model: in training.
-        hooks_only: whether a loop of the user's own calls the hooks of one callback, instead of ``fit``.
+        model: Model that is trained.
+        hooks_only: Whether the user's own loop calls the hooks of one callback, instead of ``fit``.
 
     Attributes:
-        data: the loader of the training data, until the members have looked ahead; ``None`` in a loop of the user's
-            own.
-        eval_loader: that the latest evaluation inside this ``fit`` ran over; ``None`` before one.
-        guard: against losses that are not finite.
-        batch: under way.
-        late: for edits that must last until hapi's ``final`` checkpoint is written, which is behind ``on_train_end``.
+        data: Loader of the training data, until the dry runs have finished; ``None`` in the user's own loop.
+        eval_loader: Loader of the latest evaluation inside this ``fit``; ``None`` before the first.
+        guard: Guard against non-finite losses.
+        batch: State of the current batch.
+        late: Scope of edits that must last until hapi's ``final`` checkpoint, which is written after
+            ``on_train_end``.
     """
 
     def __init__(self, model: paddle.Model, *, hooks_only: bool = False) -> None:
@@ -77,7 +77,7 @@ class FitSession:
 
     @property
     def own_loop(self) -> bool:
-        """Return whether this is a loop of the user's own, instead of ``fit``."""
+        """Return whether the user's own loop trains, instead of ``fit``."""
         return self.hooks_only or isinstance(self.model, LoopModel)
 
     def join(self, member: ScopedCallback) -> None:
@@ -89,7 +89,7 @@ class FitSession:
         """Run check, convert and attach of all members, once.
 
         Args:
-            params: hapi's ``Callback.params``.
+            params: ``Callback.params`` of hapi.
         """
         if self.started:
             return
@@ -119,7 +119,7 @@ class FitSession:
             member.attach(self._scope)
         if self.guard.policy == "skip":
             self.declare_figure(FIGURE)
-        if isinstance(self.model, LoopModel):  # which calls what hapi's model is wrapped in, itself
+        if isinstance(self.model, LoopModel):  # TrainingLoop calls the hooks itself, no wrapping needed
             self._scope.callback(self._forget_batch)
             self.guard.begin()
         else:
@@ -135,7 +135,7 @@ class FitSession:
 
     @contextmanager
     def _computed_loss(self) -> Iterator[None]:
-        """Wrap the model's forward pass and loss inside the block, if anyone needs it."""
+        """Wrap the model's forward pass and loss inside the block, if needed."""
         if not self._steps and self.guard.policy == "ignore":
             yield
             return
@@ -156,8 +156,8 @@ class FitSession:
         self.batch = BatchState()
 
     def before_forward(self, network: Layer, inputs: tuple[Tensor, ...]) -> None:
-        """Run what the steps run before the network."""
-        if not paddle.in_dynamic_mode():  # paddle.jit traces: a callback of the user's exports an epoch's network
+        """Run the steps' part before the network's forward pass."""
+        if not paddle.in_dynamic_mode():  # paddle.jit is tracing: a user's callback may export during fit
             return
         self.batch.student = self.batch.teachers = None
         for step in self._steps:
@@ -187,14 +187,14 @@ class FitSession:
         """Return the loss of a batch: the task's and the steps' terms, guarded.
 
         Args:
-            task_loss: the function that gave it, for a peer.
-            task: the task's, in one or several parts.
-            outputs: of the network.
-            labels: of the batch.
+            task_loss: Function that computed ``task``, for a peer.
+            task: Task loss, in one or several parts.
+            outputs: Outputs of the network.
+            labels: Labels of the batch.
 
         Raises:
-            NonFiniteLossError: see `NaNGuard`.
-            SkipBatch: likewise.
+            NonFiniteLossError: The loss is not finite and ``on_nan="raise"``, see `NaNGuard`.
+            SkipBatch: The loss is not finite and ``on_nan="skip"``.
         """
         batch, result = self.batch, task
         for step in self._steps:
@@ -205,24 +205,24 @@ class FitSession:
         return result
 
     def declare_figure(self, name: str) -> None:
-        """Announce, while attaching, that ``logs`` will hold the figure ``name``."""
+        """Declare the metric ``name`` of ``logs``; called while attaching."""
         self._figures[name] = None
 
     def put_figure(self, name: str, value: Tensor | float) -> None:
-        """Keep the scalar ``value``, to be read after the batch, as hapi does."""
+        """Set a metric to the scalar ``value``, which is read after the batch."""
         self._figures[name] = value.detach() if isinstance(value, Tensor) else value
 
     def drop_figure(self, name: str) -> None:
-        """Remove ``name`` without a value from ``logs``; `put_figure` restores it."""
+        """Remove the metric ``name`` from ``logs``; `put_figure` restores it."""
         self._figures[name] = None
         if self.logs is not None:
             self.logs.pop(name, None)
 
     def close(self, *, late: bool = True) -> None:
-        """Undo every edit, last one first; may be called twice. Ctrl-C waits.
+        """Undo all edits in reverse order; idempotent, and Ctrl-C is deferred.
 
         Args:
-            late: those on `late` too.
+            late: Whether to undo the edits on `late` too.
         """
         with uninterrupted():
             try:
@@ -277,7 +277,7 @@ class FitSession:
 
 
 def _split(outputs_and_labels: tuple[Any, ...], batch: BatchState) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Tell the outputs from the labels in what hapi gives a loss."""
+    """Split the arguments that hapi passes to a loss into outputs and labels."""
     if batch.student is not None:
         count = len(listed(batch.student.outputs))
     else:
@@ -292,9 +292,9 @@ def _joined_session(member: ScopedCallback, model: paddle.Model, callbacks: Call
     """Return the session of the ``fit`` of ``callbacks``, and add ``member``.
 
     Args:
-        member: joins, unless the session has started.
-        model: in training.
-        callbacks: hapi's list of this ``fit``; ``None`` in a training loop of the user's own.
+        member: Callback to add, unless the session has started.
+        model: Model that is trained.
+        callbacks: ``CallbackList`` of this ``fit``; ``None`` in the user's own training loop.
     """
     session = None if callbacks is None else _sessions.get(callbacks)
     if session is None:
@@ -307,20 +307,20 @@ def _joined_session(member: ScopedCallback, model: paddle.Model, callbacks: Call
 
 
 class ScopedCallback(paddle.callbacks.Callback):
-    """A hapi callback whose edits last for one ``fit`` and are always undone.
+    """Base of callbacks whose edits last for one ``fit`` and are always undone.
 
     Subclasses override the steps `check`, `convert`, `dry_run`, `attach`, `after_batch` and `finish`; each runs for all
-    callbacks before the next begins. An edit goes on the ``scope`` that a step is given, as a context manager or an
-    undo function. A subclass that keeps an edit says in its docstring which.
+    callbacks before the next begins. Edits are registered on the ``scope`` that a step receives, as context managers or
+    undo functions. A subclass that keeps an edit documents it.
 
-    Outside ``paddle.Model.fit`` (a training loop of one's own that calls the hooks) the edits last from
+    Outside ``paddle.Model.fit`` (the user's own loop calls the hooks) the edits last from
     ``on_train_begin`` to ``on_train_end`` or `close`.
 
     Attributes:
-        on_nan: what it wants done with a batch whose loss is not finite; ``None`` for no wish.
-        guards_loss: whether it wants such batches looked for.
-        follows_epochs: whether it has schedules over the number of epochs.
-        needs_fp32: whether the network must not run in mixed precision.
+        on_nan: Policy for a batch with a non-finite loss; ``None`` for no preference.
+        guards_loss: Whether to check for such batches.
+        follows_epochs: Whether it has schedules over the number of epochs.
+        needs_fp32: Whether the network must not run in mixed precision.
     """
 
     model: paddle.Model
@@ -339,7 +339,7 @@ class ScopedCallback(paddle.callbacks.Callback):
 
         Raises:
             RuntimeError: ``model.prepare`` was not called.
-            ValueError: the optimizer has parameter groups, or none of the network's parameters.
+            ValueError: The optimizer has parameter groups, or none of the network's parameters.
         """
         check_optimizer_parameters(prepared_optimizer(self.model), self.model.network, "The optimizer")
 
@@ -353,7 +353,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         """Register hooks and wrap the loss."""
 
     def after_batch(self, updated: bool) -> None:
-        """Run after each training batch; ``updated``: the optimizer took a step."""
+        """Run after each training batch; ``updated``: whether the optimizer stepped."""
 
     def after_skipped(self, updated: bool) -> None:
         """Run after a batch skipped for a non-finite loss; `after_batch` by default."""
@@ -367,7 +367,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         """Return the session of the running ``fit``.
 
         Raises:
-            RuntimeError: no training is under way.
+            RuntimeError: No training is running.
         """
         if self._session is None:
             raise RuntimeError(f"{type(self).__name__} is not in training: pass it to model.fit(callbacks=[...]).")
@@ -383,20 +383,20 @@ class ScopedCallback(paddle.callbacks.Callback):
 
     @property
     def in_training(self) -> bool:
-        """Return whether it is in a training that has begun."""
+        """Return whether the callback is in a training that has started."""
         return self._session is not None and self._session.started
 
     def on_evaluated(self, epoch: int, logs: dict[str, Any], figures: dict[str, float]) -> None:
-        """Receive what a loop of the user's own reports of an evaluation.
+        """Receive the metrics of an evaluation in the user's own loop.
 
         Args:
-            epoch: under way.
-            logs: of its latest batch.
-            figures: of the evaluation.
+            epoch: Current epoch, counted from 0.
+            logs: Metrics of its latest batch.
+            figures: Metrics of the evaluation, by name.
         """
 
     def leave(self) -> None:
-        """Forget a session that is closed."""
+        """Drop the reference to a closed session."""
         self._session = None
 
     def close(self) -> None:
@@ -408,7 +408,7 @@ class ScopedCallback(paddle.callbacks.Callback):
     def set_model(self, model: paddle.Model) -> None:
         """Join the session of the calling ``fit`` (called by hapi)."""
         super().set_model(model)
-        self.close()  # heals a training that was left without a word
+        self.close()  # an earlier training may have ended without on_train_end
         self._session = _joined_session(self, model, calling_list())
         self._session.data = training_data()
 

@@ -1,4 +1,4 @@
-"""Run the callbacks of this package in a training loop of your own."""
+"""Run the callbacks of this package in your own training loop."""
 
 from __future__ import annotations
 
@@ -48,27 +48,28 @@ def training_loop(
 ) -> TrainingLoop:
     """Use callbacks of this package in a loop that is not ``paddle.Model.fit``.
 
-    Inside the ``with`` block, send each batch's loss through ``loop.loss``; forward pass, ``backward`` and the
-    optimizer's step stay as they are, and the weights become bit for bit those of ``fit`` on the same batches. What a
-    callback changes and does not promise to keep is undone however the block is left: at its end, by ``break``,
-    ``return``, an exception or Ctrl-C. An exception skips what runs at the end of training (export, diagnosis).
+    Inside the ``with`` block, pass each batch's loss through ``loop.loss``; forward pass, ``backward`` and the
+    optimizer's step do not change, and the weights equal those of ``fit`` on the same batches bit for bit. A callback's
+    temporary changes are undone however the block is left: at its end, by ``break``, ``return``, an exception or
+    Ctrl-C. After an exception the final steps of training (export, diagnosis) do not run.
 
     Args:
-        network: that is trained, called once a batch; inside a ``paddle.DataParallel`` or bare.
-        optimizer: that trains it, with or without parameter groups.
-        callbacks: one or several of `DistillCallback`, `PACTQuantCallback`, `ExportBenchCallback`.
-        epochs: of the whole training, for schedules; ``None`` for a single one (a loop over iterations).
-        steps: batches of an epoch, for schedules; ``None`` for the length of ``data``, or counted in the first epoch.
-        scaler: ``paddle.amp.GradScaler`` of a training in mixed precision.
-        loss: the task's, a function of the network's outputs and the labels. `MutualPeer` and ``eval_data`` need it;
-            `DistillCallback` chooses by it where its own ``loss`` is left out.
-        metrics: ``paddle.metric.Metric`` or a list of them, which the callbacks' ``eval_data`` is for.
-        data: loader of the training data: tells the inputs' sizes before the first batch.
-        inputs: `InputSpec` for each input of the network, likewise; needed where it has more than one.
+        network: Network to train, called once per batch; may be inside a ``paddle.DataParallel``.
+        optimizer: Optimizer of the network, with or without parameter groups.
+        callbacks: One or several of `DistillCallback`, `PACTQuantCallback`, `ExportBenchCallback`.
+        epochs: Number of epochs of the whole training, for schedules; ``None`` for one (a loop over iterations).
+        steps: Batches per epoch, for schedules; ``None`` takes the length of ``data``, or counts them in the first
+            epoch.
+        scaler: ``paddle.amp.GradScaler`` for mixed-precision training.
+        loss: Task loss, a function of the network's outputs and the labels. `MutualPeer` and ``eval_data`` need it;
+            `DistillCallback` chooses its own ``loss`` by it if that is ``None``.
+        metrics: ``paddle.metric.Metric``, or a list of them, to compute on the callbacks' ``eval_data``.
+        data: Loader of the training data; gives the input sizes before the first batch.
+        inputs: `InputSpec` for each input of the network; gives their sizes too, needed if there are several inputs.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a network that is in a `training_loop` already; see the callbacks for the rest.
+        TypeError: An argument of another type.
+        ValueError: A network that is already in a `training_loop`; see the callbacks for the others.
 
     Example:
         >>> with training_loop(network, optimizer, [DistillCallback(teacher, loss="kl")]) as loop:  # doctest: +SKIP
@@ -88,7 +89,7 @@ def training_loop(
         if not isinstance(member, ScopedCallback):
             raise TypeError(
                 "callbacks must be of this package (DistillCallback, PACTQuantCallback, ExportBenchCallback), got "
-                f"{type(member).__name__}: what others do, your loop does itself."
+                f"{type(member).__name__}: call other callbacks from your own loop."
             )
     for name, number in (("epochs", epochs), ("steps", steps)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
@@ -99,17 +100,17 @@ def training_loop(
 
 
 class TrainingLoop:
-    """Callbacks at work in a loop of the user's own; made by `training_loop`.
+    """Run callbacks in the user's own loop; created by `training_loop`.
 
     Args:
-        model: network and optimizer.
-        callbacks: at work.
-        epochs: in all, if known.
-        steps: of an epoch, if known.
-        data: loader of the training data, if known.
+        model: Network and optimizer.
+        callbacks: Callbacks to run.
+        epochs: Total number of epochs, if known.
+        steps: Batches per epoch, if known.
+        data: Loader of the training data, if known.
 
     Attributes:
-        skipped: whether the latest batch was left out (``on_nan="skip"``).
+        skipped: Whether the latest batch was skipped (``on_nan="skip"``).
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class TrainingLoop:
         self._last: dict[str, float] = {}
 
     def __enter__(self) -> TrainingLoop:
-        """Begin: check, convert and attach the callbacks."""
+        """Check, convert and attach the callbacks."""
         network = self._model.network
         if self._session is not None:
             raise RuntimeError("This training_loop was entered before: make a new one for each training.")
@@ -156,7 +157,7 @@ class TrainingLoop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Undo; without an exception, let the callbacks finish."""
+        """Undo the edits; without an exception, let the callbacks finish."""
         session = self._in_training()
         try:
             if kind is None:
@@ -179,17 +180,17 @@ class TrainingLoop:
         return figures or dict(self._last)
 
     def batch(self, data: Any) -> list[Any]:
-        """Tell the callbacks a batch before its forward pass, and return its fields.
+        """Pass a batch to the callbacks before its forward pass; return its fields.
 
-        Needed only with the data set of `cache_teacher`, whose stored outputs are taken out here, and where the labels
-        are asked for before the forward pass (``teacher_inputs`` with a parameter ``labels``).
+        Needed only with the data set of `cache_teacher`, whose stored outputs are removed here, and if the labels are
+        used before the forward pass (``teacher_inputs`` with a parameter ``labels``).
 
         Args:
-            data: of the loader: a list of inputs and labels.
+            data: Batch of the loader: a list of inputs and labels.
 
         Raises:
-            TypeError: no list of fields.
-            RuntimeError: outside the ``with`` block.
+            TypeError: Not a list of fields.
+            RuntimeError: Called outside the ``with`` block.
         """
         self._in_training()
         if not isinstance(data, (list, tuple)):
@@ -202,23 +203,24 @@ class TrainingLoop:
         return fields
 
     def loss(self, loss: Any, *labels: Tensor) -> Any:
-        """Return the loss to minimise: the task's with what the callbacks add.
+        """Return the loss to minimise: task loss plus the callbacks' terms.
 
-        Call it once between forward pass and ``backward``.
+        Call it once, between forward pass and ``backward``.
 
         Args:
-            loss: the task's: a tensor; a list of parts, which are summed; or a dictionary with the total as ``"loss"``,
-                as networks and losses of PaddleDetection and PaddleOCR return it.
-            labels: of the batch, for losses that take labels and for a `MutualPeer`.
+            loss: Task loss: a tensor; a list of parts, which are summed; or a dictionary with the total as ``"loss"``,
+                as returned by networks and losses of PaddleDetection and PaddleOCR.
+            labels: Labels of the batch, for losses that use labels and for a `MutualPeer`.
 
         Returns:
-            The loss, in a dictionary where one was given; for a batch that is left out (``on_nan="skip"``) a zero that
-            depends on nothing, with which ``backward`` and the optimizer's step change no weight.
+            The loss, in a dictionary if one was given. For a skipped batch (``on_nan="skip"``) a zero without a graph,
+            with which ``backward`` and the optimizer's step change no weight.
 
         Raises:
-            TypeError: no tensor, list of tensors or dictionary with ``"loss"``.
-            RuntimeError: outside the ``with`` block, called twice, or the network has not run.
-            NonFiniteLossError: see ``on_nan`` of the callbacks.
+            TypeError: Not a tensor, a list of tensors, or a dictionary with ``"loss"``.
+            ValueError: A loss that is not a scalar.
+            RuntimeError: Called outside the ``with`` block, called twice, or the network has not run.
+            NonFiniteLossError: See ``on_nan`` of the callbacks.
         """
         if isinstance(loss, Mapping) and "loss" in loss:
             return {**loss, "loss": self.loss(loss["loss"], *labels)}
@@ -253,15 +255,15 @@ class TrainingLoop:
         return total
 
     def epoch(self, number: int) -> None:
-        """Begin an epoch: moves schedules on, and checks the weights of the one before.
+        """Begin an epoch: advance schedules, check weights of the previous epoch.
 
         Args:
-            number: counted from 0, over the whole training: one that resumes goes on with the number.
+            number: Index of the epoch, from 0 over the whole training; a resumed training continues the count.
 
         Raises:
-            TypeError: no whole number.
-            ValueError: an epoch that is over, or beyond ``epochs``.
-            RuntimeError: outside the ``with`` block.
+            TypeError: Not a whole number.
+            ValueError: An epoch that has ended, or beyond ``epochs``.
+            RuntimeError: Called outside the ``with`` block.
         """
         session = self._in_training()
         if isinstance(number, bool) or not isinstance(number, int):
@@ -287,11 +289,11 @@ class TrainingLoop:
         """Report the metrics of an evaluation, for ``which="best"`` and the budget.
 
         Args:
-            figures: by name, for instance ``{"mIoU": 0.71}``.
+            figures: Metrics by name, for instance ``{"mIoU": 0.71}``.
 
         Raises:
-            TypeError: no mapping of names to numbers.
-            RuntimeError: outside the ``with`` block.
+            TypeError: Not a mapping of names to numbers.
+            RuntimeError: Called outside the ``with`` block.
         """
         session = self._in_training()
         if not isinstance(figures, Mapping):
@@ -306,15 +308,15 @@ class TrainingLoop:
             callback.on_evaluated(self._epoch, self._logs, dict(numbers))
 
     def save(self, path: str) -> None:
-        """Save what the callbacks resume from beside your checkpoint ``path.pdparams``.
+        """Save the callbacks' state beside your checkpoint ``path.pdparams``.
 
-        Call it behind the saving of the weights; `DistillCallback` takes it up with ``resume=path``.
+        Call it after saving the weights; ``DistillCallback(resume=path)`` loads it.
 
         Args:
-            path: prefix of the checkpoint.
+            path: Prefix of the checkpoint.
 
         Raises:
-            RuntimeError: outside the ``with`` block.
+            RuntimeError: Called outside the ``with`` block.
         """
         self._in_training()
         self._end_batch(updated=False)
@@ -325,7 +327,7 @@ class TrainingLoop:
         if session is None or not paddle.in_dynamic_mode() or not network.training:
             return
         self._check_precision()
-        self._end_batch(updated=False)  # the one before, which no step has followed
+        self._end_batch(updated=False)  # the previous batch, if no optimizer step followed it
         self._ran = True
         session.begin_batch(list(inputs), self._labels or None)
         session.guard.keep()
@@ -341,7 +343,7 @@ class TrainingLoop:
         original = getattr(optimizer, name)
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
-            if self._given and self.skipped and not self._waiting:  # zero gradients would move weights all the same
+            if self._given and self.skipped and not self._waiting:  # a zero gradient would still move weights
                 self._end_batch(updated=False)
                 return ([], []) if name == "minimize" else None
             result = original(*args, **kwargs)
@@ -351,7 +353,7 @@ class TrainingLoop:
         self._in_training().late.enter_context(instance_attribute(optimizer, name, stepped))
 
     def _end_batch(self, *, updated: bool) -> None:
-        """End the batch whose loss is known, if there is one."""
+        """End the current batch, if its loss was given."""
         session = self._session
         if session is None or not self._given:
             return
@@ -373,7 +375,7 @@ class TrainingLoop:
     def _in_training(self) -> FitSession:
         if self._session is None or self._model.network not in _open:
             raise RuntimeError(
-                "This training_loop is not under way: use it inside its block, with training_loop(...) as loop."
+                "This training_loop is not active: use it inside its block, with training_loop(...) as loop."
             )
         return self._session
 
@@ -425,7 +427,7 @@ class TrainingLoop:
             if data is not None and data is not False and not metrics_of(self._model):
                 raise ValueError(
                     f"{type(callback).__name__}(eval_data=...) needs to know what to measure: give "
-                    "training_loop(metrics=paddle.metric.Accuracy()), or leave eval_data out and report the figures of "
+                    "training_loop(metrics=paddle.metric.Accuracy()), or leave eval_data out and report the metrics of "
                     "your own evaluation with loop.evaluated({...})."
                 )
 

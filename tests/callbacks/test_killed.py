@@ -153,7 +153,7 @@ def test_a_torn_or_strange_state_is_refused_by_name(server, two_runs, tmp_path):
         with pytest.raises(ValueError, match=r"final\.pddistill is truncated, .*take the checkpoint of another epoch"):
             features(resume=tmp_path / "ck/final")
     state.write_bytes(pickle.dumps({"weight": 1}))
-    with pytest.raises(ValueError, match=r"final\.pddistill is no state of DistillCallback"):
+    with pytest.raises(ValueError, match=r"final\.pddistill is not a state of DistillCallback"):
         features(resume=tmp_path / "ck/final")
     state.write_bytes((two_runs[1] / "final.pddistill").read_bytes())
     with pytest.raises(ValueError, match=r"written beside other weights than final\.pdparams, which is there now"):

@@ -630,9 +630,9 @@ BAD_INPUT = {
     "nested": (nested, ValueError, "TinyNet is in a training_loop already", "give all callbacks to one"),
     "a callback in two": (in_two, ValueError, "is in a training already", "DistillCallback"),
     "entered again": (reused, RuntimeError, "entered before", "new one"),
-    "loss outside": (lambda: enter()[0].loss(paddle.ones([1])), RuntimeError, "not under way", "as loop"),
-    "epoch outside": (lambda: enter()[0].epoch(0), RuntimeError, "not under way", "as loop"),
-    "save outside": (lambda: enter()[0].save("x"), RuntimeError, "not under way", "as loop"),
+    "loss outside": (lambda: enter()[0].loss(paddle.ones([1])), RuntimeError, "not active", "as loop"),
+    "epoch outside": (lambda: enter()[0].epoch(0), RuntimeError, "not active", "as loop"),
+    "save outside": (lambda: enter()[0].save("x"), RuntimeError, "not active", "as loop"),
     "loss twice": (lambda: inside(twice), RuntimeError, "called twice", "sum the losses"),
     "loss before forward": (
         lambda: inside(lambda loop, net: loop.loss(net.fc.weight.mean())),

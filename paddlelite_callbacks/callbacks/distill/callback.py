@@ -1,4 +1,4 @@
-"""Distil knowledge inside ``fit``: the callback, its set-up and checkpoints."""
+"""Distil a teacher into the network inside ``fit``: callback and checkpoints."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ class DistillCallback(ScopedCallback):
 
     Each training batch minimises ``task_weight * task_loss + weight * distill_loss``. A frozen teacher runs once per
     batch, on the student's inputs, under ``no_grad`` and the student's ``auto_cast``; it is in eval mode with
-    ``stop_gradient`` everywhere during ``fit``, and its flags are restored afterwards. It is in no ``state_dict``,
-    optimizer or checkpoint of the student. ``evaluate`` and ``predict`` do not change. ``task_loss``, ``distill_loss``,
-    the single terms if there are several (``distill_kl``, ...), and scheduled weights (``distill_weight``,
-    ``task_weight``) are in ``logs`` and on the progress bar. Nothing outlives ``fit``.
+    ``stop_gradient`` on all parameters during ``fit``, and its flags are restored afterwards. No ``state_dict``,
+    optimizer or checkpoint of the student contains it. ``evaluate`` and ``predict`` do not change. ``task_loss``,
+    ``distill_loss``, the single terms if there are several (``distill_kl``, ...), and scheduled weights
+    (``distill_weight``, ``task_weight``) are in ``logs`` and on the progress bar. All changes are undone after ``fit``.
 
     Args:
         teacher: Teacher: a network; a ``paddle.Model`` with one; ``("file.pdparams", network)`` with the layer or a
@@ -166,7 +166,7 @@ class DistillCallback(ScopedCallback):
             teacher that shares parameters with the student, a task loss for which ``loss=None`` cannot choose, and
             outputs that cannot be compared, if the inputs' sizes are known (``InputSpec``, an earlier batch, or the
             data set's first sample); else in the first batch, before any weight is changed.
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint of ``resume`` does not exist.
         NonFiniteLossError: In training, see ``on_nan``.
 
     Example:
@@ -298,7 +298,7 @@ class DistillCallback(ScopedCallback):
 
     @property
     def follows_epochs(self) -> bool:  # type: ignore[override]
-        """Whether a weight is scheduled."""
+        """Return whether a weight is scheduled."""
         terms = [] if self._objective is None else self._objective.terms.values()
         return any(callable(weight) for weight in (self.weight, self.task_weight, *(term.weight for term in terms)))
 
@@ -434,7 +434,7 @@ def check_fit(model: paddle.Model, objective: Objective, source: Source, data: A
         data: Loader of the training data, if known.
 
     Raises:
-        ValueError: It cannot; names both shapes, and the terms.
+        ValueError: It cannot; the message has the terms and both shapes.
     """
     with same_random_streams():
         specs = input_specs(model, data)
@@ -443,7 +443,7 @@ def check_fit(model: paddle.Model, objective: Objective, source: Source, data: A
     try:
         _refuse(model, objective, source, specs, hooks=False)
     except ValueError:
-        _refuse(model, objective, source, specs, hooks=True)  # a user's hook may make them comparable
+        _refuse(model, objective, source, specs, hooks=True)  # a user's forward hook may change the outputs
 
 
 def _refuse(model: paddle.Model, objective: Objective, source: Source, specs: InputSpecs, *, hooks: bool) -> None:

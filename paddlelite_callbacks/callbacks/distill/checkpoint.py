@@ -38,7 +38,7 @@ def save_state_beside(state: dict[str, Any], path: str | Path) -> None:
     """Write ``state`` and record which checkpoint ``path.pdparams`` it belongs to.
 
     Args:
-        state: see `save_state`.
+        state: State of the callback, see `save_state`.
         path: Prefix of the checkpoint.
     """
     weights = Path(f"{path}{WEIGHTS}")
@@ -52,16 +52,16 @@ def load_state(path: str | Path) -> dict[str, Any]:
         path: Prefix of the checkpoint.
 
     Raises:
-        FileNotFoundError: There is none beside the checkpoint.
-        ValueError: It is truncated, holds code, is another kind of file, or belongs to another ``path.pdparams`` than
-            the one there.
+        FileNotFoundError: There is no state beside the checkpoint.
+        ValueError: The file is truncated, contains code, is of another kind, or belongs to other weights than
+            ``path.pdparams``.
     """
     file, weights = Path(f"{path}{_ENDING}"), Path(f"{path}{WEIGHTS}")
     put_in_place(Path(path), last=WEIGHTS)
     if not file.is_file():
         raise FileNotFoundError(
-            f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is something to go on "
-            "from (schedules, projections, an average or a peer). Leave resume= out if there was not."
+            f"There is no {file}: DistillCallback writes it beside hapi's checkpoints if there is state to resume "
+            "from (schedules, projections, an average or a peer). Leave resume= out if there was none."
         )
     try:
         state = read_saved(file)
@@ -71,7 +71,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     whole = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in wanted.items())
     if not whole or not 0 <= state["position"] < math.inf:
         raise ValueError(
-            f"{file} is no state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
+            f"{file} is not a state of DistillCallback, which holds {sorted(wanted)}: give resume= the prefix of a "
             "checkpoint of this package, for instance 'checkpoints/3'."
         )
     belongs = state.pop("weights", None)
@@ -84,17 +84,17 @@ def check_same_teacher(saved: Mapping[str, Any], wanted: Collection[str], teache
     """Check that a state belongs to this kind of teacher.
 
     Args:
-        saved: what the file holds of it.
-        wanted: the names that this kind holds; empty for a frozen one.
-        teacher: that was given, for the message.
+        saved: Saved state of the teacher, by name.
+        wanted: Names in the state of this kind of teacher; empty for a frozen one.
+        teacher: Kind of the given teacher, for the message.
 
     Raises:
-        ValueError: names both.
+        ValueError: The names differ; the message has both.
     """
     if set(saved) != set(wanted):
         raise ValueError(
-            f"The state that resume= names holds {sorted(saved) or 'nothing'} of its teacher, the teacher given here "
-            f"({teacher}) goes on from {sorted(wanted) or 'nothing'}: give the kind of teacher that it was written "
+            f"The state given by resume= holds {sorted(saved) or 'nothing'} of its teacher, but the teacher given here "
+            f"({teacher}) resumes from {sorted(wanted) or 'nothing'}: give the kind of teacher that it was written "
             "with, or leave resume= out."
         )
 
@@ -103,19 +103,19 @@ def check_same_options(saved: Mapping[str, Any], given: Mapping[str, Any]) -> No
     """Check that a state was written with these teacher options.
 
     Args:
-        saved: what the file holds of them; nothing in a file from before there were any.
-        given: the same of the callback.
+        saved: Options in the file; empty in files of older versions.
+        given: Options of the callback.
 
     Raises:
-        ValueError: names both.
+        ValueError: An option differs; the message has both values.
     """
     other = [
         f"{name}={saved[name]!r}, got {value!r}" for name, value in given.items() if saved.get(name, value) != value
     ]
     if other:
         raise ValueError(
-            f"The state that resume= names was written with {'; '.join(other)}: the training would go on with another "
-            "teacher's knowledge. Give the options that it was written with, or leave resume= out."
+            f"The state given by resume= was written with {'; '.join(other)}: the training would continue with another "
+            "teacher. Give the options that it was written with, or leave resume= out."
         )
 
 

@@ -44,7 +44,7 @@ class MutualSource(Source):
     """Train and evaluate a `MutualPeer` beside the student.
 
     Args:
-        peer: with its optimizer.
+        peer: Peer network with its optimizer.
     """
 
     taps_features = False
@@ -74,7 +74,10 @@ class MutualSource(Source):
         peer, student = self.peer, {id(parameter) for parameter in model.network.parameters()}
         shared = [name for name, parameter in peer.network.named_parameters() if id(parameter) in student]
         if shared:
-            raise ValueError(f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...).")
+            raise ValueError(
+                f"The peer shares {len(shared)} parameters with the student ({shared[:3]} ...): "
+                "give a network of its own, for instance copy.deepcopy(network)."
+            )
         if peer.optimizer is prepared_optimizer(model):
             raise ValueError("The peer needs an optimizer of its own, over its own parameters.")
         check_optimizer_parameters(peer.optimizer, peer.network, "The peer's optimizer")
@@ -151,7 +154,7 @@ class MutualSource(Source):
             self._watched = self.peer.network(*inputs)
 
     def evaluated(self, task_loss: LossFunction, outputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """Add a batch to both networks' metrics."""
+        """Update both networks' metrics with a batch."""
         watched, self._watched = self._watched, None
         if watched is None:
             return
@@ -164,7 +167,7 @@ class MutualSource(Source):
                 metric.update(*[x.numpy() if isinstance(x, Tensor) else x for x in listed(result)])
 
     def after_evaluation(self, logs: dict[str, Any]) -> dict[str, float]:
-        """Decide which network is better, equally on all ranks."""
+        """Compare both networks' metrics, with the same result on all ranks."""
         if not self._losses["peer"]:
             return {}
         figures = {who: self._figures_of(who) for who in ("student", "peer")}
@@ -190,14 +193,14 @@ class MutualSource(Source):
         return figures
 
     def end(self, model: paddle.Model) -> None:
-        """Put the better network's weights into the model, if architectures agree."""
+        """Load the better network's weights into the model, if architectures match."""
         if self.peer.better != "peer" or self.peer.keep != "better":
             return
         student, peer = model.network.state_dict(), self.peer.network.state_dict()
         if [(k, v.shape) for k, v in student.items()] != [(k, v.shape) for k, v in peer.items()]:
             _log.warning(
-                "The peer is the better network (%s against %s) but of another architecture: it stays in its own "
-                "network, which is not the one that the model saves.",
+                "The peer is the better network (%s against %s) but has another architecture: its weights "
+                "stay in the peer's network, and the model saves the student.",
                 self.peer.figures["peer"],
                 self.peer.figures["student"],
             )

@@ -1,4 +1,4 @@
-"""Distil in each batch: teachers, objective, metrics, projections, schedules."""
+"""Distillation step of each batch: teachers, objective, projections, schedules."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Position:
     """Count trained epochs, with fractions where the loader's length is known.
 
     Attributes:
-        offset: epochs before this ``fit``, of the run that it resumes.
+        offset: Number of epochs trained before this ``fit``, in the run that it resumes.
     """
 
     def __init__(self) -> None:
         self.offset = 0.0
         self._epochs: float = 1
         self._steps: int | None = None
-        self._counted = False  # by us, epoch for epoch
+        self._counted = False  # steps are counted here, in each epoch
         self._epoch, self._batch = 0, 0
-        self._absolute = False  # the user's own loop numbers epochs over the whole training
+        self._absolute = False  # the user's own loop counts epochs over the whole training
 
     def begin(self, params: dict[str, Any]) -> None:
         """Start a ``fit`` with hapi's ``Callback.params``."""
@@ -75,12 +75,12 @@ class Position:
 
     @property
     def epoch(self) -> float:
-        """Return the epochs trained so far."""
+        """Return the number of epochs trained so far."""
         return self.offset + self._epoch + (min(1.0, self._batch / self._steps) if self._steps else 0.0)
 
     @property
     def epochs(self) -> float:
-        """Return the epochs in all."""
+        """Return the total number of epochs."""
         return self._epochs if self._absolute else self.offset + self._epochs
 
     def value_of(self, weight: Weight) -> float:
@@ -100,15 +100,15 @@ class BridgeTrainer:
         self._objective: Objective | None = None
 
     def attach(self, model: paddle.Model, objective: Objective, scope: ExitStack) -> None:
-        """Begin a ``fit``; projections are made and registered in its first batch."""
+        """Begin a ``fit``; projections are created and registered in its first batch."""
         self._model, self._scope, self._objective, self._parameters = model, scope, objective, None
         scope.callback(self._end)
 
     def build(self, student: Seen, teachers: Sequence[Seen]) -> None:
-        """Make the projections in the first batch and register them with the optimizer.
+        """Create the projections in the first batch; register them with the optimizer.
 
         Raises:
-            ValueError: see `Objective.check_fit`.
+            ValueError: The outputs or features cannot be compared, see `Objective.check_fit`.
         """
         if self._parameters is not None:
             return
@@ -127,7 +127,7 @@ class BridgeTrainer:
             set_optimizer_state_of(optimizer, self._named(objective), self._accumulators)
             scope.callback(self._keep_accumulators)  # before the optimizer drops them
         if paddle.distributed.get_world_size() > 1:
-            for parameter in parameters:  # made behind hapi's DataParallel, which does not know them
+            for parameter in parameters:  # created after hapi's DataParallel, which ignores them
                 paddle.distributed.broadcast(parameter, src=0)
                 scope.callback(parameter.register_hook(mean_over_ranks).remove)
 
@@ -144,7 +144,7 @@ class BridgeTrainer:
         return {"weights": dict(objective.bridges.state_dict()), "accumulators": self._accumulators}
 
     def take_up(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, once the projections are made."""
+        """Load the result of `state_dict` when the projections are created."""
         self._weights, self._accumulators = state.get("weights", {}), state.get("accumulators", {})
 
     def _keep_accumulators(self) -> None:
@@ -153,7 +153,7 @@ class BridgeTrainer:
 
     def _ready(self) -> tuple[Objective, ExitStack]:
         if self._objective is None or self._scope is None:
-            raise RuntimeError("The bridges are made in training, which is not under way.")
+            raise RuntimeError("The projections are created in training: call model.fit first.")
         return self._objective, self._scope
 
     @staticmethod
@@ -168,13 +168,13 @@ class DistillStep:
     """Run the teachers before the student, and add the objective to its loss.
 
     Args:
-        source: says what to learn.
-        objective: compares.
-        bridges: trained along.
-        position: where the schedules stand.
-        weight: of the objective.
-        task_weight: of the task's loss.
-        session: takes the figures.
+        source: Teacher source.
+        objective: Distillation objective.
+        bridges: Trainer of the objective's projections.
+        position: Position in the schedules.
+        weight: Weight of the objective, a number or schedule.
+        task_weight: Weight of the task loss, a number or schedule.
+        session: Session that receives the metrics.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class DistillStep:
     def after_batch(self, updated: bool) -> None:
         """Update projections, EMA or peer; advance the schedules."""
         self._bridges.after_batch(updated)
-        if self._source.has_state:  # it follows the student or learns itself
+        if self._source.has_state:  # an EMA or a peer
             self._source.after_batch(updated)
         self._position.after_batch()
 
@@ -289,7 +289,7 @@ class DistillStep:
     ) -> Tensor:
         """Return the weighted sum of task loss and objective.
 
-        With ``batch``, the student's own, its terms are shown and kept in it.
+        With ``batch`` (for the student, not a peer), the terms are logged and stored in it.
         """
         epoch, epochs = self._position.epoch, self._position.epochs
         result = self._objective(student, teachers, labels, epoch=epoch, epochs=epochs)

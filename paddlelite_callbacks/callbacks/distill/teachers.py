@@ -39,7 +39,7 @@ class Source:
     taps_features = True
     has_state = False
     state_keys: tuple[str, ...] = ()  # of `state_dict`
-    learns = False  # runs on where distillation has stopped, for its own sake
+    learns = False  # trains itself, also when the student's distillation weight is 0
     figures: tuple[str, ...] = ()
     called = "teacher"  # in messages
     networks: Sequence[Layer | None] = ()
@@ -49,12 +49,12 @@ class Source:
         return type(self).__name__.removesuffix("Source")
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Return the teacher networks, for feature names to be resolved in.
+        """Check the teachers and return their networks, to resolve feature names.
 
-        ``None`` stands for a teacher without a network.
+        The entry is ``None`` for a teacher without a network.
 
         Raises:
-            ValueError: the student cannot learn from it.
+            ValueError: The student cannot learn from a teacher.
         """
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class Source:
         """Register hooks and freeze; ``features`` are the layers to tap, per network.
 
         Returns:
-            What is run before each of the student's forward passes, inside its ``auto_cast``.
+            Function that runs before each forward pass of the student, inside its ``auto_cast``.
         """
         raise NotImplementedError
 
@@ -102,12 +102,12 @@ class Source:
 
 
 class FrozenSource(Source):
-    """Frozen networks, run once a batch without gradients.
+    """Frozen networks, run once per batch without gradients.
 
     Args:
-        teachers: as `DistillCallback` takes them.
-        modes: of each, ``"eval"`` or ``"train"``.
-        inputs: of each, what makes its inputs from the student's; ``None`` for the student's own.
+        teachers: Teachers, as `DistillCallback` takes them.
+        modes: Mode of each teacher, ``"eval"`` or ``"train"``.
+        inputs: Function for each teacher that computes its inputs from the student's; ``None`` for the same inputs.
     """
 
     def __init__(
@@ -178,9 +178,9 @@ class EMASource(FrozenSource):
     """Exponential moving average of the student.
 
     Args:
-        average: that follows it.
-        mode: ``"eval"`` or ``"train"``.
-        inputs: what makes its inputs from the student's; ``None`` for the student's own.
+        average: Exponential moving average to update.
+        mode: Mode of the average, ``"eval"`` or ``"train"``.
+        inputs: Function that computes its inputs from the student's; ``None`` for the same inputs.
     """
 
     has_state = True
@@ -196,7 +196,7 @@ class EMASource(FrozenSource):
         return repr(self.average)
 
     def settle(self, model: paddle.Model) -> list[Layer | None]:
-        """Start to follow the student."""
+        """Initialise the average from the student."""
         self.networks = [self.average.follow(model.network)]
         self._check_options(model)
         return list(self.networks)
@@ -219,8 +219,8 @@ def layers_to_tap(objective: Objective, teachers: int) -> tuple[list[str], list[
     """Return the student's and each teacher's layers that ``objective`` compares.
 
     Args:
-        objective: with its terms.
-        teachers: how many there are.
+        objective: Objective with its terms.
+        teachers: Number of teachers.
     """
     features = objective.feature_terms()
     return (
@@ -233,7 +233,7 @@ class CacheSource(Source):
     """Cached teacher outputs, removed from each batch before loss and metrics.
 
     Args:
-        cached: the data set that `cache_teacher` returned.
+        cached: Data set returned by `cache_teacher`.
     """
 
     taps_features = False
@@ -259,7 +259,7 @@ class CacheSource(Source):
         return [Seen(self._cached.outputs_from([paddle.zeros(shape, dtype="float32") for shape in shapes]))]
 
     def attach(self, model: paddle.Model, features: Sequence[Sequence[str]], scope: ExitStack) -> TeacherForward:
-        """Take the cached outputs off each batch's labels."""
+        """Separate the cached outputs from each batch's labels."""
         self._own_loop = isinstance(model, LoopModel)
         scope.callback(self._forget)
         scope.enter_context(labels_through(model, self._without_outputs))
@@ -284,7 +284,7 @@ class CacheSource(Source):
         return kept
 
     def _stored(self, inputs: Sequence[Tensor], labels: Labels) -> list[Seen] | None:
-        """Return the outputs that came with the batch."""
+        """Return the cached outputs of the batch."""
         given, self._given = self._given, None
         if given is None and self._own_loop:
             raise RuntimeError(
@@ -301,12 +301,12 @@ def check_cache_options(cached: CachedTeacher, mode: str, inputs: TeacherInputs 
     """Check that the cached outputs were made with these teacher options.
 
     Args:
-        cached: the stored outputs.
+        cached: Data set with stored outputs.
         mode: ``teacher_mode`` of `DistillCallback`.
-        inputs: its ``teacher_inputs``.
+        inputs: ``teacher_inputs`` of `DistillCallback`.
 
     Raises:
-        ValueError: names both.
+        ValueError: An option differs; the message has both values.
     """
     if mode not in ("eval", cached.meta["teacher_mode"]):
         raise ValueError(

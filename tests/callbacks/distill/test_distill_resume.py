@@ -179,7 +179,7 @@ def test_the_state_of_another_kind_of_teacher_is_refused(wrote, reads, tmp_path)
     path = saved_by(KINDS[wrote], tmp_path)
     model = hapi_model()
     before = weights_of(model.network)
-    with pytest.raises(ValueError, match=r"holds .* of its teacher, .* goes on from .*: give the kind of teacher"):
+    with pytest.raises(ValueError, match=r"holds .* of its teacher, .* resumes from .*: give the kind of teacher"):
         fit(model, [KINDS[reads](resume=path)], evaluate=False)
     assert equal_weights(before, weights_of(model.network))
 
@@ -198,5 +198,5 @@ def test_a_state_with_strange_contents_is_refused(change, tmp_path):
     path = saved_by(KINDS["frozen"], tmp_path)
     state = paddle.load(f"{path}.pddistill")
     paddle.save({**state, **change}, f"{path}.pddistill")
-    with pytest.raises(ValueError, match="is no state of DistillCallback"):
+    with pytest.raises(ValueError, match="is not a state of DistillCallback"):
         KINDS["frozen"](resume=path)
