@@ -613,7 +613,7 @@ class Counting(Plain):
 def test_a_buffer_that_only_this_batch_broke_is_named_in_a_run_of_one():
     model = hapi_model(Counting())
     with pytest.raises(
-        NonFiniteLossError, match=r"seen of the network behind this batch with 4 infinite of 4"
+        NonFiniteLossError, match=r"seen of the network after this batch with 4 infinite of 4"
     ) as raised:
         fit(model, [DistillCallback(Plain())], data=Images(32), evaluate=False)
     assert "process" not in str(raised.value)

@@ -236,7 +236,7 @@ def test_what_was_asked_for_by_name_and_cannot_be_given(part, options, tmp_path)
     make, why = PARTS[part]
     said = refused(make(), tmp_path, options=options)
     assert why in said
-    assert "What can be written is ['model.json']" in said
+    assert "The files that can be written are ['model.json']" in said
     named = next(iter(options))
     assert {"engines": "['onnxruntime']", "budget": "['openvino']"}.get(named, f"{named}=True") in said
     assert "name those engines" in said or f"leave {named} out" in said
@@ -264,7 +264,7 @@ def test_a_file_that_is_lost_is_named_once_before_training(part, quantise, tmp_p
     assert why in said
     assert "no fp32 onnx file" in said
     assert ("no int8 onnx file" in said) == quantise
-    assert "What can be written is ['model.json']" in said
+    assert "The files that can be written are ['model.json']" in said
     assert "preflight=False" in said
 
 
@@ -290,8 +290,10 @@ def test_a_converter_that_is_not_installed(tmp_path, monkeypatch, caplog):
 def test_an_engine_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(engines.ENGINES["openvino"], "package", "no-such-package", raising=False)
     said = refused(TinyNet(), tmp_path, options={"engines": ["paddle", "openvino"]})
-    assert "The engine 'openvino' was asked for, and is not there (no-such-package not installed: pip install" in said
-    assert "Those that are: ['paddle', 'paddle-onednn'" in said
+    assert (
+        "The engine 'openvino' was requested but is not installed (no-such-package not installed: pip install" in said
+    )
+    assert "Installed: ['paddle', 'paddle-onednn'" in said
     with pytest.raises(KeyboardInterrupt):
         train(prepared(TinyNet()), [ExportBenchCallback(tmp_path / "out", **grouped(**QUICK)), Stops()])
 

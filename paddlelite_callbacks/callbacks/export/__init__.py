@@ -1,1 +1,1 @@
-"""`ExportBenchCallback`: arguments, run, record, and the pipeline of one export."""
+"""`ExportBenchCallback`: arguments, preflight, export pipeline, run folder and record."""

@@ -1,4 +1,4 @@
-"""Check before training what would make an export fail afterwards."""
+"""Check the arguments of an export before training."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 FORMS = ("pdmodel", "lite")
-_FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # that stand beside the runs
+_FILES = ("runs.jsonl", "report.md", "report.html", "pareto.png", "curves.png")  # beside the folders of the runs
 
 
 def checked_arguments(folder: Any, budget: Any, eval_data: Any) -> Path:
     """Check the types of arguments of `ExportBenchCallback`; return ``folder``.
 
     Args:
-        folder: a path.
-        budget: a `Budget` or ``None``.
-        eval_data: data, ``None`` or ``False``.
+        folder: Path of a folder.
+        budget: `Budget` or ``None``.
+        eval_data: Data set or loader, ``None`` or ``False``.
 
     Raises:
-        TypeError: names the argument, its type and those that are taken.
-        ValueError: data of length 0.
+        TypeError: An argument of another type; the message has its type and the allowed ones.
+        ValueError: Data of length 0.
     """
     if not isinstance(folder, (str, Path)):
         raise TypeError(f"folder must be a path, got {type(folder).__name__}: give one, as ExportBenchCallback('out').")
@@ -54,10 +54,10 @@ def check_input_spec(input_spec: Any) -> None:
     """Check the type of ``input_spec``.
 
     Args:
-        input_spec: a list of `InputSpec`, or ``None``.
+        input_spec: List of `InputSpec`, or ``None``.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: An object of another type.
     """
     specs = input_spec is None or isinstance(input_spec, (list, tuple))
     if not specs or not all(isinstance(spec, InputSpec) for spec in input_spec or ()):
@@ -68,24 +68,24 @@ def check_input_spec(input_spec: Any) -> None:
 
 
 def check_choices(folder: str | Path, name: str | None, *, gate: str, which: str, budget: Budget | None) -> None:
-    """Check that a name is a plain folder name, and that choices are known.
+    """Check that ``name`` is a plain folder name, and the choices are known.
 
     Args:
-        folder: of all runs, for the message.
-        name: of this run's folder; ``None`` for that of the network.
-        gate: see `ExportBenchCallback`.
-        which: see there.
-        budget: see there.
+        folder: Folder of all runs, for the message.
+        name: Name of this run's folder; ``None`` for the network's class name.
+        gate: See `ExportBenchCallback`.
+        which: See `ExportBenchCallback`.
+        budget: See `ExportBenchCallback`.
 
     Raises:
-        ValueError: says what was given and what is allowed.
+        ValueError: An argument is not allowed; the message has the allowed values.
     """
     if name is not None and (
         not name or Path(name).name != name or name.startswith(".") or "\0" in name or name in _FILES
     ):
         raise ValueError(
-            f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'. The files "
-            f"{list(_FILES)} stand there."
+            f"name becomes a folder inside {folder}, so it must be a plain name, got {name!r}: 'run1'. The names "
+            f"{list(_FILES)} are reserved."
         )
     _one_of("gate", gate, ("report", "fail"))
     _one_of("which", which, ("last", "best"))
@@ -99,7 +99,7 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
     """Return ``forms`` as a tuple.
 
     Args:
-        forms: see `ExportOptions`.
+        forms: Additional file formats, see `ExportOptions`.
 
     Raises:
         ValueError: A form is unknown, or it is not a list.
@@ -112,32 +112,32 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_budget_engine(budget: Budget | None, chosen: Sequence[str]) -> None:
-    """Refuse a budget for an engine that will not run.
+    """Check that the engine of the budget is one that will run.
 
     Args:
-        budget: see `ExportBenchCallback`.
-        chosen: engines that will.
+        budget: See `ExportBenchCallback`.
+        chosen: Names of the engines that will run.
 
     Raises:
-        ValueError: names both.
+        ValueError: The engine of the budget will not run; the message has the others.
     """
     if budget is not None and budget.engine is not None and budget.engine not in chosen:
         raise ValueError(
-            f"The budget asks for the figures of {budget.engine!r}, which is none of the engines {list(chosen)}: add "
+            f"The budget names the engine {budget.engine!r}, which is not one of the engines {list(chosen)}: add "
             "it to engines, or leave engine out of the budget for the fastest."
         )
 
 
 def check_budget_metric(budget: Budget | None, model: paddle.Model, *, evaluated: bool) -> None:
-    """Refuse a budget for a metric that nothing will measure.
+    """Check that the metric of the budget will be measured.
 
     Args:
-        budget: see `ExportBenchCallback`.
-        model: prepared, or with nothing but a network.
-        evaluated: whether there is data to evaluate on.
+        budget: See `ExportBenchCallback`.
+        model: Prepared model, or a model with a network only.
+        evaluated: Whether there is data to evaluate on.
 
     Raises:
-        ValueError: names the metric and those that there will be.
+        ValueError: It will not be measured; the message has the metric and the available ones.
     """
     if budget is None or budget.metric is None:
         return
@@ -160,11 +160,11 @@ def check_monitor(model: paddle.Model, monitor: str | None) -> None:
     """Check that the evaluation computes the metric ``monitor``.
 
     Args:
-        model: prepared.
+        model: Prepared model.
         monitor: Name of a metric; ``None`` for the first.
 
     Raises:
-        ValueError: It does not; names the available metrics.
+        ValueError: It does not; the message has the available metrics.
     """
     known = sorted({"loss", *metric_names(model)})
     if monitor is not None and monitor not in known:
@@ -178,12 +178,12 @@ def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, da
     """Check ``input_spec`` against the training batches, where those are known.
 
     Args:
-        model: prepared.
-        given: by the user.
-        data: the loader of the training data, if known.
+        model: Prepared model.
+        given: ``input_spec`` of the user.
+        data: Loader of the training data, if known.
 
     Raises:
-        ValueError: names both.
+        ValueError: The shapes do not fit; the message has both.
     """
     if given is None:
         return
@@ -200,7 +200,7 @@ def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, da
 
 
 def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[int | None]]) -> bool:
-    """Whether each of ``shapes`` fits one of ``seen``, in order; some may be unused."""
+    """Return whether each of ``shapes`` fits one of ``seen``, in order; some may be unused."""
     if len(shapes) == len(seen):
         return all(_fits(shape, other) for shape, other in zip(shapes, seen, strict=True))
     rest = iter(seen)
@@ -208,7 +208,7 @@ def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[in
 
 
 def _fits(shape: Sequence[int | None], seen: Sequence[int | None]) -> bool:
-    """Whether numbers of axes and channels agree; resolutions may differ."""
+    """Return whether numbers of axes and channels agree; resolutions may differ."""
     given, known = ([size if size != -1 else None for size in sizes[1:2]] for sizes in (shape, seen))
     return len(shape) == len(seen) and (given == known or None in (*given, *known))
 

@@ -44,7 +44,7 @@ from paddlelite_callbacks.utils.representation import constructor_repr
 __all__ = ["ExportBenchCallback"]
 
 T = TypeVar("T")
-# arguments of their own, once
+# arguments of older versions, now in ExportOptions and BenchOptions
 _ONCE_OF_FILES = (
     *("forms", "fp16", "input_spec", "dynamic_batch", "sidecar"),
     *("monitor", "mode", "preflight", "strict", "report"),
@@ -275,7 +275,7 @@ class ExportBenchCallback(ScopedCallback):
 
     def on_eval_end(self, logs: dict[str, Any] | None = None) -> None:
         """Record the metrics of an evaluation, and the best weights (called by hapi)."""
-        if self._trained is not None:  # not an evaluation of its own
+        if self._trained is not None:  # only for evaluations inside a training
             self._trained.history.evaluated(self.model.network, logs, metric_names(self.model))
 
     def on_evaluated(self, epoch: int, logs: dict[str, Any], figures: dict[str, float]) -> None:

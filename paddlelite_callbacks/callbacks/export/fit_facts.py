@@ -31,13 +31,13 @@ def batch_specs(
     """Return the specs of the files' inputs: the given ones, or those of ``sample``.
 
     Args:
-        given: by the user: one per input of the network, or per input that it uses in eval mode.
-        sample: a batch of each input that the files take.
-        rows: fixes the batch size; ``None`` leaves it as it is.
-        used: which of the network's inputs these are; ``None`` for all.
+        given: Specs of the user: one per input of the network, or per input that it uses in eval mode.
+        sample: Batch of each input of the files.
+        rows: Fixed batch size of the files; ``None`` keeps that of the specs.
+        used: Indices of these among the network's inputs; ``None`` for all.
 
     Raises:
-        ExportError: other specs are given than there are inputs.
+        ExportError: The number of specs differs from the number of inputs.
     """
     specs = given
     if specs is not None and len(specs) != len(sample):
@@ -57,13 +57,13 @@ def batch_specs(
 def file_evaluation(
     model: paddle.Model, data: Any, *, batch_size: int, used: Sequence[int] | None = None
 ) -> Evaluation | None:
-    """Return how the files' accuracy is measured; ``None`` without data or metrics.
+    """Return the evaluation of the files; ``None`` without data or metrics.
 
     Args:
-        model: prepared.
-        data: a data set, a loader, or any iterable of batches; ``None`` or ``False`` for none.
-        batch_size: for a data set.
-        used: which of the network's inputs the files take; ``None`` for all.
+        model: Prepared model.
+        data: Data set, loader, or any iterable of batches; ``None`` or ``False`` for none.
+        batch_size: Images per batch, for a data set.
+        used: Indices of the network's inputs that the files take; ``None`` for all.
     """
     metrics = metrics_of(model)
     if data is None or data is False or not metrics:
@@ -76,15 +76,15 @@ def file_evaluation(
 def fit_config(
     model: paddle.Model, params: Mapping[str, Any] | None, session: FitSession | None, budget: Budget | None
 ) -> dict[str, Any]:
-    """Return what is needed to train again, see `retraining_config`.
+    """Return the settings needed to train again, see `retraining_config`.
 
-    Of a network that was trained before, what is needed to export it again.
+    For a network that was trained before, the settings needed to export it again.
 
     Args:
-        model: prepared.
-        params: hapi's.
-        session: of the ``fit``, whose members are this package's callbacks; ``None`` where there was none.
-        budget: of the gate.
+        model: Prepared model.
+        params: ``Callback.params`` of hapi.
+        session: Session of the ``fit``, with this package's callbacks; ``None`` without a ``fit``.
+        budget: Budget of the gate.
     """
     network, held = type(unwrapped(model.network)).__name__, None if budget is None else stored_budget(budget)
     if session is None:

@@ -1,4 +1,4 @@
-"""What every epoch gave, and the weights of the best one."""
+"""Metrics of each epoch, and the weights of the best one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class History:
     """Metrics of the epochs of one ``fit``, and a copy of the best weights.
 
     Args:
-        keep_best: whether to keep weights at all.
-        monitor: name of a figure of the evaluation; ``None`` takes the first metric, or the loss where there is none.
-        mode: see `falls_with_quality`.
+        keep_best: Whether to keep a copy of the best weights.
+        monitor: Name of an evaluation metric; ``None`` takes the first metric, or the loss if there is none.
+        mode: ``"max"``, ``"min"`` or ``"auto"``, see `falls_with_quality`.
 
     Attributes:
-        rows: a dictionary an epoch: ``epoch`` (from 1), the training's figures, the evaluation's as ``eval_<name>``.
-        metrics: of the evaluation whose weights `state` holds, or of the last one.
-        state: the best epoch's ``state_dict``; ``None`` if none was kept.
-        epoch: of ``metrics``.
+        rows: One dictionary per epoch: ``epoch`` (from 1), training metrics, evaluation metrics as ``eval_<name>``.
+        metrics: Metrics of the evaluation whose weights are in `state`, or of the last one.
+        state: ``state_dict`` of the best epoch as NumPy arrays; ``None`` if none was kept.
+        epoch: Epoch of ``metrics``, from 1.
     """
 
     def __init__(self, *, keep_best: bool, monitor: str | None, mode: str) -> None:
@@ -42,15 +42,15 @@ class History:
         self._keep_best, self._monitor, self._mode, self._best = keep_best, monitor, mode, math.nan
 
     def trained(self, epoch: int, logs: Mapping[str, Any] | None, names: Collection[str]) -> None:
-        """Add the figures of a training epoch.
+        """Add the metrics of a training epoch.
 
         Args:
-            epoch: from 0.
-            logs: hapi's; one dictionary for all models of the process, so those of others are in it too.
-            names: of the figures of this model.
+            epoch: Index of the epoch, from 0.
+            logs: ``logs`` of hapi, one dictionary for all models of the process, so it may hold those of others.
+            names: Names of this model's metrics.
         """
         mine = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
-        if self.rows and self.rows[-1]["epoch"] == epoch + 1:  # evaluated in its middle, in a loop of the user's own
+        if self.rows and self.rows[-1]["epoch"] == epoch + 1:  # evaluated before its end, in the user's own loop
             self.rows[-1].update(mine)
         else:
             self.rows.append({"epoch": epoch + 1, **mine})
@@ -59,12 +59,12 @@ class History:
         """Add the metrics of an evaluation; keep the weights if they are the best.
 
         Args:
-            network: whose weights they are.
-            logs: see `trained`.
-            names: of this model's metrics.
+            network: Evaluated network.
+            logs: ``logs`` of hapi, see `trained`.
+            names: Names of this model's metrics.
 
         Raises:
-            ValueError: ``monitor`` is none of the figures.
+            ValueError: The evaluation has no metric ``monitor``.
         """
         figures = {key: value for key, value in figures_of(logs).items() if key in ("loss", *names)}
         if self.rows:
@@ -80,7 +80,7 @@ class History:
         """Load the kept weights into ``network`` inside the block, if any.
 
         Raises:
-            RuntimeError: its layers are others by now.
+            RuntimeError: The network's layers have changed since.
         """
         if self.state is None:
             yield
@@ -109,7 +109,7 @@ class History:
 
 
 def figures_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the numbers of hapi's ``logs``; of a list (losses) the first."""
+    """Return the numbers in hapi's ``logs``; for a list (losses) its first item."""
     figures = {}
     for key, value in (logs or {}).items():
         number = value[0] if isinstance(value, (list, tuple)) and value else value

@@ -1,4 +1,4 @@
-"""Options of `ExportBenchCallback` on what is exported, and how it is checked."""
+"""Options of `ExportBenchCallback`: exported files and checks."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ __all__ = ["ExportOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What `ExportBenchCallback` exports beside the usual files, and how strictly.
+    """Options of `ExportBenchCallback` for the exported files and their checks.
 
     Args:
-        forms: further forms to write; ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
-            which Paddle Lite and older tools read (with ``model.pdiparams``; of a network trained with
-            ``activation_symmetric`` as ``model.int8.pdmodel`` with ``quantize_linear``); ``["lite"]`` Paddle Lite's own
-            files, ``model.arm.nb`` and, of such a network, ``model.int8.arm.nb``. Size and gate then count these.
-        targets: what the files for Paddle Lite are for, ``"arm"`` and ``"x86"``; quantised ones are for ARM alone.
-        opt: Paddle Lite's ``opt``: a Python with ``paddlelite``, or a binary; ``None`` for what ``PADDLE_LITE_OPT``
-            names, this Python's, or that on the path.
-        onnx_opset: opset of the ONNX files, 13-19.
-        fp16: whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
-        input_spec: one `InputSpec` per input; ``None`` takes the sizes of the first batch with a free batch size.
-            ``None`` in it leaves a size free; checks and timing then run at the sizes of the first batch.
-        dynamic_batch: ``False`` fixes the batch size of the files to the timed one.
-        sidecar: for ``deploy.json``, any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels`` (names).
-        monitor: metric of the evaluation that decides which epoch was the best, for ``which="best"``; ``None`` for the
-            first metric, else the loss.
-        mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (smaller for ``loss``, ``err``, ``rmse``, ``nme``, ...).
-        preflight: whether a copy of the network is traced and converted at train begin (seconds; with the first batch
-            where the sizes of the inputs are not known before), so that what cannot be exported is said before hours
-            of training: as an error where nothing could be exported, or not what ``engines``, ``budget``, ``fp16``,
-            ``forms`` or ``strict`` ask for; as a warning for any other file. ``False`` trains all the same.
-        strict: ``True`` raises `ExportError` when all that is right is written, if a file is missing, or an engine that
-            is installed, or was named, differs or cannot run a file.
-        report: whether to draw ``report.md``, ``report.html`` and their pictures.
+        forms: Additional file formats. ``["pdmodel"]`` writes ``model.pdmodel``, the program in the format of Paddle 2,
+            for Paddle Lite and older tools (with ``model.pdiparams``; for a network trained with
+            ``activation_symmetric`` as ``model.int8.pdmodel`` with ``quantize_linear``). ``["lite"]`` writes Paddle
+            Lite's own files, ``model.arm.nb`` and, for such a network, ``model.int8.arm.nb``; size and gate then count
+            these.
+        targets: Targets of the Paddle Lite files, ``"arm"`` and ``"x86"``; quantised files are written for ARM only.
+        opt: ``opt`` tool of Paddle Lite: a Python with ``paddlelite``, or a binary; ``None`` looks in
+            ``PADDLE_LITE_OPT``, then this Python, then the path.
+        onnx_opset: Opset of the ONNX files, 13-19.
+        fp16: Whether to write ``model.fp16.onnx`` too: half the bytes, computed in fp32.
+        input_spec: One `InputSpec` per input; ``None`` takes the sizes of the first batch with a dynamic batch size. A
+            size of ``None`` is dynamic; checks and timing then run at the sizes of the first batch.
+        dynamic_batch: Whether the batch size of the files is dynamic; ``False`` fixes it to the timed one.
+        sidecar: Contents for ``deploy.json``: any of ``preprocess`` and ``postprocess`` (dictionaries) and ``labels``
+            (names).
+        monitor: Evaluation metric that selects the best epoch for ``which="best"``; ``None`` for the first metric, or
+            the loss if there is none.
+        mode: ``"max"``, ``"min"``, or ``"auto"``: by the name (lower for ``loss``, ``err``, ``rmse``, ``nme``, ...).
+        preflight: Whether to trace and convert a copy of the network at train begin (takes seconds; with the first
+            batch if the input sizes are not known earlier), to find export failures before training. It raises if
+            nothing could be exported, or not what ``engines``, ``budget``, ``fp16``, ``forms`` or ``strict`` require,
+            and warns about any other file.
+        strict: Whether to raise `ExportError`, after all correct files are written, if a file is missing, or differs
+            or cannot run on an engine that is installed or was named.
+        report: Whether to write ``report.md``, ``report.html`` and their pictures.
 
     Raises:
-        TypeError: an ``input_spec`` without `InputSpec`, or a switch that is no bool.
-        ValueError: an unknown form, target or mode, an ``onnx_opset`` out of range, or a ``sidecar`` that JSON cannot
-            hold.
+        TypeError: An ``input_spec`` without `InputSpec`, or a switch that is not a bool.
+        ValueError: An unknown form, target or mode, an ``onnx_opset`` out of range, or a ``sidecar`` that cannot be
+            stored as JSON.
 
     Example:
         >>> ExportBenchCallback("out", export=ExportOptions(fp16=True, forms=["pdmodel"]))  # doctest: +SKIP
@@ -75,7 +77,7 @@ class ExportOptions:
 
     @property
     def lite(self) -> LiteOptions | None:
-        """Return the options for Paddle Lite; ``None`` where no file for it is asked for."""
+        """Return the options for Paddle Lite; ``None`` if no such file is requested."""
         return LiteOptions(targets=self.targets, opt=self.opt) if "lite" in self.forms else None
 
     def __post_init__(self) -> None:

@@ -43,13 +43,13 @@ __all__ = ["Evaluation", "HandedOut", "hand_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How accuracy is measured on the files.
+    """Metrics and data to evaluate the files with.
 
     Args:
-        metrics: of ``model.prepare``.
-        batches: makes or returns the evaluation data, inputs first and labels behind.
-        inputs: how many of a batch's items the network takes.
-        used: which of these the files take; ``None`` for all.
+        metrics: Metrics of ``model.prepare``.
+        batches: Function that returns an iterable of batches, inputs before labels.
+        inputs: Number of the network's inputs in a batch.
+        used: Indices of those that the files take; ``None`` for all.
     """
 
     metrics: Sequence[paddle.metric.Metric]
@@ -60,20 +60,20 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class HandedOut:
-    """What came of it.
+    """Result of one export: files, checks, metrics and latencies.
 
     Args:
-        artefacts: the files, where they were written.
-        errors: why others are missing, by kind and precision.
-        checks: per engine and file.
-        file_metrics: per engine and file; empty without an evaluation.
-        timing: latencies, doubts, roofline.
-        macs: multiply-accumulates of one image; ``None`` where they cannot be counted.
-        notes: what a reader should know.
-        remarks: why an engine differs, and what to do.
-        violations: what ``strict`` takes for a failure, see `violations`.
-        failure: Reason for a missing file; ``None`` where there is one.
-        peak_memory: of the export; ``None`` where it was not measured.
+        artefacts: Written files.
+        errors: Reasons of missing files, by kind and precision.
+        checks: Comparisons with the network, per engine and file.
+        file_metrics: Metrics per engine and file; empty without an evaluation.
+        timing: Latencies, warnings about noise, roofline.
+        macs: Multiply-accumulates per image; ``None`` if they cannot be counted.
+        notes: Notes for the reader.
+        remarks: Reasons why an engine differs, with remedies.
+        violations: Failures under ``strict``, see `violations`.
+        failure: Reason why no file was exported; ``None`` if there is one.
+        peak_memory: Peak memory of the export; ``None`` if it was not measured.
     """
 
     artefacts: tuple[Artefact, ...] = ()
@@ -106,30 +106,30 @@ def hand_out(
     own: list[np.ndarray] | None = None,
     meter: MemoryMeter | None = None,
 ) -> HandedOut:
-    """Write every form of ``network``, check and measure it.
+    """Write every form of ``network``, then check, evaluate and time the files.
 
-    A wrong file costs only itself.
+    A wrong file does not affect the others.
 
     Random generators, threads, gradient mode and output of the process are restored.
 
     Args:
-        network: a copy in eval mode, see `eval_copy`.
-        folder: exists; a `staged_folder` where an older export stands.
-        sample: real inputs for the checks and the timing, one array per input.
-        input_spec: one per input.
-        options: see `BenchOptions`.
-        fp16: whether to write ``model.fp16.onnx`` too.
-        pdmodel: whether to write ``model.pdmodel`` too.
-        onnx_opset: of the ONNX files.
-        lite: which files for Paddle Lite to write; ``None`` for none.
-        evaluation: measures the metrics on every file.
-        sidecar: of `checked_sidecar_options`.
+        network: Copy in eval mode, see `eval_copy`.
+        folder: Existing folder; a `staged_folder` if there is an older export.
+        sample: Real inputs for the checks and the timing, one array per input.
+        input_spec: One `InputSpec` per input.
+        options: Options of the benchmark.
+        fp16: Whether to write ``model.fp16.onnx`` too.
+        pdmodel: Whether to write ``model.pdmodel`` too.
+        onnx_opset: Opset of the ONNX files, 13-19.
+        lite: Targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
+        evaluation: Metrics and data to evaluate every file with; ``None`` for no evaluation.
+        sidecar: Result of `checked_sidecar_options`.
         verbose: 1 shows progress bars, 0 nothing.
-        own: what the trained network itself gives for ``sample``; ``None`` for what ``network`` gives.
-        meter: that runs; ``None`` measures no memory.
+        own: Outputs of the trained network itself for ``sample``; ``None`` for those of ``network``.
+        meter: Running memory meter; ``None`` measures no memory.
 
     Raises:
-        ExportError: no file could be written, or the network gives nothing definite.
+        ExportError: No file could be written, or the network's outputs are not deterministic.
     """
     rows, input_spec = fixed_rows(input_spec), named_specs(network, input_spec)
     with undisturbed(), without_argument_lists():
@@ -201,7 +201,7 @@ def _peak_memory(meter: MemoryMeter, network: Layer) -> PeakMemory | None:
 def _timed(
     files: LoadedFiles, sample: Sequence[np.ndarray], options: BenchOptions, macs: int | None, verbose: int
 ) -> Timing:
-    """Time the files; an engine that fails there costs the figures, not the files."""
+    """Time the files; if an engine fails, the latencies are lost, not the files."""
     try:
         return time_files(files, sample, options, macs=macs, verbose=verbose)
     except OSError:
@@ -233,7 +233,7 @@ def _metrics_of_files(
                 rows=files.rows,
                 verbose=verbose,
             )
-    except Exception as error:  # the data of the user; the export is good nevertheless
+    except Exception as error:  # faulty evaluation data do not spoil the export
         return (), [f"Accuracy was not measured on the files: {reason(error)}."]
     failed = [row for row in found if row.error]
     return found, [f"No accuracy of the file on {r.engine} {r.precision}: {r.error}." for r in failed]
@@ -242,7 +242,7 @@ def _metrics_of_files(
 def _macs(network: Layer, sample: Sequence[np.ndarray]) -> int | None:
     try:
         return count_macs(network, [paddle.to_tensor(item[:1]) for item in sample], in_place=True)
-    except Exception:  # a forward that takes no single image, layers of unknown kinds: the figure is left out
+    except Exception:  # forward takes no single image, or unknown layers: no count
         return None
 
 

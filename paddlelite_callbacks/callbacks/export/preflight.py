@@ -48,18 +48,18 @@ from paddlelite_callbacks.workarounds.constructor_leak import without_argument_l
 __all__ = ["Preflight", "example_batches"]
 
 _log = logging.getLogger(__name__)
-_converted: set[str] = set()  # programs of which this process has made every ONNX file that was asked for
+_converted: set[str] = set()  # digests of programs that this process has converted to every requested ONNX file
 _REMEDY = "Nothing was trained; preflight=False trains nonetheless."
 
 Arrays = Sequence[np.ndarray]
 
 
 def example_batches(model: paddle.Model, loader: object) -> Iterator[list[np.ndarray]]:
-    """Yield batches to try the network on: seeded random inputs, and a sample.
+    """Yield batches to try the network on: seeded random inputs, then a real sample.
 
     Args:
-        model: the hapi model.
-        loader: of the training data, whose batches are not read; ``None`` where it is not known.
+        model: Model of hapi.
+        loader: Loader of the training data, whose batches are not read; ``None`` if unknown.
     """
     specs = input_specs(model)
     if specs is not None and all(size is not None for shape, _ in specs for size in shape[1:]):
@@ -70,19 +70,19 @@ def example_batches(model: paddle.Model, loader: object) -> Iterator[list[np.nda
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What `ExportBenchCallback` was asked to give, tried on a copy.
+    """Trial export of an untrained copy, with the options of `ExportBenchCallback`.
 
     Args:
-        input_spec: see there.
-        options: of the benchmark; none is run.
-        dynamic_batch: see there.
-        fp16: see there.
-        forms: see there.
-        onnx_opset: see there.
-        lite: targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
-        strict: see there.
-        engine: of the budget; ``None`` for any.
-        verbose: 1 says what is done, 0 nothing.
+        input_spec: See `ExportOptions`.
+        options: Options of the benchmark, which is not run.
+        dynamic_batch: See `ExportOptions`.
+        fp16: See `ExportOptions`.
+        forms: See `ExportOptions`.
+        onnx_opset: See `ExportOptions`.
+        lite: Targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
+        strict: See `ExportOptions`.
+        engine: Engine of the budget; ``None`` for any.
+        verbose: 1 prints progress, 0 nothing.
     """
 
     input_spec: Sequence[InputSpec] | None
@@ -102,17 +102,17 @@ class Preflight:
         Network, random generators and gradient mode are restored.
 
         Args:
-            network: about to be trained, with its layers converted.
-            batches: inputs to try it on; the first that it can be called with is taken.
-            last: whether these are real ones, in the middle of an epoch: a network that cannot be called with them is
-                refused. Whether it gives the same when it is called again is not asked then, see `beside_readers`.
+            network: Network before training, with its layers converted.
+            batches: Inputs to try; the first that the network accepts is used.
+            last: Whether these are real inputs, in the middle of an epoch. A network that does not accept them is then
+                an error, and determinism is not checked, see `beside_readers`.
 
         Returns:
-            Whether it was tried; ``False`` where it could not be called with any of ``batches``.
+            Whether it was tried; ``False`` if the network accepts none of ``batches``.
 
         Raises:
             ExportError: Nothing could be exported after training, or not what was requested by name.
-            TypeError: the network cannot be copied.
+            TypeError: The network cannot be copied.
         """
         self._check_engines_installed()
         if self.lite is not None:
@@ -136,7 +136,7 @@ class Preflight:
             try:
                 with _temporary_folder() as folder:
                     written = self._tried(network, *found, folder, again=not last)
-            except (OSError, MemoryError) as error:  # of this moment, and not of the network
+            except (OSError, MemoryError) as error:  # a temporary fault, not one of the network
                 _log.warning("Preflight of %s was not completed: %s.", name, reason(error))
                 return True
         if self.verbose:
@@ -153,7 +153,7 @@ class Preflight:
                 return batch, eval_outputs(network, [paddle.to_tensor(item) for item in batch])
             except ExportError:
                 raise
-            except Exception as error:  # noise is no image: only real inputs tell
+            except Exception as error:  # a network may reject random inputs and accept real ones
                 if last:
                     shapes = [list(item.shape) for item in batch]
                     raise ExportError(
@@ -163,7 +163,7 @@ class Preflight:
         return None
 
     def _tried(self, network: Layer, batch: Arrays, own: list[np.ndarray], folder: Path, *, again: bool) -> list[str]:
-        """Return the names of the files that can be written, and report the others."""
+        """Return the names of the files that can be written; report the others."""
         inputs = [paddle.to_tensor(item) for item in batch]
         duplicate = eval_copy(network, inputs, expected=own)
         if again and all(np.isfinite(item).all() for item in own):
@@ -204,7 +204,7 @@ class Preflight:
             _raise_full_disk(forms.errors.values())
             return forms.artefacts, forms.errors, self._key(forms.artefacts, specs)
 
-        if onnx and _converted:  # of an earlier fit: converting takes longer than tracing
+        if onnx and _converted:  # from an earlier fit: conversion takes longer than tracing
             artefacts, errors, key = written("program", onnx=False)
             if key in _converted:
                 return artefacts, errors
@@ -225,12 +225,12 @@ class Preflight:
         return digest.hexdigest()
 
     def _check_engines_installed(self) -> None:
-        """Refuse an engine that was named and is not installed."""
+        """Check that the engines requested by name are installed."""
         for name in self._named():
             if (why := missing_reason(ENGINES[name])) is not None:
                 present = [engine.name for engine in ENGINES.values() if missing_reason(engine) is None]
                 raise ExportError(
-                    f"The engine {name!r} was asked for, and is not there ({why}). Those that are: {present}. Install "
+                    f"The engine {name!r} was requested but is not installed ({why}). Installed: {present}. Install "
                     f"it, or leave it out of engines. {_REMEDY}"
                 )
 
@@ -238,7 +238,7 @@ class Preflight:
         return list(dict.fromkeys([*(self.options.engines or ()), *([self.engine] if self.engine else [])]))
 
     def _judge(self, name: str, artefacts: Sequence[Artefact], errors: Mapping[tuple[str, str], str]) -> None:
-        """Raise for impossible files requested by name, and warn of all others."""
+        """Raise for impossible files requested by name; warn about all others."""
         if not errors:
             return
         lost = "; ".join(f"no {precision} {kind} file ({why})" for (kind, precision), why in errors.items())
@@ -248,30 +248,30 @@ class Preflight:
         if useless:
             others = [engine for engine, known in ENGINES.items() if known.kind in kinds]
             raise ExportError(
-                f"{name} cannot be exported for {useless}, which engines or budget ask for: {lost}. What can be "
-                f"written is {files}, for {others}: change the network, or name those engines."
+                f"{name} cannot be exported for {useless}, which engines or budget request: {lost}. The files "
+                f"that can be written are {files}, for {others}: change the network, or name those engines."
             )
         if missing := [form for form in self.forms if any(kind.split("-")[0] == form for kind, _ in errors)]:
             raise ExportError(
-                f"{name} cannot be exported with forms={missing}: {lost}. What can be written is {files}: change the "
-                "network, or leave these forms out."
+                f"{name} cannot be exported with forms={missing}: {lost}. The files that can be written are {files}: "
+                "change the network, or leave these forms out."
             )
         if self.fp16 and ("onnx", "fp16") in errors:
             raise ExportError(
-                f"{name} cannot be exported with fp16=True: {lost}. What can be written is {files}: change the "
-                "network, or leave fp16 out."
+                f"{name} cannot be exported with fp16=True: {lost}. The files that can be written are {files}: "
+                "change the network, or leave fp16 out."
             )
         present = {
             engine.kind for engine in self.options.chosen() if self.options.engines or not missing_reason(engine)
         }
         if self.strict and any(kind in present for kind, _ in errors):
             raise ExportError(
-                f"{name} cannot be exported whole, as strict=True asks for: {lost}. What can be written is {files}: "
-                "change the network, or leave strict out."
+                f"{name} cannot be exported completely, as strict=True requires: {lost}. The files that can be written "
+                f"are {files}: change the network, or leave strict out."
             )
         _log.warning(
-            "Preflight: of %s there will be %s. What can be written is %s. It is trained nonetheless; engines=[...] "
-            "leaves out what is not needed, preflight=False this check.",
+            "Preflight: of %s there will be %s. The files that can be written are %s. Training continues; "
+            "engines=[...] leaves out what is not needed, preflight=False skips this check.",
             name,
             lost,
             files,
@@ -294,7 +294,7 @@ def _as_found(network: Layer) -> Iterator[None]:
 
 @contextmanager
 def _with_remedy(name: str) -> Iterator[None]:
-    """Say behind what is refused in the block how to train nonetheless."""
+    """Append to errors raised in the block how to train without preflight."""
     try:
         yield
     except (ExportError, TypeError) as error:
@@ -304,18 +304,18 @@ def _with_remedy(name: str) -> Iterator[None]:
 
 
 def _raise_full_disk(reasons: Iterable[str]) -> None:
-    """Raise the error of a full temporary folder, if one of ``reasons`` is that."""
+    """Raise ``OSError`` if one of ``reasons`` is a full temporary folder."""
     if any(os.strerror(errno.ENOSPC) in said or "is the disk full?" in said for said in reasons):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
 
 
 def _settle_scales_(network: Layer) -> bool:
-    """Set some scale in uncalibrated quantizers, in place; pass a copy.
+    """Set a scale in uncalibrated quantizers of a copy, in place.
 
-    Returns whether all have one.
+    Returns whether all quantizers have a scale.
     """
     if any(not isinstance(layer.activation_quanter, Switched) for layer in quantized_layers(network).values()):
-        return False  # of PaddleSlim or Paddle, which find theirs in training
+        return False  # quantizers of PaddleSlim or Paddle find their scales in training
     switch_quantizers_(network, True)
     for quantizer in activation_quantizers(network).values():
         if not quantizer.calibrated:
@@ -337,7 +337,7 @@ def _try_fp16(artefacts: list[Artefact], errors: dict[tuple[str, str], str], pat
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Yield a folder that is deleted after the block, also after Ctrl-C."""
+    """Yield a temporary folder that is deleted after the block, also on Ctrl-C."""
     folder: Path | None = None
     try:
         with uninterrupted():

@@ -45,17 +45,17 @@ def record_of(
     """Return the record of one export.
 
     Args:
-        made: what came of it.
-        network: as trained.
-        home: the folder of the files; its name is the run's.
-        weights: name of their file in it.
-        log: name of the training log in it; ``None`` for a network that was trained before.
-        history: of this ``fit``.
-        last: whether the last weights were exported, instead of the best.
-        setting: threads and batch size that the gate looks at.
-        notes: what a reader should know beside whether int8 pays.
-        config: of the run.
-        failure: why no file was exported; ``None`` where there is one.
+        made: Result of the export.
+        network: Trained network.
+        home: Folder of the files; its name is the name of the run.
+        weights: File name of the weights in ``home``.
+        log: File name of the training log in ``home``; ``None`` for a network that was trained before.
+        history: Metrics of this ``fit``.
+        last: Whether the last weights were exported, instead of the best.
+        setting: Threads and batch size of the gate.
+        notes: Notes for the reader, besides the advice on int8.
+        config: Settings of the run, for training again.
+        failure: Reason why no file was exported; ``None`` if there is one.
     """
     rows, epoch = history.rows, history.epoch
     if last:
@@ -98,13 +98,13 @@ def _advice(made: HandedOut, main: Sequence[Latency]) -> tuple[str, ...]:
 
 
 def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, settings: int) -> list[str]:
-    """Return the figures of a run, a line per engine.
+    """Return the measurements of a run, one line per engine.
 
     Args:
-        record: of the run.
-        folder: of all runs.
-        verdict: of the budget; ``None`` without one.
-        settings: how many pairs of threads and batch size were timed; with more than one each line says its own.
+        record: Record of the run.
+        folder: Folder of all runs.
+        verdict: Verdict of the gate; ``None`` without a budget.
+        settings: Number of timed pairs of threads and batch size; with more than one, each line shows its own.
     """
     size = "no Paddle export" if record.size_mb is None else f"{record.size_mb:.2f} MB"
     size = size if record.failure is None else "NOTHING EXPORTED"
@@ -137,7 +137,7 @@ def notes_of(training: FitSession | None) -> list[str]:
     """Return the notes of the other callbacks; some evaluate on all ranks together.
 
     Args:
-        training: the session of the fit, if there is one.
+        training: Session of the ``fit``; ``None`` if there is none.
     """
     members = [] if training is None else training.members
     skipped = [] if training is None else training.guard.notes()
@@ -148,10 +148,10 @@ def draw_report(folder: Path, budget: Budget | None) -> None:
     """Write the report of all runs in ``folder``; a failure is logged.
 
     Args:
-        folder: of all runs.
-        budget: to hold them against, if any.
+        folder: Folder of all runs.
+        budget: Budget to compare the runs with, if any.
     """
     try:
         write_report(folder, budget=budget)
-    except Exception as error:  # the files and the record are there
+    except Exception as error:  # the files and the record are written already
         _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, folder)

@@ -40,29 +40,29 @@ from paddlelite_callbacks.workarounds.data_loader import ended_with_the_epoch, l
 __all__ = ["ExportRun", "Trained", "one_export_at_a_time", "trained_before"]
 
 _log = logging.getLogger(__name__)
-_ROWS = 8  # of the first batch, for the checks
+_ROWS = 8  # images of the first batch to keep, for the checks
 _one_at_a_time = threading.RLock()
 _NO_BEST = "which='best' found no evaluation in this fit: the last weights were exported."
 
 
 @contextmanager
 def one_export_at_a_time() -> Iterator[None]:
-    """Wait for exports of other threads, which would disturb traces and timings."""
+    """Wait for exports in other threads, which would disturb traces and timings."""
     with _one_at_a_time:
         yield
 
 
 @dataclass(kw_only=True)
 class Trained:
-    """What there is to export.
+    """Trained network with the history of its training.
 
     Args:
-        model: prepared, or with nothing but a network.
-        history: of its training.
-        training: the session of the ``fit``; ``None`` where there was none.
-        params: hapi's.
-        sample: rows of the first batch, one array per input; ``None`` until one was seen.
-        rows: images of that batch.
+        model: Prepared model, or a model with a network only.
+        history: Metrics of its training.
+        training: Session of the ``fit``; ``None`` without a ``fit``.
+        params: ``Callback.params`` of hapi.
+        sample: Images of the first batch, one array per input; ``None`` before the first batch.
+        rows: Number of images in that batch.
     """
 
     model: paddle.Model
@@ -73,10 +73,10 @@ class Trained:
     rows: int = 1
 
     def keep_sample(self, inputs: Sequence[Tensor | np.ndarray]) -> None:
-        """Keep a few rows of the first batch.
+        """Keep a few images of the first batch.
 
         Args:
-            inputs: a batch each.
+            inputs: Batch of each input.
         """
         if self.sample is None:
             _check_tensors(inputs)
@@ -87,24 +87,24 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRun:
-    """How it is exported: the arguments of `ExportBenchCallback`, see there.
+    """Settings of one export, from the arguments of `ExportBenchCallback`.
 
     Args:
-        folder: of all runs.
-        name: of this one.
-        input_spec: see there.
-        options: of the benchmark.
-        eval_data: a data set, a loader, or ``None`` or ``False`` for no evaluation of the files.
-        last: whether the last weights are exported instead of the best.
-        fp16: see there.
-        forms: see there.
-        onnx_opset: see there.
-        lite: targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
-        dynamic_batch: see there.
-        sidecar: of `checked_sidecar_options`.
-        strict: see there.
-        budget: for the report.
-        report: whether to draw it.
+        folder: Folder of all runs.
+        name: Name of this run.
+        input_spec: See `ExportOptions`.
+        options: Options of the benchmark.
+        eval_data: Data set or loader; ``None`` or ``False`` for no evaluation of the files.
+        last: Whether to export the last weights instead of the best.
+        fp16: See `ExportOptions`.
+        forms: See `ExportOptions`.
+        onnx_opset: See `ExportOptions`.
+        lite: Targets and ``opt`` of the files for Paddle Lite; ``None`` for none.
+        dynamic_batch: See `ExportOptions`.
+        sidecar: Result of `checked_sidecar_options`.
+        strict: See `ExportOptions`.
+        budget: Budget for the report.
+        report: Whether to write the report.
         verbose: 1 shows progress bars, 0 nothing.
     """
 
@@ -129,15 +129,15 @@ class ExportRun:
         """Write weights and log, export, check and time; add the record and report.
 
         Args:
-            trained: what is exported; its model is not touched.
-            notes: for the record.
+            trained: Network to export; its model is not changed.
+            notes: Notes for the record.
 
         Returns:
-            The record, and the error that `ExportBenchCallback` raises; ``None`` where there is none.
+            The record, and the error that `ExportBenchCallback` raises; ``None`` if there is none.
 
         Raises:
-            ExportError: no batch was seen, so that nothing was trained and nothing is written.
-            OSError: not even the weights, or the record of an export that went well, could be written.
+            ExportError: No batch was seen: nothing was trained, and nothing is written.
+            OSError: The weights, or the record of a successful export, could not be written.
         """
         if trained.sample is None:
             raise ExportError(
@@ -145,16 +145,16 @@ class ExportRun:
                 "batch."
             )
         home = self.folder / self.name
-        _import_engines(self.options)  # once a process: no part of what an export takes
+        _import_engines(self.options)  # once per process: not part of an export's memory
         with one_export_at_a_time(), MemoryMeter("writing") as meter:
             self._write_training(home, trained)
             made, failure = HandedOut(), None
             try:
                 with staged_export(home) as stage:
                     made = self._made_in(stage, trained, trained.sample, meter)
-                    _check_something(made)  # and leave the folder as it is
+                    _check_something(made)  # raises, and leaves the folder as it is
                     record = self._record_of(made, None, trained, notes)
-            except Exception as error:  # the training must not be lost with it
+            except Exception as error:  # the trained weights must not be lost
                 failure = error
                 nothing = HandedOut(errors=made.errors, checks=made.checks, macs=made.macs)
                 record = self._record_of(nothing, failure, trained, notes)
@@ -165,18 +165,18 @@ class ExportRun:
         except OSError as error:
             if failure is None:
                 raise
-            _log.warning("No record of the export that failed: %s.", error)
+            _log.warning("The failed export was not recorded: %s.", error)
         if self.report:
             draw_report(self.folder, self.budget)
         return record, failure
 
     def _refused(self, made: HandedOut) -> ExportError | None:
-        """Return what ``strict`` raises, once all that is right is written."""
+        """Return the error of ``strict``, raised after all correct files are written."""
         if not self.strict or not made.violations:
             return None
         return ExportError(
-            f"strict=True, and not every file is right on every engine: {'; '.join(made.violations)}. What is right "
-            f"is written to {self.folder / self.name}. {' '.join(made.remarks)}".rstrip()
+            f"strict=True, but not every file is right on every engine: {'; '.join(made.violations)}. The correct "
+            f"files are written to {self.folder / self.name}. {' '.join(made.remarks)}".rstrip()
         )
 
     def _write_training(self, home: Path, trained: Trained) -> None:
@@ -242,7 +242,7 @@ class ExportRun:
 def _import_engines(options: BenchOptions) -> None:
     packages = [engine.package for engine in options.chosen() if engine.kind == "onnx"]
     for package in [*packages, "onnx"] if packages else []:
-        with contextlib.suppress(ImportError):  # said when it is needed
+        with contextlib.suppress(ImportError):  # reported when the package is needed
             require(package, needed_for="the export")  # without its telemetry
 
 
@@ -252,17 +252,18 @@ def _check_something(made: HandedOut) -> None:
 
 
 def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, verbose: int) -> Trained:
-    """Return what there is to export of a network whose training is over.
+    """Return `Trained` for a network that was trained before.
 
     Args:
-        model: a network, or a ``paddle.Model`` that holds one.
-        data: a batch (an array or tensor, or a list of one an input), or a data set or loader that gives one.
-        eval_data: with a prepared model, what its metrics are computed on; ``None`` or ``False`` for none.
+        model: Network, or a ``paddle.Model`` with one.
+        data: Batch (an array or tensor, or a list of one per input), or a data set or loader, whose first batch is
+            used.
+        eval_data: Data to compute the metrics of a prepared model on; ``None`` or ``False`` for none.
         verbose: 1 shows hapi's progress, 0 nothing.
 
     Raises:
-        TypeError: no model, or no data.
-        ValueError: data without a batch, or an item that is no batch.
+        TypeError: Not a model, or no data.
+        ValueError: Data without a batch, or an item that is not a batch.
     """
     if not isinstance(model, (paddle.Model, Layer)):
         raise TypeError(
@@ -281,10 +282,10 @@ def trained_before(model: paddle.Model | Layer, data: Any, *, eval_data: Any, ve
 
 
 def _check_tensors(inputs: Sequence[Any]) -> None:
-    """Check that a network is called with tensors, as every file is.
+    """Check that the network is called with tensors, as every exported file is.
 
     Raises:
-        TypeError: with something else.
+        TypeError: An input is not a tensor.
     """
     others = [type(item).__name__ for item in inputs if not isinstance(item, (Tensor, np.ndarray))]
     if others or not inputs:

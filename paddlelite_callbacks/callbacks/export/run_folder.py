@@ -1,8 +1,8 @@
 """Manage the folder of one run: weights and log first, then the export.
 
-Weights cost hours, files seconds: so the weights and the log of a training stand, whole, before anything is exported
-from them. Model files of an older export of that name belong to other weights: they go, with theirs, into the
-subfolder ``previous_export``, and stay there as long as there is no new export.
+A training takes hours, an export seconds: weights and log are therefore written completely before the export begins.
+Model files of an older export of that name belong to other weights: they are moved, with those weights, to the
+subfolder ``previous_export``, and are kept there until a new export succeeds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from paddlelite_callbacks.utils.signals import uninterrupted
 
 __all__ = ["LAST_WEIGHTS", "LOG", "PREVIOUS", "WEIGHTS", "staged_export", "write_training"]
 
-WEIGHTS = "model.pdparams"  # of the weights that are exported
-LAST_WEIGHTS = "last.pdparams"  # where those that fit ended with are others
+WEIGHTS = "model.pdparams"  # the exported weights
+LAST_WEIGHTS = "last.pdparams"  # the weights at the end of fit, if others are exported
 LOG = "train_log.jsonl"
 PREVIOUS = "previous_export"
 _MODELS = (
@@ -51,16 +51,16 @@ def write_training(
 ) -> None:
     """Write weights and log into ``home``, and set an older export aside.
 
-    All of it appears in one step, with the user's own files as they were; a signal waits until it is done.
+    All files appear in one step and the user's own files are kept; signals are deferred until then.
 
     Args:
-        home: the run's folder; made if missing.
-        weights: a ``state_dict``, of tensors or arrays.
-        last: another one, for ``last.pdparams``; ``None`` writes none.
-        log: a line each; ``None`` where there was no training: an older log stays.
+        home: Folder of the run; created if missing.
+        weights: ``state_dict`` of tensors or arrays.
+        last: ``state_dict`` for ``last.pdparams``; ``None`` writes none.
+        log: One dictionary per line; ``None`` without a training, which keeps an older log.
 
     Raises:
-        OSError: it cannot be written to, or the disk is full; what stood there stands as it was.
+        OSError: The folder is not writable, or the disk is full; the folder is unchanged.
     """
     with uninterrupted():
         dropped = [name for name in _OURS if name != LOG or log is not None]
@@ -75,12 +75,12 @@ def write_training(
 
 @contextmanager
 def staged_export(home: Path) -> Iterator[Path]:
-    """Yield an empty folder for model files, which join the weights on success.
+    """Yield an empty folder for model files, which are moved to ``home`` on success.
 
-    What was set aside goes then; after an exception it stays, and no model file stands beside the weights.
+    The previous export is then deleted; after an exception it is kept, and ``home`` has no model files.
 
     Args:
-        home: of `write_training`.
+        home: Folder of the run, see `write_training`.
     """
     with staged_folder(home, dropped=(PREVIOUS, *_MODELS)) as stage:
         yield stage

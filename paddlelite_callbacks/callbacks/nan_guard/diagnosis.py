@@ -26,8 +26,8 @@ class Finding:
     """One tensor, array or loss term with non-finite values.
 
     Args:
-        name: of the place.
-        text: with the kind and number of the values.
+        name: Name of the tensor or term.
+        text: Description with kind and number of the non-finite values.
     """
 
     name: str
@@ -38,8 +38,8 @@ def not_finite(name: str, values: Any) -> list[Finding]:
     """Return the tensors and arrays in ``values`` that hold NaN or Inf.
 
     Args:
-        name: of ``values`` as a whole.
-        values: a tensor or array, or lists and dictionaries of them.
+        name: Display name of ``values``.
+        values: Tensor or array, or nested lists and dictionaries of them.
     """
     if isinstance(values, (list, tuple, np.ndarray)):
         values = [x if isinstance(x, Tensor) else paddle.to_tensor(x) for x in tensors_and_arrays(values)]
@@ -61,8 +61,8 @@ def broken_state(name: str, network: Layer) -> list[Finding]:
     """Return the non-finite weights of ``network``.
 
     Args:
-        name: of ``network``, for messages.
-        network: looked through.
+        name: Display name of ``network``.
+        network: Network to check.
     """
     return [
         Finding(f"{key} of {name}", f"{key} of {name} with {_counted(tensor)} of {tensor.size} values")
@@ -87,8 +87,8 @@ def bad_terms(parts: list[Tensor], batch: BatchState) -> list[Finding]:
     """Return the terms of the loss that are not finite.
 
     Args:
-        parts: of the loss.
-        batch: whose loss it is.
+        parts: Parts of the loss.
+        batch: State of the batch, with the loss terms.
     """
     terms = dict(batch.terms)
     if not any(name.startswith("task_loss") for name in terms):
@@ -116,13 +116,13 @@ def _value(value: Tensor) -> float:
 
 
 def explained(where: str, terms: list[Finding], causes: list[Finding], broken: list[Finding]) -> str:
-    """Return what is said of a non-finite loss.
+    """Return the message for a non-finite loss.
 
     Args:
-        where: epoch and batch.
-        terms: of `bad_terms`.
-        causes: that were found.
-        broken: those of them that are weights.
+        where: Epoch and batch, as text.
+        terms: Non-finite terms, from `bad_terms`.
+        causes: Findings that may be the cause.
+        broken: Those findings that are weights.
     """
     what = f"The loss is not finite at {where}: {'; '.join(term.text for term in terms)}."
     if not terms:
@@ -137,16 +137,16 @@ def explained(where: str, terms: list[Finding], causes: list[Finding], broken: l
 
 
 def cure_for(causes: list[Finding], broken: list[Finding], *, overflow: bool = False) -> str:
-    """Return what to do.
+    """Return the remedy for a non-finite loss.
 
     Args:
-        causes: that were found.
-        broken: those of them that are weights.
-        overflow: whether finite terms have an infinite sum.
+        causes: Findings that may be the cause.
+        broken: Those findings that are weights.
+        overflow: Whether finite terms have an infinite sum.
     """
     if broken:
         return (
-            "An earlier step made these weights so, with a gradient that was not finite: go back to a checkpoint, and "
+            "An earlier step with a gradient that was not finite made these weights: go back to a checkpoint, and "
             "lower the learning rate or clip gradients (grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0))."
         )
     first = causes[0].name if causes else ""

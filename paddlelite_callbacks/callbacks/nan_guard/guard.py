@@ -34,25 +34,25 @@ __all__ = ["FIGURE", "ON_NAN", "NaNGuard", "agreed_policy", "checked_policy"]
 
 _log = logging.getLogger(__name__)
 FIGURE = "skipped_batches"
-_SPOKEN = 3  # skips that are logged one by one
+_SPOKEN = 3  # number of skipped batches that are logged
 
 
 class NaNGuard:
     """Check each batch's loss before the backward pass, reading one number.
 
-    A ReLU turns NaN into 0, so the loss may stay finite where the gradients do not: the sum that is read holds zero
-    times the inputs, the batch-norm statistics and the alphas, too. What a batch computed is in its `BatchState`,
-    and looked through only when that sum is not finite. Batch-norm statistics, which the forward pass
-    moves, are put back for such a batch.
+    A ReLU turns NaN into 0, so the loss may be finite although gradients are not. The number that is read therefore
+    also includes zero times the inputs, the batch-norm statistics and the alphas. The tensors in the `BatchState` are
+    searched only if that number is not finite. Batch-norm statistics, which the forward pass updates, are restored for
+    such a batch.
 
     Args:
-        model: in training.
+        model: Model that is trained.
         policy: ``"raise"``, ``"skip"`` or ``"ignore"``.
 
     Attributes:
-        skipped: positions ``(epoch, batch)`` of the batches that were left out.
-        epoch: under way, counted from 0.
-        batch: of the epoch, counted from 0.
+        skipped: Positions ``(epoch, batch)`` of the skipped batches.
+        epoch: Current epoch, counted from 0.
+        batch: Current batch of the epoch, counted from 0.
     """
 
     def __init__(self, model: paddle.Model, policy: str) -> None:
@@ -73,7 +73,7 @@ class NaNGuard:
             self._buffers.follow(network)
 
     def probe(self, values: Sequence[Tensor]) -> None:
-        """Check these parameters with each batch: a ReLU may hide the NaN they cause."""
+        """Check these parameters in each batch too: a ReLU may hide a NaN in them."""
         self._probes = list(values)
 
     @paddle.no_grad()
@@ -81,7 +81,7 @@ class NaNGuard:
         """Check the weights at the end of an epoch, before hapi saves them.
 
         Raises:
-            NonFiniteLossError: names those that are not finite.
+            NonFiniteLossError: Some are not finite; the message names them.
         """
         if self.policy == "ignore" or self._checked == self.epoch:
             return
@@ -122,10 +122,10 @@ class NaNGuard:
             yield
 
     def begin(self) -> None:
-        """Check that all weights are finite, and follow the buffers.
+        """Check that all weights are finite, and register the buffers.
 
         Raises:
-            ValueError: some are not.
+            ValueError: Some weights are not finite.
         """
         if self.policy != "ignore":
             self._several_ranks = several_ranks()
@@ -133,7 +133,7 @@ class NaNGuard:
             self._check_weights_finite()
 
     def keep(self) -> None:
-        """Keep the buffers before a batch."""
+        """Copy the buffers before a batch."""
         if self.policy != "ignore":
             self._buffers.keep()
 
@@ -148,22 +148,22 @@ class NaNGuard:
             )
 
     def examine(self, parts: list[Tensor], batch: BatchState, outputs: Sequence[Any]) -> None:
-        """Raise if the loss of a training batch is not finite, with the batch undone.
+        """Raise if the loss of a training batch is not finite, after undoing the batch.
 
         Args:
-            parts: of the loss.
-            batch: what it was made from; emptied before an exception.
-            outputs: of the network, as the loss was given them.
+            parts: Parts of the loss.
+            batch: State of the batch; cleared before an exception.
+            outputs: Outputs of the network, as passed to the loss.
 
         Raises:
-            NonFiniteLossError: names the terms and where they come from.
-            SkipBatch: the batch is to be left out.
+            NonFiniteLossError: The loss is not finite; the message has the terms and their cause.
+            SkipBatch: The batch is to be skipped.
         """
         if self.policy != "ignore" and not self._finite(parts, batch):
             self._leave(parts, batch, outputs)
 
     def _finite(self, parts: list[Tensor], batch: BatchState) -> bool:
-        """Return whether the batch is finite, equally on all ranks."""
+        """Return whether the batch is finite, with the same result on all ranks."""
         good = math.isfinite(float(self._sum(parts, batch))) or self._each_finite(parts, batch)
         if self._several_ranks:
             flag = paddle.to_tensor([float(good)], dtype="float32")
@@ -173,7 +173,7 @@ class NaNGuard:
 
     @paddle.no_grad()
     def _each_finite(self, parts: list[Tensor], batch: BatchState) -> bool:
-        """Return whether each part is finite, where only their sum overflowed."""
+        """Return whether each part is finite, in case only their sum overflowed."""
         inputs = tensors_and_arrays(batch.inputs)
         values = [*parts, *batch.other_losses, *self._probes, *(x for x in inputs if isinstance(x, Tensor))]
         arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
@@ -223,7 +223,7 @@ class NaNGuard:
         """Return the statistics that this batch's forward pass made non-finite."""
         wrong = {id(tensor) for tensor in self._buffers.broken()}
         named = [
-            (f"{key} of {name} behind this batch", tensor)
+            (f"{key} of {name} after this batch", tensor)
             for name, network in self._networks.items()
             for key, tensor in (*network.named_parameters(), *network.named_buffers())
             if id(tensor) in wrong
@@ -232,11 +232,11 @@ class NaNGuard:
 
 
 class StillBuffers:
-    """Snapshot of buffers and batch-norm statistics, one concatenation a batch.
+    """Snapshot of buffers and batch-norm statistics, concatenated once per batch.
 
-    The grid of a quantizer belongs to its ``alpha`` and is not kept. A mask that is infinite from the start is kept,
-    but not probed. A buffer that holds no memory yet (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
-    fills) is passed over until it does.
+    The buffers of a quantizer follow from its ``alpha`` and are not copied. A mask that is infinite from the start is
+    copied, but not checked. A buffer without memory (the dropout state of ``LSTM`` and ``GRU``, which only a GPU
+    allocates) is ignored until it has some.
     """
 
     def __init__(self) -> None:
@@ -306,7 +306,7 @@ def zero_times(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return a scalar per floating tensor: 0 if all of it is finite, else NaN.
 
     Args:
-        tensors: of any type; those of integers are passed over.
+        tensors: Tensors of any type; integer tensors are ignored.
     """
     return [x.detach().astype("float32").sum() * 0 for x in tensors if x.is_floating_point()]
 
@@ -315,7 +315,7 @@ def host_is_finite(values: Sequence[Any]) -> bool:
     """Return whether the NumPy arrays among ``values`` are finite.
 
     Args:
-        values: of a batch; tensors among them are passed over.
+        values: Items of a batch; tensors among them are ignored.
     """
     arrays = [x for x in values if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
     return all(math.isfinite(float(x.sum(dtype="float64"))) for x in arrays)
@@ -325,14 +325,14 @@ ON_NAN = ("raise", "skip", "ignore")
 
 
 def checked_policy(on_nan: str | None) -> str | None:
-    """Validate ``on_nan``.
+    """Validate ``on_nan`` and return it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: An unknown policy.
     """
     if on_nan is not None and on_nan not in ON_NAN:
         raise ValueError(
-            f"on_nan must be one of {list(ON_NAN)}, or None for 'raise' unless another callback says otherwise, got "
+            f"on_nan must be one of {list(ON_NAN)}, or None for 'raise' unless another callback differs, got "
             f"{on_nan!r}: leave it out to stop at the first loss that is not finite."
         )
     return on_nan
@@ -342,10 +342,10 @@ def agreed_policy(wishes: Mapping[str, str | None]) -> str:
     """Return the one ``on_nan`` policy of all callbacks of a ``fit``.
 
     Args:
-        wishes: ``on_nan`` by the callback's class; empty if none of them guards.
+        wishes: ``on_nan`` by class name of the callback; empty if none guards the loss.
 
     Raises:
-        ValueError: they want different things.
+        ValueError: The callbacks have different policies.
     """
     said = {name: wish for name, wish in wishes.items() if wish is not None}
     if len(set(said.values())) > 1:

@@ -1,4 +1,4 @@
-"""Train a network for int8 inside ``fit`` with PACT."""
+"""Quantisation-aware training with PACT inside ``fit``."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class PACTQuantCallback(ScopedCallback):
     user's own optimizer. The guide's recipe: start from the trained fp32 network, learning rate x0.2-0.5 (done here,
     ``lr_scale``, during ``fit``), epochs x0.25-0.5. To resume: build the network, call `prepare_pact_` with the same
     options, ``paddle.Model``, ``model.load``, and ``fit`` with this callback again: it continues bit for bit in a new
-    process. Epochs of the schedule count from that ``fit``: give what is left of them.
+    process. Epochs of the schedule count from that ``fit``: subtract those trained before.
 
-    What outlives ``fit``: the converted layers, and the alphas in the optimizer's parameter list; a second ``fit``
-    converts nothing twice. A ``fit`` that ends before its first batch leaves neither.
+    Kept after ``fit``: the converted layers, and the alphas in the optimizer's parameter list; a second ``fit``
+    converts nothing twice. A ``fit`` that ends before its first batch keeps neither.
 
     The arguments are the frequent options; rare ones are in ``advanced``. A `PACTConfig` has both kinds, for
     `prepare_pact_` and for callers who build it elsewhere.
@@ -237,7 +237,7 @@ class PACTQuantCallback(ScopedCallback):
             )
 
     def _noise(self) -> list[Tensor] | None:
-        """Return noise in the shape of the inputs, where it is known."""
+        """Return random inputs in the network's input shapes, if these are known."""
         with same_random_streams():
             specs = input_specs(self.model, self.session.data)
         return None if specs is None else noise([([2, *shape[1:]], dtype) for shape, dtype in specs])
@@ -275,12 +275,12 @@ class PACTQuantCallback(ScopedCallback):
         """Advance the schedule (called by hapi)."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
-        if self.config.start_epoch and epoch >= self.config.start_epoch:  # a resumed loop may begin behind it
+        if self.config.start_epoch and epoch >= self.config.start_epoch:  # a resumed loop may begin after it
             switch_quantizers_(self.model.network, True)
         self._freeze_scales()
 
     def after_batch(self, updated: bool) -> None:
-        """After the first quantised batch, name converted layers that did not run."""
+        """Warn after the first quantised batch about converted layers that did not run."""
         first, self._trained = not self._trained, True
         if self.config.start_epoch > self._epoch or not (first or self._epoch == self.config.start_epoch > 0):
             return
@@ -293,12 +293,12 @@ class PACTQuantCallback(ScopedCallback):
             _log.warning("Converted but not run in the first batch, so not quantised: %s.", idle)
 
     def after_skipped(self, updated: bool) -> None:
-        """Do nothing: a skipped batch is no first batch."""
+        """Ignore a skipped batch, unless the optimizer took a step."""
         if updated:
             self.after_batch(updated)
 
     def finish(self) -> None:
-        """Diagnose the metric's drop, if evaluation data were given."""
+        """Diagnose the drop of the metric, if there is ``eval_data``."""
         self.notes()
 
     def notes(self) -> tuple[str, ...]:
@@ -317,11 +317,11 @@ class PACTQuantCallback(ScopedCallback):
         """Return layers to leave in fp32 (``skip``) for a drop within ``metric_drop``.
 
         Args:
-            metric_drop: share of the fp32 metric, for instance 0.01; which metric is better goes by ``mode``.
-            most: layers to name at most.
+            metric_drop: Accepted drop, as a share of the fp32 metric, for instance 0.01; ``mode`` sets its direction.
+            most: Maximum number of layers.
 
         Raises:
-            RuntimeError: there is no ``eval_data``, or no ``fit`` has run.
+            RuntimeError: There is no ``eval_data``, or no ``fit`` has run.
         """
         if self.eval_data is None or not self._trained:
             raise RuntimeError(
@@ -336,8 +336,8 @@ class PACTQuantCallback(ScopedCallback):
     def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
         """Average the alphas' gradients over ranks; hapi's ``DataParallel`` ignores them.
 
-        LSQ divides the gradient of an activation's step by the root of the number of values in the batch, of which
-        each process sees its share.
+        LSQ divides the gradient of an activation's step by the square root of the number of values in the batch, and
+        each process sees only its share of the batch.
         """
         by_batch = {id(quantizer.alpha) for quantizer in activation_quantizers(self.model.network).values()}
         root = paddle.distributed.get_world_size() ** 0.5

@@ -1,4 +1,4 @@
-"""Diagnose quantisation: metrics in fp32, fake-quantised and int8, and culprits."""
+"""Diagnose quantisation: fp32, fake-quantised, int8 metrics; sensitive layers."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _BATCH, _FEW, _TRIED = 32, 2, 8
 )
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """Metric before and after quantisation, and the layers that cost most.
+    """Metric before and after quantisation, and the most sensitive layers.
 
     Args:
-        metric: its name in ``model.evaluate``; ``"loss"`` where no metric was given.
-        fp32: with the quantizers off.
-        fake_quant: with them on.
-        int8: of the real int8 file.
-        engine: that ran it, or why none did.
-        metric_drop: accepted drop, as a share of ``fp32``.
-        sqnr_db: the noisiest layers, dB.
-        gains: how much better the metric is, by the layer that is left in fp32.
-        skips: suggested for ``skip``; empty where leaving single layers in fp32 wins nothing.
-        mode: ``"max"`` where the larger metric is better, ``"min"`` where the smaller.
+        metric: Name of the metric in ``model.evaluate``; ``"loss"`` if there is no metric.
+        fp32: Metric with the quantizers disabled.
+        fake_quant: Metric with the quantizers enabled.
+        int8: Metric of the real int8 file; ``None`` if it was not measured.
+        engine: Engine that ran the file, or the reason why none did.
+        metric_drop: Accepted drop, as a share of ``fp32``.
+        sqnr_db: Signal-to-quantisation-noise ratio of the noisiest layers, dB.
+        gains: Improvement of the metric with one layer left in fp32, by layer name.
+        skips: Layers suggested for ``skip``; empty if leaving single layers in fp32 does not help.
+        mode: ``"max"`` if the larger metric is better, ``"min"`` if the smaller.
     """
 
     metric: str
@@ -59,7 +59,7 @@ class Diagnosis:
     skips: tuple[str, ...]
     mode: str = "max"
 
-    if not TYPE_CHECKING:  # IDEs and help() show the new names alone
+    if not TYPE_CHECKING:  # IDEs and help() show only the new names
         __getattr__ = old_attributes(
             allowed_drop="metric_drop",
             higher_is_better=("mode", lambda found: found.mode == "max"),
@@ -97,13 +97,13 @@ class Diagnosis:
 
 @old_arguments(allowed_drop=Renamed("metric_drop"))
 def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
-    """Evaluate fp32, fake-quantised and int8; search the layers of a large drop.
+    """Evaluate fp32, fake-quantised and int8; find the layers behind a large drop.
 
     Args:
-        model: prepared, with a quantised network; not changed.
-        data: a ``Dataset`` or ``DataLoader`` with labels. On several processes all must call, since all evaluate.
-        metric_drop: accepted drop, as a share of the fp32 metric.
-        mode: which metric is better, see `falls_with_quality`.
+        model: Prepared model with a quantised network; not changed.
+        data: ``Dataset`` or ``DataLoader`` with labels. With several processes all must call this, since all evaluate.
+        metric_drop: Accepted drop, as a share of the fp32 metric, in [0, 1).
+        mode: ``"max"``, ``"min"`` or ``"auto"``, see `falls_with_quality`.
     """
     network = model.network
     with same_modes(network):
@@ -126,7 +126,7 @@ def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode:
         )
         if not found.too_much:
             return found
-        noisy = of_first_rank(dict(list(layer_sqnr(network, batches).items())[:_TRIED]))  # each has other batches
+        noisy = of_first_rank(dict(list(layer_sqnr(network, batches).items())[:_TRIED]))  # ranks have different batches
 
         def score() -> float:
             return score_of(model, data, mode)
@@ -140,11 +140,11 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
     """Return name and value of the first metric of ``model.evaluate``, or the loss.
 
     Args:
-        model: prepared.
-        data: as ``model.evaluate`` takes it.
+        model: Prepared model.
+        data: ``Dataset`` or ``DataLoader``, as for ``model.evaluate``.
 
     Raises:
-        ValueError: the network's outputs are a dictionary.
+        ValueError: The network's outputs are a dictionary.
     """
     try:
         batches = loader_of(data, batch_size=_BATCH) if isinstance(data, paddle.io.IterableDataset) else data
@@ -166,9 +166,9 @@ def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
     """Return the metric with a sign such that higher is better.
 
     Args:
-        model: see `metric_of`.
-        data: see `metric_of`.
-        mode: see `falls_with_quality`.
+        model: Prepared model.
+        data: ``Dataset`` or ``DataLoader``, see `metric_of`.
+        mode: ``"max"``, ``"min"`` or ``"auto"``, see `falls_with_quality`.
     """
     name, value = metric_of(model, data)
     return -value if falls_with_quality(name, mode) else value
@@ -191,7 +191,7 @@ def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
 
 
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
-    """Return the metric of the exported int8 file and its engine, or why none."""
+    """Return the metric of the exported int8 file and its engine, or a reason."""
     from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
     from paddlelite_callbacks.export.variants import export_forms
 

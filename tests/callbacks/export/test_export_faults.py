@@ -393,7 +393,9 @@ def test_an_engine_that_computes_a_right_program_wrongly(chosen, tmp_path):
         assert "paddle agrees: deploy this file there; engines=['paddle', 'onnxruntime', 'openvino']" in remark
     (row,) = (r for r in record.latencies if r.engine == "paddle-onednn")
     assert row.p50_ms > 0
-    with pytest.raises(ExportError, match=r"strict=True.*paddle-onednn fp32 differs by.*What is right is written to"):
+    with pytest.raises(
+        ExportError, match=r"strict=True.*paddle-onednn fp32 differs by.*The correct files are written to"
+    ):
         fit(
             hapi_model(Product()),
             [ExportBenchCallback(tmp_path, **grouped(name="s", engines=chosen, strict=True, report=False, **QUICK))],

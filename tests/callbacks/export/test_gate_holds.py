@@ -188,7 +188,7 @@ def test_a_run_without_the_metric_fails_beside_one_that_has_it(tmp_path, capsys)
             {"gate": "fail", "budget": Budget(size_mb=None, latency_ms=None)},
             r"gate='fail' needs a budget with a limit, got budget=",
         ),
-        ({"budget": Budget(engine="openvino"), "engines": ["paddle"]}, r"'openvino', which is none of the engines"),
+        ({"budget": Budget(engine="openvino"), "engines": ["paddle"]}, r"'openvino', which is not one of the engines"),
     ],
 )
 def test_a_callback_that_could_never_judge_is_refused_when_made(options, message, tmp_path):
