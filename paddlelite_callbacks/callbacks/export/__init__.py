@@ -1,1 +1,1 @@
-"""`ExportBenchCallback`: arguments, preflight, export pipeline, run folder and record."""
+"""`ExportBenchCallback`: arguments, preflight, pipeline, record."""

@@ -200,7 +200,7 @@ def check_input_sizes(model: paddle.Model, given: Sequence[InputSpec] | None, da
 
 
 def _in_order(shapes: Sequence[Sequence[int | None]], seen: Sequence[Sequence[int | None]]) -> bool:
-    """Return whether each of ``shapes`` fits one of ``seen``, in order; some may be unused."""
+    """Return whether each of ``shapes`` fits one of ``seen``, in order."""
     if len(shapes) == len(seen):
         return all(_fits(shape, other) for shape, other in zip(shapes, seen, strict=True))
     rest = iter(seen)
