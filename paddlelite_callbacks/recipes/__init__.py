@@ -1,1 +1,1 @@
-"""Whole ways through the package in one call: `lighten`."""
+"""Complete workflows in one call: `lighten`."""

@@ -30,27 +30,26 @@ from paddlelite_callbacks.utils.isolation import hushed_stdout
 __all__ = ["Candidate", "choose", "measure_candidates", "shortlist", "table_lines"]
 
 _GUIDES = ("PPLCNet_x2_5", "MobileNetV3_large_x1_0", "MobileNetV3_small_x1_0")
-_FAMILIES = ("PPLCNet_", "MobileNetV3_")  # of the guide's; one of each was exported and quantised for the catalogue
-_INT8_SHARE = 0.3  # of the fp32 file's size: weights a quarter, the program as it is
+_FAMILIES = ("PPLCNet_", "MobileNetV3_")  # the guide's families, each exported and quantised once for the catalogue
+_INT8_SHARE = 0.3  # size of an int8 file over fp32: weights a quarter, program unchanged
 _LAST_WIDTH = 1000  # features in front of the last layer; 960-1280 are usual
-_LIGHTER = 0.8  # of the big network's multiply-accumulates
+_LIGHTER = 0.8  # largest share of the large network's multiply-accumulates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A light network and what it costs here.
+    """Light network with its cost on this machine.
 
     Args:
-        name: as `BackboneSwap` takes it.
-        parameters: number of weights.
-        macs: multiply-accumulates of one image.
-        size_mb: of the exported fp32 program and parameters; ``None`` where it cannot be exported.
-        latency_ms: median of one image on the fastest engine.
-        engine: which that is.
-        export_seconds: that the export took.
-        fits: ``"fp32"`` where size and latency keep the budget as they are, ``"int8"`` where only the quantised file
-            can, ``"no"`` where neither.
-        error: why there are no figures.
+        name: Name for `BackboneSwap`.
+        parameters: Number of weights.
+        macs: Multiply-accumulates per image.
+        size_mb: Size of the exported fp32 program and parameters, MB; ``None`` if it cannot be exported.
+        latency_ms: Median latency of one image on the fastest engine, ms.
+        engine: Name of the fastest engine.
+        export_seconds: Duration of the export, seconds.
+        fits: ``"fp32"`` if the fp32 file meets the budget, ``"int8"`` if only the quantised file may, else ``"no"``.
+        error: Reason why there are no measurements.
     """
 
     name: str
@@ -65,18 +64,18 @@ class Candidate:
 
 
 def shortlist(budget: Budget, *, most_macs: int, pixels: int, count: int, classes: int = 1000) -> list[str]:
-    """Return names of the catalogue that are worth measuring, the costliest first.
+    """Return the catalogue's names to measure, in descending order of cost.
 
-    Those that were exported and quantised when the catalogue was made, and the guide's families, as far as their int8
-    file can keep the size and they need fewer multiply-accumulates than the big network. Of too many: the guide's own
-    choices, then some of every cost, two thirds of them such as keep the size in fp32.
+    These are the networks that were exported and quantised for the catalogue, and the guide's families, if their int8
+    file can meet the size limit and they need fewer multiply-accumulates than the large network. If there are too many:
+    the guide's own choices, then an even selection over the costs, two thirds of which meet the size limit in fp32.
 
     Args:
-        budget: whose size is looked at.
-        most_macs: of the big network on one image.
-        pixels: height times width of an image.
-        count: names at most.
-        classes: that will be told apart; the catalogue's sizes are those for 1,000.
+        budget: Budget with the size limit.
+        most_macs: Multiply-accumulates of the large network per image.
+        pixels: Height times width of an image.
+        count: Maximum number of names.
+        classes: Number of classes; the catalogue's sizes are for 1,000.
     """
     there = {name: importlib.util.find_spec(name) is not None for name in ("paddleclas", "paddle")}
     scale = pixels / 224**2
@@ -105,13 +104,13 @@ def shortlist(budget: Budget, *, most_macs: int, pixels: int, count: int, classe
 
 
 def _fp32_mb(one: Backbone, classes: int) -> float:
-    """Return the size for so many classes, by the usual width of the last layer."""
+    """Return the fp32 size in MB for ``classes``, by the last layer's usual width."""
     saved = _LAST_WIDTH * max(0, 1000 - classes)
     return max(one.trunk_parameters, one.parameters - saved) * 4e-6
 
 
 def _spread(sorted_ones: Sequence[Backbone], count: int) -> list[Backbone]:
-    """Return at most ``count`` of them, evenly over the order."""
+    """Return at most ``count`` items, evenly spaced in the given order."""
     if count <= 0 or not sorted_ones:
         return []
     places = np.linspace(0, len(sorted_ones) - 1, min(count, len(sorted_ones)))
@@ -129,20 +128,20 @@ def measure_candidates(
     repeats: int = 15,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Candidate]:
-    """Build, export and time each on one CPU thread, all in turn in this process.
+    """Build, export and time each on one CPU thread, interleaved in this process.
 
     Args:
-        names: of the candidates.
-        make: builds one by its name.
-        images: one input each, a batch of one.
-        budget: that `Candidate.fits` is judged by; its ``engine`` counts where it names one.
-        engines: some of `ENGINES`; ``None`` for all that are installed.
-        warmup: rounds not counted.
-        repeats: rounds counted.
-        progress: called with each name before it is built.
+        names: Names of the candidates.
+        make: Function that builds a network by its name.
+        images: One array per input, with batch size 1.
+        budget: Budget for `Candidate.fits`; if it names an engine, only that is timed.
+        engines: Some of `ENGINES`; ``None`` for all that are installed.
+        warmup: Number of warm-up rounds.
+        repeats: Number of timed rounds.
+        progress: Function called with each name before it is built.
 
     Returns:
-        A candidate each; one that cannot be built or exported says why.
+        One `Candidate` per name; ``error`` is set if it cannot be built or exported.
     """
     found: dict[str, Candidate] = {}
     calls: dict[tuple[str, str], Callable[[], object]] = {}
@@ -190,7 +189,7 @@ def _exported(
         for name in engines:
             if (file := files.get(ENGINES[name].kind)) is None:
                 continue
-            with contextlib.suppress(Exception):  # an engine that fails gives no figure; the others do
+            with contextlib.suppress(Exception):  # a failing engine gives no latency, the others do
                 predict = ENGINES[name].load(file, threads=1)
                 predict(images)
                 calls[name] = lambda predict=predict: predict(images)  # type: ignore[misc]
@@ -211,22 +210,22 @@ def _fits(one: Candidate, budget: Budget) -> str:
 def choose(measured: Sequence[Candidate], count: int) -> list[Candidate]:
     """Return the ``count`` probably most accurate candidates within the budget.
 
-    Of networks of one kind the larger is the more accurate, and nothing is trained yet to know better: those with the
-    most multiply-accumulates come first, after all that keep the budget in fp32 those that can in int8 alone.
+    Larger networks of one family are more accurate as a rule, and nothing is trained yet. Candidates are therefore
+    ordered by multiply-accumulates, those that meet the budget in fp32 before those that may only in int8.
 
     Args:
-        measured: of `measure_candidates`.
-        count: at most.
+        measured: Result of `measure_candidates`.
+        count: Maximum number of candidates.
 
     Raises:
-        ValueError: none can keep the budget.
+        ValueError: No candidate can meet the budget.
     """
     order = {"fp32": 0, "int8": 1}
     fitting = sorted((one for one in measured if one.fits in order), key=lambda one: (order[one.fits], -one.macs))
     if not fitting:
         near = "; ".join(_why(one) for one in measured[:5]) or "there was none to measure"
         raise ValueError(
-            f"No candidate keeps the budget on this machine: {near}. Raise --size-mb or --latency-ms (Budget(size_mb=, "
+            f"No candidate meets the budget on this machine: {near}. Raise --size-mb or --latency-ms (Budget(size_mb=, "
             "latency_ms=)), make the pictures smaller, or name candidates of your own."
         )
     return fitting[:count]
@@ -239,11 +238,11 @@ def _why(one: Candidate) -> str:
 
 
 def table_lines(measured: Sequence[Candidate], chosen: Mapping[str, object] | Sequence[str]) -> Iterator[str]:
-    """Yield a Markdown table of what was measured.
+    """Yield the lines of a Markdown table of the candidates.
 
     Args:
-        measured: of `measure_candidates`.
-        chosen: names that will be trained.
+        measured: Result of `measure_candidates`.
+        chosen: Names of the candidates to train.
     """
     yield "| candidate | params M | MACs M | fp32 MB | ms | engine | keeps the budget | |"
     yield "|---|---:|---:|---:|---:|---|---|---|"

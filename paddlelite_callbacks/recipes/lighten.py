@@ -49,26 +49,26 @@ __all__ = ["BIG", "Lightened", "lighten"]
 
 _log = logging.getLogger(__name__)
 
-BIG = "teacher"  # name of the big network's run
+BIG = "teacher"  # name of the large network's run
 _BEST = "best"
 _CHECKPOINTS = ".lighten"
 _TIMING = "timing in turn"
-_EXPORT_FACTOR = 3.0  # an export with all its checks over the bare one that was timed
-_EVALUATIONS = 4  # of the test data at the end of a rung: one an engine
+_EXPORT_FACTOR = 3.0  # duration of an export with all checks over that of the timed bare export
+_EVALUATIONS = 4  # evaluations at the end of a rung: one per engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lightened:
-    """What `lighten` came to.
+    """Result of `lighten`.
 
     Args:
-        plan: what was to be done.
-        folder: of all runs, with ``report.html``.
-        records: one a rung, in order; empty after a dry run.
-        best: the most accurate of those that pass; ``None`` if none does.
-        budget: that they were judged by, with the big network's metric as baseline.
-        failed: names of rungs of which nothing could be exported; their weights stand.
-        command: that makes this run again, or goes on with it.
+        plan: Plan of the run.
+        folder: Folder of all runs, with ``report.html``.
+        records: One record per rung, in order; empty after a dry run.
+        best: Record of the most accurate light network that passes; ``None`` if none passes.
+        budget: Budget of the verdicts, with the large network's metric as baseline.
+        failed: Names of rungs of which nothing could be exported; their weights are kept.
+        command: Command line that repeats or resumes this run.
     """
 
     plan: Plan
@@ -81,12 +81,12 @@ class Lightened:
 
     @property
     def best_folder(self) -> Path | None:
-        """Return the folder that holds all files of the best; ``None`` without one."""
+        """Return the folder with all files of ``best``; ``None`` if there is none."""
         return None if self.best is None else self.folder / _BEST
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict on the best; ``None`` without one."""
+        """Return the verdict on ``best``; ``None`` if there is none."""
         return None if self.best is None else judge(self.best, self.budget)
 
     def __str__(self) -> str:
@@ -130,49 +130,48 @@ def lighten(
 ) -> Lightened:
     """Find the most accurate light network within a budget.
 
-    Choose, train, distil, quantise, export, judge.
+    Chooses, trains, distils, quantises, exports and judges candidates.
 
-    Candidates are built and timed on this machine before anything is trained. Each one chosen is trained with
-    ``network`` as its teacher, and once more with quantizers; both are exported, checked on every engine and measured
-    on ``eval_data``. ``folder`` gets a folder a run, ``runs.jsonl``, ``report.html``, ``report.md``, and ``best`` with
-    all files of the winner. A run that was killed goes on where it was, after the last whole epoch: call it again with
-    the same arguments.
+    Candidates are built and timed on this machine before training. Each chosen one is trained with ``network`` as its
+    teacher, then by quantisation-aware training; both are exported, checked on every engine and evaluated on
+    ``eval_data``. ``folder`` contains one folder per run, ``runs.jsonl``, ``report.html``, ``report.md``, and ``best``
+    with all files of the winner. To resume a killed run after its last complete epoch, call it again with the same
+    arguments.
 
-    For classification nothing else is needed. For other tasks give ``loss`` and ``metric``, ``at`` (where the backbone
-    stands), and in ``distill`` what is compared.
+    For classification the first four arguments are enough. For other tasks also give ``loss``, ``metric``, ``at`` (name
+    of the backbone) and, in ``distill``, the terms to compare.
 
     Args:
-        network: the big one; trained where ``teacher_epochs`` is given, else as it is.
-        train_data: a ``Dataset`` of ``(input, label)``, shuffled here, or a ``DataLoader``, read as it is.
-        eval_data: likewise; measured on, in order.
-        budget: limits on size and latency; its ``metric`` and ``baseline`` are filled in where they are missing.
-            ``None`` for the guide's.
-        metric_drop: what may be lost against ``network``, as a share of its metric; ``None`` judges no loss.
-        folder: of this run; made if missing.
-        candidates: how many to choose from the catalogue, or names of `list_backbones`, which are all trained.
-        at: name of the sublayer to swap; ``None`` for a whole classifier, see `BackboneSwap`.
-        loss: as ``model.prepare`` takes it; ``None`` for cross entropy.
-        metric: as ``model.prepare`` takes it; ``None`` for accuracy.
-        teacher_epochs: of the big network.
-        epochs: of each light network, with distillation.
-        int8_epochs: of each, with quantizers; a third of ``epochs`` if ``None``, 0 for none.
-        batch_size: samples a step.
-        learning_rate: the largest; it falls along a cosine.
-        distill: options of `DistillCallback`; ``None`` for none.
-        pact: a `PACTConfig`; ``None`` for the defaults.
-        pretrained: whether candidates begin with their makers' ImageNet weights, which are downloaded.
-        export: an `ExportOptions`.
-        benchmark: a `BenchOptions`.
-        workers: processes that read data. With some, augmentation after a resumption draws other numbers.
-        seed: of weights, order and augmentation.
-        dry_run: whether only to choose and to plan; nothing is trained and nothing written.
-        verbose: 1 shows progress and what is left, 0 nothing.
+        network: Large network, the teacher; trained first if ``teacher_epochs`` is positive.
+        train_data: ``Dataset`` of ``(input, label)``, which is shuffled, or a ``DataLoader``, which is used unchanged.
+        eval_data: Data to evaluate on, likewise; not shuffled.
+        budget: Limits on size and latency; missing ``metric`` and ``baseline`` are filled in. ``None`` for the guide's.
+        metric_drop: Accepted drop against ``network``, as a share of its metric; ``None`` for no limit.
+        folder: Folder of this run; created if missing.
+        candidates: Number to choose from the catalogue, or names of `list_backbones`, which are all trained.
+        at: Name of the sublayer to swap; ``None`` for a whole classifier, see `BackboneSwap`.
+        loss: Loss function, as for ``model.prepare``; ``None`` for cross entropy.
+        metric: Metric, as for ``model.prepare``; ``None`` for accuracy.
+        teacher_epochs: Epochs of the large network.
+        epochs: Epochs of each light network, with distillation.
+        int8_epochs: Epochs of quantisation-aware training of each; ``None`` for a third of ``epochs``, 0 for none.
+        batch_size: Samples per step.
+        learning_rate: Initial learning rate, which falls along a cosine.
+        distill: Options of `DistillCallback`; ``None`` for the defaults.
+        pact: A `PACTConfig`; ``None`` for the defaults.
+        pretrained: Whether candidates start from downloaded ImageNet weights.
+        export: An `ExportOptions`; ``None`` for the defaults.
+        benchmark: A `BenchOptions`; ``None`` for the defaults.
+        workers: Number of processes that read data. With some, augmentation differs after resuming.
+        seed: Seed of weights, order and augmentation.
+        dry_run: Whether to choose and plan only; nothing is trained or written.
+        verbose: 1 shows progress and the remaining time, 0 nothing.
 
     Raises:
-        TypeError: a network that is none.
-        ValueError: numbers out of range, no candidate that can keep the budget, or a folder with a run of other
+        TypeError: ``network`` is not a ``Layer``.
+        ValueError: A number out of range, no candidate that can meet the budget, or a folder with a run of other
             settings.
-        OSError: the folder cannot be written to.
+        OSError: The folder is not writable.
 
     Example:
         >>> light = lighten(teacher, train, test, Budget(size_mb=5, latency_ms=20))  # doctest: +SKIP
@@ -224,7 +223,7 @@ def lighten(
 
 @dataclass(frozen=True, kw_only=True)
 class _Lightening:
-    """One run; the arguments of `lighten`."""
+    """One run, with the arguments of `lighten`."""
 
     network: Layer
     train_data: Any
@@ -264,7 +263,7 @@ class _Lightening:
         return self._hand_over(state, self._timed(state, records), failed)
 
     def _check(self) -> None:
-        """Refuse what would fail after the first training."""
+        """Check options that would otherwise fail after the first training."""
         DistillCallback(self.network, **self.distill)
         self._judged_by(1.0)
         first_batch(self.eval_data, 1)
@@ -275,7 +274,7 @@ class _Lightening:
             )
 
     def _settings(self) -> dict[str, Any]:
-        """Return what the results depend on and can be compared in a file."""
+        """Return the comparable settings that the results depend on."""
         return {
             "network": type(self.network).__name__,
             "parameters": count_parameters(self.network),
@@ -312,7 +311,7 @@ class _Lightening:
         if isinstance(self.candidates, int):
             chosen = choose(measured, self.candidates)
         elif broken := [one for one in measured if one.error]:
-            raise ValueError(f"{broken[0].name} cannot be taken: {broken[0].error}")
+            raise ValueError(f"{broken[0].name} cannot be used: {broken[0].error}")
         else:
             chosen = measured
         return Plan(measured=tuple(measured), rungs=tuple(self._rungs(chosen, inputs, labels, reading)))
@@ -344,7 +343,7 @@ class _Lightening:
                     yield Rung(name=name, kind=kind, backbone=one.name, epochs=epochs, seconds=seconds)
 
     def _seconds(self, epochs: int, train: float, forward: float, reading: float) -> float:
-        """Return the expected seconds of so many epochs, each with an evaluation."""
+        """Return the expected seconds of ``epochs``, each with an evaluation."""
         steps, tests = (math.ceil(_length(data) / self.batch_size) for data in (self.train_data, self.eval_data))
         return epochs * steps * (train + reading) + (epochs + _EVALUATIONS) * tests * (forward + reading)
 
@@ -379,7 +378,7 @@ class _Lightening:
         return records, failed
 
     def _recorded(self, state: State, rung: Rung) -> Record | None:
-        """Return the record of a rung that this run has finished before."""
+        """Return the record of a rung that this run has already finished."""
         path = self.folder / "runs.jsonl"
         if not path.is_file() or not self._weights_of(rung.name).is_file():
             return None
@@ -424,10 +423,10 @@ class _Lightening:
                 )
             else:
                 exported.export(model, loaders[1])
-        except ExportError as error:  # the network is trained, its weights are written: go on with it
+        except ExportError as error:  # the trained weights are written: continue with the next rung
             sys.stderr.write(f"{rung.name}: {error}\n")
         if exported.record is None:
-            raise RuntimeError(f"{rung.name} gave no record.")
+            raise RuntimeError(f"{rung.name} was not recorded: see the error above.")
         return exported.record
 
     def _network_of(self, rung: Rung, *, resumed: bool) -> Layer:
@@ -481,7 +480,7 @@ class _Lightening:
         return self.budget.metric or self._metric_names[0]
 
     def _judged_by(self, baseline: float | None) -> Budget:
-        """Return the budget with the large network's metric; of 0 nothing can be lost."""
+        """Return the budget with the large network's metric as baseline, unless it is 0."""
         if self.budget.baseline is not None or self.budget.metric_limit is not None:
             return self.budget
         if not baseline or self.metric_drop is None:
@@ -489,7 +488,7 @@ class _Lightening:
         return replace(self.budget, metric=self._metric_name, baseline=baseline, metric_drop=self.metric_drop)
 
     def _timed(self, state: State, records: list[Record]) -> list[Record]:
-        """Time all files in turn, once, so that their latencies can be compared."""
+        """Time all files interleaved, once, so that latencies are comparable."""
         exported = [record for record in records if record.failure is None]
         if _TIMING in state.finished or len(exported) < 2:
             return records
@@ -560,7 +559,7 @@ def _command() -> str:
 
 
 class _Shuffled(paddle.io.BatchSampler):
-    """Batches in an order given by seed and epoch, for resumed epochs."""
+    """Sampler whose order depends on seed and epoch only, for resumed epochs."""
 
     def __init__(self, data: Any, batch_size: int, seed: int) -> None:
         super().__init__(dataset=data, batch_size=batch_size)
@@ -573,14 +572,14 @@ class _Shuffled(paddle.io.BatchSampler):
 
 
 class _Seeds(paddle.callbacks.Callback):
-    """Gives every epoch random numbers of its own, whatever was drawn before."""
+    """Seed the random generators by seed and epoch, for resumed epochs."""
 
     def __init__(self, seed: int, done: int, loader: paddle.io.DataLoader) -> None:
         super().__init__()
         self._seed, self._done, self._sampler = seed, done, loader.batch_sampler
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Called by hapi."""
+        """Seed the random generators (called by hapi)."""
         number = self._done + epoch
         mixed = 1_000_003 * (self._seed + 1) + number
         paddle.seed(mixed)

@@ -1,4 +1,4 @@
-"""Read a folder of pictures, one sub-folder per class, as training data."""
+"""Read a folder of images, one sub-folder per class, as training data."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, for pixels of 0-255
-BACKGROUND = (255, 255, 255)  # behind transparent pixels
+BACKGROUND = (255, 255, 255)  # background of transparent pixels
 Sample = tuple[str, int]  # path and class number
 
 
 def load_picture(path: str | Path) -> Image.Image:
-    """Return the picture at ``path`` as upright RGB."""
+    """Return the image at ``path`` as upright RGB."""
     with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)  # a telephone may note that it was held sideways
+        picture = ImageOps.exif_transpose(opened)  # applies the rotation that a phone stores
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             ground = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
@@ -47,10 +47,10 @@ def load_picture(path: str | Path) -> Image.Image:
 def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
     """Return the readable samples, and path and reason of the others.
 
-    Do so before ``fit``, which ends at the first sample that raises.
+    Call it before ``fit``, which ends at the first sample that raises.
 
     Args:
-        samples: paths and class numbers.
+        samples: Paths and class numbers.
     """
     good: list[Sample] = []
     broken: dict[str, str] = {}
@@ -64,12 +64,12 @@ def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
 
 
 class Pictures(paddle.io.Dataset):
-    """Samples ``(picture [3, size, size], class)``.
+    """Data set of samples ``(image [3, size, size], class)``.
 
     Args:
-        samples: paths and class numbers.
-        size: pixels a side.
-        train: whether to crop and mirror at random.
+        samples: Paths and class numbers.
+        size: Height and width of an image, pixels.
+        train: Whether to crop and flip at random.
     """
 
     def __init__(self, samples: Sequence[Sample], size: int, *, train: bool) -> None:
@@ -94,12 +94,12 @@ def split(samples: Sequence[Sample], classes: Sequence[str], seed: int) -> tuple
     """Return training and test samples, a fifth of each class for the test.
 
     Args:
-        samples: paths and class numbers.
-        classes: names by number.
-        seed: of the choice.
+        samples: Paths and class numbers.
+        classes: Class names, by class number.
+        seed: Seed of the random choice.
 
     Raises:
-        ValueError: a class has fewer than two samples.
+        ValueError: A class has fewer than two samples.
     """
     stream, train, test = np.random.RandomState(seed), [], []
     for number, name in enumerate(classes):
@@ -107,7 +107,7 @@ def split(samples: Sequence[Sample], classes: Sequence[str], seed: int) -> tuple
         if len(own) < 2:
             raise ValueError(
                 f"Class {name!r} has {len(own)} readable pictures; at least 2 are needed, one for the test: add some, "
-                "or take its folder away."
+                "or remove its folder."
             )
         order, count = stream.permutation(len(own)), max(1, len(own) // 5)
         test += [own[i] for i in order[:count]]
@@ -119,8 +119,8 @@ def class_weights(train: Sequence[Sample], classes: Sequence[str]) -> np.ndarray
     """Return class weights of mean 1, so that rare classes count as much as others.
 
     Args:
-        train: paths and class numbers.
-        classes: names by number.
+        train: Paths and class numbers of the training samples.
+        classes: Class names, by class number.
     """
     counts = np.bincount([label for _, label in train], minlength=len(classes))
     return (counts.sum() / (len(classes) * counts)).astype("float32")
@@ -128,16 +128,16 @@ def class_weights(train: Sequence[Sample], classes: Sequence[str]) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFolder:
-    """A folder of pictures, read, split and weighed.
+    """Images of a folder, split into training and test data, with class weights.
 
     Args:
-        classes: names of the sub-folders, sorted.
-        train: augmented training data.
-        test: data to measure on.
-        weights: of the classes in the loss.
-        broken: pictures that cannot be read, with the reason; they are left out.
-        found: number of all pictures.
-        size: pixels a side.
+        classes: Names of the sub-folders, sorted.
+        train: Augmented training data.
+        test: Test data.
+        weights: Class weights for the loss, mean 1.
+        broken: Paths of unreadable images, which are left out, with the reasons.
+        found: Number of all images.
+        size: Height and width of an image, pixels.
     """
 
     classes: tuple[str, ...]
@@ -150,20 +150,21 @@ class PictureFolder:
 
     @classmethod
     def read(cls, folder: str | Path, *, size: int, seed: int = 0) -> PictureFolder:
-        """Read every picture once.
+        """Read every image once, and split them.
 
         Args:
-            folder: with one sub-folder a class.
-            size: of the network's square input, pixels.
-            seed: of the split.
+            folder: Folder with one sub-folder per class.
+            size: Height and width of the network's input, pixels.
+            seed: Seed of the split.
 
         Raises:
-            ValueError: no such folder, fewer than two classes, or a class of fewer than two pictures.
+            ValueError: The folder does not exist, or has fewer than two classes, or a class has fewer than two images.
         """
         place = Path(folder)
         if not place.is_dir() or len([item for item in place.iterdir() if item.is_dir()]) < 2:
             raise ValueError(
-                f"{place} must hold pictures in one sub-folder per class, and at least two of these: sort them so."
+                f"{place} must hold pictures in one sub-folder per class, and at least two of these: "
+                "sort them into such folders."
             )
         try:
             listed = paddle.vision.datasets.DatasetFolder(str(place))
@@ -183,11 +184,11 @@ class PictureFolder:
 
     @property
     def sidecar(self) -> dict[str, Any]:
-        """Return what ``deploy.json`` tells of labels and preprocessing."""
+        """Return labels and preprocessing for ``deploy.json``."""
         return {"labels": list(self.classes), "preprocess": {"size": self.size, "mean": MEAN, "std": STD}}
 
     def lines(self) -> list[str]:
-        """Return broken pictures by name, and the number of training images per class."""
+        """Return unreadable images by path, and the number of training images per class."""
         lines = []
         if self.broken:
             lines.append(f"{len(self.broken)} of {self.found} pictures cannot be read and are left out:")
@@ -199,11 +200,11 @@ class PictureFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """What a file of weights gave.
+    """Result of `load_fitting_weights_`.
 
     Args:
-        loaded: keys that were taken.
-        left: keys of the network that the file lacks or has in another shape.
+        loaded: Keys that were loaded.
+        left: Keys of the network that are missing in the file or have another shape there.
     """
 
     loaded: tuple[str, ...]
@@ -211,14 +212,14 @@ class LoadedWeights:
 
 
 def load_fitting_weights_(network: Layer, path: str | Path) -> LoadedWeights:
-    """Load what fits, for instance ImageNet's weights but for the last layer.
+    """Load weights of equal shape, such as ImageNet's except the last layer.
 
     Args:
-        network: gets the weights.
-        path: of a ``.pdparams`` file.
+        network: Network to load the weights into, in place.
+        path: Path of a ``.pdparams`` file.
 
     Raises:
-        ValueError: nothing fits.
+        ValueError: No weight fits.
     """
     state, own = read_saved(path), network.state_dict()
     fits = {key: value for key, value in state.items() if key in own and list(value.shape) == list(own[key].shape)}

@@ -1,4 +1,4 @@
-"""Plan a `lighten`: trainings, and their duration from measured steps."""
+"""Plan a `lighten` run: trainings, with durations estimated from timed steps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Rung:
     """One training of the plan.
 
     Args:
-        name: of the run, in ``runs.jsonl`` and as a folder.
-        kind: ``"big"``, ``"light"`` (from the start) or ``"int8"`` (with quantizers, from the trained light one).
-        backbone: name of the candidate; ``None`` for the big network.
-        epochs: of training; 0 only measures and exports.
-        seconds: expected, export and check included.
+        name: Name of the run, in ``runs.jsonl`` and as a folder.
+        kind: ``"big"``, ``"light"`` (trained from initial weights) or ``"int8"`` (quantisation-aware training of the
+            trained light network).
+        backbone: Name of the candidate; ``None`` for the large network.
+        epochs: Number of training epochs; 0 only evaluates and exports.
+        seconds: Expected duration with export and checks, seconds.
     """
 
     name: str
@@ -42,11 +43,11 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `lighten` does, in order.
+    """Measured candidates and trainings of a `lighten` run.
 
     Args:
-        measured: candidates with what they cost here.
-        rungs: trainings.
+        measured: Candidates with their measured costs.
+        rungs: Trainings, in order.
     """
 
     measured: tuple[Candidate, ...]
@@ -54,12 +55,12 @@ class Plan:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """Names of the candidates that are trained."""
+        """Return the names of the candidates to train."""
         return tuple(dict.fromkeys(rung.backbone for rung in self.rungs if rung.backbone is not None))
 
     @property
     def seconds(self) -> float:
-        """Return the expected duration of all rungs."""
+        """Return the expected duration of all rungs, in seconds."""
         return sum(rung.seconds for rung in self.rungs)
 
     def __str__(self) -> str:
@@ -69,7 +70,7 @@ class Plan:
         return "\n".join([*table_lines(self.measured, self.chosen), *rows])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan in what JSON knows."""
+        """Return the plan as a dictionary for JSON."""
         return {
             "measured": [asdict(one) for one in self.measured],
             "rungs": [asdict(rung) for rung in self.rungs],
@@ -78,7 +79,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Plan:
-        """Return the plan that `to_json` gave."""
+        """Return the plan from the result of `to_json`."""
         return cls(
             measured=tuple(Candidate(**one) for one in held["measured"]),
             rungs=tuple(Rung(**one) for one in held["rungs"]),
@@ -86,7 +87,7 @@ class Plan:
 
 
 def clock_text(seconds: float) -> str:
-    """Return ``seconds`` as people say a duration."""
+    """Return ``seconds`` as text in s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -94,13 +95,13 @@ def clock_text(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds of a batch, each the faster of two.
+    """Seconds per batch, each the faster of two runs.
 
     Args:
-        train: forward pass, loss, backward pass and update.
-        forward: forward pass alone, as evaluation and teachers do.
-        quantised: as ``train`` with quantizers.
-        reading: the batch from the data set.
+        train: Forward pass, loss, backward pass and update, seconds.
+        forward: Forward pass only, as in evaluation and teachers, seconds.
+        quantised: Like ``train``, with quantizers, seconds.
+        reading: Reading the batch from the data set, seconds.
     """
 
     train: float = 0.0
@@ -113,11 +114,11 @@ def first_batch(data: Any, batch_size: int) -> tuple[list[Any], float]:
     """Return the first batch, one array per item, and the seconds to read it.
 
     Args:
-        data: a data set with an order, or a loader.
-        batch_size: samples.
+        data: Map-style data set, or a loader.
+        batch_size: Number of samples to read from a data set.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: The data are empty.
     """
     begin = time.perf_counter()
     batch: list[Any] | None = None
@@ -140,14 +141,14 @@ def measure_steps(
     *,
     quantised: PACTConfig | None = None,
 ) -> StepTimes:
-    """Time training steps of a network that nobody needs afterwards.
+    """Time training steps of a network, which is changed by them; pass a copy.
 
     Args:
-        network: is trained, and converted where ``quantised`` is given.
-        inputs: a batch, an array an input.
-        labels: of the batch.
-        loss: as ``model.prepare`` takes it.
-        quantised: options of the quantizers.
+        network: Network to train, and to convert if ``quantised`` is given.
+        inputs: Batch, one array per input.
+        labels: Labels of the batch.
+        loss: Loss function, as for ``model.prepare``.
+        quantised: Options of the quantizers; ``None`` times no quantised steps.
     """
     given, wanted = ([paddle.to_tensor(item) for item in items] for items in (inputs, labels))
 

@@ -1,4 +1,4 @@
-"""Save the state of a `lighten` on disk, to resume after any interruption."""
+"""Save the state of a `lighten` run on disk, to resume after an interruption."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _VERSION = 1
 
 @dataclass
 class State:
-    """How far a run has come; every change is on the disk when `write` returns.
+    """Progress of a run; changes are on disk when `write` returns.
 
     Args:
-        path: of ``lighten.json``.
-        settings: that the results depend on; another run in this folder must have the same.
-        plan: what is done.
-        started: UTC; records of these names that are older belong to another run.
-        finished: names of the rungs that are done.
-        baseline: the big network's metric, once it is measured.
+        path: Path of ``lighten.json``.
+        settings: Settings that the results depend on; a resumed run must have the same.
+        plan: Plan of the run.
+        started: Start of the run, UTC; older records of the same names belong to another run.
+        finished: Names of the finished rungs.
+        baseline: Metric of the large network; ``None`` until it is measured.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class State:
     baseline: float | None = None
 
     def write(self) -> None:
-        """Put the state on the disk, whole."""
+        """Write the state to disk atomically."""
         held = {
             "version": _VERSION,
             "started": self.started,
@@ -57,21 +57,21 @@ class State:
 
     @classmethod
     def read(cls, path: Path, settings: Mapping[str, Any]) -> State | None:
-        """Return the state that an earlier run left; ``None`` without one.
+        """Return the state of an earlier run; ``None`` if there is none.
 
         Args:
-            path: of ``lighten.json``.
-            settings: of this run.
+            path: Path of ``lighten.json``.
+            settings: Settings of this run.
 
         Raises:
-            ValueError: it is of other settings, or cannot be read.
+            ValueError: The state has other settings, or cannot be read.
         """
         if not path.is_file():
             return None
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             if held["version"] != _VERSION:
-                raise ValueError(f"it is of version {held['version']}")
+                raise ValueError(f"unknown version {held['version']}")
             plan, before = Plan.from_json(held["plan"]), held["settings"]
             state = cls(
                 path=path,
@@ -88,19 +88,19 @@ class State:
         if other:
             told = ", ".join(f"{name}={before.get(name)!r} then, {wanted.get(name)!r} now" for name in other)
             raise ValueError(
-                f"{path.parent} holds a run of other settings ({told}): give the same to go on with it, or a new "
-                "folder."
+                f"{path.parent} holds a run with other settings ({told}): give the same settings to resume it, or a "
+                "new folder."
             )
         return state
 
 
 class Checkpoints:
-    """hapi's checkpoints of one rung: ``FOLDER/FROM/EPOCH.pdparams``.
+    """Checkpoints of one rung, written by hapi: ``FOLDER/FROM/EPOCH.pdparams``.
 
-    ``FROM`` epochs were done before.
+    ``FROM`` is the number of epochs finished before the ``fit``.
 
     Args:
-        folder: of this rung alone.
+        folder: Folder of this rung only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ class Checkpoints:
         return max(found, default=(0, None))
 
     def prefix(self, done: int, epoch: int) -> str:
-        """Return the checkpoint prefix after ``epoch`` of a ``fit`` from ``done`` on."""
+        """Return the checkpoint prefix of ``epoch`` in a ``fit`` that began at ``done``."""
         return str(self.folder / str(done) / str(epoch))
 
     def forget_old(self) -> None:
@@ -127,20 +127,20 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        """Delete all; the rung is finished."""
+        """Delete all checkpoints of the finished rung."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class SaveNewest(paddle.callbacks.Callback):
-    """Saves a checkpoint after each epoch and deletes the one before.
+    """Save a checkpoint after each epoch and delete the previous one.
 
-    Must be last in hapi's list.
+    Must be last in hapi's list of callbacks.
 
-    hapi's own ``save_dir`` keeps all, and prints a line for each.
+    ``save_dir`` of hapi would keep all, and print a line for each.
 
     Args:
-        checkpoints: of the rung.
-        done: epochs that are behind this ``fit``.
+        checkpoints: Checkpoints of the rung.
+        done: Number of epochs finished before this ``fit``.
     """
 
     model: paddle.Model
@@ -150,6 +150,6 @@ class SaveNewest(paddle.callbacks.Callback):
         self._checkpoints, self._done = checkpoints, done
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Called by hapi."""
+        """Save the checkpoint (called by hapi)."""
         self.model.save(self._checkpoints.prefix(self._done, epoch))
         self._checkpoints.forget_old()

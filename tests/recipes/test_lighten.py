@@ -60,7 +60,7 @@ def test_the_larger_of_those_that_fit_is_chosen_and_int8_comes_after():
     measured = [candidate("a", 5), candidate("b", 9, "int8"), candidate("c", 7), candidate("d", 99, "no")]
     assert [one.name for one in choose(measured, 2)] == ["c", "a"]
     assert [one.name for one in choose(measured, 9)] == ["c", "a", "b"]
-    with pytest.raises(ValueError, match=r"No candidate keeps the budget on this machine: d: 1 MB, 1 ms"):
+    with pytest.raises(ValueError, match=r"No candidate meets the budget on this machine: d: 1 MB, 1 ms"):
         choose(measured[3:], 2)
 
 
