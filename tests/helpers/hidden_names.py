@@ -17,8 +17,6 @@ import types
 import warnings
 from pathlib import Path
 
-from exporting import grouped
-
 OURS = "paddlelite_callbacks"
 WORKAROUNDS = {  # what goes on working without
     "paddle": {"_C_ops", "original_init", "new_init"},
@@ -136,6 +134,8 @@ def main(mode: str, folder: Path) -> None:
     elif mode != "nothing":
         hide(WORKAROUNDS, modules=mode == "modules")
     told["modules"] = import_everything()
+
+    from exporting import grouped  # imports the package, which must not have been before the names are hidden
 
     import paddlelite_callbacks as pc
     from paddlelite_callbacks.export.program_desc import read_program_desc
