@@ -69,7 +69,10 @@ def test_a_named_engine_that_crashes_is_a_failure(crashing, capsys):
     path, _ = crashing
     given = ["bench", str(path), *QUICK, "--no-memory", "--engines"]
     assert main([*given, "onnxruntime,openvino"]) == 1
-    assert "openvino gave no figure: openvino crashed on strange.onnx: it was killed by SIG" in capsys.readouterr().err
+    assert (
+        "openvino gave no measurement: openvino crashed on strange.onnx: it was killed by SIG"
+        in capsys.readouterr().err
+    )
     assert main([*given, "openvino"]) == 1
     said = capsys.readouterr().err
     assert "No engine could run" in said

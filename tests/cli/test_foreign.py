@@ -191,7 +191,7 @@ def test_a_named_engine_without_a_figure_is_an_error(tmp_path, capsys):
     path = export_onnx(program, tmp_path / "net.onnx").path
     given = ["bench", str(path), "--input", "1x3x8x8", *QUICK]
     assert main([*given, "--engines", "onnxruntime,paddle"]) == 1
-    assert "paddle gave no figure: an ONNX file has no Paddle program" in capsys.readouterr().err
+    assert "paddle gave no measurement: an ONNX file has no Paddle program" in capsys.readouterr().err
     assert main([*given, "--engines", "onnxruntime"]) == 0
     assert main(given) == 0
 

@@ -203,6 +203,55 @@ def export(folder, watch):
 
 
 @watched
+def phone(folder, watch):
+    """Files for phones, on the symmetric grid; tools that are missing say so."""
+    from paddlelite_callbacks.benchmark.engines import native_file, takes_precision
+    from paddlelite_callbacks.benchmark.requantizing import on_symmetric_grid, requantizing_note
+    from paddlelite_callbacks.export import edge_files
+    from paddlelite_callbacks.export.lite import LiteOptions, checked_targets, find_opt
+    from paddlelite_callbacks.export.onnx_export import checked_opset
+    from paddlelite_callbacks.export.paddle_program import export_lite_program, export_paddle
+    from paddlelite_callbacks.export.program_desc import attribute_of, read_program_desc
+    from paddlelite_callbacks.export.variants import on_lite_grid, write_lite
+    from paddlelite_callbacks.maintainer_tools.arm_emulator import missing_for_arm
+    from paddlelite_callbacks.maintainer_tools.phone_table import table
+
+    batches = [[paddle.to_tensor(Images(4).images)]]
+    networks = [TinyNet(), TinyNet()]
+    for network in networks:
+        network.eval()
+    (folder / "files").mkdir()
+    missing = contextlib.suppress(RuntimeError, ValueError, ImportError, pc.ExportError, pc.MissingDependencyError)
+    with watch:
+        quantized = pc.ptq_int8(networks[0], batches, activation_symmetric=True)
+        on_lite_grid(quantized)
+        pc.export_forms(quantized, folder / "files", input_spec=SPEC, pdmodel=True)
+        other = pc.ptq_int8(networks[1], batches)
+        on_symmetric_grid(other)
+        requantizing_note(other, [batches[0][0].numpy()])
+        program = export_paddle(networks[1], folder / "program", input_spec=SPEC)
+        lite = export_lite_program(program, folder / "lite")
+        attribute_of(read_program_desc(lite.path).blocks[0].ops[0], "col")
+        checked_targets(["arm"])
+        checked_opset(17)
+        with missing:
+            find_opt(folder / "nothing")
+        with missing:
+            write_lite(program, folder, LiteOptions(opt=folder / "nothing"))
+        edge_files.check_float_onnx(folder / "files" / "model.onnx", "MNN")
+        with missing:
+            edge_files.ncnn_input_shapes(folder / "files" / "model.onnx")
+        with missing:
+            edge_files.convert_to_mnn(folder / "files" / "model.onnx", folder / "model.mnn")
+        with missing:
+            edge_files.convert_to_ncnn(folder / "files" / "model.onnx", folder / "files")
+        native_file("paddle", program)
+        takes_precision("mnn", "int8")
+        missing_for_arm()
+        table([])
+
+
+@watched
 def records(folder, watch):
     """What is done with a record and its files, function by function; a run with memory and roofline figures."""
     from paddlelite_callbacks.benchmark.load import load_files
@@ -211,7 +260,9 @@ def records(folder, watch):
     from paddlelite_callbacks.benchmark.timing import time_files
     from paddlelite_callbacks.export.compare import compare_outputs
     from paddlelite_callbacks.export.variants import references
+    from paddlelite_callbacks.report.budget import budget_of, stored_budget
     from paddlelite_callbacks.report.chosen import front_of, point_of
+    from paddlelite_callbacks.report.intervals import interval_of, is_share_of_images, tied, wilson
     from paddlelite_callbacks.report.record import read_records
     from paddlelite_callbacks.report.retime import timed_together
     from paddlelite_callbacks.report.write import write_ladder
@@ -239,7 +290,13 @@ def records(folder, watch):
         compare_outputs(image, image, engine="e", precision="fp32", atol=0.0, rtol=0.0)
         roofline_share(1000, 1, 1.0, measure_roofline(1))
         front_of([point_of(row, "acc") for row in rows], "acc")
-        read_records(folder / "later" / "runs.jsonl")
+        (record,) = read_records(folder / "later" / "runs.jsonl")
+        interval_of(record, "acc")
+        tied(record, record, "acc")
+        wilson(0.5, 10)
+        is_share_of_images("acc")
+        budget_of(stored_budget(pc.Budget()))
+        pc.compare_folders(folder / "later", folder / "later")
 
 
 @watched
@@ -258,6 +315,9 @@ def commands(folder, watch):
             parameter_files(folder / "pair" / "model.pdmodel")
         assert main(["gate", str(folder / "runs"), "--size-mb", "20", "--latency-ms", "1000"]) == 0
         assert main(["report", str(folder / "runs")]) == 0
+        assert main(["compare", str(folder / "runs"), str(folder / "runs"), "--json"]) == 0
+        assert main(["doctor", "--quick"]) in (0, 1)
+        assert main(["lighten", "--images", str(folder / "nothing")]) == 1
         assert main(["backbones", "MobileNetV3_small_x1_0", "--left-out"]) == 0
         assert main(["gate", str(folder / "nothing"), "--size-mb", "20"]) == 1
     assert "matplotlib.pyplot" not in sys.modules
@@ -274,6 +334,7 @@ def swap(folder, watch):
         network = swap(heavy, input_spec=x)
         swap.summary(repeats=1)
         pc.list_backbones("PPLCNet*")
+        pc.AttentionFeatureLoss()
     assert network(paddle.rand([1, 3, 64, 64])).shape == [1, 4]
 
 
@@ -333,6 +394,9 @@ def small_parts(folder, watch):
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])
+        pc.AdvancedPACTOptions()
+        pc.BenchOptions()
+        pc.ExportOptions()
 
 
 @watched
