@@ -263,6 +263,7 @@ def records(folder, watch):
     from paddlelite_callbacks.report.budget import budget_of, stored_budget
     from paddlelite_callbacks.report.chosen import front_of, point_of
     from paddlelite_callbacks.report.intervals import interval_of, is_share_of_images, tied, wilson
+    from paddlelite_callbacks.report.ladder_table import ratio_words
     from paddlelite_callbacks.report.record import read_records
     from paddlelite_callbacks.report.retime import timed_together
     from paddlelite_callbacks.report.write import write_ladder
@@ -296,6 +297,7 @@ def records(folder, watch):
         wilson(0.5, 10)
         is_share_of_images("acc")
         budget_of(stored_budget(pc.Budget()))
+        ratio_words(2.0, "smaller", "larger")
         pc.compare_folders(folder / "later", folder / "later")
 
 
