@@ -297,7 +297,7 @@ def records(folder, watch):
         wilson(0.5, 10)
         is_share_of_images("acc")
         budget_of(stored_budget(pc.Budget()))
-        ratio_words(2.0, "smaller", "larger")
+        ratio_words(2.0, 1.0, "smaller", "larger", "as large")
         pc.compare_folders(folder / "later", folder / "later")
 
 
