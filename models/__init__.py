@@ -1,4 +1,4 @@
-"""Heatmap keypoint networks of the guide; installed as ``paddlelite_callbacks.models``."""
+"""Keypoint networks of the guide; installed as ``paddlelite_callbacks.models``."""
 
 from .hrnet import HRNet, hrnet_w18, hrnet_w32, hrnet_w48
 from .inference import fuse_for_inference_

@@ -56,7 +56,7 @@ class _BasicBlock(nn.Layer):
 
 
 def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
-    """Return 3x3 convolutions of stride 2; the last sets the width, without activation."""
+    """Return 3x3 convolutions of stride 2; only the last changes the width."""
     last = steps - 1
     return nn.Sequential(
         *(
@@ -69,7 +69,7 @@ def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
 
 
 class _Fuse(nn.Layer):
-    """Fuse branches: each output is the ReLU of the sum of all, resized and projected."""
+    """Fuse branches: each output is the ReLU of the sum of all, resized."""
 
     def __init__(self, channels: list[int], outputs: int) -> None:
         super().__init__()

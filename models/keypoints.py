@@ -84,7 +84,7 @@ class FlipTest(nn.Layer):
 
 
 class HeatmapLoss(nn.Layer):
-    """Half the mean squared error of heatmaps, without unlabelled joints, as in the guide."""
+    """Half the mean squared error of heatmaps of labelled joints, as in the guide."""
 
     def forward(self, output: Tensor, target: Tensor, weight: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the scalar loss.
@@ -162,7 +162,10 @@ def _quarter_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _dark_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return ``-H^-1 g`` of the logarithm at the maximum, in [-1, 1] pixels; 0 without a peak or at the border."""
+    """Return ``-H^-1 g`` of the logarithm at the maximum, clipped to one pixel.
+
+    It is 0 at the border and where there is no peak.
+    """
     rows, (height, width) = np.arange(len(maps)), maps.shape[1:]
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
     x, y, logs = x.clip(2, width - 3), y.clip(2, height - 3), np.log(np.maximum(maps, 1e-10))

@@ -17,7 +17,7 @@ __all__ = ["ChannelWeighting", "PairedBlocks", "ShuffleUnit", "paired_order"]
 
 
 class _CrossResolutionWeighting(nn.Layer):
-    """Weights per channel and pixel, from all branches pooled to the lowest resolution."""
+    """Weights per channel and pixel from all branches, pooled to the coarsest."""
 
     def __init__(self, channels: list[int], ratio: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _CrossResolutionWeighting(nn.Layer):
 
 
 class _SpatialWeighting(nn.Layer):
-    """Channel weights from global average pooling (squeeze-and-excitation, arXiv:1709.01507)."""
+    """Channel weights by squeeze-and-excitation (arXiv:1709.01507)."""
 
     def __init__(self, channels: int, ratio: int = 4) -> None:
         super().__init__()

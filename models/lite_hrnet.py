@@ -68,7 +68,7 @@ class _Stem(nn.Layer):
 
 
 class _Fuse(nn.Layer):
-    """Fuse branches: each output is the ReLU of the sum of all, resized and projected.
+    """Fuse branches: each output is the ReLU of the sum of all, resized.
 
     As in the authors' code, on which their weights and the guide's depend, each sum counts the finest branch twice, and
     it is downsampled after its own fusion (before the ReLU).
@@ -101,7 +101,7 @@ class _Fuse(nn.Layer):
 
 
 def _down(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
-    """Return separable convolutions of stride 2; the last sets the width, without activation."""
+    """Return separable convolutions of stride 2; only the last changes the width."""
     last = steps - 1
     return nn.Sequential(
         *(
@@ -131,7 +131,7 @@ class _Module(nn.Layer):
 
 
 class _IterativeHead(nn.Layer):
-    """Upsample from the coarsest map: add to the next finer one, project to its width."""
+    """Head that adds each map, upsampled, to the next finer one and projects it."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a person's region in the image to the network's input and back: one 2x3 matrix."""
+"""Affine transforms between image pixels and the network's input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _CV2 = importlib.util.find_spec("cv2") is not None
 def box_to_region(
     box: tuple[float, float, float, float], aspect: float, *, padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grow ``box`` (x, y, width, height) to ``aspect`` (width / height) and by ``padding``, about its centre.
+    """Extend a box to an aspect ratio and by ``padding``, about its centre.
+
+    Args:
+        box: Box ``(x, y, width, height)`` in pixels of the image.
+        aspect: Width over height of the region.
+        padding: Scale factor of the region.
 
     Returns:
         ``(centre [2], size [2])`` in pixels of the image.
@@ -31,14 +36,14 @@ def box_to_region(
 def region_matrix(
     centre: np.ndarray, size: np.ndarray, target: tuple[int, int], *, degrees: float = 0.0, udp: bool = False
 ) -> np.ndarray:
-    """Return the matrix ``[2, 3]`` that takes image pixels to pixels of the network's input or heatmap.
+    """Return the 2x3 matrix from image pixels to pixels of the input or heatmap.
 
     Args:
-        centre: of the region, in pixels of the image.
-        size: of the region, ``(width, height)``; the width decides the scale.
-        target: ``(height, width)``.
-        degrees: by which the region is turned.
-        udp: measure in distances between pixel centres (Huang et al., 2020, arXiv:1911.07524) and not in pixels.
+        centre: Centre ``[2]`` of the region in pixels of the image.
+        size: Size ``(width, height)`` of the region in pixels of the image; the width sets the scale.
+        target: Size ``(height, width)`` of the input or heatmap in pixels.
+        degrees: Rotation of the region in degrees.
+        udp: Whether to measure sizes between pixel centres (UDP; Huang et al., 2020, arXiv:1911.07524).
     """
     height, width = target
     less = 1 if udp else 0
@@ -49,13 +54,16 @@ def region_matrix(
 
 
 def joints_through(matrix: np.ndarray, joints: np.ndarray, *, inverse: bool = False) -> np.ndarray:
-    """Take points ``[..., 2]`` through ``matrix``, or back."""
+    """Transform points ``[..., 2]`` by ``matrix``, or by its inverse."""
     linear, shift = matrix[:, :2], matrix[:, 2]
     return (joints - shift) @ np.linalg.inv(linear).T if inverse else joints @ linear.T + shift
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, target: tuple[int, int]) -> np.ndarray:
-    """Cut ``target`` (height, width) out of ``image`` ``[H, W, 3]`` uint8, bilinear, black outside."""
+    """Warp ``image`` ``[H, W, 3]`` uint8 to ``target`` (height, width).
+
+    Bilinear; pixels outside the image are black.
+    """
     if not _CV2:
         return warp_numpy(image, matrix, target)
     import cv2
@@ -64,7 +72,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, target: tuple[int, int]) -> np.n
 
 
 def warp_numpy(image: np.ndarray, matrix: np.ndarray, target: tuple[int, int]) -> np.ndarray:
-    """Do what `warp` does, where OpenCV is not installed; slower."""
+    """Warp as `warp` does, without OpenCV; slower."""
     grid = np.stack(np.meshgrid(np.arange(target[1]), np.arange(target[0])), axis=-1).astype(float)
     place = joints_through(matrix, grid, inverse=True)
     corner = np.floor(place).astype(int)

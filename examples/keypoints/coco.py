@@ -1,4 +1,4 @@
-"""Read people from a COCO keypoint file, count what is left out and why, and refuse what cannot be trained on."""
+"""Read and validate COCO keypoint annotations."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Person:
     """One top-down sample.
 
     Args:
-        image_id: of the COCO file.
-        path: of the image.
-        box: ``(x, y, width, height)`` in pixels.
-        joints: ``[J, 2]`` pixels; zeros for a detected box.
-        visible: ``[J]``: 0 not labelled, 1 hidden, 2 seen.
-        score: of the box; 1 for ground truth.
-        head: length of the head in pixels, for PCKh; 0 where unknown.
+        image_id: ID of the image in the COCO file.
+        path: Path of the image.
+        box: Box ``(x, y, width, height)`` in pixels.
+        joints: Joints ``[J, 2]`` in pixels; zeros for a detected box.
+        visible: Visibility ``[J]``: 0 not labelled, 1 occluded, 2 visible.
+        score: Score of the box; 1 for ground truth.
+        head: Head size in pixels, for PCKh; 0 if unknown.
     """
 
     image_id: int
@@ -39,14 +39,14 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class People:
-    """The samples of a file, and how many records were left out by reason.
+    """Samples of an annotation file, and counts of the skipped records.
 
     Args:
-        people: the samples.
-        dropped: counts by reason.
-        annotations: the file itself; a COCO file is for `pycocotools`.
-        image_ids: of all images of the file; evaluation counts persons nobody found.
-        layout: of the joints.
+        people: Samples.
+        dropped: Number of skipped records by reason.
+        annotations: Path of the annotation file; `pycocotools` reads a COCO file from it.
+        image_ids: IDs of all images of the file, as evaluation counts missed persons too.
+        layout: Layout of the joints.
     """
 
     people: list[Person]
@@ -64,18 +64,18 @@ def read_people(
     boxes: str | Path | None = None,
     min_box_score: float = 0.0,
 ) -> People:
-    """Read ground-truth persons, or a detector's boxes for the images of ``annotations``.
+    """Read ground-truth persons, or the boxes of a detector.
 
     Args:
-        annotations: COCO's ``person_keypoints_*.json``.
-        images: folder of the images.
-        num_joints: that every record must have.
-        boxes: a detector's results, ``[{"image_id", "category_id", "bbox", "score"}, ...]``.
-        min_box_score: detected boxes below are left out.
+        annotations: Path of COCO's ``person_keypoints_*.json``.
+        images: Folder of the images.
+        num_joints: Number of joints of every record.
+        boxes: Path of a detector's results, ``[{"image_id", "category_id", "bbox", "score"}, ...]``.
+        min_box_score: Lowest score of a detected box; boxes below are skipped.
 
     Raises:
-        FileNotFoundError: a file or the folder is not there.
-        ValueError: no COCO keypoint file, another number of joints, or nobody left.
+        FileNotFoundError: A file or the folder does not exist.
+        ValueError: Not a COCO keypoint file, another number of joints, or no person left.
     """
     annotations, images = Path(annotations), Path(images)
     content = load_json(annotations)
@@ -101,7 +101,12 @@ def read_people(
 
 
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds, or say plainly why not."""
+    """Return the content of a JSON file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not JSON.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:

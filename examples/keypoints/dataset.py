@@ -1,4 +1,4 @@
-"""Top-down samples for `paddle.Model`: cut out, augment, draw the targets."""
+"""Top-down keypoint samples for `paddle.Model`: crops, augmentation, targets."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """The guide's random changes.
+    """Random augmentation as in the guide.
 
     Args:
-        scale: the region's size is multiplied by a normal draw about 1, cut at 1 -+ ``scale``.
-        degrees: it is turned by a normal draw, cut at twice this, in six of ten samples.
-        flip: share of samples that are mirrored.
-        half_body: share of samples cut down to the upper or lower body, where enough joints are labelled.
-        half_body_joints: how many are enough.
+        scale: Standard deviation of the region's scale factor, clipped to 1 -+ ``scale``.
+        degrees: Standard deviation of the rotation in degrees, clipped to twice this; applied to 60 % of the samples.
+        flip: Probability of mirroring.
+        half_body: Probability of a crop to the upper or lower body, if enough joints are labelled.
+        half_body_joints: Least number of labelled joints for such a crop.
     """
 
     scale: float = 0.25
@@ -39,19 +39,19 @@ class Augment:
 
 
 class KeypointDataset(paddle.io.Dataset):
-    """``(image [3, H, W], heatmaps [J, h, w], weight [J], index)``, all fp32 but the int64 index.
+    """Samples ``(image [3, H, W], heatmaps [J, h, w], weight [J], index)``.
 
-    A damaged image gives a black sample without a target, is counted in ``damaged``, and is reported once. (With
-    workers each worker process counts for itself.)
+    The index is int64, the rest fp32. A damaged image gives a black sample with weights of 0, is added to ``damaged``,
+    and is reported once (with workers, once per worker process).
 
     Args:
-        source: from `read_people`.
-        size: ``(H, W)`` of the network's input.
-        sigma: of the targets, in pixels of the heatmap.
-        augment: ``None`` for evaluation.
-        udp: unbiased data preparation, see `region_matrix`.
-        unbiased: targets that keep their fraction of a pixel, for DARK.
-        keep_images: hold decoded images in memory from their first use on; for data that fit there.
+        source: Result of `read_people`.
+        size: Size ``(H, W)`` of the network's input in pixels.
+        sigma: Standard deviation of the targets in pixels of the heatmap.
+        augment: Augmentation; ``None`` for evaluation.
+        udp: Whether to use unbiased data preparation, see `region_matrix`.
+        unbiased: Whether targets keep the fraction of a pixel, for DARK.
+        keep_images: Whether to keep decoded images in memory.
     """
 
     def __init__(
@@ -76,10 +76,14 @@ class KeypointDataset(paddle.io.Dataset):
         return len(self.people)
 
     def first(self, images: int, *, others_unlabelled: bool = False) -> KeypointDataset:
-        """Return the same data with the first ``images`` images alone, or with all but only theirs labelled.
+        """Return a dataset of only the first images, or with only these labelled.
+
+        Args:
+            images: Number of images.
+            others_unlabelled: Whether to keep the other images, without labels.
 
         Raises:
-            ValueError: nobody is on them.
+            ValueError: There is no person in these images.
         """
         ids = set(self.source.image_ids[:images])
         people = [person for person in self.people if person.image_id in ids]
@@ -98,7 +102,7 @@ class KeypointDataset(paddle.io.Dataset):
         return box_to_region(self.people[index].box, self.size[1] / self.size[0])
 
     def to_image(self, index: int, places: np.ndarray) -> np.ndarray:
-        """Take joints ``[J, 2]`` from the heatmap of sample ``index`` to pixels of its image (no augmentation)."""
+        """Transform joints ``[J, 2]`` from heatmap to image pixels, without augmentation."""
         matrix = region_matrix(*self.region(index), self.heatmap_size, udp=self.udp)
         return joints_through(matrix, places, inverse=True)
 
@@ -110,7 +114,10 @@ class KeypointDataset(paddle.io.Dataset):
         return normalised(image), maps, weight, np.array(index, dtype="int64")
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the (augmented) cut-out ``[H, W, 3]`` uint8, its joints ``[J, 2]`` in its pixels, and visibility."""
+        """Return crop ``[H, W, 3]`` uint8, joints ``[J, 2]`` and visibility ``[J]``.
+
+        The crop is augmented; joints are in its pixels.
+        """
         person = self.people[index]
         image = self._image(person.path)
         if image is None:
@@ -148,7 +155,7 @@ class KeypointDataset(paddle.io.Dataset):
         return np.ascontiguousarray(image), joints, visible, centre, size, degrees
 
     def _half_body(self, joints: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Region of the labelled upper or lower joints; ``None`` where fewer than three are left."""
+        """Return the region of the upper or lower body; ``None`` below three joints."""
         upper = np.isin(np.arange(len(joints)), self.source.layout.upper_body)
         chosen = (upper if np.random.rand() < 0.5 else ~upper) & (visible > 0)
         if chosen.sum() < 3:
@@ -160,12 +167,12 @@ class KeypointDataset(paddle.io.Dataset):
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
-    """``[H, W, 3]`` uint8 RGB to ``[3, H, W]`` fp32 with ImageNet's mean 0 and deviation 1."""
+    """Normalise ``[H, W, 3]`` uint8 RGB to ``[3, H, W]`` fp32, as for ImageNet."""
     return np.ascontiguousarray(((image / 255.0 - _MEAN) / _STD).transpose(2, 0, 1), dtype="float32")
 
 
 def read_image(path: Path) -> np.ndarray | None:
-    """Return ``[H, W, 3]`` uint8 RGB, ``None`` for what is no whole image."""
+    """Return an image as ``[H, W, 3]`` uint8 RGB; ``None`` if it cannot be decoded."""
     from PIL import Image
 
     try:

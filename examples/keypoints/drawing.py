@@ -1,4 +1,4 @@
-"""Skeletons on pictures."""
+"""Draw skeletons on images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def draw_skeletons(
     """Draw joints and bones: left orange, right blue, others green.
 
     Args:
-        image: ``[H, W, 3]`` uint8; not changed.
-        people: ``[J, 3]`` each: x, y and the height of the joint's heatmap (or its visibility).
-        least: joints below are left out.
-        layout: of the joints.
+        image: Image ``[H, W, 3]`` uint8; not changed.
+        people: Joints ``[J, 3]`` of each person: x, y and score (or visibility).
+        least: Lowest score of a drawn joint.
+        layout: Layout of the joints.
     """
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
@@ -31,7 +31,7 @@ def draw_skeletons(
 
 
 def _draw(pen: ImageDraw.ImageDraw, joints: np.ndarray, shown: np.ndarray, layout: Layout) -> None:
-    """Draw bones with a dark rim, so that they are seen on any colour, and dots that do not cover their neighbours."""
+    """Draw bones with a dark outline, and joints as dots that do not overlap."""
     extent = np.ptp(joints[shown], axis=0).max() if shown.any() else 0
     width = max(1, int(extent / 80))
     bones = [(a, b) for a, b in layout.skeleton if shown[a] and shown[b]]

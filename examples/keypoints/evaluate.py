@@ -1,4 +1,4 @@
-"""AP and AR of weights, or of exported files on every engine that reads them."""
+"""Evaluate weights, or exported files on every engine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ __all__ = ["ap_of_files", "artefacts_in"]
 
 
 def artefacts_in(folder: Path) -> list[Artefact]:
-    """Find ``model.json`` + ``model.pdiparams`` and ``*.onnx`` in ``folder``.
+    """Return the exported networks in ``folder``.
+
+    These are ``model.json`` + ``model.pdiparams`` and ``*.onnx``.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: There is none.
     """
     found = [Artefact(kind="onnx", path=path, files=(path,)) for path in sorted(folder.glob("*.onnx"))]
     for program in sorted(folder.glob("*.json")):
@@ -43,10 +45,18 @@ def ap_of_files(
     threads: int = 1,
     engines: Sequence[str] = tuple(ENGINES),
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate every exported file of ``folder`` on every engine of its kind, without the flip test.
+    """Evaluate exported files on each engine that reads them, without flip test.
+
+    Args:
+        folder: Folder of the exported files.
+        dataset: Evaluation data.
+        dark: Whether to decode with DARK.
+        batch_size: Images per call.
+        threads: Number of CPU threads.
+        engines: Names of engines.
 
     Returns:
-        By ``"<file> on <engine>"`` the figures, or ``{"error": reason}``.
+        Metrics, or ``{"error": reason}``, by ``"<file> on <engine>"``.
     """
     table: dict[str, dict[str, Any]] = {}
     for artefact in artefacts_in(folder):
@@ -73,12 +83,12 @@ def _figures(predict: Callable, dataset: KeypointDataset, dark: bool, batch_size
 
 
 def main() -> None:
-    """Read the command line and print the figures."""
+    """Evaluate as given on the command line and print the metrics."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_data_flags(parser)
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
     parser.add_argument("--weights", type=Path, help=".pdparams, ours or the guide's")
-    parser.add_argument("--exported", type=Path, help="a folder with exported files, in place of --weights")
+    parser.add_argument("--exported", type=Path, help="folder of exported files, instead of --weights")
     parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
     flags = parser.parse_args()
     if (flags.weights is None) == (flags.exported is None):

@@ -1,4 +1,4 @@
-"""Object keypoint similarity, its non-maximum suppression, and AP/AR by `pycocotools` as a metric of `paddle.Model`."""
+"""OKS, OKS-NMS, and COCO's AP and AR as a metric of `paddle.Model`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ _NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"
 
 
 def oks(joints: np.ndarray, others: np.ndarray, areas: np.ndarray, *, sigmas: Any = COCO_BODY.sigmas) -> np.ndarray:
-    """Object keypoint similarity of one person to others, COCO's formula without visibility.
+    """Return the object keypoint similarity of one person to others.
+
+    COCO's formula, with all joints counted as visible.
 
     Args:
-        joints: ``[J, 2]`` pixels.
-        others: ``[K, J, 2]``.
-        areas: ``[K]`` square pixels, mean of the areas of both.
-        sigmas: ``[J]``.
+        joints: Joints ``[J, 2]`` in pixels.
+        others: Joints ``[K, J, 2]`` of the others in pixels.
+        areas: Mean areas ``[K]`` of both persons in square pixels.
+        sigmas: COCO's constants ``[J]``.
 
     Returns:
-        ``[K]`` in 0 to 1.
+        Similarities ``[K]`` in [0, 1].
     """
     distance = ((others - joints) ** 2).sum(-1)
     return np.exp(-distance / (2 * areas[:, None] * (2 * sigmas) ** 2 + np.spacing(1))).mean(-1)
 
 
 def oks_nms(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
-    """Keep, from the highest score down, the persons of one image that resemble no kept one by ``threshold``.
+    """Apply non-maximum suppression by OKS to the persons of one image.
 
     Args:
-        results: with ``keypoints``, ``score`` and ``area``.
-        threshold: on `oks`.
+        results: Results with ``keypoints``, ``score`` and ``area``.
+        threshold: Largest `oks` to a kept person.
     """
     kept: list[dict[str, Any]] = []
     for result in sorted(results, key=lambda item: -item["score"]):
@@ -62,9 +64,16 @@ def _places(result: dict[str, Any]) -> np.ndarray:
 def to_results(
     heatmaps: np.ndarray, indices: np.ndarray, dataset: KeypointDataset, *, dark: bool = False, least: float = 0.2
 ) -> list[dict[str, Any]]:
-    """Turn heatmaps ``[N, J, h, w]`` of the samples ``indices`` into COCO results.
+    """Decode heatmaps into COCO results.
 
-    The score is the box's times the mean height of the joints above ``least``.
+    The score is that of the box times the mean score of the joints above ``least``.
+
+    Args:
+        heatmaps: Heatmaps ``[N, J, h, w]``.
+        indices: Indices ``[N]`` of the samples in ``dataset``.
+        dataset: Data of the samples, without augmentation.
+        dark: Whether to decode with DARK.
+        least: Lowest score of a joint that counts.
     """
     places, heights = decode_heatmaps(heatmaps, dark=dark)
     results = []
@@ -86,7 +95,7 @@ def to_results(
 
 
 def suppressed(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
-    """Apply `oks_nms` image by image; a sample that came twice (the padding of several processes) counts once."""
+    """Apply `oks_nms` per image; samples duplicated across processes count once."""
     by_image: dict[int, dict[int, dict[str, Any]]] = {}
     for result in results:
         by_image.setdefault(result["image_id"], {})[result["index"]] = result
@@ -94,7 +103,7 @@ def suppressed(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list
 
 
 def coco_ap(results: list[dict[str, Any]], annotations: Path) -> dict[str, float]:
-    """AP and AR of COCO, by `pycocotools`, in 0 to 1; zeros where there are no results."""
+    """Return COCO's AP and AR in [0, 1] by `pycocotools`; zeros without results."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -111,7 +120,7 @@ def coco_ap(results: list[dict[str, Any]], annotations: Path) -> dict[str, float
 
 
 def write_results(results: list[dict[str, Any]], path: Path) -> None:
-    """Write COCO's results JSON, whole or not at all."""
+    """Write COCO's results JSON atomically."""
     plain = [{k: item[k] for k in ("image_id", "category_id", "keypoints", "score")} for item in results]
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as partial:
@@ -119,16 +128,16 @@ def write_results(results: list[dict[str, Any]], path: Path) -> None:
 
 
 class KeypointMetric(paddle.metric.Metric):
-    """What a metric of decoded heatmaps needs to serve ``model.prepare(metrics=...)``; see `KeypointAP`.
+    """Base of metrics of decoded heatmaps; see `KeypointAP`.
 
-    Training batches are not counted (their regions are augmented): there the figures are 0.
+    Training batches are not evaluated, as they are augmented: their values are 0.
 
     Args:
-        dataset: whose indices come with the labels; without augmentation.
-        dark: how to decode.
+        dataset: Data of the indices in the labels, without augmentation.
+        dark: Whether to decode with DARK.
 
     Attributes:
-        results: of the last evaluation, for `write_results`.
+        results: Results of the last evaluation, for `write_results`.
     """
 
     def __init__(self, dataset: KeypointDataset, *, dark: bool = False) -> None:
@@ -139,15 +148,15 @@ class KeypointMetric(paddle.metric.Metric):
         self._training = False
 
     def figures(self, raw: list[dict[str, Any]]) -> list[float]:
-        """Set `results` and return the figures in the order of `name`.
+        """Set `results` and return the values in the order of `name`.
 
         Args:
-            raw: of all batches, from `to_results`.
+            raw: Results of all batches, from `to_results`.
         """
         raise NotImplementedError
 
     def compute(self, output: paddle.Tensor, *labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Hand on the heatmaps and the indices (the last label); ``evaluate`` runs without gradients."""
+        """Return heatmaps and indices (the last label); note whether it is training."""
         self._training = not output.stop_gradient
         return output, labels[-1]
 
@@ -158,21 +167,21 @@ class KeypointMetric(paddle.metric.Metric):
         return [0.0] * len(self.name())
 
     def accumulate(self) -> list[float]:
-        """Return the figures in the order of `name`."""
+        """Return the values in the order of `name`."""
         return self.figures(self._raw) if self._raw else [0.0] * len(self.name())
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Discard the results of all batches."""
         self._raw = []
 
 
 class KeypointAP(KeypointMetric):
-    """COCO's AP and AR over the persons of a dataset, for ``model.prepare(metrics=...)``.
+    """COCO's AP and AR over a dataset, for ``model.prepare(metrics=...)``.
 
     Args:
-        dataset: see `KeypointMetric`.
-        dark: see there.
-        nms: threshold of `oks_nms`.
+        dataset: Data of the indices in the labels, without augmentation.
+        dark: Whether to decode with DARK.
+        nms: Threshold of `oks_nms`.
     """
 
     def __init__(self, dataset: KeypointDataset, *, dark: bool = False, nms: float = 0.9) -> None:
@@ -185,5 +194,5 @@ class KeypointAP(KeypointMetric):
         return list(coco_ap(self.results, self.dataset.source.annotations).values())
 
     def name(self) -> list[str]:
-        """Return the names of the figures."""
+        """Return the names of the values."""
         return list(_NAMES)

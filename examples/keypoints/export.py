@@ -1,6 +1,7 @@
-"""Export a trained keypoint network to Paddle Inference and ONNX (int8 after PACT); check, time and judge every file.
+"""Export a trained keypoint network to Paddle Inference and ONNX.
 
-Files and figures go to ``OUT/exported``, the report of all exports to ``OUT/report.html``.
+Networks trained with PACT are exported as int8. Every file is validated and timed, and judged by the gate. Files and
+records go to ``OUT/exported``, the report of all exports to ``OUT/report.html``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ def parse() -> argparse.Namespace:
     add_data_flags(parser)
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
     parser.add_argument("--weights", type=Path, help=".pdparams, ours (PACT too) or the guide's (default: random)")
-    parser.add_argument(
-        "--weight-bits", type=int, help="of weights that were trained with PACT (default: what the file says)"
-    )
-    parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joints of the network (default: coco)")
-    parser.add_argument("--evaluate", action="store_true", help="AP of the files, on the data of --coco, --mpii, --toy")
-    parser.add_argument("--size-mb", type=float, help="gate: parameters and program of Paddle's export")
-    parser.add_argument("--latency-ms", type=float, help="gate: of the fastest engine")
+    parser.add_argument("--weight-bits", type=int, help="bits of weights trained with PACT (default: as in the file)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joint layout of the network (default: coco)")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the files, on --coco, --mpii or --toy")
+    parser.add_argument("--size-mb", type=float, help="gate: size of Paddle's program and parameters")
+    parser.add_argument("--latency-ms", type=float, help="gate: median latency of the fastest engine")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
     parser.set_defaults(settings="coco-lite")
@@ -40,7 +39,7 @@ def parse() -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Load, export, check, time, judge."""
+    """Load, export, validate and benchmark the network."""
     layer, settings, data = network(flags.network, LAYOUTS[flags.layout]), SETTINGS[flags.settings], None
     if flags.weights:
         load_weights(layer, flags.weights, weight_bits=flags.weight_bits)

@@ -1,4 +1,4 @@
-"""Draw people-like figures with 17 joints, occlusion, scale and clutter, as a COCO keypoint data set on disk."""
+"""Generate a COCO keypoint data set of drawn figures with 17 joints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Scene", "generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """How hard the pictures are.
+    """Difficulty of the images.
 
     Args:
-        size: ``(height, width)`` of a picture in pixels.
-        people: most figures a picture.
-        clutter: stray limbs, discs and bars a picture.
-        occluders: bars in front of the figures a picture.
-        noise: deviation of the pixel noise, of 255.
+        size: Size ``(height, width)`` of an image in pixels.
+        people: Largest number of figures per image.
+        clutter: Number of stray limbs, discs and bars per image.
+        occluders: Number of bars in front of the figures per image.
+        noise: Standard deviation of the pixel noise, in 0-255.
     """
 
     size: tuple[int, int] = (240, 320)
@@ -36,16 +36,16 @@ class Scene:
 
 
 def generate(folder: str | Path, count: int, *, seed: int, scene: Scene | None = None) -> tuple[Path, Path]:
-    """Write ``count`` pictures and their annotation file; the same seed gives the same bytes.
+    """Write images and their annotation file; the same seed gives the same bytes.
 
     Args:
-        folder: gets ``images/`` and ``annotations.json``; a finished set is left as it is.
-        count: of pictures.
-        seed: of everything random.
-        scene: ``None`` for the defaults.
+        folder: Folder for ``images/`` and ``annotations.json``; an existing equal data set is kept.
+        count: Number of images.
+        seed: Random seed.
+        scene: Difficulty of the images; ``None`` for the defaults.
 
     Returns:
-        The annotation file and the folder of images, for `read_people`.
+        Paths of the annotation file and of the image folder, for `read_people`.
     """
     folder, scene = Path(folder), scene or Scene()
     images, annotations = folder / "images", folder / "annotations.json"
@@ -59,7 +59,7 @@ def generate(folder: str | Path, count: int, *, seed: int, scene: Scene | None =
 
 
 def _drawn_in(images: Path, random: np.random.RandomState, count: int, scene: Scene) -> dict[str, Any]:
-    """Draw ``count`` pictures into ``images`` and return what COCO's file says of them."""
+    """Draw ``count`` images into ``images`` and return their COCO annotations."""
     images.mkdir()
     bones = [[a + 1, b + 1] for a, b in COCO_BODY.skeleton]
     person = {"id": 1, "name": "person", "keypoints": list(COCO_BODY.joints), "skeleton": bones}
@@ -79,14 +79,14 @@ def _drawn_in(images: Path, random: np.random.RandomState, count: int, scene: Sc
 
 
 def draw_scene(random: np.random.RandomState, scene: Scene) -> tuple[Image.Image, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return a picture and for each figure its joints ``[17, 2]`` in pixels and their visibility ``[17]``."""
+    """Return an image, and joints ``[17, 2]`` and visibility of each figure."""
     height, width = scene.size
     picture = _background(random, scene)
     pen = ImageDraw.Draw(picture)
     figures: list[tuple[np.ndarray, np.ndarray]] = []
     owner = np.zeros(
         (height, width), dtype=int
-    )  # who is seen at a pixel: 0 background, k the k-th figure, -1 an occluder
+    )  # visible object per pixel: 0 background, k the k-th figure, -1 an occluder
     for number in range(1, random.randint(1, scene.people + 1) + 1):
         tall = height * random.uniform(0.45, 0.95)
         middle = np.array([random.uniform(0.15, 0.85) * width, random.uniform(0.45, 0.6) * height])
@@ -108,7 +108,7 @@ def draw_scene(random: np.random.RandomState, scene: Scene) -> tuple[Image.Image
 
 
 def _visibility(joints: np.ndarray, owner: np.ndarray, number: int) -> np.ndarray:
-    """2 seen, 1 hidden by something, 0 outside the picture."""
+    """Return the visibility ``[17]``: 2 visible, 1 occluded, 0 outside the image."""
     height, width = owner.shape
     x, y = np.floor(joints + 0.5).astype(int).T
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
@@ -117,7 +117,10 @@ def _visibility(joints: np.ndarray, owner: np.ndarray, number: int) -> np.ndarra
 
 
 def _pose(random: np.random.RandomState, tall: float) -> np.ndarray:
-    """Joints ``[17, 2]`` about the middle of the body; the figure faces us, so its left is on our right."""
+    """Return joints ``[17, 2]`` relative to the middle of the body.
+
+    The figure faces the viewer: its left is on the right of the image.
+    """
     torso, upper, lower, head = 0.3 * tall, 0.24 * tall, 0.24 * tall, 0.13 * tall
     lean, wide = random.uniform(-0.35, 0.35), random.uniform(0.75, 1.1)
     down, side = np.array([np.sin(lean), np.cos(lean)]), np.array([np.cos(lean), -np.sin(lean)])
@@ -216,7 +219,7 @@ def _colour(random: np.random.RandomState, low: int = 20) -> tuple[int, ...]:
 
 
 def _record(joints: np.ndarray, visible: np.ndarray, size: tuple[int, int]) -> dict[str, Any] | None:
-    """COCO's fields; ``None`` for a figure with hardly a joint inside the picture."""
+    """Return COCO's fields; ``None`` for fewer than 4 joints inside the image."""
     inside = visible > 0
     if inside.sum() < 4:
         return None

@@ -1,6 +1,6 @@
-"""Find the joints of the people in one picture or a folder of pictures, and draw them.
+"""Detect and draw the joints of people in an image or a folder of images.
 
-Without ``--boxes`` each picture is taken as one person that fills it.
+Without ``--boxes``, one person is assumed to fill each image.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 
 def main() -> None:
-    """Read the command line, predict, draw."""
+    """Predict and draw as given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help="a picture or a folder")
+    parser.add_argument("source", type=Path, help="an image or a folder of images")
     parser.add_argument("--network", choices=NETWORKS, default="lite_hrnet_30")
     parser.add_argument("--weights", type=Path, required=True, help=".pdparams, ours or the guide's")
-    parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joints of the network (default: coco)")
-    parser.add_argument("--settings", choices=SETTINGS, default="coco-lite", help="for the size of the input")
+    parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joint layout of the network (default: coco)")
+    parser.add_argument("--settings", choices=SETTINGS, default="coco-lite", help="settings with the size of the input")
     parser.add_argument("--boxes", type=Path, help='{"picture.png": [[x, y, width, height], ...], ...}')
-    parser.add_argument("--least", type=float, default=0.2, help="joints with a lower heatmap are not drawn")
+    parser.add_argument("--least", type=float, default=0.2, help="lowest score of a drawn joint")
     parser.add_argument("--dark", action="store_true", help="DARK decoding (arXiv:1910.06278)")
-    parser.add_argument("--udp", action="store_true", help="for a network that was trained with --udp")
+    parser.add_argument("--udp", action="store_true", help="for networks trained with --udp")
     parser.add_argument("--out", type=Path, default=Path("keypoints-out/drawn"))
     flags = parser.parse_args()
     layout = LAYOUTS[flags.layout]
@@ -47,11 +47,11 @@ def main() -> None:
 
 
 def read_boxes(path: Path) -> dict[str, list[list[float]]]:
-    """Read the boxes of each picture.
+    """Read the boxes of each image.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
+        FileNotFoundError: The file does not exist.
+        ValueError: It does not hold boxes by file name.
     """
     boxes = load_json(path)
     good = isinstance(boxes, dict) and all(isinstance(b, list) and all(map(is_box, b)) for b in boxes.values())
@@ -61,10 +61,10 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
 
 
 def find_people(source: Path, boxes: dict[str, list[list[float]]] | None, layout: Layout = COCO_BODY) -> People:
-    """Return one sample a box, or one a picture.
+    """Return one sample per box, or one per image without boxes.
 
     Raises:
-        FileNotFoundError: no picture there.
+        FileNotFoundError: There is no image with a person.
     """
     paths = sorted(p for p in source.iterdir() if p.suffix.lower() in _SUFFIXES) if source.is_dir() else [source]
     count = len(layout.joints)
@@ -85,7 +85,7 @@ def find_people(source: Path, boxes: dict[str, list[list[float]]] | None, layout
 
 
 def predict(layer: paddle.nn.Layer, dataset: KeypointDataset, *, dark: bool = False) -> list[dict]:
-    """Return COCO results of all samples, alike persons suppressed."""
+    """Return COCO results of all samples after OKS-NMS."""
     tested = flip_tested(layer, udp=dataset.udp, layout=dataset.source.layout)
     tested.eval()
     results = []
@@ -97,7 +97,7 @@ def predict(layer: paddle.nn.Layer, dataset: KeypointDataset, *, dark: bool = Fa
 
 
 def draw(people: People, results: list[dict], out: Path, least: float) -> None:
-    """Write one picture a source picture into ``out``."""
+    """Write one image with skeletons per source image to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted({person.path for person in people.people}):
         ids = {person.image_id for person in people.people if person.path == path}

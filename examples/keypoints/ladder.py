@@ -1,13 +1,13 @@
-"""The guide's ladder on generated figures: teacher, light, distilled, PACT, distilled + PACT, over several seeds.
+"""Run the guide's ladder on generated figures, over several seeds.
 
-Per seed: a light network trained alone and one trained with the teacher; from the weights of each, a second, shorter
-training at half the rate, once with PACT (the guide's recipe) and once in fp32, the fair comparison for it. Every row
-is exported, checked, and its real files are evaluated and timed on every engine. Writes ``table.md`` and
-``ladder.jsonl`` after every finished row; a row that is there already is not trained again.
+Rows: teacher, light, distilled, PACT, distilled + PACT. For each seed a light network is trained alone and one with the
+teacher. From the weights of each, a second, shorter training at half the rate follows, once with PACT (the guide's
+recipe) and once in fp32 as the baseline of equal length. Each row is exported and validated, and its files are
+evaluated and timed on every engine. Writes ``table.md`` and ``ladder.jsonl`` after each row; finished rows are skipped.
 
-    python examples/keypoints/ladder.py --quick     # minutes, one seed: shows that everything runs, learns little
+    python examples/keypoints/ladder.py --quick     # minutes, one seed: smoke test, low accuracy
     python examples/keypoints/ladder.py --jobs 2    # seeds in two processes
-    python examples/keypoints/ladder.py --export-again   # the finished rows' files and figures anew, from their weights
+    python examples/keypoints/ladder.py --export-again   # export and evaluate the finished rows again
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
-# row: whose weights it starts from
+# row -> row whose weights it starts from
 ROWS = {
     "light": None,
     "distilled": None,
@@ -60,21 +60,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes: few pictures, few epochs, one seed")
     parser.add_argument("--teacher", default="hrnet_w18")
     parser.add_argument("--light", default="lite_hrnet_18")
-    parser.add_argument("--light-images", type=int, default=96, help="whose labels the light networks get")
-    parser.add_argument("--same-images", action="store_true", help="distil on these images alone, not on all")
+    parser.add_argument("--light-images", type=int, default=96, help="number of labelled images of the light networks")
+    parser.add_argument("--same-images", action="store_true", help="distil only on these images, not on all")
     parser.add_argument("--steps", type=int, default=300, help="batches of light and distilled")
     parser.add_argument("--short-steps", type=int, default=100, help="batches of the second training")
     parser.add_argument("--teacher-steps", type=int, default=500, help="batches of the teacher")
     parser.add_argument(
-        "--pact-skip", nargs="*", default=["*depthwise*"], help="layers that PACT leaves in fp32 (default: *depthwise*)"
+        "--pact-skip", nargs="*", default=["*depthwise*"], help="layers that stay in fp32 (default: *depthwise*)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...")
-    parser.add_argument("--seed-list", type=int, nargs="*", help="these in place of --seeds; none: the teacher alone")
-    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="these rows and the teacher alone")
+    parser.add_argument("--seed-list", type=int, nargs="*", help="seeds instead of --seeds; empty: only the teacher")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="rows to run besides the teacher")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--engines", choices=ENGINES, nargs="+", default=list(ENGINES), help="to evaluate and time on")
-    parser.add_argument("--repeats", type=int, default=50, help="of the timed calls at the end")
-    parser.add_argument("--export-again", action="store_true", help="train nothing: export the finished rows once more")
+    parser.add_argument("--repeats", type=int, default=50, help="timed calls at the end")
+    parser.add_argument("--export-again", action="store_true", help="only export the finished rows again")
     parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train what is missing and write the table; rows that fail are left out and named in ``flags.failed``."""
+    """Train missing rows and write the table; collect failures in ``flags.failed``."""
     data = datasets(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
     seeds = flags.seed_list
@@ -109,7 +109,7 @@ def main(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def share_out(seeds: list[int], jobs: int) -> list[str]:
-    """Run this command again in ``jobs`` processes, each with a share of the seeds; return the shares that failed."""
+    """Run the seeds in ``jobs`` child processes; return the shares that failed."""
     command = [sys.executable, *sys.argv, "--jobs", "1", "--no-timing", "--seed-list"]
     shares = [seeds[k::jobs] for k in range(min(jobs, len(seeds)))]
     running = [subprocess.Popen([*command, *map(str, share)]) for share in shares]
@@ -118,7 +118,7 @@ def share_out(seeds: list[int], jobs: int) -> list[str]:
 
 
 def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) -> None:
-    """Run a row unless it is there."""
+    """Run a row unless it is finished."""
     if (name, seed) in {(row["name"], row["seed"]) for row in rows_of(flags)}:
         return
     print(f"--- {name}, seed {seed}", flush=True)
@@ -134,7 +134,7 @@ def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) ->
 
 
 def write_table(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Write ``table.md`` from all finished rows, and return these."""
+    """Write ``table.md`` of all finished rows, and return the rows."""
     rows = rows_of(flags)
     times = flags.out / "times.json"
     with staged_file(flags.out / "table.md") as partial:
@@ -143,7 +143,7 @@ def write_table(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def training_of(name: str, data: KeypointDataset, flags: argparse.Namespace) -> Settings:
-    """Return how the row ``name`` is trained: the settings' schedule over the row's number of steps."""
+    """Return the training settings of a row, scaled to its number of steps."""
     settings = SETTINGS[flags.settings]
     first = flags.teacher_steps if name == TEACHER else flags.steps
     steps = flags.short_steps if ROWS.get(name) else first
@@ -155,10 +155,10 @@ def training_of(name: str, data: KeypointDataset, flags: argparse.Namespace) -> 
 
 
 def training_data(name: str, train: KeypointDataset, flags: argparse.Namespace) -> KeypointDataset:
-    """Return what the row ``name`` is trained on.
+    """Return the training data of a row.
 
-    The teacher has all labels, the light networks those of the first images; a light network with a teacher also sees
-    the other images, on which only the teacher tells it anything.
+    The teacher is trained with all labels, light networks with those of the first images. With distillation, light
+    networks also use the other images without labels.
     """
     if name == TEACHER:
         return train

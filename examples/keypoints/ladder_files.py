@@ -1,4 +1,4 @@
-"""The files of the ladder's rows: exported, evaluated, timed against each other, drawn."""
+"""Export, evaluate, time and draw the files of the ladder's rows."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def rows_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_of(label: str, flags: argparse.Namespace) -> ExportBenchCallback:
-    """Return what exports a row."""
+    """Return the callback that exports a row."""
     return ExportBenchCallback(
         flags.out,
         name=label,
         engines=flags.engines,
         export=ExportOptions(report=False),
-        # the rows are timed against each other at the end
+        # the rows are timed together at the end
         benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False),
     )
 
@@ -63,7 +63,7 @@ def files_of(label: str, held_out: KeypointDataset, flags: argparse.Namespace) -
 
 
 def figures_of(record: Record) -> dict[str, Any]:
-    """Return what the table shows of a record."""
+    """Return the values of a record for the table."""
     return {
         "parameters": record.parameters,
         "size_mb": {f"{a.precision} {a.kind}": a.size_mb for a in record.artefacts if a.size_mb},
@@ -73,7 +73,7 @@ def figures_of(record: Record) -> dict[str, Any]:
 
 
 def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Export and evaluate the finished rows from their weights: sizes and figures of the files as they are made now."""
+    """Export and evaluate the finished rows again, from their weights."""
     rows, images = [], np.stack([held_out[k][0] for k in range(min(8, len(held_out)))])
     for row in rows_of(flags):
         print(f"--- {row['name']}, seed {row['seed']}", flush=True)
@@ -94,7 +94,10 @@ def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
 
 
 def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Time the files of the teacher and of one seed against each other, in turn: ``times.json``, and in the records."""
+    """Time the files of the teacher and one seed in turn.
+
+    Latencies are written to ``times.json`` and to the records.
+    """
     by_name = {record.name: record for record in read_records(flags.out / "runs.jsonl")}
     names = [(TEACHER, 0), *((row, seed) for row in flags.rows)]
     names = [name for name in names if label_of(*name) in by_name]
@@ -109,7 +112,7 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
 
 
 def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:
-    """Draw what the teacher, and the first and the last row of one seed, find: ``figures.jpg``."""
+    """Draw predictions of the teacher and of the first and last row: ``figures.jpg``."""
     labels = {name: label_of(name, 0 if name == TEACHER else seed) for name in (TEACHER, flags.rows[0], flags.rows[-1])}
     folders = {name: flags.out / label for name, label in labels.items()}
     found = {name: [folder / "model.int8.onnx", folder / "model.onnx"] for name, folder in folders.items()}

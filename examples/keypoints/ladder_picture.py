@@ -1,4 +1,4 @@
-"""What the exported files of a ladder see: skeletons on held-out pictures, a row of pictures a file."""
+"""Draw the predictions of exported files, one row of images per file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _TITLE = 16  # pixels above each row
 
 
 def draw_files(files: Mapping[str, Path], dataset: KeypointDataset, out: Path, *, pictures: int = 5) -> None:
-    """Draw the persons that each ONNX file finds on the first ``pictures`` pictures, and the truth, into ``out``.
+    """Draw ground truth and the predictions of each ONNX file.
 
-    Nothing is drawn where no engine for ONNX files is installed.
+    Nothing is drawn if no engine for ONNX files is installed.
 
     Args:
-        files: by title.
-        dataset: whose first persons are taken.
-        out: a JPEG or PNG.
-        pictures: in a row.
+        files: Paths of ONNX files by title.
+        dataset: Data whose first persons are drawn.
+        out: Path of the JPEG or PNG.
+        pictures: Number of images per row.
     """
     engines = [ENGINES[name] for name in ("onnxruntime", "openvino") if not missing_reason(ENGINES[name])]
     if not engines:

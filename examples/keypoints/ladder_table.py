@@ -1,4 +1,4 @@
-"""The ladder's rows as Markdown: the guide's table, AP of every file on every engine, and what was won."""
+"""Write the ladder's rows as Markdown tables: results, AP of each file, gains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["interval", "markdown"]
 
 Row = dict[str, Any]
-# what: (row, precision of its files), against (row, precision)
+# title: (row, precision of its files), (row and precision it is compared with)
 _GAINS = {
     "distilled against light": (("distilled", "fp32"), ("light", "fp32")),
     "distilled + PACT, int8 files, against light": (("distilled + PACT", "int8"), ("light", "fp32")),
@@ -38,9 +38,9 @@ def markdown(rows: Sequence[Row], times: dict[str, Any] | None = None) -> str:
     """Return all tables.
 
     Args:
-        rows: as `ladder.run` makes them.
-        times: ``{"ms": {row: {"<precision> <engine>": ms}}, "cpu": name}`` of files timed together; ``None`` takes
-            the times that each row was measured with.
+        rows: Results of `ladder.run`.
+        times: Latencies ``{"ms": {row: {"<precision> <engine>": ms}}, "cpu": name}`` of files timed together; ``None``
+            for the latencies in the rows.
     """
     ms = times["ms"] if times else {name: same[0]["ms"] for name, same in by_name(rows).items()}
     parts = [_main(rows, ms), _files(rows), _gains(rows), _notes(times)]
@@ -94,7 +94,7 @@ def _gains(rows: Sequence[Row]) -> str:
 
 
 def _notes(times: dict[str, Any] | None) -> str:
-    """How to read the tables."""
+    """Return a note on how to read the tables."""
     timed = f"the files of one seed timed in turn, {times['cpu']}" if times else "each row when it was trained"
     return (
         "AP in per cent, mean and 95 % interval over the seeds (Student's t). AP of the files: without flip test, the "
@@ -104,25 +104,25 @@ def _notes(times: dict[str, Any] | None) -> str:
 
 
 def paired(rows: Sequence[Row], a: str, b: str, difference: Callable[[Row, Row], float]) -> list[float]:
-    """Return ``difference`` of the rows ``a`` and ``b`` of every seed that has both."""
+    """Return ``difference`` of the rows ``a`` and ``b`` for each seed with both."""
     names = by_name(rows)
     others = {row["seed"]: row for row in names.get(b, [])}
     return [difference(row, others[row["seed"]]) for row in names.get(a, []) if row["seed"] in others]
 
 
 def precision_of(row: Row) -> str:
-    """``"int8"`` for a row with int8 files."""
+    """Return ``"int8"`` for a row with int8 files, else ``"fp32"``."""
     return "int8" if any(key.startswith("int8") for key in row["size_mb"]) else "fp32"
 
 
 def ap_of(row: Row, file: str) -> float | None:
-    """AP of ``"<file> on <engine>"``; ``None`` where the engine does not compute what the network does."""
+    """Return the AP of ``"<file> on <engine>"``; ``None`` if its outputs are wrong."""
     engine = file.split()[-1]
     return None if engine in {key.split()[1] for key in row["failed"]} else row["files"].get(file, {}).get("AP")
 
 
 def file_ap(row: Row, precision: str) -> float:
-    """Lowest AP that an engine computes from the row's files of ``precision``; NaN where none could."""
+    """Return the lowest AP over engines of the files of ``precision``; NaN if none."""
     names = {"model.onnx": "fp32", "model.int8.onnx": "int8", "model.json": precision_of(row)}
     aps = [ap_of(row, key) for key in row["files"] if names[key.split()[0]] == precision]
     return min((ap for ap in aps if ap is not None), default=float("nan"))
@@ -133,7 +133,10 @@ def _number(value: float | None) -> str:
 
 
 def interval(values: Sequence[float], *, sign: bool = False) -> str:
-    """``mean ± half width`` of the 95 % interval of a mean (Student's t), in per cent; the mean alone of one value."""
+    """Return ``mean ± half width`` of the 95 % interval (Student's t), in per cent.
+
+    For a single value only the mean.
+    """
     mean = f"{100 * np.mean(values):{'+' if sign else ''}.1f}"
     if len(values) < 2:
         return mean

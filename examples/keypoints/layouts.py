@@ -1,4 +1,4 @@
-"""Which joints a data set labels, in which order, and which of them change places in a mirror."""
+"""Joint layouts of data sets: names, order and mirrored pairs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["COCO_BODY", "LAYOUTS", "MPII_BODY", "Layout"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The joints of a data set.
+    """Joints of a data set.
 
     Args:
-        name: for the command line.
-        joints: their names, in the order of annotations and heatmaps.
-        flip_pairs: joints that change places in a mirror, left first.
-        upper_body: those that count as the upper half.
-        skeleton: pairs to draw a bone between.
-        sigmas: COCO's constant of each joint for object keypoint similarity; ``None`` where it is not defined.
+        name: Name on the command line.
+        joints: Names of the joints in the order of annotations and heatmaps.
+        flip_pairs: Indices of joints to swap when mirroring, left first.
+        upper_body: Indices of the joints of the upper body.
+        skeleton: Indices of joints connected by a bone.
+        sigmas: COCO's constants for object keypoint similarity, one per joint; ``None`` if not defined.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Layout:
     sigmas: np.ndarray | None = None
 
     def side(self, joint: int) -> str:
-        """``"left"`` or ``"right"`` of the person, or ``"middle"``."""
+        """Return the side of a joint: ``"left"``, ``"right"`` or ``"middle"``."""
         for left, right in self.flip_pairs:
             if joint in (left, right):
                 return "left" if joint == left else "right"

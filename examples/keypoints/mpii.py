@@ -1,7 +1,7 @@
-"""Read people from MPII's annotations in the JSON form of the HRNet repositories, and score them by PCKh.
+"""Read MPII annotations in the JSON format of HRNet, and compute PCKh.
 
 Data set and PCKh: Andriluka et al., CVPR 2014. A file is a list of persons, ``{"image": name, "center": [x, y],
-"scale": s, "joints": [[x, y], ...], "joints_vis": [0 or 1, ...]}``, with 16 joints, places counted from 1 as in MATLAB
+"scale": s, "joints": [[x, y], ...], "joints_vis": [0 or 1, ...]}``, with 16 joints, 1-based coordinates as in MATLAB
 and a person's height of about ``200 * scale`` pixels. (HRNet's repositories: github.com/leoxiaobin, MIT.)
 """
 
@@ -19,7 +19,7 @@ from layouts import MPII_BODY
 __all__ = ["PCKh", "pckh", "read_mpii"]
 
 _FIELDS = ("image", "center", "scale", "joints", "joints_vis")
-_HEAD_TOP, _NECK, _UNCOUNTED = 9, 8, (6, 7)  # pelvis and thorax do not count
+_HEAD_TOP, _NECK, _UNCOUNTED = 9, 8, (6, 7)  # PCKh excludes pelvis and thorax
 _PARTS = {
     "Head": (9,),
     "Shoulder": (12, 13),
@@ -35,15 +35,15 @@ def read_mpii(annotations: str | Path, images: str | Path, *, heads: str | Path 
     """Read the persons of ``annotations``.
 
     Args:
-        annotations: MPII's ``train.json`` or ``valid.json``.
-        images: folder of the images.
-        heads: ``gt_valid.mat``, whose ``headboxes_src`` give the official head sizes (0.6 of the box's diagonal) of the
-            persons in the order of ``annotations``; needs SciPy. Without it a head is as long as from upper neck to
-            head top, and PCKh differs a little from published figures.
+        annotations: Path of MPII's ``train.json`` or ``valid.json``.
+        images: Folder of the images.
+        heads: Path of ``gt_valid.mat`` with the official head sizes (0.6 of the diagonal of ``headboxes_src``) in the
+            order of ``annotations``; needs SciPy. Without it the head size is the distance from upper neck to head top,
+            and PCKh differs slightly from published values.
 
     Raises:
-        FileNotFoundError: a file or the folder is not there.
-        ValueError: no MPII file, another number of joints, heads of other persons, or nobody left.
+        FileNotFoundError: A file or the folder does not exist.
+        ValueError: Not an MPII file, another number of joints, heads of other persons, or no person left.
     """
     annotations, images = Path(annotations), Path(images)
     content = load_json(annotations)
@@ -80,7 +80,7 @@ def _person(number: int, item: dict[str, Any], images: Path, ids: dict[str, int]
         raise ValueError(f"Record {number} has scale {item['scale']}, it must be above 0.")
     joints, visible = np.asarray(item["joints"], dtype=float) - 1, np.asarray(item["joints_vis"], dtype=float)
     side = 200 * float(item["scale"])
-    x, y = np.asarray(item["center"], dtype=float) - 1 + [0, 15 * item["scale"]]  # lower, so that ankles are inside
+    x, y = np.asarray(item["center"], dtype=float) - 1 + [0, 15 * item["scale"]]  # moved down to include the ankles
     if head is None:
         seen = visible[_HEAD_TOP] and visible[_NECK]
         head = float(np.linalg.norm(joints[_HEAD_TOP] - joints[_NECK])) if seen else 0.0
@@ -107,14 +107,15 @@ def _head_sizes(path: Path, count: int) -> list[float]:
 
 
 def pckh(places: np.ndarray, people: list[Person], *, threshold: float = 0.5) -> dict[str, float]:
-    """Share of labelled joints that lie within ``threshold`` heads of the truth (PCKh), by part and in the mean.
+    """Return PCKh by body part, and its mean.
 
-    Persons whose head size is unknown do not count; neither do pelvis and thorax.
+    PCKh is the share of labelled joints within ``threshold`` head sizes of the ground truth. Persons without a known
+    head size, pelvis and thorax are excluded.
 
     Args:
-        places: ``[N, 16, 2]`` pixels of the image, of ``people``.
-        people: from `read_mpii`.
-        threshold: in head sizes.
+        places: Predicted joints ``[N, 16, 2]`` in pixels of the image.
+        people: Persons from `read_mpii`, ``N`` of them.
+        threshold: Largest distance in head sizes.
     """
     truth = np.stack([person.joints for person in people])
     counted = np.stack([(person.visible > 0) & (person.head > 0) for person in people])
@@ -127,15 +128,15 @@ def pckh(places: np.ndarray, people: list[Person], *, threshold: float = 0.5) ->
 
 
 class PCKh(KeypointMetric):
-    """PCKh@0.5 by part, its mean, and the mean at 0.1, over the persons of a dataset, for ``model.prepare``.
+    """PCKh@0.5 by body part, its mean, and the mean of PCKh@0.1, over a dataset.
 
     Args:
-        dataset: see `KeypointMetric`.
-        dark: see there.
+        dataset: Data of the indices in the labels, without augmentation.
+        dark: Whether to decode with DARK.
     """
 
     def figures(self, raw: list[dict[str, Any]]) -> list[float]:
-        """Score ``raw``; a sample that comes twice (the padding of several processes) counts once."""
+        """Return PCKh of ``raw``; samples duplicated across processes count once."""
         by_index = {item["index"]: item for item in raw}
         self.results = list(by_index.values())
         places = np.stack([np.reshape(item["keypoints"], (-1, 3))[:, :2] for item in self.results])
@@ -143,5 +144,5 @@ class PCKh(KeypointMetric):
         return [*pckh(places, people).values(), pckh(places, people, threshold=0.1)["Mean"]]
 
     def name(self) -> list[str]:
-        """Return the names of the figures."""
+        """Return the names of the values."""
         return [*_PARTS, "Mean", "Mean@0.1"]

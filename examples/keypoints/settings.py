@@ -1,4 +1,4 @@
-"""The guide's settings for COCO, and small ones for the generated figures; the pieces all scripts share."""
+"""Settings and helper functions that the keypoint scripts share."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One training.
+    """Training settings.
 
     Args:
-        size: ``(H, W)`` of the input in pixels.
-        sigma: of the targets, in pixels of the heatmap.
-        batch_size: of each process.
-        epochs: passes over the data.
-        learning_rate: of Adam behind the warm-up.
-        warmup_steps: steps of linear warm-up.
-        milestones: epochs, also fractions of one, after which the rate is divided by ten.
-        augment: of the training images.
+        size: Size ``(H, W)`` of the input in pixels.
+        sigma: Standard deviation of the targets in pixels of the heatmap.
+        batch_size: Images per batch and process.
+        epochs: Number of epochs.
+        learning_rate: Learning rate of Adam after warm-up.
+        warmup_steps: Number of steps of linear warm-up.
+        milestones: Epochs after which the rate is divided by ten; may be fractional.
+        augment: Augmentation of the training images.
     """
 
     size: tuple[int, int] = (256, 192)
@@ -73,17 +73,17 @@ SETTINGS = {
     "toy": Settings(epochs=6, milestones=(4, 5), **_TOY),
     "toy-quick": Settings(epochs=2, milestones=(1.4, 1.8), **_TOY),
 }
-# of the pictures that are generated: one figure each, so that an hour of training on a CPU core gets somewhere
+# one figure per generated image, so that an hour of training on a CPU core is enough
 TOY_SCENE = Scene(people=1, clutter=6, occluders=1, noise=6.0)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which data."""
-    parser.add_argument("--settings", choices=SETTINGS, default="toy", help="what to train with (default: toy)")
+    """Add the flags that select the data."""
+    parser.add_argument("--settings", choices=SETTINGS, default="toy", help="training settings (default: toy)")
     parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
     parser.add_argument("--mpii", type=Path, help="folder of MPII (annot/train.json, annot/valid.json, images/)")
-    parser.add_argument("--boxes", type=Path, help="a detector's boxes for the evaluation (default: ground truth)")
-    parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="where generated figures are kept")
+    parser.add_argument("--boxes", type=Path, help="boxes of a detector for evaluation (default: ground truth)")
+    parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="folder of the generated images")
     parser.add_argument("--toy-images", type=int, nargs=2, default=(1600, 200), metavar=("TRAIN", "VAL"))
     parser.add_argument("--udp", action="store_true", help="unbiased data preparation (arXiv:1911.07524)")
     parser.add_argument(
@@ -93,7 +93,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def datasets(flags: argparse.Namespace) -> tuple[KeypointDataset, KeypointDataset]:
-    """Return the training and the evaluation data; everything that can be wrong with them is said here."""
+    """Return training and evaluation data, and print their sizes."""
     settings, sources = SETTINGS[flags.settings], _sources(flags)
     for name, source in zip(("training", "evaluation"), sources, strict=True):
         print(f"{name}: {len(source.people)} persons, left out: {dict(source.dropped) or 'none'}")
@@ -113,7 +113,7 @@ def _sources(flags: argparse.Namespace) -> tuple[People, People]:
     counts = dict(zip(("train", "val"), flags.toy_images, strict=True))
     parts = [(flags.toy / f"{part}-{n}", n, seed) for seed, (part, n) in enumerate(counts.items(), 1)]
     if paddle.distributed.get_rank() > 0:
-        paddle.distributed.barrier()  # the first process draws, the others wait
+        paddle.distributed.barrier()  # rank 0 generates the images, the others wait
     train, held_out = (generate(folder, count, seed=seed, scene=TOY_SCENE) for folder, count, seed in parts)
     if paddle.distributed.get_world_size() > 1 and paddle.distributed.get_rank() == 0:
         paddle.distributed.barrier()
@@ -130,26 +130,28 @@ def _mpii(flags: argparse.Namespace) -> tuple[People, People]:
 
 
 def network(name: str, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
-    """Build the keypoint network ``name``, with a heatmap for each joint."""
+    """Build the keypoint network ``name`` with one heatmap per joint."""
     return models.keypoint_net(NETWORKS[name](), len(layout.joints))
 
 
 def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | PCKh:
-    """Return COCO's metric, or MPII's for its joints."""
+    """Return COCO's AP, or PCKh for MPII's joints."""
     return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
 
 
 def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int | None = None) -> None:
-    """Load a ``.pdparams`` of these scripts or of the guide; one that was trained with PACT quantises ``target``.
+    """Load a ``.pdparams`` of these scripts or of the guide.
+
+    A file trained with PACT quantises ``target``.
 
     Args:
-        target: takes the weights.
-        path: of the file.
-        weight_bits: that PACT trained with; ``None`` for what the file says.
+        target: Network to load the weights into.
+        path: Path of the file.
+        weight_bits: Bits of the weights trained with PACT; ``None`` for those in the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it belongs to another network.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is of another network.
     """
     from paddlelite_callbacks.models.guide_weights import load_guide_weights_
 
@@ -170,7 +172,15 @@ def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int | None
 
 
 def optimizer(settings: Settings, layer: paddle.nn.Layer, steps: int) -> paddle.optimizer.Optimizer:
-    """Adam with the guide's schedule (``steps`` an epoch): linear warm-up, then a tenth behind each milestone."""
+    """Return Adam with the guide's schedule.
+
+    Linear warm-up, then the rate is divided by ten at each milestone.
+
+    Args:
+        settings: Training settings.
+        layer: Network to train.
+        steps: Steps per epoch.
+    """
     bounds = [round(epoch * steps) for epoch in settings.milestones]
     rates = [settings.learning_rate * 0.1**k for k in range(len(bounds) + 1)]
     piecewise: Any = paddle.optimizer.lr.PiecewiseDecay(bounds, rates) if bounds else settings.learning_rate
@@ -199,7 +209,7 @@ def hapi_model(
 
 
 def shortened(settings: Settings, epochs: int | None) -> Settings:
-    """Return ``settings`` with another number of epochs, the milestones moved in proportion."""
+    """Return ``settings`` with other epochs, and milestones scaled in proportion."""
     if epochs is None:
         return settings
     moved = tuple(milestone * epochs / settings.epochs for milestone in settings.milestones)
@@ -207,10 +217,10 @@ def shortened(settings: Settings, epochs: int | None) -> Settings:
 
 
 def steps_per_epoch(data: KeypointDataset, settings: Settings) -> int:
-    """Return how many batches each process trains on in an epoch."""
+    """Return the number of batches per epoch and process."""
     return -(-len(data) // (settings.batch_size * paddle.distributed.get_world_size()))
 
 
 def flip_tested(layer: paddle.nn.Layer, *, udp: bool, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
-    """Return ``layer`` averaged with its mirror image."""
+    """Return ``layer`` with its outputs averaged over the image and its mirror image."""
     return models.FlipTest(layer, list(layout.flip_pairs), shift=not udp)

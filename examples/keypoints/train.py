@@ -1,4 +1,6 @@
-"""Train a keypoint network, with a teacher and PACT if wanted; COCO as in the guide, or generated figures.
+"""Train a keypoint network, optionally with a teacher and PACT.
+
+Data: COCO as in the guide, MPII, or generated figures.
 
 On several processes: ``python -m paddle.distributed.launch --nproc_per_node 2 examples/keypoints/train.py ...``.
 """
@@ -44,16 +46,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--teacher-weights", type=Path, help="its .pdparams (ours or the guide's)")
     add_distill_flags(parser)
     parser.add_argument("--pact", action="store_true", help="quantisation-aware training")
-    parser.add_argument("--pact-skip", nargs="*", default=[], help="layers it leaves in fp32, as '*depthwise*'")
-    parser.add_argument("--epochs", type=int, help="in place of the settings' number")
-    parser.add_argument("--learning-rate", type=float, help="in place of the settings' rate")
+    parser.add_argument("--pact-skip", nargs="*", default=[], help="layers that stay in fp32, e.g. '*depthwise*'")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: as in --settings)")
+    parser.add_argument("--learning-rate", type=float, help="learning rate (default: as in --settings)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("keypoints-out"))
     return parser.parse_args()
 
 
 def main(flags: argparse.Namespace) -> dict[str, float]:
-    """Train, save, evaluate; return the figures."""
+    """Train, save and evaluate; return the metrics."""
     if (flags.teacher is None) != (flags.teacher_weights is None):
         raise SystemExit("--teacher and --teacher-weights go together.")
     if paddle.distributed.get_world_size() > 1:
@@ -77,10 +79,10 @@ def main(flags: argparse.Namespace) -> dict[str, float]:
 
 
 class SaveWeights(paddle.callbacks.Callback):
-    """Saves the weights when the training is over, whatever becomes of the export behind it.
+    """Save the weights after training, before the export.
 
     Args:
-        path: of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,15 +103,17 @@ def fit(
     flags: argparse.Namespace,
     callbacks: list[Any],
 ) -> dict[str, float]:
-    """Run `paddle.Model.fit`, write ``last.pdparams`` and ``results.json``, and evaluate with the flip test.
+    """Train with `paddle.Model.fit`, and evaluate with the flip test.
+
+    Writes ``last.pdparams`` and ``results.json``.
 
     Args:
-        student: is trained.
-        train: augmented.
-        held_out: for the evaluation.
-        settings: of the training.
-        flags: of the command line: ``out``, ``workers``, ``learning_rate``, ``dark``, ``udp``.
-        callbacks: for ``fit``.
+        student: Network to train.
+        train: Training data with augmentation.
+        held_out: Evaluation data.
+        settings: Training settings.
+        flags: Command-line flags ``out``, ``workers``, ``learning_rate``, ``dark``, ``udp``.
+        callbacks: Callbacks of ``fit``.
     """
     flags.out.mkdir(parents=True, exist_ok=True)
     steps = steps_per_epoch(train, settings)
@@ -132,7 +136,7 @@ def fit(
 def evaluate(
     student: paddle.nn.Layer, held_out: KeypointDataset, settings: Settings, flags: argparse.Namespace
 ) -> dict[str, float]:
-    """Evaluate with the flip test and write ``results.json`` into ``flags.out``."""
+    """Evaluate with the flip test and write ``results.json`` to ``flags.out``."""
     layout = held_out.source.layout
     metric = metric_of(held_out, dark=flags.dark)
     layer = flip_tested(student, udp=flags.udp, layout=layout)
