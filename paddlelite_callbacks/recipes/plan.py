@@ -129,7 +129,7 @@ def first_batch(data: Any, batch_size: int) -> tuple[list[Any], float]:
     elif samples := [listed(tuple(data[i])) for i in range(min(batch_size, len(data)))]:
         batch = [np.stack([np.asarray(item) for item in items]) for items in zip(*samples, strict=True)]
     if batch is None:
-        raise ValueError("The data hold no sample: give a data set with some.")
+        raise ValueError("The data are empty: give a data set with at least one sample.")
     return batch, time.perf_counter() - begin
 
 

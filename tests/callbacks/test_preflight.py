@@ -27,7 +27,7 @@ from paddlelite_callbacks.report.record import read_records
 
 QUICK = {"warmup": 0, "repeats": 1, "verbose": 0, "peak_memory": False, "roofline": False, "report": False}
 QUICK |= {"eval_data": False, "name": "n"}
-REMEDY = "Nothing was trained; preflight=False trains nonetheless."
+REMEDY = "Nothing was trained; preflight=False trains anyway."
 
 
 @pytest.fixture(autouse=True)

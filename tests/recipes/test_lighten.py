@@ -131,7 +131,7 @@ def test_another_runs_folder_is_refused(tmp_path):
         ({"distill": {"loss": "kll"}}, ValueError, "kll"),
         ({"metric_drop": -1}, ValueError, "metric_drop must be a positive finite number or None, got -1"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be a positive number, got 0"),
-        ({"eval_data": Images(0)}, ValueError, "The data hold no sample"),
+        ({"eval_data": Images(0)}, ValueError, "The data are empty"),
         ({"budget": Budget(metric="f1", metric_drop=None)}, ValueError, "Unknown metric 'f1' in the budget"),
     ],
 )

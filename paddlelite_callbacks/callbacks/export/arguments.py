@@ -107,7 +107,7 @@ def checked_forms(forms: Sequence[str]) -> tuple[str, ...]:
     if isinstance(forms, str):
         raise ValueError(f"forms must be a list of names, got {forms!r}: write forms=[{forms!r}].")
     if unknown := [form for form in forms if form not in FORMS]:
-        raise ValueError(f"forms must be some of {list(FORMS)}, got {unknown}: leave it out for none beside the usual.")
+        raise ValueError(f"forms must be some of {list(FORMS)}, got {unknown}: leave it out for the usual files only.")
     return tuple(forms)
 
 

@@ -49,7 +49,7 @@ __all__ = ["Preflight", "example_batches"]
 
 _log = logging.getLogger(__name__)
 _converted: set[str] = set()  # digests of programs that this process has converted to every requested ONNX file
-_REMEDY = "Nothing was trained; preflight=False trains nonetheless."
+_REMEDY = "Nothing was trained; preflight=False trains anyway."
 
 Arrays = Sequence[np.ndarray]
 

@@ -154,4 +154,6 @@ def draw_report(folder: Path, budget: Budget | None) -> None:
     try:
         write_report(folder, budget=budget)
     except Exception as error:  # the files and the record are written already
-        _log.warning("No report: %s. python -m paddlelite_callbacks report %s draws it.", error, folder)
+        _log.warning(
+            "The report was not written: %s. Write it with python -m paddlelite_callbacks report %s.", error, folder
+        )

@@ -304,7 +304,8 @@ def _first_batch(data: Any, inputs: int) -> list[Tensor | np.ndarray]:
     for number, item in enumerate(data):
         if not item.shape or not item.shape[0]:
             raise ValueError(
-                f"Input {number} has the shape {list(item.shape)}, which is no batch: give [images, ...], at least one."
+                f"Input {number} has the shape {list(item.shape)}, which is not a batch: give [images, ...], with "
+                "at least one."
             )
     return list(data)
 

@@ -97,7 +97,7 @@ class Diagnosis:
 
 @old_arguments(allowed_drop=Renamed("metric_drop"))
 def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode: str = "auto") -> Diagnosis:
-    """Evaluate fp32, fake-quantised and int8; find the layers behind a large drop.
+    """Evaluate fp32, fake-quantised and int8; find the layers that cause a drop.
 
     Args:
         model: Prepared model with a quantised network; not changed.
@@ -153,8 +153,8 @@ def metric_of(model: paddle.Model, data: Any) -> tuple[str, float]:
         if "'dict' object has no attribute" not in str(error):
             raise
         raise ValueError(
-            "paddle.Model.evaluate takes no network whose outputs are a dictionary (Paddle's own limit): let forward() "
-            "return a tuple, or leave eval_data out."
+            "paddle.Model.evaluate accepts no network whose outputs are a dictionary (a limit of Paddle): let "
+            "forward() return a tuple, or leave eval_data out."
         ) from error
     for name, value in results.items():
         if name != "loss":

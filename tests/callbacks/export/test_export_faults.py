@@ -275,7 +275,7 @@ def test_a_report_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch,
     callback = callback_in(tmp_path)
     fit(hapi_model(), [callback])
     assert read_records(tmp_path / "runs.jsonl") == [callback.record]
-    assert "No report: [Errno 28] No space left on device" in caplog.text
+    assert "The report was not written: [Errno 28] No space left on device" in caplog.text
     assert "python -m paddlelite_callbacks report" in caplog.text
 
 

@@ -109,7 +109,7 @@ def test_the_gate(tmp_path, capsys):
         (3, Images(), TypeError, "must be a paddle.Model or a paddle.nn.Layer, got int"),
         (TinyNet(), 3, TypeError, "must be a batch .* got int"),
         (TinyNet(), [], ValueError, "gives no batch"),
-        (TinyNet(), np.zeros([0, 3, 8, 8], "float32"), ValueError, r"shape \[0, 3, 8, 8\], which is no batch"),
+        (TinyNet(), np.zeros([0, 3, 8, 8], "float32"), ValueError, r"shape \[0, 3, 8, 8\], which is not a batch"),
         (TinyNet(), np.float32(3), TypeError, "must be a batch"),
     ],
     ids=["model", "data", "nothing", "no row", "a number"],
