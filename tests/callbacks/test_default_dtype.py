@@ -66,7 +66,7 @@ def test_a_float64_network_is_distilled(name, default):
 
 @pytest.mark.parametrize("name", ["pact", "lsq"])
 def test_quantising_a_float64_network_is_refused_before_training(name, default):
-    with pytest.raises(ValueError, match=r"conv1 is of type paddle.float64.*network.to\(dtype='float32'\)"):
+    with pytest.raises(ValueError, match=r"The weight of conv1 is paddle.float64.*network.to\(dtype='float32'\)"):
         trained(CALLBACKS[name], default, own="float64")
     paddle.set_default_dtype("float64")
     with pytest.raises(ValueError, match=r"network.to\(dtype='float32'\)"):

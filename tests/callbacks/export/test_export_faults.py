@@ -443,7 +443,7 @@ def test_one_wrong_file_costs_only_itself(tmp_path, monkeypatch):
     from paddlelite_callbacks.export import variants as forms
 
     right, other = forms.export_onnx, export_paddle(TinyNet(), tmp_path / "other", input_spec=SPEC)
-    monkeypatch.setattr(forms, "export_onnx", lambda program, path: right(other, path))
+    monkeypatch.setattr(forms, "export_onnx", lambda program, path, **options: right(other, path, **options))
     callback = ExportBenchCallback(tmp_path / "out", **grouped(name="n", **QUICK))
     fit(hapi_model(), [callback])
     assert sorted(path.name for path in (tmp_path / "out" / "n").iterdir()) == [

@@ -294,7 +294,7 @@ def test_mixed_precision_is_refused():
         ({"alpha_percentile": 0}, "alpha_percentile"),
         ({"alpha_lr_scale": -1}, "alpha_lr_scale"),
         ({"activation": "lsq"}, r"activation must be one of \['pact', 'paddleslim'\]"),
-        ({"activation": "paddleslim", "activation_bits": 4}, "8 bits"),
+        ({"activation": "paddleslim", "activation_bits": 4}, "needs activation_bits=8, got activation_bits=4"),
     ],
 )
 def test_wrong_options(options, message):
