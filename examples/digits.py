@@ -1,10 +1,10 @@
-"""From a big classifier to a light one, on real handwritten digits, in minutes on a CPU.
+"""Compress a classifier of handwritten digits, in minutes on a CPU.
 
-Trains a big teacher, then a light network alone, with distillation, with PACT quantisation-aware training, and with
-both; exports, checks and times each, and writes the ladder as Markdown, JSON lines and a picture.
+Trains a large teacher, then a light network alone, with distillation, with PACT quantisation-aware training, and with
+both. Exports, validates and times each, and writes the ladder as Markdown, JSON lines and a figure.
 
     python examples/digits.py            # about seven minutes on two cores
-    python examples/digits.py --quick    # a minute: shows that everything runs, learns little
+    python examples/digits.py --quick    # smoke test, one minute, low accuracy
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from paddlelite_callbacks.utils.cpu import mkl_environment
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # measured: batches this small train faster on one thread than on two
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small batches train faster on one thread than on two
 os.environ.update(mkl_environment())
 warnings.filterwarnings("ignore", message=".*(ccache|track global mean|To copy construct).*")
 
@@ -50,14 +50,14 @@ CLASSES, TEST_IMAGES, BATCH = 10, 500, 32
 
 
 class Digits(paddle.io.Dataset):
-    """Scikit-learn's 1,797 scans of handwritten digits, 8x8, enlarged to ``[3, size, size]``; labels 0-9.
+    """Scikit-learn's 1,797 8x8 digits, enlarged to ``[3, size, size]``; labels 0-9.
 
-    Training images are shifted by up to two pixels, anew in each epoch.
+    Training images are shifted randomly by up to two pixels.
 
     Args:
-        train: whether the training images; the other 500 are the test images.
-        size: of the enlarged image, a multiple of 8.
-        limit: at most so many images.
+        train: Whether to use the training images instead of the 500 test images.
+        size: Side of the enlarged image in pixels, a multiple of 8.
+        limit: Largest number of images; ``None`` for all.
     """
 
     def __init__(self, *, train: bool, size: int = 32, limit: int | None = None) -> None:
@@ -88,7 +88,7 @@ def enlarged(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def shifted(image: np.ndarray, most: int) -> np.ndarray:
-    """Move ``[C, H, W]`` by up to ``most`` pixels each way, the border repeated; NumPy's own random stream."""
+    """Shift ``[C, H, W]`` randomly by up to ``most`` pixels, with repeated border."""
     if not most:
         return image
     down, right = np.random.randint(0, 2 * most + 1, 2)
@@ -97,7 +97,7 @@ def shifted(image: np.ndarray, most: int) -> np.ndarray:
 
 
 class TrainingLog(paddle.callbacks.Callback):
-    """Writes one JSON line an epoch: losses, accuracy, learning rate, seconds."""
+    """Log one JSON line per epoch: losses, accuracy, learning rate, seconds."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TrainingLog(paddle.callbacks.Callback):
         self.line, self.began = {"epoch": epoch}, time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the training figures."""
+        """Record the training metrics."""
         self.line |= {key: first(value) for key, value in (logs or {}).items() if key not in ("step", "batch_size")}
         self.line["seconds"] = round(time.perf_counter() - self.began, 2)
 
@@ -120,13 +120,13 @@ class TrainingLog(paddle.callbacks.Callback):
 
 
 def first(value: Any) -> float:
-    """Return a figure that hapi may hand out inside a list."""
+    """Return a number that hapi may return inside a list."""
     return float(value[0] if isinstance(value, (list, tuple)) else value)
 
 
 @dataclass
 class Ladder:
-    """Trains, exports and times one network after another; keeps their records."""
+    """Train, export and time one network after another; keep their records."""
 
     options: argparse.Namespace
     folder: Path
@@ -139,9 +139,9 @@ class Ladder:
     def rung(
         self, name: str, network: paddle.nn.Layer, *, epochs: int, rate: float, callbacks: Sequence[Any] = ()
     ) -> paddle.nn.Layer:
-        """Train ``network`` with hapi and our callbacks; weights, log and export stay in the folder.
+        """Train ``network`` with hapi and callbacks; write weights, log and exports.
 
-        A rung of which nothing can be exported is trained nevertheless, and noted in ``failed``.
+        If nothing can be exported, the rung is added to ``failed``, and its weights are kept.
         """
         print(f"\n=== {name}: {epochs} epochs ===", flush=True)
         model = paddle.Model(network)
@@ -171,7 +171,7 @@ class Ladder:
 
 
 def run(options: argparse.Namespace) -> tuple[Path, list[str]]:
-    """Climb the ladder; returns the folder of this run, and the rungs of which nothing could be exported."""
+    """Run the ladder; return its folder, and the rungs without exported files."""
     paddle.seed(options.seed)
     np.random.seed(options.seed)
     folder = new_folder(Path(options.out))
@@ -206,7 +206,7 @@ def run(options: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def new_folder(base: Path) -> Path:
-    """Make ``base/001``, ``base/002``, ...: a rerun leaves earlier results alone."""
+    """Create ``base/001``, ``base/002``, ...; earlier results are kept."""
     base.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in base.iterdir() if path.name.isdigit()), default=0)
     folder = base / f"{number:03d}"
@@ -220,26 +220,26 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], formatter_class=show)
     add = parser.add_argument
-    add("--out", default="runs/digits", metavar="DIR", help="gets a numbered folder a run; earlier ones are kept")
-    add("--quick", action="store_true", help="128 images and one epoch each: shows that everything runs, learns little")
-    add("--seed", type=int, default=0, help="of the weights, the order of the images and dropout")
-    add("--teacher", default="resnet18", metavar="NAME", help="the big classifier, from paddle.vision.models")
-    add("--teacher-epochs", type=int, default=4, metavar="N", help="how long the teacher trains")
+    add("--out", default="runs/digits", metavar="DIR", help="a numbered folder per run is created here")
+    add("--quick", action="store_true", help="smoke test: 128 images, one epoch each, low accuracy")
+    add("--seed", type=int, default=0, help="seed of weights, order of images and dropout")
+    add("--teacher", default="resnet18", metavar="NAME", help="large classifier, from paddle.vision.models")
+    add("--teacher-epochs", type=int, default=4, metavar="N", help="epochs of the teacher")
     add("--teacher-rate", type=float, default=1e-3, metavar="R", help="the teacher's largest learning rate")
-    add("--student", default="MobileNetV3_small_x1_0", metavar="NAME", help="the light classifier, from paddleclas")
-    add("--epochs", type=int, default=9, metavar="N", help="how long the light networks train")
+    add("--student", default="MobileNetV3_small_x1_0", metavar="NAME", help="light classifier, from paddleclas")
+    add("--epochs", type=int, default=9, metavar="N", help="epochs of the light networks")
     add("--rate", type=float, default=2e-3, metavar="R", help="the light networks' largest learning rate")
     add("--loss", default="kl", choices=["kl", "jsdiv"], help="distillation loss on the class scores")
-    add("--temperature", type=float, default=4.0, metavar="T", help="of the distillation loss")
-    add("--weight", type=float, default=1.0, metavar="W", help="of the distillation loss, beside the task loss's 1")
+    add("--temperature", type=float, default=4.0, metavar="T", help="temperature of the distillation loss")
+    add("--weight", type=float, default=1.0, metavar="W", help="weight of the distillation loss; the task loss has 1")
     add("--pact-epochs", type=int, default=2, metavar="N", help="quantisation-aware epochs, from the trained network")
-    add("--pact-lr-scale", type=float, default=0.3, metavar="K", help="its learning rate, as a share of --rate")
-    add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program together")
-    add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median on the CPU, fastest engine")
-    add("--metric-drop", type=float, default=0.05, metavar="D", help="gate: lost accuracy, a share of the teacher's")
-    add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino; all if not given")
-    add("--warmup", type=int, default=10, metavar="N", help="timed calls that are not counted")
-    add("--repeats", type=int, default=100, metavar="N", help="timed calls that are")
+    add("--pact-lr-scale", type=float, default=0.3, metavar="K", help="their learning rate, relative to --rate")
+    add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: size of parameters and program")
+    add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median latency of the fastest engine")
+    add("--metric-drop", type=float, default=0.05, metavar="D", help="gate: accuracy loss relative to the teacher")
+    add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino (default: all)")
+    add("--warmup", type=int, default=10, metavar="N", help="warm-up calls")
+    add("--repeats", type=int, default=100, metavar="N", help="timed calls")
     options = parser.parse_args(arguments)
     if options.quick:
         options.teacher_epochs = options.epochs = options.pact_epochs = 1
@@ -248,7 +248,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; returns the exit code, 1 where a rung could not be exported."""
+    """Run the example; return 1 if a rung could not be exported, else 0."""
     _, failed = run(parsed(arguments))
     for name in failed:
         print(f"Nothing was exported of {name}: see the report.", file=sys.stderr)

@@ -1,12 +1,12 @@
-"""What distillation wins where labels are few: scikit-learn's handwritten digits, ten labelled images a class.
+"""Measure the gain of distillation with few labels, on handwritten digits.
 
-A teacher is trained on all training images. Then, for each of ten seeds, ten images of each class are drawn and a small
-network is trained on them from the same start in several ways, for the same number of steps; the test images are the
-same 500 throughout and nobody trains on or chooses by them. The table gives the mean test accuracy, and the gain over
-training alone in pairs of the same seed, with a 95 % interval (Student's t over the seeds).
+A teacher is trained on all training images of scikit-learn's digits. For each of ten seeds, ten images per class are
+drawn, and a small network is trained on them with several methods, from the same initial weights and for the same
+number of steps. The 500 test images are used neither for training nor for selection. The table gives the mean test
+accuracy and the paired gain over training alone, with a 95 % interval (Student's t over the seeds).
 
     python examples/few_labels.py            about 10 minutes on one core
-    python examples/few_labels.py --quick    two seeds and short trainings, to see that it runs
+    python examples/few_labels.py --quick    smoke test: two seeds and short trainings
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Callbacks = list[paddle.callbacks.Callback]
 
 
 class Block(nn.Layer):
-    """Two 3x3 convolutions around a shortcut."""
+    """Residual block of two 3x3 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -52,13 +52,17 @@ class Block(nn.Layer):
         self.shortcut = nn.Conv2D(inputs, outputs, 1, stride=stride, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """``[N, C, H, W]`` to ``[N, C', H / stride, W / stride]``."""
+        """Return maps ``[N, C', H / stride, W / stride]`` of ``x`` ``[N, C, H, W]``."""
         y = nn.functional.relu(self.bn1(self.conv1(x)))
         return nn.functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class SmallResNet(nn.Layer):
-    """Three residual blocks over 8x8 images; ``width`` is the number of channels of the first."""
+    """Three residual blocks for 8x8 images.
+
+    Args:
+        width: Number of channels of the first block.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class SmallResNet(nn.Layer):
         self.fc = nn.Linear(4 * width, 10)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """``[N, 1, 8, 8]`` to scores ``[N, 10]``."""
+        """Return scores ``[N, 10]`` of images ``[N, 1, 8, 8]``."""
         return self.fc(self.stage3(self.stage2(self.stage1(x))).mean(axis=[2, 3]))
 
 
@@ -81,7 +85,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def few(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return the indices of ten images a class."""
+    """Return the indices of ten images per class."""
     random = np.random.RandomState(seed)
     return np.concatenate([random.choice(np.flatnonzero(labels == c), PER_CLASS, replace=False) for c in range(10)])
 
@@ -115,7 +119,10 @@ def accuracy(network: nn.Layer, images: np.ndarray, labels: np.ndarray) -> float
 
 
 def peer_of(student: nn.Layer, steps: int, seed: int) -> MutualPeer:
-    """Return a second network like the student, from another start; no evaluation chooses between the two."""
+    """Return a peer with the student's architecture and other initial weights.
+
+    The student is always kept, so that no evaluation selects between the two.
+    """
     paddle.seed(10_000 + seed)
     network = SmallResNet(student.stage1.bn1.weight.shape[0])
     return MutualPeer(network, adam(network, steps), keep="student")
@@ -155,7 +162,7 @@ UNLABELLED = "kl on all images, no labels"
 def study(
     seeds: Sequence[int], ways: Sequence[str], *, width: int, teacher_width: int, steps: int, teacher_steps: int
 ) -> dict[str, object]:
-    """Train everything; return accuracies by way and seed."""
+    """Train all networks; return accuracies by method and seed."""
     images, labels, test_images, test_labels = digits()
     teacher = SmallResNet(teacher_width)
     with tqdm(total=1 + len(seeds) * len(ways), desc="trainings") as bar:
@@ -191,7 +198,7 @@ def count(network: nn.Layer) -> int:
 
 
 def gain(way: Sequence[float], alone: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean difference in pairs and its 95 % interval."""
+    """Return the mean paired difference and its 95 % interval."""
     difference = np.subtract(way, alone)
     mean, error = float(difference.mean()), float(stats.sem(difference))
     half = float(stats.t.ppf(0.975, len(difference) - 1)) * error
@@ -223,12 +230,12 @@ def table(figures: dict[str, object]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds, four ways, 40 steps: under 30 s")
+    parser.add_argument("--quick", action="store_true", help="smoke test: two seeds, four methods; under 30 s")
     parser.add_argument("--seeds", type=int, default=10, help="number of draws of labelled images (default 10)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--first-seed", type=int, default=0, help="first seed (default 0)")
     parser.add_argument("--steps", type=int, default=300, help="batches of 20 images in each training (default 300)")
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS, UNLABELLED], help="only these, and 'alone' (default all)")
-    parser.add_argument("--json", type=Path, help="also write all accuracies into this file")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, UNLABELLED], help="methods besides 'alone' (default all)")
+    parser.add_argument("--json", type=Path, help="also write all accuracies to this file")
     options = parser.parse_args(arguments)
     ways = options.ways or (["kl", "fitnet", DML] if options.quick else [*WAYS, UNLABELLED][1:])
     seeds = range(options.first_seed, options.first_seed + (2 if options.quick else options.seeds))

@@ -1,8 +1,8 @@
-"""What quantisation costs on real data: scikit-learn's handwritten digits, several seeds, accuracy of the real files.
+"""Measure the accuracy loss of quantisation on handwritten digits.
 
-Each seed trains a small network in fp32, then compares, from the same weights: post-training quantisation and PACT at
-8 and at 4 bits, and a network that was distilled before and during PACT. Accuracies of 8-bit rows are those of
-``model.int8.onnx`` in OpenVINO (ONNX Runtime where that is missing), of 4-bit rows too.
+For each seed a small network is trained in fp32 on scikit-learn's digits. From the same weights follow post-training
+quantisation and PACT at 8 and at 4 bits, and a network that is distilled before and during PACT. Accuracies of the
+quantised networks are those of the exported ``model.int8.onnx`` in OpenVINO (ONNX Runtime if it is not installed).
 
     python examples/int8_study.py --seeds 5 --out out/int8_study
 """
@@ -38,7 +38,7 @@ TRAIN = 600
 
 
 class Digits(paddle.io.Dataset):
-    """Part of scikit-learn's 1,797 digits, 8x8, as ``[1, 8, 8]`` in [-1, 1]."""
+    """Part of scikit-learn's 1,797 digits as ``[1, 8, 8]`` in [-1, 1]."""
 
     def __init__(self, part: slice, seed: int) -> None:
         data = require("sklearn.datasets", needed_for="the digits").load_digits()
@@ -54,7 +54,7 @@ class Digits(paddle.io.Dataset):
 
 
 class Net(nn.Sequential):
-    """Separable convolutions with hard-swish, as in the light backbones; ``[N, 1, 8, 8]`` to ``[N, 10]``."""
+    """Classifier of separable convolutions with hard-swish, as in light backbones."""
 
     def __init__(self, width: int) -> None:
         def separable(ins: int, outs: int, stride: int) -> list[nn.Layer]:
@@ -91,18 +91,18 @@ def fit(network: nn.Layer, data: Digits, epochs: int, rate: float, *callbacks: p
 
 
 def accuracy(predict: Callable[[np.ndarray], np.ndarray], data: Digits) -> float:
-    """Return the percentage of right answers."""
+    """Return the accuracy in per cent."""
     return 100 * float((predict(data.images).argmax(1) == data.labels).mean())
 
 
 def of_network(network: nn.Layer) -> Callable[[np.ndarray], np.ndarray]:
-    """Let the live network predict."""
+    """Return a function that predicts with the network."""
     network.eval()
     return lambda images: network(paddle.to_tensor(images)).numpy()
 
 
 def of_file(network: nn.Layer) -> Callable[[np.ndarray], np.ndarray]:
-    """Export ``network`` and let an engine predict with its int8 file."""
+    """Export ``network``; return a function that predicts with its int8 file."""
     engine = next(e for name in ("openvino", "onnxruntime") if not missing_reason(e := ENGINES[name]))
     with tempfile.TemporaryDirectory() as folder:
         forms = export_forms(network, Path(folder), input_spec=[InputSpec([None, 1, 8, 8], name="x")])
@@ -113,7 +113,7 @@ def of_file(network: nn.Layer) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def accuracy_of_file(row: str, network: nn.Layer, data: Digits, failed: list[str]) -> float:
-    """Return the accuracy of the int8 file; NaN, and the row among ``failed``, where there is none."""
+    """Return the accuracy of the int8 file; on failure NaN, noted in ``failed``."""
     try:
         return accuracy(of_file(network), data)
     except (ExportError, StopIteration) as error:
@@ -123,14 +123,14 @@ def accuracy_of_file(row: str, network: nn.Layer, data: Digits, failed: list[str
 
 
 def one_seed(seed: int, epochs: int, failed: list[str]) -> dict[str, float]:
-    """Return the accuracies of one seed, by row; rows without a file are added to ``failed``."""
+    """Return the accuracies of one seed by row; add rows without file to ``failed``."""
     paddle.seed(seed)
     np.random.seed(seed)
     train, test = Digits(slice(0, TRAIN), seed), Digits(slice(TRAIN, None), seed)
     short = max(1, epochs // 2)
     base = fit(Net(8), train, epochs, 5e-3)
     teacher = fit(Net(32), train, epochs, 5e-3)
-    longer = fit(copy.deepcopy(base), train, short, 2.5e-3)  # the steps and the rate that PACT gets, in float
+    longer = fit(copy.deepcopy(base), train, short, 2.5e-3)  # fp32 with the steps and the rate of PACT
     found = {"fp32": accuracy(of_network(base), test), "fp32, longer": accuracy(of_network(longer), test)}
     calibration = [paddle.to_tensor(train.images[i : i + 32]) for i in range(0, 256, 32)]
     for bits in (8, 4):
@@ -148,7 +148,10 @@ def one_seed(seed: int, epochs: int, failed: list[str]) -> dict[str, float]:
 
 
 def ranges(seed: int, epochs: int) -> dict[str, float]:
-    """Return what half the range of 8-bit weights costs: accuracies of one seed, computed exactly on any CPU."""
+    """Return accuracies of one seed with 8-bit weights on half and on full range.
+
+    They are computed by the network itself, exactly on any CPU.
+    """
     paddle.seed(seed)
     np.random.seed(seed)
     train, test = Digits(slice(0, TRAIN), seed), Digits(slice(TRAIN, None), seed)
@@ -167,7 +170,7 @@ def ranges(seed: int, epochs: int) -> dict[str, float]:
 
 
 def table(runs: list[dict[str, float]]) -> str:
-    """Return means, deviations over seeds and the paired difference to fp32 as Markdown."""
+    """Return mean accuracies and paired differences to fp32 as Markdown."""
     lines = ["| network | accuracy % | against fp32, points (95 % interval) |", "|---|---|---|"]
     for row in runs[0]:
         values = np.array([run[row] for run in runs])
@@ -178,11 +181,11 @@ def table(runs: list[dict[str, float]]) -> str:
 
 
 def main() -> int:
-    """Run the study; returns the exit code, 1 where a row has no file."""
+    """Run the study; return 1 if a row has no file, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="repetitions, each with its own split and weights")
-    parser.add_argument("--epochs", type=int, default=16, help="of the fp32 training; PACT takes half of it")
-    parser.add_argument("--quick", action="store_true", help="one seed and few epochs, below a minute")
+    parser.add_argument("--epochs", type=int, default=16, help="epochs of the fp32 training; PACT takes half of them")
+    parser.add_argument("--quick", action="store_true", help="smoke test: one seed and few epochs, below a minute")
     parser.add_argument("--ranges", action="store_true", help="compare 8-bit weights on half and on the full range")
     parser.add_argument("--out", type=Path, default=Path("out/int8_study"), help="folder of table.md and runs.json")
     options = parser.parse_args()

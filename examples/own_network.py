@@ -1,12 +1,12 @@
-"""Your own network and your own folder of pictures: ResNet50 in, a light network with its gate and report out.
+"""Compress your own classifier on your own folder of images.
 
-The folder has one sub-folder a class, with pictures of any size, grey or with transparency too; broken ones are named
-and left out. The teacher is trained here, or its weights are loaded. `lighten` does the rest: candidates are measured,
-each light network learns from the teacher, then with quantizers; all are exported, checked, timed and held against a
-budget. ``paddlelite-callbacks lighten`` does the same; this script is for changing it.
+The folder has one sub-folder per class, with images of any size, also greyscale or with transparency; broken files are
+reported and skipped. The teacher (ResNet50) is trained, or its weights are loaded. `lighten` measures candidates,
+trains each light network by distillation and then with quantizers; all are exported, validated, timed and compared with
+a budget. ``paddlelite-callbacks lighten`` does the same; this script is a starting point for changes.
 
     python examples/own_network.py --images pictures/ --teacher-weights resnet50.pdparams
-    python examples/own_network.py --quick      # two minutes on pictures that it draws: shows that everything runs
+    python examples/own_network.py --quick      # smoke test on drawn images, two minutes
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from paddlelite_callbacks.cli.lighten import add_training_arguments, lighten_pic
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> Path:
-    """Draw discs, squares and crosses, with what folders of pictures really hold; returns ``folder``."""
+    """Draw discs, squares and crosses; return ``folder``.
+
+    As in real folders, sizes and modes differ, one class is rare, and one file is broken.
+    """
     stream = np.random.RandomState(seed)
     for name, share in (("cross", 0.5), ("disc", 1.0), ("square", 1.0)):  # crosses are rare
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,7 @@ def draw_pictures(folder: Path, count: int, seed: int) -> Path:
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, name: str, side: int, stream: np.random.RandomState) -> None:
-    """Draw one bright shape somewhere."""
+    """Draw one bright shape at a random position."""
     radius = int(stream.randint(side // 5, side // 3))
     x, y = (int(value) for value in stream.randint(radius, side - radius, 2))
     colour = tuple(int(value) for value in stream.randint(150, 256, 3))
@@ -66,8 +69,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     add = parser.add_argument
-    add("--images", metavar="DIR", help="one sub-folder a class; not given: pictures of three shapes are drawn")
-    add("--quick", action="store_true", help="few drawn pictures, one epoch each: shows that everything runs")
+    add("--images", metavar="DIR", help="one sub-folder per class (default: images of three shapes are drawn)")
+    add("--quick", action="store_true", help="smoke test: few drawn images, one epoch each")
     add_training_arguments(parser)
     parser.set_defaults(out="runs/own_network", light="PPLCNet_x1_0")
     options = parser.parse_args(arguments)
@@ -79,7 +82,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example; the gate's verdict is printed, ``paddlelite-callbacks gate`` makes it an exit code."""
+    """Run the example; return 1 if a network could not be exported, else 0.
+
+    The verdict of the gate is printed; ``paddlelite-callbacks gate`` returns it as exit code.
+    """
     options = parsed(arguments)
     if options.images is None:
         options.images = draw_pictures(Path(options.out) / "pictures", 24 if options.quick else 120, options.seed)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays, and its batches, augmented a whole batch at a time with NumPy alone."""
+"""Load CIFAR-10 as arrays, and augment whole batches with NumPy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 __all__ = ["CLASSES", "MEAN", "STD", "Batches", "Pictures", "default_cache", "drawn", "held_out", "load", "normalized"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN, STD = (125.31, 122.95, 113.87), (62.99, 62.09, 66.70)  # of the training pictures, for pixels of 0-255
+MEAN, STD = (125.31, 122.95, 113.87), (62.99, 62.09, 66.70)  # of the training images, for pixels in 0-255
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures ``[N, 3, 32, 32]`` (uint8) and their class numbers ``[N]`` (int64)."""
+    """Images ``[N, 3, 32, 32]`` (uint8) and labels ``[N]`` (int64)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,20 +31,20 @@ class Pictures:
         return len(self.labels)
 
     def part(self, chosen: np.ndarray | slice) -> Pictures:
-        """Return the chosen ones."""
+        """Return the subset ``chosen``."""
         return Pictures(self.images[chosen], self.labels[chosen])
 
 
 def load(*, archive: Path | None, folder: Path | None, cache: Path) -> tuple[Pictures, Pictures]:
-    """Read training and test pictures, the second time from ``cache``.
+    """Read training and test images, from ``cache`` if they were read before.
 
     Args:
-        archive: ``cifar-10-python.tar.gz``, as `paddle.vision.datasets.Cifar10` takes it.
-        folder: in its place, pictures as ``train|test/CLASS/*.jpg`` or ``*.png``.
-        cache: folder for the decoded arrays, outside the repository.
+        archive: Path of ``cifar-10-python.tar.gz``, as for `paddle.vision.datasets.Cifar10`.
+        folder: Folder with ``train|test/CLASS/*.jpg`` or ``*.png``, instead of ``archive``.
+        cache: Folder for the decoded arrays, outside the repository.
 
     Raises:
-        SystemExit: neither or both were given, or there is no such file or folder, or it holds something else.
+        SystemExit: Neither or both were given, the file or folder does not exist, or its content is not CIFAR-10.
     """
     source = archive or folder
     if source is None or (archive and folder):
@@ -66,7 +66,7 @@ def load(*, archive: Path | None, folder: Path | None, cache: Path) -> tuple[Pic
 
 
 def _fingerprint(source: Path) -> str:
-    """Return a name that changes with the path and with what lies there."""
+    """Return a hash of the path and the modification times of its files."""
     seen = [source, *sorted(source.glob("*/*"))] if source.is_dir() else [source]
     text = "\n".join(f"{path.resolve()} {path.stat().st_mtime_ns}" for path in seen)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -94,7 +94,7 @@ def _of_folder(folder: Path, part: str) -> Pictures:
 
 
 def drawn(count: int, seed: int) -> Pictures:
-    """Draw ``count`` noisy pictures, one colour and stripe width a class: to show that everything runs."""
+    """Draw noisy images for smoke tests, one colour and stripe width per class."""
     stream = np.random.default_rng(seed)
     labels = np.arange(count) % len(CLASSES)
     colours = np.random.default_rng(0).uniform(40, 215, [len(CLASSES), 3])[labels]
@@ -104,13 +104,16 @@ def drawn(count: int, seed: int) -> Pictures:
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
-    """Turn pixels of 0-255 into the networks' input, float32."""
+    """Normalise pixels in 0-255 to the networks' input, float32."""
     scale = np.array([1 / s for s in STD], "float32").reshape(3, 1, 1)
     return (images - np.array(MEAN, "float32").reshape(3, 1, 1)) * scale
 
 
 def held_out(train: Pictures, count: int = 5000) -> tuple[Pictures, Pictures]:
-    """Split training pictures into those to learn from and ``count`` to choose settings by, equally many a class."""
+    """Split training images into training and ``count`` validation images.
+
+    The validation images are balanced over the classes.
+    """
     order = np.random.default_rng(10).permutation(len(train))
     each = count // len(CLASSES)
     apart = np.concatenate([order[train.labels[order] == number][:each] for number in range(len(CLASSES))])
@@ -119,21 +122,21 @@ def held_out(train: Pictures, count: int = 5000) -> tuple[Pictures, Pictures]:
 
 
 class Batches:
-    """One epoch of batches ``(images, labels)``; a loader for ``paddle.Model.fit``.
+    """Loader of batches ``(images, labels)`` of one epoch for ``paddle.Model.fit``.
 
-    Order and augmentation are drawn from the seed and the number of the epoch: an interrupted training that goes on
-    sees what it would have seen. A picture is mirrored in every other epoch, half of them in even ones, which learns
-    faster than mirroring at random (Jordan 2024, arXiv:2404.00498).
+    Order and augmentation depend only on the seed and the epoch, so a resumed training gets the same batches. Each
+    image is mirrored in every other epoch, half of them in even ones, which converges faster than random mirroring
+    (Jordan 2024, arXiv:2404.00498).
 
     Args:
-        pictures: of the data set.
-        size: pictures a batch; what is left over at the end is left out.
-        seed: of order and augmentation.
-        crop: by how many pixels at most a picture is moved each way, the border mirrored; 0 for not at all.
-        cutout: side in pixels of a square put to the mean at a random place; 0 for none.
+        pictures: Images and labels.
+        size: Images per batch; an incomplete last batch is dropped.
+        seed: Seed of order and augmentation.
+        crop: Largest shift in each direction in pixels, with reflected border; 0 for none.
+        cutout: Side in pixels of a random square set to the mean; 0 for none.
 
     Attributes:
-        epoch: which one the next iteration gives, from 0.
+        epoch: Number of the next epoch, from 0.
     """
 
     def __init__(self, pictures: Pictures, size: int, seed: int, *, crop: int = 2, cutout: int = 0) -> None:
@@ -157,7 +160,7 @@ class Batches:
             yield self._augmented(chosen, mirror[chosen], stream), self.pictures.labels[chosen]
 
     def _augmented(self, chosen: np.ndarray, mirror: np.ndarray, stream: np.random.Generator) -> np.ndarray:
-        """Crop, mirror and cut out: one advanced index for the whole batch."""
+        """Crop, mirror and cut out a whole batch with one advanced index."""
         side, count = self.pictures.images.shape[-1], len(chosen)
         top, left = stream.integers(0, 2 * self.crop + 1, [2, count, 1])
         rows, columns = top + np.arange(side), left + np.arange(side)
@@ -173,5 +176,5 @@ class Batches:
 
 
 def default_cache() -> Path:
-    """Return where decoded pictures are kept."""
+    """Return the folder of the decoded images."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paddlelite_callbacks" / "cifar10"

@@ -1,10 +1,11 @@
-"""Run the CIFAR-10 ladder: teacher, light network alone, distilled, quantised, and both; over several seeds.
+"""Run the CIFAR-10 ladder over several seeds.
 
-Each rung is a process of its own (``rung.py``). One that was interrupted goes on, a finished one is not run again:
-start the same command once more after a kill. Writes ``ladder.jsonl`` and ``table.md`` after every rung.
+Rungs: teacher, light network alone, distilled, quantised, and both. Each runs in a separate process (``rung.py``).
+Started again after an interruption, the same command resumes unfinished rungs and skips finished ones. Writes
+``ladder.jsonl`` and ``table.md`` after each rung.
 
     python examples/cifar10/ladder.py --data cifar-10-python.tar.gz --jobs 2
-    python examples/cifar10/ladder.py --quick                # on drawn pictures: shows that everything runs
+    python examples/cifar10/ladder.py --quick                # smoke test on drawn images
     python examples/cifar10/ladder.py --table-only --out examples/results/cifar10
 """
 
@@ -28,15 +29,15 @@ Job = tuple[str, int]
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line; also return what every rung is given."""
+    """Read the command line; also return the arguments passed to every rung."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     own = parser.add_argument_group("the ladder")
-    own.add_argument("--rungs", nargs="+", choices=RUNGS, help="these, in their order; all if not given")
-    own.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the light networks")
-    own.add_argument("--jobs", type=int, default=1, metavar="N", help="rungs at a time, one thread each")
-    own.add_argument("--table-only", action="store_true", help="run nothing: write the table from ladder.jsonl")
+    own.add_argument("--rungs", nargs="+", choices=RUNGS, help="rungs to run (default: all)")
+    own.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the light networks")
+    own.add_argument("--jobs", type=int, default=1, metavar="N", help="rungs at a time, single-threaded (default: 1)")
+    own.add_argument("--table-only", action="store_true", help="only write the table from ladder.jsonl")
     given = list(sys.argv[1:] if arguments is None else arguments)
     _, rungs_own = parser.parse_known_args([item for item in given if item not in ("-h", "--help")])
     add_flags(parser)
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 
 
 def jobs_of(flags: argparse.Namespace) -> list[Job]:
-    """Return what is to be run, in an order in which every rung stands behind those that it needs."""
+    """Return the rungs to run, each after those that it needs."""
     rungs = [name for name in RUNGS if name in (flags.rungs or RUNGS)]
     seeds = [0] if flags.quick else flags.seeds
     jobs = [(TEACHER, 0)] if TEACHER in rungs else []
@@ -62,12 +63,15 @@ def needs(job: Job) -> list[Job]:
 
 
 def finished(flags: argparse.Namespace) -> set[Job]:
-    """Return the rungs that have a line."""
+    """Return the rungs in ``ladder.jsonl``."""
     return {(line["rung"], line["seed"]) for line in lines_of(flags) if line["light"] in (None, flags.light)}
 
 
 def run_all(flags: argparse.Namespace, options: Sequence[str]) -> list[Job]:
-    """Run what is missing, ``flags.jobs`` at a time; returns what failed or could not begin."""
+    """Run missing rungs, ``flags.jobs`` at a time; return those that failed.
+
+    Rungs that could not start, as one that they need failed, are returned too.
+    """
     waiting, failed = [job for job in jobs_of(flags) if job not in finished(flags)], []
     mine = set(waiting)
     running: dict[Job, subprocess.Popen] = {}
@@ -103,7 +107,7 @@ def _started(job: Job, options: Sequence[str]) -> subprocess.Popen:
 
 
 def write_table(flags: argparse.Namespace) -> str:
-    """Write ``table.md`` beside the lines, and return it."""
+    """Write ``table.md`` beside ``ladder.jsonl``, and return it."""
     lines = lines_of(flags)
     if not lines:
         return ""
@@ -114,7 +118,7 @@ def write_table(flags: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ladder; 1 if a rung failed."""
+    """Run the ladder; return 1 if a rung failed, else 0."""
     flags, options = parse(arguments)
     failed = [] if flags.table_only else run_all(flags, options)
     print(write_table(flags))

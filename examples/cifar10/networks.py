@@ -1,4 +1,4 @@
-"""The teacher for 32x32 pictures, and the light networks with strides that fit them."""
+"""Build the teacher and light networks for 32x32 images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LIGHT", "ResNet9", "light_network", "whiten_"]
 
 
 class Block(nn.Layer):
-    """Convolution, pooling by two, and a second convolution beside which the identity runs."""
+    """Convolution, 2x2 max pooling, and a residual convolution."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -26,19 +26,20 @@ class Block(nn.Layer):
         self.norm2 = nn.BatchNorm2D(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the map."""
+        """Return maps of half the size."""
         x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return x + F.relu(self.norm2(self.conv2(x)))
 
 
 class ResNet9(nn.Layer):
-    """A residual network that learns CIFAR-10 in few epochs (after Page 2019 and Jordan 2024, arXiv:2404.00498).
+    """ResNet9 for CIFAR-10, after Page 2019 and Jordan 2024 (arXiv:2404.00498).
 
-    The first convolution is not trained but for its bias: `whiten_` sets it from pictures.
+    It trains in few epochs. The weight of the first convolution is not trained: `whiten_` sets it from
+    images.
 
     Args:
-        widths: channels of the blocks.
-        classes: how many.
+        widths: Numbers of channels of the blocks.
+        classes: Number of classes.
     """
 
     def __init__(self, widths: Sequence[int] = (48, 192, 256), classes: int = len(CLASSES)) -> None:
@@ -56,12 +57,14 @@ class ResNet9(nn.Layer):
 
 
 def whiten_(network: ResNet9, images: np.ndarray, *, least: float = 5e-4) -> ResNet9:
-    """Set the first convolution so that its outputs over 2x2 patches are uncorrelated, with variance 1; in place.
+    """Set the first convolution to whiten 2x2 patches, in place.
+
+    Its weights are the scaled eigenvectors of the patches' covariance and their negatives.
 
     Args:
-        network: gets the eigenvectors of the patches' covariance, and their negatives.
-        images: uint8 ``[N, 3, H, W]``, some thousand.
-        least: added to the variances.
+        network: Network to change.
+        images: Images ``[N, 3, H, W]`` uint8, some thousand.
+        least: Constant added to the variances.
     """
     x = normalized(images).astype("float64")
     patches = np.stack(
@@ -79,11 +82,13 @@ _LCNET = {"lcnet": "PPLCNet_x0_25", "lcnet_x0_5": "PPLCNet_x0_5"}
 
 
 def light_network(name: str, teacher: nn.Layer) -> nn.Layer:
-    """Put a light network in the place of ``teacher``, with strides that leave 4x4 positions of 32x32 pixels.
+    """Build a light network with the classes of ``teacher``.
+
+    Its strides reduce 32x32 pixels to 4x4.
 
     Args:
-        name: of `LIGHT`: PP-LCNet of width 0.25 or 0.5, or MobileNetV3_small of width 0.5.
-        teacher: tells the number of classes; not changed.
+        name: One of `LIGHT`: PP-LCNet of width 0.25 or 0.5, or MobileNetV3_small of width 0.5.
+        teacher: Network with the same number of classes; not changed.
     """
     if name in _LCNET:
         strides = [1, 2, 2, 2, 1] if name == "lcnet" else [2, 1, 2, 2, 1]
@@ -92,10 +97,13 @@ def light_network(name: str, teacher: nn.Layer) -> nn.Layer:
 
 
 def _mobilenet() -> nn.Layer:
-    """MobileNetV3_small of width 0.5; its factory has no option for strides, the class takes them in its table."""
+    """Build MobileNetV3_small of width 0.5 with smaller strides.
+
+    Its factory has no option for strides; the class takes them in its table.
+    """
     from paddleclas.ppcls.arch.backbone.legendary_models import mobilenet_v3
 
-    strides = [1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1]  # behind the first convolution's 2
+    strides = [1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1]  # after the stride 2 of the first convolution
     table = zip(mobilenet_v3.NET_CONFIG["small"], strides, strict=True)
     return mobilenet_v3.MobileNetV3(
         config=[[*row[:-1], stride] for row, stride in table],

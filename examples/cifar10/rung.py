@@ -1,11 +1,11 @@
-"""Train one rung of the CIFAR-10 ladder, export it, and measure the accuracy of its files on every engine.
+"""Train, export and evaluate one rung of the CIFAR-10 ladder.
 
-A rung that was interrupted goes on after its last whole epoch; a finished one adds a line to ``ladder.jsonl`` and is
-not trained again. ``ladder.py`` runs all of them.
+The accuracy of its files is measured on every engine. An interrupted rung resumes after its last complete epoch; a
+finished one adds a line to ``ladder.jsonl`` and is skipped. ``ladder.py`` runs all rungs.
 
     python examples/cifar10/rung.py --data cifar-10-python.tar.gz --rung teacher
     python examples/cifar10/rung.py --data cifar-10-python.tar.gz --rung kl --light lcnet --seed 1
-    python examples/cifar10/rung.py --quick --rung teacher      # on drawn pictures: shows that it runs
+    python examples/cifar10/rung.py --quick --rung teacher      # smoke test on drawn images
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ class Rung:
     """One row of the ladder.
 
     Args:
-        start: rung whose trained weights it starts from, in a second training of a quarter of the epochs at a quarter
-            of the rate; ``None`` for a whole training.
-        loss: of `LOSSES`, with the teacher; ``None`` without.
-        weight_bits: of quantisation-aware training with PACT (activations have 8); ``None`` for fp32.
-        ptq: quantise without training.
+        start: Rung whose weights it starts from, for a second training with a quarter of the epochs and of the rate;
+            ``None`` for a full training.
+        loss: Distillation loss, a key of `LOSSES`; ``None`` for none.
+        weight_bits: Bits of the weights in quantisation-aware training with PACT (activations have 8); ``None`` for
+            fp32.
+        ptq: Whether to quantise after training, without further training.
     """
 
     start: str | None = None
@@ -86,17 +87,17 @@ RUNGS = _rungs()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the options that one rung and the whole ladder share."""
+    """Add the options that rungs and the ladder share."""
     add = parser.add_argument
     add("--data", type=Path, metavar="FILE", help="cifar-10-python.tar.gz, of paddle.vision.datasets.Cifar10")
-    add("--images", type=Path, metavar="DIR", help="in its place: pictures as train|test/CLASS/*.jpg")
-    add("--cache", type=Path, default=default_cache(), metavar="DIR", help="for the decoded pictures")
-    add("--out", type=Path, default=Path("runs/cifar10"), metavar="DIR", help="gets ladder.jsonl and a folder a rung")
+    add("--images", type=Path, metavar="DIR", help="instead of --data: train|test/CLASS/*.jpg")
+    add("--cache", type=Path, default=default_cache(), metavar="DIR", help="folder for the decoded images")
+    add("--out", type=Path, default=Path("runs/cifar10"), metavar="DIR", help="for ladder.jsonl and a folder per rung")
     add("--light", choices=LIGHT, default="lcnet", help="the light network")
-    add("--holdout", action="store_true", help="to choose settings: 5,000 training pictures in place of the test's")
-    add("--epochs", type=int, metavar="E", help="of a whole training; second trainings take a quarter")
-    add("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="to measure the files on")
-    add("--quick", action="store_true", help="few drawn pictures, one epoch: shows that everything runs")
+    add("--holdout", action="store_true", help="evaluate on 5,000 training images, to choose settings")
+    add("--epochs", type=int, metavar="E", help="of a full training; second trainings take a quarter")
+    add("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to evaluate the files on")
+    add("--quick", action="store_true", help="smoke test: few drawn images, one epoch")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,16 +105,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     add = parser.add_argument
-    add("--rung", choices=RUNGS, required=True, help="which; NAME+pact and the like start from NAME's weights")
-    add("--seed", type=int, default=0, metavar="N", help="of the weights, the order, augmentation and dropout")
-    add("--rate", type=float, metavar="R", help="largest learning rate of a whole training")
+    add("--rung", choices=RUNGS, required=True, help="rung to run; NAME+pact etc. start from NAME's weights")
+    add("--seed", type=int, default=0, metavar="N", help="seed of weights, order, augmentation and dropout")
+    add("--rate", type=float, metavar="R", help="largest learning rate of a full training")
     add("--decay", type=float, metavar="D", help="weight decay")
-    add("--smoothing", type=float, metavar="S", help="of the labels")
-    add("--cutout", type=int, metavar="PX", help="side of the square that is blanked; pays in long trainings")
-    add("--teacher-weights", type=Path, metavar="FILE", help="default: those of the rung 'teacher', seed 0")
-    add("--temperature", type=float, metavar="T", help="of the distillation loss")
-    add("--weight", type=float, metavar="W", help="of the distillation loss")
-    add("--task-weight", type=float, metavar="W", help="of the labels beside it")
+    add("--smoothing", type=float, metavar="S", help="label smoothing")
+    add("--cutout", type=int, metavar="PX", help="side of the cutout square; helps in long trainings")
+    add("--teacher-weights", type=Path, metavar="FILE", help="weights of the teacher (default: rung 'teacher')")
+    add("--temperature", type=float, metavar="T", help="temperature of the distillation loss")
+    add("--weight", type=float, metavar="W", help="weight of the distillation loss")
+    add("--task-weight", type=float, metavar="W", help="weight of the task loss")
     return parser.parse_args(arguments)
 
 
@@ -123,12 +124,12 @@ def label_of(rung: str, light: str, seed: int) -> str:
 
 
 def folder_of(rung: str, seed: int, flags: argparse.Namespace) -> Path:
-    """Return where a rung lies; trainings that choose settings lie apart."""
+    """Return the folder of a rung; those of ``--holdout`` are in a sub-folder."""
     return flags.out / ("holdout" if flags.holdout else "") / label_of(rung, flags.light, seed)
 
 
 def pictures(flags: argparse.Namespace) -> tuple[Pictures, Pictures]:
-    """Return what is learned and what is measured on."""
+    """Return training and evaluation images."""
     if flags.quick:
         return drawn(256, seed=1), drawn(100, seed=2)
     train, test = load(archive=flags.data, folder=flags.images, cache=flags.cache)
@@ -165,7 +166,7 @@ def empty_teacher(flags: argparse.Namespace) -> ResNet9:
 
 
 def network_of(name: str, train: Pictures, flags: argparse.Namespace) -> nn.Layer:
-    """Build the network of a rung, with the weights that it starts from."""
+    """Build the network of a rung with its initial weights."""
     paddle.seed(flags.seed)
     np.random.seed(flags.seed)
     if name == TEACHER:
@@ -186,15 +187,15 @@ def distillation(loss: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(flags: argparse.Namespace) -> dict[str, Any]:
-    """Train, export and measure one rung; returns its line."""
+    """Train, export and evaluate one rung; return its line of ``ladder.jsonl``."""
     rung, folder, begin = RUNGS[flags.rung], folder_of(flags.rung, flags.seed, flags), time.perf_counter()
     train, test = pictures(flags)
     network, recipe = network_of(flags.rung, train, flags), recipe_of(flags.rung, flags)
     callbacks: list[Any] = []
     told: dict[str, Any] = {}
     if rung.weight_bits:
-        config = PACTConfig(weight_bits=rung.weight_bits, lr_scale=1.0)  # the recipe has the smaller rate
-        prepare_pact_(network, config)  # before the optimizer is made: it is then the same after a kill
+        config = PACTConfig(weight_bits=rung.weight_bits, lr_scale=1.0)  # the recipe already has the smaller rate
+        prepare_pact_(network, config)  # before the optimizer is created, as when the training is resumed
         callbacks.append(PACTQuantCallback(config))
         told["pact"] = asdict(config)
     if rung.loss:
@@ -216,7 +217,7 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
 def exported(
     network: nn.Layer, folder: Path, test: Pictures, flags: argparse.Namespace
 ) -> tuple[Record, dict[str, float | str]]:
-    """Export a network, and measure each of its files on each engine that reads it."""
+    """Export a network, and evaluate each file on each engine that reads it."""
     export = ExportBenchCallback(
         folder, name="files", engines=flags.engines, export=ExportOptions(report=False),
         benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False),

@@ -1,4 +1,4 @@
-"""The ladder's lines as Markdown: accuracy of networks and of files on every engine, sizes, and what was won."""
+"""Write the ladder as Markdown tables: accuracy, sizes and gains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 
 
 
 def _gains() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
-    """Return what is compared: title -> (rung, precision of its files) against (rung, precision)."""
+    """Return the comparisons: title -> two pairs of rung and precision of its files."""
     fp32, int8, light = "fp32", "int8", ("light", "fp32")
     gains = {}
     for loss in _LOSSES:
@@ -36,7 +36,11 @@ def _gains() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Return the tables of every light network in ``lines``, as ``rung.line_of`` makes them."""
+    """Return the tables of all light networks.
+
+    Args:
+        lines: Results of ``rung.line_of``.
+    """
     lights = list(dict.fromkeys(line["light"] for line in lines if line["light"]))
     teacher = [line for line in lines if line["rung"] == TEACHER]
     parts = []
@@ -55,18 +59,18 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def by_rung(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """Return the lines of each rung, by seed."""
+    """Return the lines of each rung, sorted by seed."""
     names = list(dict.fromkeys(line["rung"] for line in lines))
     return {name: sorted((o for o in lines if o["rung"] == name), key=lambda o: o["seed"]) for name in names}
 
 
 def precision_of(line: Line) -> str:
-    """``"int8"`` for a rung with int8 files."""
+    """Return ``"int8"`` for a rung with int8 files, else ``"fp32"``."""
     return "int8" if any(key.startswith("int8") for key in line["size_mb"]) else "fp32"
 
 
 def accuracies(line: Line, precision: str) -> dict[str, float]:
-    """Return the accuracy of the files of ``precision`` by engine, where the engine computes what the network does."""
+    """Return the accuracy of the files by engine, without engines with wrong outputs."""
     kinds = {"model.onnx": "fp32", "model.int8.onnx": "int8", "model.json": precision_of(line)}
     found = {}
     for key, value in line["files"].items():
@@ -77,7 +81,7 @@ def accuracies(line: Line, precision: str) -> dict[str, float]:
 
 
 def file_accuracy(line: Line, precision: str) -> float:
-    """Return the lowest accuracy that an engine computes from the files of ``precision``; NaN where none could."""
+    """Return the lowest accuracy of the files over the engines; NaN if none."""
     return min(accuracies(line, precision).values(), default=float("nan"))
 
 
@@ -111,12 +115,12 @@ def _won(lines: Sequence[Line]) -> str:
 
 
 def paired(lines: Sequence[Line], better: tuple[str, str], base: tuple[str, str]) -> list[float]:
-    """Return the differences of file accuracy for every seed that has both.
+    """Return the differences of file accuracy for each seed with both.
 
     Args:
-        lines: of one light network.
-        better: rung and precision of its files.
-        base: likewise, subtracted.
+        lines: Lines of one light network.
+        better: Rung and precision of its files.
+        base: Rung and precision that are subtracted.
     """
     rows = by_rung(lines)
     others = {line["seed"]: line for line in rows.get(base[0], [])}
@@ -126,7 +130,10 @@ def paired(lines: Sequence[Line], better: tuple[str, str], base: tuple[str, str]
 
 
 def interval(values: Sequence[float], *, sign: bool = False) -> str:
-    """``mean ± half width`` of the 95 % interval of a mean (Student's t), in per cent; the mean alone of one value."""
+    """Return ``mean ± half width`` of the 95 % interval (Student's t), in per cent.
+
+    For a single value only the mean.
+    """
     mean = f"{100 * np.mean(values):{'+' if sign else ''}.2f}"
     if len(values) < 2:
         return mean

@@ -1,4 +1,4 @@
-"""One training that goes on after a kill: its state is written after every epoch, whole or not at all."""
+"""Train with a resumable state, written atomically after each epoch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Recipe", "accuracy", "fit", "save_weights"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov momentum, one cycle of the learning rate.
+    """Training recipe: SGD with Nesterov momentum and a one-cycle learning rate.
 
     Args:
-        epochs: how many.
-        rate: the largest learning rate, for batches of 128; scaled with ``batch``.
-        warmup: share of the steps in which the rate rises to it; then it falls to zero, linearly.
-        decay: weight decay.
-        smoothing: of the labels.
-        batch: pictures a step.
-        crop: pixels, see `Batches`.
-        cutout: pixels, see `Batches`.
+        epochs: Number of epochs.
+        rate: Largest learning rate for batches of 128; scaled with ``batch``.
+        warmup: Share of the steps in which the rate rises linearly; then it falls linearly to zero.
+        decay: Weight decay.
+        smoothing: Label smoothing.
+        batch: Images per batch.
+        crop: Largest shift in pixels, see `Batches`.
+        cutout: Side of the cutout square in pixels, see `Batches`.
     """
 
     epochs: int
@@ -45,13 +45,13 @@ class Recipe:
     cutout: int = 0
 
     def rate_at(self, steps: int) -> Callable[[int], float]:
-        """Return the share of the largest rate at a step of ``steps``."""
+        """Return the schedule: step -> share of the largest rate."""
         peak = max(1, round(self.warmup * steps))
         return lambda step: min((step + 1) / peak, max(0.0, (steps - step) / max(1, steps - peak)))
 
 
 class _Journal(paddle.callbacks.Callback):
-    """Writes the state and a line of JSON after each epoch, and says now and then how far the training is."""
+    """Save the state and log one line of JSON after each epoch; print progress."""
 
     def __init__(self, folder: Path, batches: Batches, first: int, epochs: int, seed: int, config: dict) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class _Journal(paddle.callbacks.Callback):
         self.began = (0.0, 0.0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Give the epoch its own random streams."""
+        """Seed the random generators for the epoch."""
         self.batches.epoch = self.first + epoch
         paddle.seed(1000 * self.seed + self.first + epoch)
         self.losses, self.began = [], (time.perf_counter(), time.process_time())
 
     def on_train_batch_end(self, step: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the loss."""
+        """Record the loss."""
         value = (logs or {})["loss"]
         self.losses.append(float(np.sum(value)))
         if step % 50 == 49:
@@ -79,7 +79,7 @@ class _Journal(paddle.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write what goes on after a kill."""
+        """Save the state to resume from."""
         done = self.first + epoch + 1
         line = {
             "epoch": done,
@@ -103,19 +103,18 @@ class _Journal(paddle.callbacks.Callback):
 def fit(
     network: nn.Layer, train: Pictures, recipe: Recipe, folder: Path, *, seed: int, callbacks: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Train ``network`` in place, from the beginning or from where ``folder`` stands; returns what was done.
+    """Train ``network`` in place, or resume from ``folder``; return its options.
 
     Args:
-        network: built in the same way each time.
-        train: pictures to learn.
-        recipe: how.
-        folder: gets ``state.pdparams`` and ``log.jsonl``.
-        seed: of order, augmentation and dropout.
-        callbacks: of ``paddle.Model.fit``.
+        network: Network, built in the same way each time.
+        train: Training images.
+        recipe: Training recipe. Its number of epochs may change on resuming.
+        folder: Folder for ``state.pdparams`` and ``log.jsonl``.
+        seed: Seed of order, augmentation and dropout.
+        callbacks: Callbacks of ``paddle.Model.fit``.
 
     Raises:
-        SystemExit: ``folder`` holds a training with another recipe; another number of epochs is taken, and the
-            learning rate then falls towards that end.
+        SystemExit: ``folder`` holds a training with another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = Batches(train, recipe.batch, seed, crop=recipe.crop, cutout=recipe.cutout)
@@ -130,7 +129,7 @@ def fit(
     config, done, kept = asdict(recipe) | {"seed": seed, "pictures": len(train)}, 0, folder / "state.pdparams"
     if kept.is_file():
         state = read_saved(kept)
-        if {**json.loads(state["recipe"]), "epochs": 0} != {**config, "epochs": 0}:  # fewer or more may be wanted now
+        if {**json.loads(state["recipe"]), "epochs": 0} != {**config, "epochs": 0}:  # the number of epochs may change
             raise SystemExit(
                 f"{kept} is of a training with {state['recipe']}, now asked for is {json.dumps(config)}: give the same "
                 "options, or remove the folder to begin again."
@@ -138,7 +137,7 @@ def fit(
         done = int(state["done"])
         network.set_state_dict(state["network"])
         optimizer.set_state_dict(state["optimizer"])
-        print(f"Goes on after epoch {done} of {recipe.epochs}, from {kept}", flush=True)
+        print(f"Resuming after epoch {done} of {recipe.epochs}, from {kept}", flush=True)
     if done < recipe.epochs:
         journal = _Journal(folder, batches, done, recipe.epochs, seed, config)
         model.fit(batches, epochs=recipe.epochs - done, verbose=0, callbacks=[*callbacks, journal])
@@ -146,14 +145,14 @@ def fit(
 
 
 def save_weights(network: nn.Layer, path: Path) -> None:
-    """Write the weights, whole or not at all."""
+    """Write the weights atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as partial:
         paddle.save(network.state_dict(), str(partial))
 
 
 def accuracy(network: nn.Layer, pictures: Pictures, *, batch: int = 250) -> float:
-    """Return the share of pictures whose class is found."""
+    """Return the share of correctly classified images."""
     network.eval()
     right = 0
     with paddle.no_grad():

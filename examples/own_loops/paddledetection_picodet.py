@@ -1,6 +1,7 @@
-"""PaddleDetection: a small PicoDet learns from a large one, in int8, with the lines of PaddleDetection's own trainer.
+"""Distil and quantise PicoDet in the training loop of PaddleDetection.
 
-The network returns a dictionary with its losses, so it is the features in front of the head that are compared.
+A small PicoDet learns from a large one, with the lines of PaddleDetection's trainer. The network returns a dictionary
+of its losses, therefore the features before the head are compared.
 Needs ppdet 2.6.0: pip install --no-deps paddledet==2.6.0. Data: generated boxes.
 
 Run: python paddledetection_picodet.py --quick
@@ -39,7 +40,7 @@ QUICK = BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False)
 
 
 def picodet(scale: float) -> PicoDet:
-    """Build the network of PaddleDetection's ``picodet_s_320_lcnet.yml``, narrower."""
+    """Build a narrower network of PaddleDetection's ``picodet_s_320_lcnet.yml``."""
     backbone = LCNet(scale=scale, feature_maps=[3, 4, 5])
     channels, scales = [shape.channels for shape in backbone.out_shape], [1 / 8, 1 / 16, 1 / 32]
     neck = LCPAN(channels, WIDTH, num_features=4, spatial_scales=scales)  # the default list grows with each network
@@ -57,12 +58,12 @@ def picodet(scale: float) -> PicoDet:
         loss_bbox=GIoULoss(loss_weight=2.5),
     )
     network = PicoDet(backbone, neck, head)
-    network.export_post_process = False  # the files end before the suppression of boxes
+    network.export_post_process = False  # the files end before non-maximum suppression
     return network
 
 
 def batches(count: int, epoch: int) -> list[dict]:
-    """Return batches as PaddleDetection's loader gives them."""
+    """Return batches as PaddleDetection's loader does."""
     random, found = np.random.RandomState(epoch), []
     for _ in range(count):
         image, boxes = 0.3 * random.randn(BATCH, 3, SIZE, SIZE), random.randint(5, 45, [BATCH, 1, 4])
@@ -72,7 +73,7 @@ def batches(count: int, epoch: int) -> list[dict]:
         arrays = {
             "image": image.astype("float32"),
             "gt_bbox": boxes.astype("float32"),
-            "gt_class": random.randint(0, CLASSES, [BATCH, 1, 1]),  # int64: Paddle 3 mixes it with no int32
+            "gt_class": random.randint(0, CLASSES, [BATCH, 1, 1]),  # int64: Paddle 3 does not mix it with int32
             "pad_gt_mask": np.ones([BATCH, 1, 1], "float32"),
             "im_id": np.arange(BATCH)[:, None],
         }
@@ -81,7 +82,7 @@ def batches(count: int, epoch: int) -> list[dict]:
 
 
 class ToExport(paddle.nn.Layer):
-    """The network as files hold it: a tensor in, scores and boxes out."""
+    """Network for export, from an image tensor to scores and boxes."""
 
     def __init__(self, network: PicoDet) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ def train(
 def main() -> None:
     """Train teacher and student and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few batches, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="smoke test: few batches")
     parser.add_argument("--out", default="out", help="folder for the files and reports (default: out)")
     args = parser.parse_args()
     epochs, count = (2, 2) if args.quick else (10, 50)

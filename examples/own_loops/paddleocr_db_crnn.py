@@ -1,8 +1,9 @@
-"""PaddleOCR: a detector (DB) and a recogniser (CRNN, SVTR-like) learn from larger ones, in int8, in PaddleOCR's loop.
+"""Distil and quantise OCR networks in the training loop of PaddleOCR.
 
-The package paddleocr 2.10 (and 3) has the networks of inference alone and not ``ppocr.modeling``: the networks here are
-of the same shape as PaddleOCR's (PP-LCNet with the DB head; PP-LCNet with an LSTM or with attention, and CTC), and the
-loop is that of ``tools/program.py``. In a clone of PaddleOCR take ``build_model(config["Architecture"])`` instead.
+A detector (DB) and recognisers (CRNN, SVTR-like) learn from larger ones. The package paddleocr 2.10 (and 3) lacks
+``ppocr.modeling``: the networks here have the architecture of PaddleOCR's (PP-LCNet with the DB head; PP-LCNet with an
+LSTM or with attention, and CTC), and the loop is that of ``tools/program.py``. In a clone of PaddleOCR use
+``build_model(config["Architecture"])`` instead.
 Data: generated bars and digits.
 
 Run: python paddleocr_db_crnn.py --quick
@@ -32,12 +33,12 @@ from paddlelite_callbacks import (
 )
 
 SIGNS, LENGTH = 10, 4
-STRIDES = [2, [2, 1], [2, 1], [2, 1], [2, 1]]  # of lines of text
+STRIDES = [2, [2, 1], [2, 1], [2, 1], [2, 1]]  # of text lines
 QUICK = BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False)
 
 
 class Maps(nn.Layer):
-    """PP-LCNet without its classifier; gives the maps of some stages."""
+    """PP-LCNet without classifier; returns the maps of some stages."""
 
     def __init__(self, stages: list[str], **options: Any) -> None:
         super().__init__()
@@ -52,7 +53,10 @@ class Maps(nn.Layer):
 
 
 class DB(nn.Layer):
-    """Detector: one map of probabilities in evaluation; probability, threshold and binary map in training."""
+    """Detector DB.
+
+    In eval mode it returns the probability map, in training also threshold and binary map.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class DB(nn.Layer):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the maps, as PaddleOCR's DBHead."""
+        """Return the maps, as PaddleOCR's DBHead does."""
         maps = self.backbone(x)
         maps = [layer(maps[i]) for i, layer in enumerate(self.lateral)]
         total = maps[-1]
@@ -84,7 +88,7 @@ class DB(nn.Layer):
 
 
 class Recogniser(nn.Layer):
-    """CRNN: lines of text to ``[N, T, signs + blank]``; ``attention`` makes it SVTR-like."""
+    """CRNN, scores ``[N, T, signs + blank]``; SVTR-like with ``attention``."""
 
     def __init__(self, *, attention: bool, channels: int = 256) -> None:
         super().__init__()
@@ -96,7 +100,7 @@ class Recogniser(nn.Layer):
         self.attention, self.head = attention, nn.Linear(channels, SIGNS + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return scores, as PaddleOCR's CTCHead in training; probabilities else."""
+        """Return logits in training, else probabilities, as PaddleOCR's CTCHead does."""
         sequence = self.backbone(x)[0].mean(axis=2).transpose([0, 2, 1])
         sequence = self.neck(sequence) if self.attention else self.neck(sequence)[0]
         scores = self.head(sequence)
@@ -104,7 +108,7 @@ class Recogniser(nn.Layer):
 
 
 def db_loss(preds: dict[str, Tensor], batch: list[Tensor]) -> dict[str, Tensor]:
-    """Return the losses of the three maps as PaddleOCR does, a dictionary with their sum as ``loss``."""
+    """Return PaddleOCR's losses of the three maps, with their sum as ``loss``."""
     probability, threshold, binary = (preds["maps"][:, i] for i in range(3))
     shrink, dice = F.binary_cross_entropy(probability, batch[1]), 2 * (binary * batch[1]).sum()
     parts = {"loss_shrink_maps": 5 * shrink, "loss_threshold_maps": 10 * F.l1_loss(threshold, 0.3 + 0.4 * batch[1])}
@@ -113,7 +117,7 @@ def db_loss(preds: dict[str, Tensor], batch: list[Tensor]) -> dict[str, Tensor]:
 
 
 def ctc_loss(preds: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:
-    """Return the CTC loss as PaddleOCR does; its blank is 0."""
+    """Return the CTC loss with blank 0, as PaddleOCR does."""
     scores = preds.transpose([1, 0, 2])
     lengths = paddle.full([scores.shape[1]], scores.shape[0], "int64")
     found = F.ctc_loss(scores, batch[1], lengths, paddle.full([scores.shape[1]], LENGTH, "int64"), reduction="mean")
@@ -121,7 +125,7 @@ def ctc_loss(preds: Tensor, batch: list[Tensor]) -> dict[str, Tensor]:
 
 
 def bars(count: int) -> list[list[Tensor]]:
-    """Return batches of images with bars, and where those are."""
+    """Return batches of images with bars, and their masks."""
     random, found = np.random.RandomState(1), []
     for _ in range(count):
         masks = np.zeros([4, 96, 96], "float32")
@@ -134,7 +138,7 @@ def bars(count: int) -> list[list[Tensor]]:
 
 
 def lines(count: int) -> list[list[Tensor]]:
-    """Return batches of lines of text: each sign is a column of stripes."""
+    """Return batches of text lines; each sign is a column of stripes."""
     random, found = np.random.RandomState(2), []
     for _ in range(count):
         signs = random.randint(1, SIGNS + 1, [8, LENGTH]).astype("int32")
@@ -167,7 +171,7 @@ def train(
 def compress(
     name: str, teacher: nn.Layer, student: nn.Layer, loss_class: Loss, data: list[Any], out: str, **how: Any
 ) -> None:
-    """Let ``student`` learn from ``teacher``, in int8, and write the files."""
+    """Distil ``teacher`` into an int8 ``student`` and write the files."""
     train(teacher, paddle.optimizer.Adam(2e-3, parameters=teacher.parameters()), loss_class, data)
     # what is added to PaddleOCR: the callbacks, and the loss that goes through the loop
     optimizer = paddle.optimizer.Adam(2e-3, parameters=student.parameters())
@@ -181,7 +185,7 @@ def compress(
 def main() -> None:
     """Compress the three networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few batches, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="smoke test: few batches")
     parser.add_argument("--out", default="out", help="folder for the files and reports (default: out)")
     parser.add_argument("--only", choices=["db", "crnn", "svtr"], help="one of the three networks; default: all")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""PaddleSeg: a small MobileSeg learns from a large one, in int8, in PaddleSeg's own trainer, unchanged.
+"""Distil and quantise MobileSeg in the unchanged trainer of PaddleSeg.
 
 Needs paddleseg 2.8.0: pip install --no-deps paddleseg==2.8.0. Data: generated discs and squares.
 
@@ -32,7 +32,7 @@ QUICK = BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False)
 
 
 class Shapes(paddle.io.Dataset):
-    """Discs (1) and squares (2) on noise, in PaddleSeg's form: a dictionary with ``img`` and ``label``."""
+    """Discs (1) and squares (2) on noise, as dictionaries of PaddleSeg."""
 
     num_classes, ignore_index = CLASSES, 255
 
@@ -56,7 +56,10 @@ class Shapes(paddle.io.Dataset):
 
 
 def accuracy(network: paddle.nn.Layer, data: Shapes) -> float:
-    """Return the share of pixels that are right (PaddleSeg 2.8.0's ``evaluate`` fails on Paddle 3's 0-D tensors)."""
+    """Return the pixel accuracy.
+
+    PaddleSeg 2.8.0's ``evaluate`` fails on the 0-D tensors of Paddle 3.
+    """
     network.eval()
     with paddle.no_grad():
         scores = network(paddle.to_tensor(np.stack([sample["img"] for sample in data.samples])))[0]
@@ -67,7 +70,7 @@ def accuracy(network: paddle.nn.Layer, data: Shapes) -> float:
 def main() -> None:
     """Train teacher and student and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few iterations, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="smoke test: few iterations")
     parser.add_argument("--out", default="out", help="folder for the files and reports (default: out)")
     args = parser.parse_args()
     iters = 4 if args.quick else 400
@@ -77,7 +80,7 @@ def main() -> None:
         student, input_spec=[paddle.static.InputSpec([None, 3, SIZE, SIZE])]
     )
     teacher = MobileSeg(CLASSES, MobileNetV3_large_x1_0())
-    entropy = paddle.nn.CrossEntropyLoss(axis=1)  # PaddleSeg 2.8.0's own one multiplies types that Paddle 3 refuses
+    entropy = paddle.nn.CrossEntropyLoss(axis=1)  # PaddleSeg 2.8.0's own one multiplies types that Paddle 3 rejects
     losses = {"types": [entropy] * 3, "coef": [1, 0.5, 0.5]}
     data = {"train_dataset": Shapes(64), "batch_size": 8, "save_dir": args.out, "log_iters": iters + 1}
     for_teacher = paddle.optimizer.AdamW(2e-3, parameters=teacher.parameters())
@@ -88,7 +91,7 @@ def main() -> None:
     callbacks = [
         DistillCallback(
             teacher,
-            loss=OutputTerm("cwd", output=0, weight=3.0),  # output 0 is the head that stays
+            loss=OutputTerm("cwd", output=0, weight=3.0),  # output 0 is the head used in inference
             features=[FeatureTerm("ppseg_head.arm_list.0", "ppseg_head.arm_list.0", weight=0.5)],
         ),
         PACTQuantCallback(),

@@ -1,10 +1,10 @@
-"""Put the tables of the committed results into the READMEs and the pages of ``docs/``.
+"""Copy the tables of the committed results into READMEs and ``docs/``.
 
     python examples/results/into_pages.py
 
-A result is a Markdown file ``examples/results/<folder>/<name>.md``. It replaces what stands between
-``<!-- <folder>/<name> -->`` and ``<!-- /<folder>/<name> -->``. With ``#<row>`` after the name only the head of
-the table and the row with that first cell are put there.
+A result is a Markdown file ``examples/results/<folder>/<name>.md``. It replaces the text between
+``<!-- <folder>/<name> -->`` and ``<!-- /<folder>/<name> -->``. With ``#<row>`` after the name, only the header of the
+table and the row with that first cell are copied.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def filled(text: str) -> str:
     """Return ``text`` with the committed results between its marks.
 
     Args:
-        text: Markdown.
+        text: Markdown text.
 
     Raises:
-        ValueError: a mark without a result, or a row that the result does not have.
+        ValueError: A mark has no result, or the result has no such row.
     """
 
     def fill(mark: re.Match[str]) -> str:
         file = HERE / f"{mark[2]}.md"
         if not file.is_file():
-            raise ValueError(f"There is no result {mark[2]!r}: {file} does not exist. Write it, or take the mark out.")
+            raise ValueError(f"There is no result {mark[2]!r}: {file} does not exist. Write it, or remove the mark.")
         table = file.read_text(encoding="utf-8").strip()
         return f"{mark[1]}{table if mark[3] is None else _row(table, mark[3])}\n{mark[4]}"
 
@@ -51,12 +51,12 @@ def _row(table: str, name: str) -> str:
     rows = [line for line in lines[2:] if line.split("|")[1].strip() == name]
     if not rows:
         names = [line.split("|")[1].strip() for line in lines[2:]]
-        raise ValueError(f"The result has no row {name!r}; it has {names}: mend the mark, or measure the row.")
+        raise ValueError(f"The result has no row {name!r}; it has {names}: correct the mark, or measure the row.")
     return "\n".join([*lines[:2], rows[0]])
 
 
 def main() -> None:
-    """Rewrite each page that changes."""
+    """Update each page whose results changed."""
     for page in pages():
         text = page.read_text(encoding="utf-8")
         new = filled(text)
