@@ -65,7 +65,7 @@ def test_the_file_is_asked_for_its_inputs(files, kind):
         specs = complete_inputs(two, [parse_input(given)])
         assert [(spec.name, list(spec.shape)) for spec in specs] == [("image", [2, 3, 8, 9]), ("kinds", [1, 5])]
         assert [str(np.dtype(str(spec.dtype).rpartition(".")[2].lower())) for spec in specs] == ["float32", "int64"]
-    said = r"leaves sizes of image of \[-1, 3, -1, -1\] free .* --input image:1x3xNxN with a number for each N"
+    said = r"dynamic sizes \(-1\) in image of \[-1, 3, -1, -1\]: give .* --input image:1x3xNxN with a number for each N"
     with pytest.raises(ValueError, match=said):
         complete_inputs(two, [])
     with pytest.raises(ValueError, match=r"takes the inputs \['image', 'kinds'\], not \['imag'\].*\['image'"):
