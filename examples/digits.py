@@ -237,7 +237,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: size of parameters and program")
     add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median latency of the fastest engine")
     add("--metric-drop", type=float, default=0.05, metavar="D", help="gate: accuracy loss relative to the teacher")
-    add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino (default: all)")
+    add("--engines", nargs="+", metavar="E", help="paddle, paddle-onednn, onnxruntime, openvino; all if not given")
     add("--warmup", type=int, default=10, metavar="N", help="warm-up calls")
     add("--repeats", type=int, default=100, metavar="N", help="timed calls")
     options = parser.parse_args(arguments)

@@ -31,7 +31,7 @@ def freeze_stages_(network: Layer, taps: Sequence[Tap], x: Tensor, *, stages: in
         The names of the frozen layers.
 
     Raises:
-        ValueError: the network has fewer stages; the message names them.
+        ValueError: The network has fewer stages; the message names them.
     """
     ends = _ends(taps)
     if not 1 <= stages <= len(ends):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["crash_of", "file_and_inputs", "run_engine_child"]
 
 _SECONDS = 300
-_FAILED = 1  # of a child in which Python raised
+_FAILED = 1  # exit code of a child in which Python raised
 
 
 def run_engine_child(
@@ -63,13 +63,13 @@ def run_engine_child(
 def crash_of(engine: str, artefact: Artefact, inputs: Sequence[np.ndarray], *, name: str | None = None) -> str | None:
     """Return how a child process crashed on ``artefact``; ``None`` if it did not.
 
-    An exception is none of these ends: it says what happened, and will do so again.
+    A Python exception does not count as a crash: it is raised again when this process runs the file.
 
     Args:
-        engine: name in `ENGINES`, installed.
-        artefact: of its kind.
-        inputs: of one call.
-        name: of the file in the message; ``None`` for its own.
+        engine: Name in `ENGINES` of an installed engine.
+        artefact: File of the engine's kind.
+        inputs: Inputs of one call, one array each.
+        name: Name of the file in the message; ``None`` for its own.
     """
     shown = name or artefact.path.name
     try:
@@ -97,4 +97,4 @@ def file_and_inputs(arrays: str, path: str, *files: str) -> tuple[Artefact, list
     with np.load(arrays) as stored:
         inputs = [stored[key] for key in stored.files]
     artefact = SimpleNamespace(path=Path(path), files=tuple(map(Path, files)))
-    return artefact, inputs  # type: ignore[return-value]  # as much of it as an engine reads
+    return artefact, inputs  # type: ignore[return-value]  # the attributes that engines read

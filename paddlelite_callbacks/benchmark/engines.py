@@ -134,10 +134,10 @@ DEFAULT_ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (PaddleInference(onednn=False), PaddleInference(onednn=True), OnnxRuntime(), OpenVino())
 }
-"""Those that run where none is named."""
+"""Engines used by default."""
 _EDGE: dict[str, Engine] = {engine.name: engine for engine in (Mnn(), Ncnn())}
 ENGINES: dict[str, Engine] = {**DEFAULT_ENGINES, **_EDGE}
-"""All that can be named; those for phones convert the file first, which takes a while."""
+"""All engines by name; phone engines convert the file first, which takes some time."""
 
 
 def in_batches(predict: Predict, rows: int | None) -> Predict:
@@ -165,11 +165,11 @@ def native_file(engine: str, artefact: Artefact) -> Artefact:
     """Return the file that ``engine`` reads: ``artefact``, or its conversion.
 
     Args:
-        engine: name in `ENGINES`.
-        artefact: of its kind.
+        engine: Name in `ENGINES`.
+        artefact: File of the engine's kind.
 
     Raises:
-        ExportError: it cannot be converted.
+        ExportError: The file cannot be converted.
     """
     one = ENGINES[engine]
     return one.native(artefact) if isinstance(one, ConvertingEngine) else artefact
@@ -179,8 +179,8 @@ def takes_precision(engine: str, precision: str) -> bool:
     """Whether ``engine`` reads files of ``precision`` at all.
 
     Args:
-        engine: name in `ENGINES`, or another, of which nothing is known.
-        precision: of the file.
+        engine: Name in `ENGINES`; unknown names count as reading any precision.
+        precision: Precision of the file: ``"fp32"``, ``"fp16"`` or ``"int8"``.
     """
     one = ENGINES.get(engine)
     return not isinstance(one, ConvertingEngine) or precision in one.precisions

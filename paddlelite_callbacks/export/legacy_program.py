@@ -397,9 +397,8 @@ class _Conversion:
         near = near_names(op.name, [*OPERATORS, *self.special]) if why is None else []
         hint = f" Convertible operators with similar names: {near}." if near else ""
         return UnknownOperatorError(
-            f"The operator {said}, {self._place(op)}, has no equivalent in a .pdmodel file.{hint} Write this part "
-            "of the "
-            "network with other operations, or leave the .pdmodel file out."
+            f"The operator {said}, {self._place(op)}, has no equivalent in a .pdmodel file.{hint} Write this part of "
+            "the network with other operations, or leave the .pdmodel file out."
         )
 
     def _place(self, op: PirOperation) -> str:

@@ -81,10 +81,10 @@ def checked_opset(opset: int) -> int:
     """Return ``opset`` if all kinds of ONNX files can be written with it.
 
     Args:
-        opset: of ONNX.
+        opset: ONNX opset version.
 
     Raises:
-        ValueError: it is no whole number, or out of range.
+        ValueError: It is not a whole number, or is out of range.
     """
     least, most = _OPSETS
     if isinstance(opset, bool) or not isinstance(opset, int) or not least <= opset <= most:

@@ -131,13 +131,13 @@ def export_qdq_pdmodel(program: Artefact, target: Path) -> Artefact:
     See `rewrite_program_as_qdq`.
 
     Args:
-        program: of `export_paddle`, with the integers of every layer; its parameters get short names.
-        target: prefix of the two files.
+        program: Result of `export_paddle` with the int8 weights of every layer; its parameters get short names.
+        target: Path prefix of the two files.
 
     Raises:
-        ExportError: the network was quantised on another grid.
-        UnknownOperatorError: an operator has no form in Paddle 2.
-        OSError: the disk is full.
+        ExportError: The network was quantised on another grid.
+        UnknownOperatorError: An operator has no equivalent in Paddle 2.
+        OSError: The disk is full.
     """
     files = _graph_of(program).write(target)
     return Artefact(kind="pdmodel", path=files[0], files=files, precision=program.precision)
@@ -147,13 +147,13 @@ def export_lite_program(program: Artefact, target: Path) -> Artefact:
     """Write a program for Paddle Lite's ``opt``, see `prepare_for_lite_`.
 
     Args:
-        program: of `export_paddle`, with the integers of every layer if it is quantised.
-        target: prefix of the two files.
+        program: Result of `export_paddle`, with the int8 weights of every layer if quantised.
+        target: Path prefix of the two files.
 
     Raises:
-        ExportError: the network was quantised on another grid.
-        UnknownOperatorError: an operator has no form in Paddle 2.
-        OSError: the disk is full.
+        ExportError: The network was quantised on another grid.
+        UnknownOperatorError: An operator has no equivalent in Paddle 2.
+        OSError: The disk is full.
     """
     graph = _graph_of(program)
     prepare_for_lite_(graph)

@@ -63,7 +63,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     """Replace quantizer chains of ``model`` by QDQ pairs, and fold batch norms.
 
     Raises:
-        ExportError: see `write_int8_onnx`.
+        ExportError: As for `write_int8_onnx`.
     """
     graph = OnnxGraph(model)
     roundings = [node for node in graph.nodes if node.op_type == "Round"]

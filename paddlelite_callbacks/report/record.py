@@ -35,7 +35,7 @@ class ArtefactFigures:
     """Size and checksums of an exported model when measured.
 
     Args:
-        kind: see `Artefact`.
+        kind: Kind of the artefact, see `Artefact`.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         path: Path of its first file.
         size_mb: Total size of its files, MB (1e6 bytes).

@@ -170,10 +170,10 @@ def _translated(
     rules: Mapping[str, Renamed | Moved | Folded],
     present: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the new arguments, and a line on each.
+    """Return the new arguments, and one message per change.
 
     Raises:
-        TypeError: one of the new arguments is given too.
+        TypeError: An old and its new argument are both given.
     """
     changes: dict[str, Any] = {}
     said: list[str] = []

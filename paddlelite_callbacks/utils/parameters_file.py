@@ -78,11 +78,11 @@ def read_tensors(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray
     """Return the tensors of a parameters file by name.
 
     Args:
-        path: of a ``.pdiparams`` file that is whole.
-        names: of its tensors; the file holds them in alphabetical order.
+        path: Path of a complete ``.pdiparams`` file.
+        names: Names of its tensors; the file holds them in alphabetical order.
 
     Raises:
-        ValueError: there are more or fewer of them, or one is of a type that NumPy does not have.
+        ValueError: The number of tensors differs, or NumPy does not have the type of one.
     """
     held = stored_tensors(path)
     if len(held) != len(names):
@@ -103,11 +103,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a parameters file as Paddle does, in the alphabetical order of the names.
 
     Args:
-        path: of the file; give a temporary one.
-        tensors: by name.
+        path: Path of the file; give a temporary one.
+        tensors: Arrays by name.
 
     Raises:
-        ValueError: one is of a type that Paddle does not have.
+        ValueError: Paddle does not have the type of an array.
     """
     numbers = {kind: number for number, kind in _NUMPY.items()}
     with Path(path).open("wb") as file:

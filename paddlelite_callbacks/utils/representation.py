@@ -42,10 +42,10 @@ def constructor_repr(instance: object, given: Mapping[str, Any] | None = None) -
 
 @dataclass(frozen=True)
 class Verbatim:
-    """Text that stands in a ``repr`` as it is.
+    """Text to insert into a ``repr`` unchanged.
 
     Args:
-        text: the ready part.
+        text: Formatted text.
     """
 
     text: str
