@@ -68,7 +68,7 @@ def test_the_file_is_asked_for_its_inputs(files, kind):
     said = r"dynamic sizes \(-1\) in image of \[-1, 3, -1, -1\]: give .* --input image:1x3xNxN with a number for each N"
     with pytest.raises(ValueError, match=said):
         complete_inputs(two, [])
-    with pytest.raises(ValueError, match=r"takes the inputs \['image', 'kinds'\], not \['imag'\].*\['image'"):
+    with pytest.raises(ValueError, match=r"has the inputs \['image', 'kinds'\], not \['imag'\].*\['image'"):
         complete_inputs(two, [parse_input("imag:1x3x8x8")])
 
 
