@@ -140,7 +140,7 @@ def _warm_scripts() -> _WarmScripts:
     return _WarmScripts()
 
 
-def run_script(script, *arguments, cwd, environment=None, seconds=600) -> subprocess.CompletedProcess:
+def run_script(script, *arguments, cwd, environment=None, seconds=850) -> subprocess.CompletedProcess:
     """Run a script as ``python SCRIPT ARGUMENTS...`` would in ``cwd``, without warnings; return what came of it."""
     variables = dict(os.environ if environment is None else environment)
     return _warm_scripts().run_script(script, arguments, cwd=cwd, environment=variables, seconds=seconds)
