@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from paddlelite_callbacks.utils.numbers import is_whole
+
 __all__ = ["Stride", "checked_stride", "coarseness", "stride_between"]
 
 Stride = int | tuple[int, int]
@@ -36,7 +38,7 @@ def checked_stride(value: Any) -> Stride:
         ValueError: It is neither.
     """
     pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, (tuple, list)) else []
-    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
+    if len(pair) != 2 or not all(is_whole(side, 1) for side in pair):
         raise ValueError(
             f"A stride must be a whole number of at least 1, or a pair (height, width) of them, got {value!r}: "
             "write 16, or (32, 1)."

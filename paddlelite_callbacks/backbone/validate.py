@@ -16,6 +16,7 @@ from paddlelite_callbacks.backbone.strides import Stride, checked_stride
 from paddlelite_callbacks.backbone.weights import is_url, local_weights
 from paddlelite_callbacks.hapi import in_use_by
 from paddlelite_callbacks.nn.surgery import find_sublayer, same_modes
+from paddlelite_callbacks.utils.numbers import check_whole
 
 __all__ = ["Rebuild", "check_options", "check_swappable", "own_layer", "run_on_zeros", "seen_at", "zeros_of"]
 
@@ -161,10 +162,7 @@ def check_options(
             f"adapt must be 'project', or 'rebuild' with rebuild=function(network, channels), got adapt={adapt!r}, "
             f"rebuild={rebuild!r}: leave both out for 'project'."
         )
-    if not isinstance(freeze_stages, int) or freeze_stages < 0:
-        raise ValueError(
-            f"freeze_stages must be a whole number of at least 0, got {freeze_stages!r}: leave it out to freeze none."
-        )
+    check_whole("freeze_stages", freeze_stages, 0, remedy="leave it out to freeze none")
 
 
 def own_layer(backbone: str | Layer, pretrained: bool | str | Path, options: Mapping[str, Any]) -> Layer | None:

@@ -10,6 +10,7 @@ import numpy as np
 from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, ENGINES, Engine
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.utils.numbers import is_whole
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["BenchOptions", "latency_row", "repeated_rows"]
@@ -73,7 +74,7 @@ class BenchOptions:
         for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("repeats", 1)):
             given = getattr(self, name)
             values = list(given) if isinstance(given, (list, tuple)) and least and name != "repeats" else [given]
-            if not values or not all(type(value) is int and value >= least for value in values):
+            if not values or not all(is_whole(value, least) for value in values):
                 several = " (or a list of such)" if name in ("threads", "batch_size") else ""
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {given!r}{several}: leave it out for "

@@ -25,6 +25,7 @@ from paddlelite_callbacks.hapi import (
 )
 from paddlelite_callbacks.nn.nested import listed, summed
 from paddlelite_callbacks.nn.surgery import unwrapped
+from paddlelite_callbacks.utils.numbers import check_whole, is_whole
 from paddlelite_callbacks.utils.signals import uninterrupted
 from paddlelite_callbacks.workarounds.data_loader import known_length
 
@@ -92,8 +93,8 @@ def training_loop(
                 f"{type(member).__name__}: call other callbacks from your own loop."
             )
     for name, number in (("epochs", epochs), ("steps", steps)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}: leave it out if not known.")
+        if number is not None:
+            check_whole(name, number, 1, remedy="leave it out if not known")
     options = {"loss": loss, "metrics": metrics, "scaler": scaler, "inputs": inputs}
     model = LoopModel(unwrapped(network), optimizer, **options)
     return TrainingLoop(model, members, epochs=epochs, steps=steps or known_length(data), data=data)
@@ -266,7 +267,7 @@ class TrainingLoop:
             RuntimeError: Called outside the ``with`` block.
         """
         session = self._in_training()
-        if isinstance(number, bool) or not isinstance(number, int):
+        if not is_whole(number):
             raise TypeError(f"epoch() takes the number of the epoch, counted from 0, got {number!r}.")
         self._end_batch(updated=False)
         lowest = self._epoch + 1 if self._trained else self._epoch

@@ -24,6 +24,7 @@ from paddlelite_callbacks.distill.load_teacher import TeacherLike, digest_of, lo
 from paddlelite_callbacks.utils.atomic_files import check_writable
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.distributed import first_rank_works
+from paddlelite_callbacks.utils.numbers import check_whole
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["CachedTeacher", "cache_teacher"]
@@ -193,8 +194,7 @@ def cache_teacher(
 
 def _check_label_numbers(**numbers: tuple[int, int]) -> None:
     for name, (value, least) in numbers.items():
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: leave it out.")
+        check_whole(name, value, least, remedy="leave it out")
 
 
 def _check_random(dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.distill.load_teacher import copied, load_weights_
 from paddlelite_callbacks.quant.switch import strip_quantizers_
+from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["EMATeacher"]
@@ -41,11 +42,8 @@ class EMATeacher:
     """
 
     def __init__(self, decay: float = 0.999, *, ramp: bool = True) -> None:
-        if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
-            raise ValueError(
-                f"decay must be at least 0 and less than 1, got {decay!r}: use 0.999; closer to 1 averages over "
-                "more steps."
-            )
+        words, remedy = "at least 0 and less than 1", "use 0.999; closer to 1 averages over more steps"
+        check_number("decay", decay, lambda value: 0 <= value < 1, words, remedy=remedy)
         self.decay, self.ramp = float(decay), ramp
         self.network: Layer | None = None
         self.steps = 0

@@ -14,6 +14,7 @@ from paddlelite_callbacks.distill.objective import Objective
 from paddlelite_callbacks.distill.schedules import Schedule, Weight, value_at
 from paddlelite_callbacks.distill.terms import FeatureTerm, OutputTerm
 from paddlelite_callbacks.nn.surgery import find_sublayer, match_sublayers
+from paddlelite_callbacks.utils.numbers import is_finite
 
 __all__ = ["Features", "Loss", "expanded", "feature_terms", "normalised", "objective_for", "output_terms"]
 
@@ -98,7 +99,7 @@ def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
         ValueError: Not one non-negative weight per teacher, or all are 0.
     """
     given = [1.0] * count if weights is None else list(weights)
-    numbers = all(isinstance(weight, (int, float)) and 0 <= weight < float("inf") for weight in given)
+    numbers = all(is_finite(weight) and weight >= 0 for weight in given)
     if len(given) != count or not numbers or not sum(given):
         raise ValueError(
             f"teacher_weights must be {count} numbers of at least 0, not all 0, got {weights!r}: one for each teacher, "

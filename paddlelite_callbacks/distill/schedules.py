@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from paddlelite_callbacks.utils.numbers import check_number, is_finite
+
 __all__ = ["Schedule", "Weight", "checked_weight", "constant", "cosine", "linear", "stop_at", "value_at", "warm_up"]
 
 Weight = float | Callable[[float, float], float]
+_WORDS = "a finite number of at least 0"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def value_at(weight: Weight, epoch: float, epochs: float) -> float:
     if not callable(weight):
         return weight
     value = weight(epoch, epochs)
-    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+    if not is_finite(value) or value < 0:
         raise ValueError(
             f"The schedule {weight!r} returned {value!r} at epoch {epoch:g}, a weight must be finite and at least "
             "0: return such a number, or use one of paddlelite_callbacks.distill.schedules."
@@ -128,11 +131,8 @@ def checked_weight(name: str, weight: Weight) -> Weight:
     """
     if callable(weight):
         return weight
-    if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
-        raise ValueError(
-            f"{name} must be a finite number of at least 0, got {weight!r}: give one, or a schedule of "
-            "paddlelite_callbacks.distill.schedules; 0 disables the term."
-        )
+    remedy = "give one, or a schedule of paddlelite_callbacks.distill.schedules; 0 disables the term"
+    check_number(name, weight, lambda number: number >= 0, _WORDS, remedy=remedy)
     return float(weight)
 
 
@@ -145,11 +145,8 @@ def _check(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is None:
             continue
-        if not (isinstance(number, (int, float)) and 0 <= number < math.inf):
-            raise ValueError(
-                f"{name} must be a finite number of at least 0, got {number!r}: give a weight (0 disables a term) "
-                "or an epoch counted from the start of training."
-            )
+        remedy = "give a weight (0 disables a term) or an epoch counted from the start of training"
+        check_number(name, number, lambda value: value >= 0, _WORDS, remedy=remedy)
         if number == 0 and name == "epochs":
             raise ValueError(
                 "epochs must be positive, got 0: give the length of the change in epochs, or None for all."

@@ -18,6 +18,7 @@ from paddlelite_callbacks.export.separate_parameters import as_pair
 from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.child_process import run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
+from paddlelite_callbacks.utils.numbers import check_whole
 
 __all__ = ["DEFAULT_OPSET", "checked_opset", "export_onnx"]
 
@@ -87,10 +88,7 @@ def checked_opset(opset: int) -> int:
         ValueError: It is not a whole number, or is out of range.
     """
     least, most = _OPSETS
-    if isinstance(opset, bool) or not isinstance(opset, int) or not least <= opset <= most:
-        raise ValueError(
-            f"onnx_opset must be a whole number in [{least}, {most}], got {opset!r}: leave it out for {DEFAULT_OPSET}."
-        )
+    check_whole("onnx_opset", opset, least, most, remedy=f"leave it out for {DEFAULT_OPSET}")
     return opset
 
 

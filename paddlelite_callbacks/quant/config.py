@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paddlelite_callbacks.utils.numbers import check_number, check_whole
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig"]
@@ -107,14 +108,14 @@ class PACTConfig:
 
     def _check_numbers(self) -> None:
         for name in ("weight_bits", "activation_bits"):
-            _whole(name, getattr(self, name), 2, 8)
-        _whole("calibration_batches", self.calibration_batches, 1)
-        _whole("start_epoch", self.start_epoch, 0)
+            self._check_whole(name, 2, 8)
+        self._check_whole("calibration_batches", 1)
+        self._check_whole("start_epoch", 0)
         for name in ("freeze_bn_after", "freeze_scales_after"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 0)
+                self._check_whole(name, 0)
         if self.fp32_epochs is not None:
-            _whole("fp32_epochs", self.fp32_epochs, 1)
+            self._check_whole("fp32_epochs", 1)
         self._check("alpha_percentile", lambda value: 50 < value <= 100, "in (50, 100]")
         self._check("observer_momentum", lambda value: 0 <= value < 1, "in [0, 1)")
         self._check("alpha_lr_scale", lambda value: 0 <= value < math.inf, "a finite number of at least 0")
@@ -122,10 +123,11 @@ class PACTConfig:
             self._check("alpha_decay", lambda value: 0 <= value < math.inf, "a finite number of at least 0, or None")
         self._check("lr_scale", lambda value: 0 < value < math.inf, "a finite number above 0")
 
+    def _check_whole(self, name: str, least: int, most: int | None = None) -> None:
+        check_whole(name, getattr(self, name), least, most, remedy=_default(name))
+
     def _check(self, name: str, allowed: Callable[[float], bool], words: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(value):
-            raise ValueError(f"{name} must be {words}, got {value!r}: {_default(name)}.")
+        check_number(name, getattr(self, name), allowed, words, remedy=_default(name))
 
     def _check_choices(self) -> None:
         if not isinstance(self.reduce_range, bool):
@@ -219,12 +221,6 @@ class AdvancedPACTOptions:
 
     def __post_init__(self) -> None:
         PACTConfig(**vars(self))
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}: {_default(name)}.")
 
 
 def _default(name: str) -> str:

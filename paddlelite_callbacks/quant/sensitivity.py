@@ -16,6 +16,7 @@ from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
+from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["find_skips", "layer_sqnr", "leave_one_out"]
@@ -104,10 +105,8 @@ def find_skips(
     Raises:
         ValueError: ``metric_drop`` is negative, nothing is quantised, or a candidate is not a quantised layer.
     """
-    if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < math.inf:
-        raise ValueError(
-            f"metric_drop must be a share of at least 0, got {metric_drop!r}: give 0.01 for one per cent of the score."
-        )
+    remedy = "give 0.01 for one per cent of the score"
+    check_number("metric_drop", metric_drop, lambda drop: drop >= 0, "a share of at least 0", remedy=remedy)
     left = _quantized(network, candidates)
     with quantizers_off(network):
         wanted = score()

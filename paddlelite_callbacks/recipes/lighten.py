@@ -42,6 +42,7 @@ from paddlelite_callbacks.report.retime import append_joint_timing, timed_togeth
 from paddlelite_callbacks.report.write import write_report
 from paddlelite_callbacks.utils.atomic_files import check_writable, link_or_copy, staged_file, staged_folder
 from paddlelite_callbacks.utils.isolation import undisturbed
+from paddlelite_callbacks.utils.numbers import check_number, check_whole, is_whole
 from paddlelite_callbacks.utils.progress import write_lines
 from paddlelite_callbacks.utils.safe_load import read_saved
 
@@ -187,11 +188,9 @@ def lighten(
         ("batch_size", batch_size, 1),
         ("workers", workers, 0),
     ):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
-        raise ValueError(f"learning_rate must be a positive number, got {learning_rate!r}: 1e-3 is usual.")
-    if not (isinstance(candidates, int) and candidates >= 1) and (isinstance(candidates, str) or not candidates):
+        check_whole(name, value, least, remedy="leave it out for the default")
+    check_number("learning_rate", learning_rate, lambda rate: rate > 0, "a positive number", remedy="1e-3 is usual")
+    if not is_whole(candidates, 1) and (isinstance(candidates, str) or not candidates):
         raise ValueError(
             f"candidates must be a number of at least 1 or a list of names, got {candidates!r}: 2, or ['PPLCNet_x1_0']."
         )

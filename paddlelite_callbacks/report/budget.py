@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import near_names
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments, old_attributes
 from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
+from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["Budget", "budget_of", "stored_budget"]
@@ -77,13 +76,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         checked_mode(self.mode)
-        for name in ("size_mb", "latency_ms", "metric_drop"):
-            limit = getattr(self, name)
-            if limit is not None and not (_finite(limit) and (limit > 0 or (limit == 0 and "drop" in name))):
-                raise ValueError(
-                    f"{name} must be a positive finite number or None, got {limit!r}: use None to leave the "
-                    "criterion out."
-                )
+        words, remedy = "a positive finite number or None", "use None to leave the criterion out"
+        for name in ("size_mb", "latency_ms"):
+            if (limit := getattr(self, name)) is not None:
+                check_number(name, limit, lambda value: value > 0, words, remedy=remedy)
+        if self.metric_drop is not None:
+            check_number("metric_drop", self.metric_drop, lambda drop: drop >= 0, words, remedy=remedy)
         self._check_metric()
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(
@@ -115,8 +113,7 @@ class Budget:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not _finite(value):
-                raise ValueError(f"{name} must be a finite number or None, got {value!r}: give {meaning}.")
+            check_number(name, value, lambda number: True, "a finite number or None", remedy=f"give {meaning}")
             if self.metric is None:
                 raise ValueError(
                     f"{name} needs metric='...', the metric it is compared with, got {name}={value} alone: give it, "
@@ -174,9 +171,3 @@ def budget_of(stored: Mapping[str, Any]) -> Budget:
     if stored.get("higher_is_better") is False:
         kept["mode"] = "min"
     return Budget(**kept)
-
-
-def _finite(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) <= sys.float_info.max and math.isfinite(value)  # math.isfinite raises for a larger int

@@ -35,6 +35,7 @@ from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.isolation import same_random_streams
 from paddlelite_callbacks.utils.metric_direction import checked_mode
+from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.representation import constructor_repr
 
 __all__ = ["PACTQuantCallback"]
@@ -166,10 +167,8 @@ class PACTQuantCallback(ScopedCallback):
                 f"advanced must be an AdvancedPACTOptions, got {type(advanced).__name__}: "
                 "advanced=AdvancedPACTOptions(alpha_percentile=100), or leave it out."
             )
-        if not isinstance(metric_drop, (int, float)) or not 0 <= metric_drop < 1:
-            raise ValueError(
-                f"metric_drop is a share of the fp32 metric in [0, 1), got {metric_drop!r}: leave it out for 0.03."
-            )
+        words, remedy = "a share of the fp32 metric in [0, 1)", "leave it out for 0.03"
+        check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy=remedy)
         if eval_data is not None:
             check_data("eval_data", eval_data)
         self.config = config or PACTConfig(

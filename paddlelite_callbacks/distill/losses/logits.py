@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from paddlelite_callbacks.nn.nested import check_same_shape
+from paddlelite_callbacks.utils.numbers import check_number
 
 __all__ = [
     "DistillLoss",
@@ -195,11 +196,8 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: It is not; names it.
     """
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature must be a positive number or None, got {temperature!r}: leave it out for the loss's own "
-            "default."
-        )
+    words, remedy = "a positive number or None", "leave it out for the loss's own default"
+    check_number("temperature", temperature, lambda degrees: degrees > 0, words, remedy=remedy)
 
 
 _TINY = 1e-12
