@@ -15,7 +15,7 @@ from typing import Any
 from paddlelite_callbacks.errors import ExportError, require, require_installed
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.utils.atomic_files import staged_file
-from paddlelite_callbacks.utils.child_process import last_words, run_module
+from paddlelite_callbacks.utils.child_process import last_words, run_command, run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
 
 __all__ = ["QUANTIZED_OPERATORS", "check_float_onnx", "convert_to_mnn", "convert_to_ncnn", "ncnn_input_shapes"]
@@ -107,15 +107,7 @@ def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
         place.write_bytes(source.read_bytes())
         command = [str(program), place.name, f"inputshape={sizes}", "fp16=0"]
         try:
-            done = subprocess.run(
-                command,
-                cwd=work,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=_SECONDS,
-                check=False,
-            )
+            done = run_command(command, seconds=_SECONDS, folder=work)
         except subprocess.TimeoutExpired as error:
             raise ExportError(f"pnnx did not finish {source.name} in {_SECONDS} s.") from error
         written = [Path(work) / f"model.ncnn.{end}" for end in ("param", "bin")]

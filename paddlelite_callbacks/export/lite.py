@@ -6,6 +6,7 @@ Paddle Lite has wheels for few versions of Python, and ``opt`` aborts its proces
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 
 from paddlelite_callbacks.errors import ExportError, MissingDependencyError
 from paddlelite_callbacks.utils.atomic_files import staged_file
-from paddlelite_callbacks.utils.child_process import last_words
+from paddlelite_callbacks.utils.child_process import last_words, run_command
 
 __all__ = ["LITE_TARGETS", "OPT_VARIABLE", "LiteOptions", "LiteTool", "checked_targets", "find_opt"]
 
@@ -179,6 +180,7 @@ def _tool_at(named: str, whence: str) -> LiteTool:
     return LiteTool(binary=path)
 
 
+@functools.cache  # starting it takes a second, and each file asks
 def _tool_of_python(python: str, whence: str) -> LiteTool:
     try:
         done = _child([python, "-I", "-W", "ignore", str(_WORKER), "version"], seconds=_RUN_SECONDS)
@@ -203,14 +205,4 @@ def _run(command: Sequence[str], *, seconds: float, what: str, folder: str) -> N
 def _child(command: Sequence[str], *, seconds: float, folder: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command in ``folder``, without the environment variables of this Python."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=seconds,
-        check=False,
-        cwd=folder,
-        env=environment,
-    )
+    return run_command(command, seconds=seconds, folder=folder, environment=environment)

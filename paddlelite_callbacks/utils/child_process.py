@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["last_words", "run_module"]
+__all__ = ["last_words", "run_command", "run_module"]
 
 _BEGIN = """
 import sys
@@ -43,15 +43,45 @@ def run_module(
     """
     paths = _search_path()
     command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", _BEGIN, str(len(paths)), *paths]
-    return subprocess.run(
+    return run_command(
         [*command, f"paddlelite_callbacks.{module}", *arguments],
+        seconds=seconds,
+        environment={**os.environ, **(environment or {})},
+    )
+
+
+def run_command(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    folder: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without standard input and capture what it prints.
+
+    Args:
+        command: Program and its arguments.
+        seconds: Time limit, seconds.
+        folder: Working folder; ``None`` for this process's.
+        environment: All environment variables; ``None`` for this process's.
+
+    Returns:
+        Exit code and output; undecodable bytes are replaced.
+
+    Raises:
+        subprocess.TimeoutExpired: The time limit was reached.
+        OSError: The command cannot be started.
+    """
+    return subprocess.run(
+        list(command),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         timeout=seconds,
         check=False,
-        env={**os.environ, **(environment or {})},
+        cwd=folder,
+        env=environment,
     )
 
 
