@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.graph_index import GraphIndex, unique_name
 
 __all__ = ["OnnxGraph", "rename_tensors"]
 
@@ -20,7 +21,7 @@ _FOLDED: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-class OnnxGraph:
+class OnnxGraph(GraphIndex):
     """Editable nodes of a model, with its constants as arrays.
 
     Values that the bodies of branches and loops read from outside count as read by their node; the bodies do not
@@ -32,6 +33,7 @@ class OnnxGraph:
     """
 
     def __init__(self, model: Any) -> None:
+        super().__init__()
         self._onnx = require("onnx", needed_for="int8 ONNX files")
         to_array = self._onnx.numpy_helper.to_array
         self._model = model
@@ -42,19 +44,19 @@ class OnnxGraph:
         renamed: dict[str, str] = {}
         for node in model.graph.node:
             self._take(node, renamed, to_array)
-        self._producers: dict[str, Any] = {}
-        self._consumers: dict[str, dict[int, Any]] = {}
         for node in self.nodes:
             self._index(node)
         self._keep_output_names(renamed)
 
-    def producer(self, name: str) -> Any | None:
-        """Return the node that computes ``name``; ``None`` for inputs and constants."""
-        return self._producers.get(name)
+    @staticmethod
+    def read_by(operator: Any) -> set[str]:
+        """Return the tensors that a node and its subgraphs read."""
+        return _read(operator)
 
-    def consumers(self, name: str) -> list[Any]:
-        """Return the nodes that read the tensor ``name``."""
-        return list(self._consumers.get(name, {}).values())
+    @staticmethod
+    def written_by(operator: Any) -> list[str]:
+        """Return the tensors that a node computes."""
+        return list(operator.output)
 
     def only_consumer(self, name: str, kind: str) -> Any | None:
         """Return the only reader of ``name`` if it is of ``kind``; ``None`` otherwise."""
@@ -69,10 +71,7 @@ class OnnxGraph:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant and return its name, made unique where ``name`` is in use."""
-        unique, number = name, 0
-        while unique in self.constants:
-            number += 1
-            unique = f"{name}_{number}"
+        unique = unique_name(name, self.constants)
         self.constants[unique] = value
         return unique
 
@@ -85,8 +84,7 @@ class OnnxGraph:
 
     def set_inputs(self, node: Any, inputs: list[str]) -> None:
         """Replace the inputs of ``node``."""
-        for name in node.input:
-            self._consumers.get(name, {}).pop(id(node), None)
+        self._forget_reads(node)
         del node.input[:]
         node.input.extend(inputs)
         self._index(node)
@@ -102,17 +100,10 @@ class OnnxGraph:
     def absorb(self, node: Any, follower: Any) -> None:
         """Remove ``follower``, the only reader of ``node``, which takes over its output."""
         self.nodes = [item for item in self.nodes if item is not follower]
-        for name in follower.input:
-            self._consumers.get(name, {}).pop(id(follower), None)
+        self._forget_reads(follower)
         self._producers.pop(node.output[0])
         node.output[0] = follower.output[0]
         self._index(node)
-
-    def _index(self, node: Any) -> None:
-        for name in node.output:
-            self._producers[name] = node
-        for name in _read(node):
-            self._consumers.setdefault(name, {})[id(node)] = node
 
     def to_model(self) -> Any:
         """Return a compact model: no unread nodes, equal constants shared, short names.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.export.graph_index import GraphIndex, unique_name
 from paddlelite_callbacks.export.program_desc import DTYPES, ProgramWriter, attribute_of, read_program_desc
 from paddlelite_callbacks.utils.atomic_files import staged_files
 from paddlelite_callbacks.utils.parameters_file import check_not_truncated, read_tensors, write_tensors
@@ -18,7 +19,7 @@ _PLACES = ("feed", "fetch")
 _NAMES = {number: name for name, number in DTYPES.items()}
 
 
-class ProgramGraph:
+class ProgramGraph(GraphIndex):
     """Operators of a ``.pdmodel`` in their order, and its parameters as arrays.
 
     Args:
@@ -35,6 +36,7 @@ class ProgramGraph:
     """
 
     def __init__(self, program: Path, parameters: Path) -> None:
+        super().__init__()
         description = read_program_desc(program)
         if len(description.blocks) > 1:
             raise ValueError(f"{program} holds a branch or a loop, which cannot be rewritten.")
@@ -44,8 +46,6 @@ class ProgramGraph:
         self.parameters = read_tensors(parameters, stored)
         self.operators: list[Any] = list(description.blocks[0].ops)
         self._description = description  # keeps the messages alive
-        self._producers: dict[str, Any] = {}
-        self._consumers: dict[str, dict[int, Any]] = {}
         for operator in self.operators:
             self._index(operator)
 
@@ -63,13 +63,15 @@ class ProgramGraph:
         """Return the value of an operator's attribute."""
         return attribute_of(operator, name, default)
 
-    def producer(self, name: str) -> Any | None:
-        """Return the operator that writes ``name``; ``None`` if it is a parameter."""
-        return self._producers.get(name)
+    @staticmethod
+    def read_by(operator: Any) -> list[str]:
+        """Return the variables that ``operator`` reads."""
+        return _arguments(operator.inputs)
 
-    def consumers(self, name: str) -> list[Any]:
-        """Return the operators that read ``name``."""
-        return list(self._consumers.get(name, {}).values())
+    @staticmethod
+    def written_by(operator: Any) -> list[str]:
+        """Return the variables that ``operator`` writes."""
+        return _arguments(operator.outputs)
 
     def only_consumer(self, name: str, kind: str) -> Any | None:
         """Return the consumer of ``name`` if it is the only one and of ``kind``."""
@@ -88,10 +90,7 @@ class ProgramGraph:
 
     def add_variable(self, name: str, dtype: str, shape: Sequence[int], *, parameter: bool = False) -> str:
         """Declare a variable; return its name, made unique where ``name`` is taken."""
-        unique, number = name, 0
-        while unique in self.variables:
-            number += 1
-            unique = f"{name}_{number}"
+        unique = unique_name(name, self.variables)
         writer = ProgramWriter()
         writer.variable(unique, dtype, shape, parameter=parameter)
         self.variables[unique] = writer.last_variable()
@@ -102,16 +101,6 @@ class ProgramGraph:
         name = self.add_variable(name, str(value.dtype), value.shape, parameter=True)
         self.parameters[name] = np.ascontiguousarray(value).reshape(value.shape)
         return name
-
-    def make_parameter(self, name: str, value: np.ndarray) -> None:
-        """Turn an operator's output into a parameter; remove the operator afterwards."""
-        variable = self.variables[name]
-        variable.persistable = True
-        tensor = variable.type.dense_tensor.tensor
-        tensor.data_type = DTYPES[str(value.dtype)]
-        del tensor.dims[:]
-        tensor.dims.extend(value.shape)
-        self.parameters[name] = np.ascontiguousarray(value).reshape(value.shape)
 
     def insert_before(
         self,
@@ -131,9 +120,8 @@ class ProgramGraph:
 
     def set_input(self, operator: Any, slot: str, names: Sequence[str]) -> None:
         """Set the variables that ``operator`` reads in ``slot``."""
+        self._forget_reads(operator)
         for one in operator.inputs:
-            for name in one.arguments:
-                self._consumers.get(name, {}).pop(id(operator), None)
             if one.parameter == slot:
                 del one.arguments[:]
                 one.arguments.extend(names)
@@ -159,17 +147,10 @@ class ProgramGraph:
         gone = {id(operator) for operator in operators}
         for operator in self.operators:
             if id(operator) in gone:
-                for name in _arguments(operator.inputs):
-                    self._consumers.get(name, {}).pop(id(operator), None)
-                for name in _arguments(operator.outputs):
+                self._forget_reads(operator)
+                for name in self.written_by(operator):
                     self._producers.pop(name, None)
         self.operators = [operator for operator in self.operators if id(operator) not in gone]
-
-    def _index(self, operator: Any) -> None:
-        for name in _arguments(operator.outputs):
-            self._producers[name] = operator
-        for name in _arguments(operator.inputs):
-            self._consumers.setdefault(name, {})[id(operator)] = operator
 
     # writing
 
@@ -183,7 +164,7 @@ class ProgramGraph:
             Paths of the program and its parameters.
         """
         self._drop_unneeded()
-        used = {name for one in self.operators for name in (*_arguments(one.inputs), *_arguments(one.outputs))}
+        used = {name for one in self.operators for name in (*self.read_by(one), *self.written_by(one))}
         writer = ProgramWriter()
         for name, variable in self.variables.items():
             if name in used and name not in _PLACES:
@@ -201,9 +182,9 @@ class ProgramGraph:
         needed: set[str] = set()
         kept = []
         for operator in reversed(self.operators):
-            if operator.type in _PLACES or needed.intersection(_arguments(operator.outputs)):
+            if operator.type in _PLACES or needed.intersection(self.written_by(operator)):
                 kept.append(operator)
-                needed.update(_arguments(operator.inputs))
+                needed.update(self.read_by(operator))
         kept_ids = {id(operator) for operator in kept}
         self.remove([operator for operator in self.operators if id(operator) not in kept_ids])
 
