@@ -22,7 +22,7 @@ from paddle import nn
 from paddle.static import InputSpec
 from paddlelite_callbacks.models import lite_hrnet_18
 from places import HELPERS
-from toy import TinyNet
+from toy import Strange, TinyNet
 
 from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.export import legacy_program, pir_operators
@@ -204,17 +204,6 @@ def test_a_set_of_its_own_shares_no_name(tmp_path):
     desc = read_program_desc(program)
     assert [op.type for op in desc.blocks[0].ops][:1] == ["feed"]
     assert [op.type for op in desc.blocks[0].ops][-1:] == ["fetch"]
-
-
-class Strange(nn.Layer):
-    """An operator without a form in Paddle 2, behind a layer with a name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2D(3, 4, 3)
-
-    def forward(self, x):
-        return nn.functional.lp_pool2d(self.stem(x), 2, 2, 2)
 
 
 def test_an_unknown_operator_is_named_with_its_layer(tmp_path):

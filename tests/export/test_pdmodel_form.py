@@ -8,9 +8,8 @@ import numpy as np
 import paddle
 import pytest
 from exporting import grouped
-from paddle import nn
 from paddle.static import InputSpec
-from toy import TinyNet, fit, hapi_model
+from toy import Strange, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import Budget, ExportBenchCallback, ExportOptions, PACTConfig, PACTQuantCallback
 from paddlelite_callbacks.__main__ import main
@@ -69,15 +68,6 @@ def test_a_next_export_without_it_leaves_none(tmp_path):
         callback.export(TinyNet(), np.zeros([2, 3, 8, 8], "float32"))
         assert (tmp_path / "n/model.pdmodel").exists() == bool(forms)
     assert not (tmp_path / "n/previous_export").exists()
-
-
-class Strange(nn.Layer):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2D(3, 4, 3)
-
-    def forward(self, x):
-        return nn.functional.lp_pool2d(self.stem(x), 2, 2, 2).flatten(1)
 
 
 def test_what_has_no_such_form_costs_that_file_alone_and_names_the_layer(tmp_path):

@@ -49,6 +49,17 @@ class TinyNet(nn.Layer):
         return self.fc(self.dropout(x.mean(axis=[2, 3])))
 
 
+class Strange(nn.Layer):
+    """An operator without a form in Paddle 2, behind a layer with a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2D(3, 4, 3)
+
+    def forward(self, x):
+        return nn.functional.lp_pool2d(self.stem(x), 2, 2, 2).flatten(1)
+
+
 def hapi_model(
     network=None, *, optimizer: str = "Momentum", loss=None, metrics=True, learning_rate: float = 0.05, **options
 ):

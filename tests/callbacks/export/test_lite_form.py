@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
-from toy import Images, TinyNet, fit, hapi_model
+from toy import Images, Strange, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import (
     BenchOptions,
@@ -137,15 +136,6 @@ def test_a_missing_opt_is_said_before_training(tmp_path, monkeypatch):
         fit(model, [exporter(tmp_path / "out", None)])
     for key, value in model.network.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[key])
-
-
-class Strange(nn.Layer):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2D(3, 4, 3)
-
-    def forward(self, x):
-        return nn.functional.lp_pool2d(self.stem(x), 2, 2, 2).flatten(1)
 
 
 def test_what_has_no_such_form_costs_that_file_alone_and_is_said_before_training(opt, tmp_path):
