@@ -192,29 +192,45 @@ def without_repeated_conversions() -> Iterator[None]:
     _forget_dead()
 
 
+class _OncePerFunction:
+    """Call ``real`` once per function and return the same result again, in the thread that made this object.
+
+    Args:
+        real: Function of Paddle.
+        plain: Returns the plain function that decides the result; ``None`` for a call that is not to be remembered.
+    """
+
+    def __init__(self, real: Callable[[Any], Any], plain: Callable[[Any], Any]) -> None:
+        self._real, self._plain, self._owner = real, plain, [threading.get_ident()]
+        self._known: dict[int, tuple[Any, Any]] = {}  # by the id of the plain function, which is kept alive
+
+    def __call__(self, function: Any) -> Any:
+        plain = self._plain(function) if threading.get_ident() in self._owner else None
+        if plain is None:
+            return self._real(function)
+        if id(plain) not in self._known:
+            self._known[id(plain)] = plain, self._real(function)
+        return self._known[id(plain)][1]
+
+    def end(self) -> None:
+        """Only call ``real`` from now on, in case another thread's block restores this object."""
+        self._owner.clear()
+        self._known.clear()
+
+
 @contextmanager
 def _converted_once() -> Iterator[None]:
     if _cache is None:
         yield
         return
-    cache, owner = _cache._FUNCTION_CACHE, [threading.get_ident()]
-    real, before = cache.convert_with_cache, vars(cache).get("convert_with_cache")
-    known: dict[int, tuple[Any, Callable[..., Any]]] = {}  # by the id of a function, which is kept alive
-
-    def convert_with_cache(function: Callable[..., Any]) -> Callable[..., Any]:
-        if threading.get_ident() not in owner or not inspect.ismethod(function):
-            return real(function)
-        plain = function.__func__
-        if id(plain) not in known:
-            known[id(plain)] = plain, real(function)
-        return known[id(plain)][1]
-
-    cache.convert_with_cache = convert_with_cache
+    cache = _cache._FUNCTION_CACHE
+    before = vars(cache).get("convert_with_cache")
+    once = _OncePerFunction(cache.convert_with_cache, lambda call: call.__func__ if inspect.ismethod(call) else None)
+    cache.convert_with_cache = once
     try:
         yield
     finally:
-        owner.clear()  # in case another thread's block restores this function
-        known.clear()
+        once.end()
         if before is not None:
             cache.convert_with_cache = before
         else:
@@ -226,25 +242,19 @@ def _looked_up_once() -> Iterator[None]:
     if _calls is None:
         yield
         return
-    real, owner = _calls.is_unsupported, [threading.get_ident()]
-    known: dict[int, tuple[Any, bool]] = {}
-
-    def is_unsupported(function: Any) -> bool:
-        if threading.get_ident() not in owner:
-            return real(function)
-        what = getattr(function, "forward", function) if isinstance(function, paddle.nn.Layer) else function
-        plain = what.__func__ if inspect.ismethod(what) else what
-        if id(plain) not in known:
-            known[id(plain)] = plain, real(function)
-        return known[id(plain)][1]
-
-    _calls.is_unsupported = is_unsupported
+    real = _calls.is_unsupported
+    once = _calls.is_unsupported = _OncePerFunction(real, _plain_function)
     try:
         yield
     finally:
-        owner.clear()
-        known.clear()
+        once.end()
         _calls.is_unsupported = real
+
+
+def _plain_function(function: Any) -> Any:
+    """Return what is called: the ``forward`` of a layer, the function of a method."""
+    what = getattr(function, "forward", function) if isinstance(function, paddle.nn.Layer) else function
+    return what.__func__ if inspect.ismethod(what) else what
 
 
 _EMPTY = traceback.StackSummary()
