@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import json
 import logging
 import math
@@ -30,6 +30,7 @@ from paddlelite_callbacks.callbacks.export.options import ExportOptions
 from paddlelite_callbacks.callbacks.pact.callback import PACTQuantCallback
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.nn.cost import count_macs, count_parameters
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
 from paddlelite_callbacks.recipes.candidates import choose, measure_candidates, shortlist
@@ -251,9 +252,10 @@ class _Lightening:
             check_writable(self.folder)
         self._check()
         path = self.folder / STATE
-        state = State.read(path, self._settings())
+        settings = self._settings()
+        state = State.read(path, settings)
         if state is None:
-            state = State(path=path, settings=self._settings(), plan=self._plan())
+            state = State(path=path, settings=settings, plan=self._plan())
         self._say(str(state.plan))
         if dry_run:
             return Lightened(plan=state.plan, folder=self.folder, budget=self.budget, command=_command())
@@ -265,7 +267,7 @@ class _Lightening:
         """Check options that would otherwise fail after the first training."""
         DistillCallback(self.network, **self.distill)
         self._judged_by(1.0)
-        first_batch(self.eval_data, 1)
+        self._sample  # noqa: B018 (raises where the data are empty)
         if self.budget.metric is not None and self.budget.metric not in (names := self._metric_names):
             raise ValueError(
                 f"Unknown metric {self.budget.metric!r} in the budget; available: {', '.join(names)}: name one, or "
@@ -278,7 +280,7 @@ class _Lightening:
             "network": type(self.network).__name__,
             "parameters": count_parameters(self.network),
             "samples": [_length(self.train_data), _length(self.eval_data)],
-            "sample": [list(item.shape[1:]) for item in first_batch(self.eval_data, 1)[0]],
+            "sample": [list(item.shape[1:]) for item in self._sample],
             "candidates": self.candidates if isinstance(self.candidates, int) else list(self.candidates),
             "at": self.at,
             "epochs": dict(self.epochs),
@@ -291,6 +293,11 @@ class _Lightening:
             "size_mb": self.budget.size_mb,
             "latency_ms": self.budget.latency_ms,
         }
+
+    @functools.cached_property
+    def _sample(self) -> list[np.ndarray]:
+        """The first batch of the evaluation data, read once; one sample of a data set."""
+        return first_batch(self.eval_data, 1)[0]
 
     # ---- the plan
 
@@ -320,7 +327,7 @@ class _Lightening:
         return number_of_classes(self.network, None) if self.at is None else 0
 
     def _rungs(self, chosen: Sequence[Any], inputs: list[Any], labels: list[Any], reading: float) -> Iterator[Rung]:
-        big = measure_steps(copy.deepcopy(self.network), inputs, labels, self.loss)
+        big = measure_steps(_copied(self.network), inputs, labels, self.loss)
         slowest = max(one.export_seconds for one in chosen)
         yield Rung(
             name=BIG,
@@ -447,8 +454,8 @@ class _Lightening:
         swap = BackboneSwap(name, at=self.at, pretrained=pretrained)
         if self.at is None:
             return swap(self.network)
-        shape = first_batch(self.eval_data, 1)[0][0].shape
-        return swap(copy.deepcopy(self.network), input_spec=[InputSpec([None, *shape[1:]])])
+        shape = self._sample[0].shape
+        return swap(_copied(self.network), input_spec=[InputSpec([None, *shape[1:]])])
 
     def _weights_of(self, name: str) -> Path:
         return self.folder / name / "model.pdparams"
@@ -492,9 +499,11 @@ class _Lightening:
         if _TIMING in state.finished or len(exported) < 2:
             return records
         self._say("\n=== Timing all files in turn ===")
-        batch, _ = first_batch(self.eval_data, 1)
         try:
-            timed = {one.name: one for one in timed_together(exported, batch[:1], self.benchmark, verbose=self.verbose)}
+            timed = {
+                one.name: one
+                for one in timed_together(exported, self._sample[:1], self.benchmark, verbose=self.verbose)
+            }
         except (ValueError, EngineError) as error:
             _log.warning("The files were not timed in turn: %s", error)
             return records
@@ -540,6 +549,11 @@ class _Lightening:
     def _say(self, text: str) -> None:
         if self.verbose:
             write_lines(text)
+
+
+def _copied(network: Layer) -> Layer:
+    """Return a copy with hooks and modes, as a trained network needs them."""
+    return copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
 
 
 def _plain(value: Any) -> Any:
