@@ -16,7 +16,7 @@ class GraphIndex:
         self._consumers: dict[str, dict[int, Any]] = {}
 
     def producer(self, name: str) -> Any | None:
-        """Return the operator that writes ``name``; ``None`` for inputs, parameters and constants."""
+        """Return the operator that writes ``name``; for inputs and constants, None."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[Any]:

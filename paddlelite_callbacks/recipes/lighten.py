@@ -296,7 +296,7 @@ class _Lightening:
 
     @functools.cached_property
     def _sample(self) -> list[np.ndarray]:
-        """The first batch of the evaluation data, read once; one sample of a data set."""
+        """Return the first batch, or sample, of the evaluation data, read once."""
         return first_batch(self.eval_data, 1)[0]
 
     # ---- the plan

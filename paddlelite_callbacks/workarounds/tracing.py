@@ -193,7 +193,7 @@ def without_repeated_conversions() -> Iterator[None]:
 
 
 class _OncePerFunction:
-    """Call ``real`` once per function and return the same result again, in the thread that made this object.
+    """Call ``real`` once per function; return the same result again in its thread.
 
     Args:
         real: Function of Paddle.
@@ -213,7 +213,10 @@ class _OncePerFunction:
         return self._known[id(plain)][1]
 
     def end(self) -> None:
-        """Only call ``real`` from now on, in case another thread's block restores this object."""
+        """Only call ``real`` from now on.
+
+        Another thread's block may restore this object later.
+        """
         self._owner.clear()
         self._known.clear()
 

@@ -196,6 +196,8 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: It is not; names it.
     """
+    if type(temperature) in (int, float) and 0 < temperature < math.inf:  # the usual case, in every batch
+        return
     words, remedy = "a positive number or None", "leave it out for the loss's own default"
     check_number("temperature", temperature, lambda degrees: degrees > 0, words, remedy=remedy)
 

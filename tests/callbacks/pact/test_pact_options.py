@@ -293,7 +293,7 @@ def test_a_hint_when_more_epochs_run_than_the_recipe_needs(caplog):
         ({"lr_scale": 0}, "lr_scale must be a finite number above 0"),
         ({"start_epoch": -1}, "start_epoch"),
         ({"freeze_bn_after": 1.5}, "freeze_bn_after"),
-        ({"metric_drop": 3}, "metric_drop is a share"),
+        ({"metric_drop": 3}, "metric_drop must be a share"),
         ({"activation": "paddleslim", "quantize_outputs": True}, "needs quantize_outputs=False, got True"),
     ],
 )
