@@ -15,6 +15,7 @@ from places import ROOT
 from warm_converter import run_script
 
 PAGES = runpy.run_path(str(ROOT / "examples" / "results" / "into_pages.py"), run_name="pages")
+REDRAW = runpy.run_path(str(ROOT / "examples" / "results" / "redraw.py"), run_name="redraw")
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES["pages"]()}
 
 
@@ -174,3 +175,18 @@ def test_the_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "DistillCallback" in (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "zh" / "guides" / "distillation" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("ladder", REDRAW["ladders"](), ids=lambda path: path.name)
+def test_a_committed_ladder_is_that_of_its_lines(ladder, tmp_path):
+    """Table and lines to the letter; the picture up to another release's edges of letters."""
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    REDRAW["redraw"](ladder, tmp_path)
+    for name in ("ladder.md", "ladder.jsonl"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ladder / name).read_text(encoding="utf-8"), (
+            f"{ladder.name}: run python examples/results/redraw.py"
+        )
+    drawn, stored = (np.asarray(image.open(folder / "ladder.png").convert("L"), float) for folder in (tmp_path, ladder))
+    assert drawn.shape == stored.shape
+    assert np.abs(drawn - stored).mean() < 1
