@@ -15,15 +15,41 @@ from paddlelite_callbacks import BackboneSwap
 __all__ = ["LIGHT", "ResNet9", "light_network", "whiten_"]
 
 
+BIAS_RATE, BIAS_DECAY = 64.0, 1e-5  # factor on the learning rate of the batch norms' biases, and their weight decay
+
+
+def _convolution(before: int, width: int) -> nn.Conv2D:
+    """Build a 3x3 convolution whose first output channels copy its input; the others are small."""
+    bound = (before * 9) ** -0.5
+    convolution = nn.Conv2D(
+        before, width, 3, padding=1, bias_attr=False, weight_attr=nn.initializer.Uniform(-bound, bound)
+    )
+    weight, same = convolution.weight.numpy(), np.arange(min(before, width))
+    weight[same] = 0.0
+    weight[same, same, 1, 1] = 1.0
+    convolution.weight.set_value(weight)
+    return convolution
+
+
+def _norm(width: int) -> nn.BatchNorm2D:
+    """Build a batch norm whose scale is not trained and whose biases learn fast.
+
+    The scale's learning rate is 0: with ``stop_gradient`` Paddle 3.3 computes no gradient of the biases either.
+    """
+    decay = paddle.regularizer.L2Decay(BIAS_DECAY)
+    bias = paddle.ParamAttr(learning_rate=BIAS_RATE, regularizer=decay)
+    return nn.BatchNorm2D(width, weight_attr=paddle.ParamAttr(learning_rate=0.0), bias_attr=bias)
+
+
 class Block(nn.Layer):
     """Convolution, 2x2 max pooling, and a residual convolution."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2D(before, width, 3, padding=1, bias_attr=False)
-        self.norm1 = nn.BatchNorm2D(width)
-        self.conv2 = nn.Conv2D(width, width, 3, padding=1, bias_attr=False)
-        self.norm2 = nn.BatchNorm2D(width)
+        self.conv1 = _convolution(before, width)
+        self.norm1 = _norm(width)
+        self.conv2 = _convolution(width, width)
+        self.norm2 = _norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maps of half the size."""
@@ -34,8 +60,8 @@ class Block(nn.Layer):
 class ResNet9(nn.Layer):
     """ResNet9 for CIFAR-10, after Page 2019 and Jordan 2024 (arXiv:2404.00498).
 
-    It trains in few epochs. The weight of the first convolution is not trained: `whiten_` sets it from
-    images.
+    It trains in few epochs: convolutions begin as the identity, the batch norms' scales are not trained and their
+    biases learn fast. The weight of the first convolution is not trained either: `whiten_` sets it from images.
 
     Args:
         widths: Numbers of channels of the blocks.

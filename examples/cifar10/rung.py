@@ -138,7 +138,7 @@ def pictures(flags: argparse.Namespace) -> tuple[Pictures, Pictures]:
 
 def recipe_of(name: str, flags: argparse.Namespace) -> Recipe:
     """Return how a rung is trained: its own defaults, or what the command line says."""
-    recipe = Recipe(epochs=9) if name == TEACHER else Recipe(epochs=16, smoothing=0.0, decay=2e-4)
+    recipe = Recipe(epochs=14, decay=1e-3) if name == TEACHER else Recipe(epochs=16, smoothing=0.0, decay=2e-4)
     options = {key: getattr(flags, key) for key in ("epochs", "rate", "decay", "smoothing", "cutout")}
     if flags.quick:
         options = {"epochs": 1, "batch": 64, **{key: value for key, value in options.items() if value is not None}}

@@ -137,6 +137,28 @@ def test_whitened_patches_are_uncorrelated():
     np.testing.assert_allclose(outputs[:, 12:], -outputs[:, :12], atol=1e-5)
 
 
+def test_convolutions_of_the_teacher_begin_as_the_identity_and_its_scales_are_not_trained():
+    network = networks.ResNet9((4, 8, 8))
+    x = paddle.rand([2, 24, 5, 5])
+    block = network.blocks[1]
+    np.testing.assert_array_equal(block.conv1(x[:, :4]).numpy()[:, :4], x.numpy()[:, :4])
+    np.testing.assert_array_equal(block.conv2(x[:, :8]).numpy(), x.numpy()[:, :8])
+    assert abs(block.conv1.weight.numpy()[4:]).max() <= (4 * 9) ** -0.5
+    before = {name: value.numpy() for name, value in network.state_dict().items()}
+    optimizer = paddle.optimizer.Momentum(
+        0.01, momentum=0.0, parameters=[p for p in network.parameters() if not p.stop_gradient], weight_decay=0.5
+    )
+    network(paddle.rand([4, 3, 32, 32])).sum().backward()
+    gradient = block.norm1.bias.grad.numpy()
+    optimizer.step()
+    after = network.state_dict()
+    assert all(
+        (after[name].numpy() == before[name]).all() for name in before if name.endswith(("norm1.weight", "stem.weight"))
+    )
+    moved = after["blocks.1.norm1.bias"].numpy() - before["blocks.1.norm1.bias"]
+    np.testing.assert_allclose(moved, -64 * 0.01 * gradient, rtol=1e-4, atol=1e-6)
+
+
 class Killed(Exception):
     pass
 
