@@ -170,11 +170,12 @@ def noise(specs: Sequence[tuple[Sequence[int | None], str]]) -> list[Tensor]:
     return made
 
 
-def example_inputs(network: Layer) -> list[Tensor] | None:
+def example_inputs(network: Layer, size: int = _SIZE) -> list[Tensor] | None:
     """Guess an input from the first layer with known channels; ``None`` without one.
 
     Args:
         network: Network, presumably of one input.
+        size: Height and width of images, and length of sequences.
     """
     for layer in network.sublayers(include_self=True):
         for kind, sizes in _GUESSED.items():
@@ -183,7 +184,7 @@ def example_inputs(network: Layer) -> list[Tensor] | None:
                 if kind is nn.Linear:
                     return noise([([2, int(weight.shape[0])], dtype)])
                 channels = int(weight.shape[1]) * layer._groups
-                places = [_SIZE] * sizes
+                places = [size] * sizes
                 last = str(layer._data_format).endswith("C")
                 return noise([([2, *places, channels] if last else [2, channels, *places], dtype)])
     return None

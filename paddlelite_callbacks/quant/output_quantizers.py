@@ -10,8 +10,8 @@ changes nothing where only ReLUs read the result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import paddle
@@ -21,9 +21,10 @@ from paddle.nn import Layer
 from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.nn.nested import tensors_in
 from paddlelite_callbacks.nn.surgery import copy_network, unwrapped
-from paddlelite_callbacks.nn.trace import Call, Trace, trace
+from paddlelite_callbacks.nn.trace import Call, Trace, example_inputs, trace
 from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
 from paddlelite_callbacks.utils.deprecation import forwarded
+from paddlelite_callbacks.utils.error_text import reason as reason_of
 from paddlelite_callbacks.utils.isolation import same_random_streams
 
 __all__ = ["OutputPlace", "attach_output_quantizer_", "detach_output_quantizer_", "output_places", "quantized_outputs"]
@@ -38,6 +39,7 @@ __getattr__, _ = forwarded(  # old names
 
 _log = logging.getLogger(__name__)
 _RELUS = (paddle.nn.ReLU, paddle.nn.ReLU6)
+_SIZES = (64, 32, 28, 224, 16, 96, 128, 256)  # of images, for networks that take one size only
 _RELU_NODES = ("ReluGradNode", "Relu6GradNode")
 _RESHAPES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Cast", "Stack")
 
@@ -79,15 +81,38 @@ def output_places(
         convolutions: Names of convolutions.
         inputs: Inputs to run it on; ``None`` where unknown.
     """
-    if inputs is None or unwrapped(network) is not network:
-        return _places_by_definition(network, convolutions)
-    try:
-        ran = trace(copy_network(network), inputs)
-    except Exception as error:
-        _log.info("Only norms get output quantizers, %s could not be run: %s", type(network).__name__, error)
-        return _places_by_definition(network, convolutions)
-    places = _places_by_run(dict(network.named_sublayers()), convolutions, ran)
-    return _verified(network, places, inputs)
+    inner = unwrapped(network)
+    if inner is not network:
+        prefix = "_layers."  # of ``paddle.DataParallel``
+        found = output_places(inner, [name.removeprefix(prefix) for name in convolutions], inputs)
+        return [replace(place, name=prefix + place.name) for place in found]
+    reason = "no input is known"
+    for given in _tried(network, inputs):
+        try:
+            ran = trace(copy_network(network), given)
+        except Exception as error:
+            reason = reason_of(error) if given is inputs or inputs is None else reason
+            continue
+        places = _places_by_run(dict(network.named_sublayers()), convolutions, ran)
+        return _verified(network, places, given)
+    _log.warning(
+        "The outputs to quantise follow the order in which %s defines its layers, which may differ from the order in "
+        "which they run, since it could not be run: %s. Give prepare_pact_(inputs=...) a batch, or paddle.Model its "
+        "InputSpecs.",
+        type(network).__name__,
+        reason.rstrip("."),
+    )
+    return _places_by_definition(network, convolutions)
+
+
+def _tried(network: Layer, inputs: Sequence[Tensor] | None) -> Iterator[Sequence[Tensor]]:
+    """Yield the inputs, then guesses for networks of one image size only."""
+    if inputs is not None:
+        yield inputs
+    for size in _SIZES:
+        guessed = example_inputs(network, size)
+        if guessed is not None:
+            yield guessed
 
 
 def attach_output_quantizer_(layer: Layer, quantizer: PACTActivationQuantizer) -> None:
@@ -229,7 +254,9 @@ def _is_reshape(node: str) -> bool:
 
 
 def _normalises(norm: Layer, convolution: Layer) -> bool:
+    """Whether ``norm`` has the output channels of ``convolution``."""
     if not is_batch_norm(norm):
         return False
-    weight, channels = convolution.weight, norm._mean.shape[0]
-    return channels in (weight.shape[0], weight.shape[1] * getattr(convolution, "_groups", 1))
+    weight, groups = convolution.weight, getattr(convolution, "_groups", 1)
+    transposed = isinstance(convolution, paddle.nn.Conv2DTranspose)
+    return norm._mean.shape[0] == (weight.shape[1] * groups if transposed else weight.shape[0])

@@ -215,13 +215,14 @@ def test_without_inputs_the_shape_is_guessed(kind):
     assert found == {place.name for place in kind.places}
 
 
-def test_where_nothing_can_be_run_norms_in_order_of_definition_are_places():
+def test_where_nothing_can_be_run_norms_in_order_of_definition_are_places(caplog):
     class Two(Plain):
         def forward(self, x, mask):
             return super().forward(x * mask)
 
     network = Two()
     prepare_pact_(network, PACTConfig(quantize_outputs=True))
+    assert "it could not be run" in caplog.text
     found = [name for name in activation_quantizers(network) if "output_quanter" in name]
     assert found == ["bn1.output_quanter", "conv2.output_quanter"]
     mask = paddle.ones([2, 1, 64, 64])
@@ -229,6 +230,52 @@ def test_where_nothing_can_be_run_norms_in_order_of_definition_are_places():
     prepare_pact_(network, PACTConfig(quantize_outputs=True), inputs=[paddle.rand([2, 3, 64, 64]), mask])
     found = [name for name in activation_quantizers(network) if "output_quanter" in name]
     assert found == ["relu1.output_quanter", "relu2.output_quanter"]
+
+
+class Inverted(nn.Layer):
+    """An inverted bottleneck in the order of PyTorch's EfficientNet ports, for one image size only."""
+
+    def __init__(self, size=28):
+        super().__init__()
+        self._expand_conv = nn.Conv2D(3, 12, 1, bias_attr=False)
+        self._depthwise_conv = nn.Conv2D(12, 12, 3, padding=1, groups=12, bias_attr=False)
+        self._project_conv = nn.Conv2D(12, 4, 1, bias_attr=False)
+        self._bn0, self._bn1, self._bn2 = nn.BatchNorm2D(12), nn.BatchNorm2D(12), nn.BatchNorm2D(4)
+        self.act, self.fc = nn.Hardswish(), nn.Linear(4 * size * size, 5)
+
+    def forward(self, x):
+        x = self.act(self._bn0(self._expand_conv(x)))
+        x = self.act(self._bn1(self._depthwise_conv(x)))
+        return self.fc(self._bn2(self._project_conv(x)).flatten(1))
+
+    places = [OutputPlace("_bn0"), OutputPlace("_bn1"), OutputPlace("_bn2")]
+
+
+def convolutions_of(network):
+    return [name for name, layer in network.named_sublayers() if isinstance(layer, nn.Conv2D)]
+
+
+@pytest.mark.parametrize("size", [28, 32, 224])
+def test_a_network_of_one_image_size_is_run_too(size, caplog):
+    network = Inverted(size)
+    assert output_places(network, convolutions_of(network)) == Inverted.places
+    wrong = [paddle.zeros([1, 3, 7, 7])]
+    assert output_places(network, convolutions_of(network), wrong) == Inverted.places
+    assert not caplog.records
+
+
+def test_the_network_inside_data_parallel_is_run():
+    network = paddle.DataParallel(Inverted())
+    found = output_places(network, convolutions_of(network), [paddle.rand([2, 3, 28, 28])])
+    assert [place.name for place in found] == ["_layers._bn0", "_layers._bn1", "_layers._bn2"]
+
+
+def test_where_the_order_is_not_known_a_warning_says_so(caplog):
+    network = Inverted(29)
+    found = output_places(network, convolutions_of(network))
+    assert {place.name for place in found} == {"_expand_conv", "_depthwise_conv"}  # no norm of other channels
+    assert "it could not be run" in caplog.text
+    assert "inputs=" in caplog.text
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
