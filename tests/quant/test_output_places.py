@@ -248,7 +248,7 @@ class Inverted(nn.Layer):
         x = self.act(self._bn1(self._depthwise_conv(x)))
         return self.fc(self._bn2(self._project_conv(x)).flatten(1))
 
-    places = [OutputPlace("_bn0"), OutputPlace("_bn1"), OutputPlace("_bn2")]
+    places = (OutputPlace("_bn0"), OutputPlace("_bn1"), OutputPlace("_bn2"))
 
 
 def convolutions_of(network):
@@ -258,9 +258,9 @@ def convolutions_of(network):
 @pytest.mark.parametrize("size", [28, 32, 224])
 def test_a_network_of_one_image_size_is_run_too(size, caplog):
     network = Inverted(size)
-    assert output_places(network, convolutions_of(network)) == Inverted.places
+    assert output_places(network, convolutions_of(network)) == list(Inverted.places)
     wrong = [paddle.zeros([1, 3, 7, 7])]
-    assert output_places(network, convolutions_of(network), wrong) == Inverted.places
+    assert output_places(network, convolutions_of(network), wrong) == list(Inverted.places)
     assert not caplog.records
 
 
