@@ -23,7 +23,7 @@ from typing import Any
 import before_paddle  # noqa: F401
 import numpy as np
 import paddle
-from data import Pictures, default_cache, drawn, held_out, load, normalized
+from data import CLASSES, MEAN, STD, Pictures, default_cache, drawn, held_out, load, normalized
 from networks import LIGHT, ResNet9, light_network, whiten_
 from paddle import nn
 from training import Recipe, accuracy, fit, save_weights
@@ -51,6 +51,7 @@ LOSSES = {  # options of DistillCallback
     "dkd": {"loss": "dkd", "temperature": 4.0, "weight": 0.25, "task_weight": 1.0},
     "dist": {"loss": "dist", "temperature": 4.0, "weight": 0.125, "task_weight": 1.0},
 }
+SIDECAR = {"labels": list(CLASSES), "preprocess": {"size": 32, "mean": MEAN, "std": STD}}  # for deploy.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,7 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     else:
         told["recipe"] = fit(network, train, recipe, folder, seed=flags.seed, callbacks=callbacks)
     save_weights(network, folder / "weights.pdparams")
-    told["accuracy"] = accuracy(network, test)
+    told |= {"accuracy": accuracy(network, test), "images": len(test)}
     print(f"{flags.rung}: {100 * told['accuracy']:.2f} %; exporting ...", flush=True)
     record, files = exported(network, folder, test, flags)
     return line_of(flags, record, files, told | {"seconds": round(time.perf_counter() - begin)})
@@ -219,7 +220,8 @@ def exported(
 ) -> tuple[Record, dict[str, float | str]]:
     """Export a network, and evaluate each file on each engine that reads it."""
     export = ExportBenchCallback(
-        folder, name="files", engines=flags.engines, export=ExportOptions(report=False),
+        folder, name="files", engines=flags.engines,
+        export=ExportOptions(report=False, forms=["pdmodel"], sidecar=SIDECAR),
         benchmark=BenchOptions(warmup=1, repeats=3, peak_memory=False, roofline=False),
     )  # fmt: skip
     record = export.export(network, normalized(test.images[:32]))

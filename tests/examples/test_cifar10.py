@@ -10,6 +10,7 @@ import sys
 import tarfile
 
 import numpy as np
+import onnxruntime
 import paddle
 import pytest
 from installed import needs
@@ -240,6 +241,37 @@ def test_gains_are_paired_by_seed_and_on_the_worst_engine_of_the_right_precision
     assert np.isnan(table.file_accuracy(line("light", 0, 0.8), "int8"))
 
 
+def shipped_with_a_card(out, entry):
+    """The files of a rung with a card, and what the demo says of pictures with them."""
+    for script, *given in (
+        (SCRIPTS / "cards.py", "--out", out, "--rungs", "kl+pact", "--to", out / "models"),
+        (ROOT / "examples" / "classify.py", out / "models" / "cifar10-lcnet-kl-pact-0", out / "1.png", out / "2.png"),
+    ):
+        pictures = data.drawn(2, seed=9)
+        for k, image in enumerate(pictures.images, start=1):
+            Image.fromarray(image.transpose(1, 2, 0)).save(out / f"{k}.png")
+        done = subprocess.run(
+            [sys.executable, str(script), *map(str, given)], capture_output=True, text=True, check=False, timeout=100
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    folder = out / "models" / "cifar10-lcnet-kl-pact-0"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "deploy.json", "model.int8.onnx", "model.pdiparams", "model.pdmodel")
+    ]
+    session = onnxruntime.InferenceSession(str(folder / "model.int8.onnx"), providers=["CPUExecutionProvider"])
+    scores = session.run(None, {session.get_inputs()[0].name: data.normalized(pictures.images)})[0]
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for line, share in zip(done.stdout.splitlines(), shares, strict=True):
+        assert line.split(": ")[1] == f"{data.CLASSES[share.argmax()]} {100 * share.max():.1f} %"
+    told = json.loads((folder / "deploy.json").read_text())
+    assert {name for file in told["files"] for name in file["sha256"]} == {
+        *("model.int8.onnx", "model.pdiparams", "model.pdmodel")
+    }
+    card = (folder / "README.md").read_text()
+    assert f"| `model.int8.onnx` | onnxruntime | {100 * entry['files']['model.int8.onnx on onnxruntime']:.2f} |" in card
+    assert f"- `model.int8.onnx`: {(folder / 'model.int8.onnx').stat().st_size / 1e6:.2f} MB" in card
+
+
 @pytest.mark.slow
 @needs("paddleclas", "paddle2onnx", "onnxruntime")
 def test_the_ladder_quick(tmp_path):
@@ -261,6 +293,7 @@ def test_the_ladder_quick(tmp_path):
     assert (tmp_path / "out" / "logs" / "lcnet-kl-0.jsonl").is_file()
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| kl+pact (int8) | 1 | 1 |" in text
+    shipped_with_a_card(tmp_path / "out", lines[4])
     again = subprocess.run(
         [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100
     )
