@@ -41,6 +41,8 @@ def packages_of(block: str) -> pytest.MarkDecorator:
     swaps = ["paddleclas"] if re.search(r"BackboneSwap\(\"|list_backbones", block) else []
     others = [name for name in ("paddleseg", "ppdet") if f"from {name}" in block]  # see test_own_loops for the rest
     others += ["MNN", "ncnn", "pnnx"] if "edge_files" in block else []
+    others += [name for name in ("visualdl", "wandb") if f"callbacks.{name}" in block.lower()]
+    others += ["tensorboardX"] if "from tensorboardX" in block else []
     return needs(*swaps, *others, *(["paddle2onnx"] if re.search(r'model(\.int8)?\.onnx"', block) else []))
 
 
