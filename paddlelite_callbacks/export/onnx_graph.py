@@ -89,6 +89,12 @@ class OnnxGraph(GraphIndex):
         node.input.extend(inputs)
         self._index(node)
 
+    def change_kind(self, node: Any, kind: str, **attributes: Any) -> None:
+        """Make ``node`` a node of another kind with the same inputs and outputs."""
+        node.op_type = kind
+        del node.attribute[:]
+        node.attribute.extend(self._onnx.helper.make_attribute(name, value) for name, value in attributes.items())
+
     def redirect(self, old: str, new: str) -> None:
         """Replace the tensor ``old`` by ``new`` in all nodes that read it."""
         for node in self.consumers(old):

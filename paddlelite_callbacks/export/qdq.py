@@ -11,10 +11,14 @@ Activations are uint8, non-negative ones with zero point 0 and the others with z
 ONNX Runtime takes three times as long. Those trained on a symmetric grid (``activation_symmetric``) are int8 with zero
 point 0, as TensorRT and NPUs need them. Grids below 8 bits are kept by a ``Clip`` before the quantizer, those of
 weights by integers that are multiples of a power of two.
+
+A ``Linear`` is written as ONNX Runtime fuses it: one matrix as ``Gemm``, several as ``MatMul``, each with its bias
+behind it (see `_keep_product_in_int8`). A quantizer whose input is already on its grid is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +69,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     Raises:
         ExportError: As for `write_int8_onnx`.
     """
-    graph = OnnxGraph(model)
+    graph, ranks = OnnxGraph(model), _ranks(model)
     roundings = [node for node in graph.nodes if node.op_type == "Round"]
     casts = [node for node in graph.nodes if _is_int8_cast(graph, node)]
     if not roundings or not casts:
@@ -78,7 +82,58 @@ def rewrite_as_qdq(model: Any) -> Any:
         _fold_bias(graph, node)
         _fold_batch_norm(graph, node)
         _fold_bias(graph, node)
+    for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
+        _keep_product_in_int8(graph, node, ranks)
+    for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
+        _leave_out_repeated(graph, node)
     return graph.to_model()
+
+
+def _ranks(model: Any) -> dict[str, int]:
+    """Return the number of dimensions of each tensor for which it is known."""
+    onnx = require("onnx", needed_for="int8 ONNX files")
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    items = (*found.value_info, *found.input, *found.output)
+    return {
+        item.name: len(item.type.tensor_type.shape.dim) for item in items if item.type.tensor_type.HasField("shape")
+    }
+
+
+def _keep_product_in_int8(graph: OnnxGraph, product: Any, ranks: Mapping[str, int]) -> None:
+    """Write the product of a quantised ``Linear`` so that ONNX Runtime fuses it.
+
+    It makes a float ``Gemm`` of ``MatMul`` and ``Add``, and dequantises the whole weight at each call. A ``Gemm`` of a
+    matrix without bias becomes ``QGemm``, a ``MatMul`` of more dimensions that no ``Add`` follows
+    ``MatMulIntegerToFloat``. The bias stays float and exact: it is added behind the product, in the second case by
+    subtracting its negative, which is the same number.
+    """
+    if any(_kind_behind(graph, name) != "DequantizeLinear" for name in product.input):
+        return
+    if ranks.get(product.output[0]) == 2:
+        graph.change_kind(product, "Gemm", alpha=1.0, beta=1.0, transA=0, transB=0)
+        return
+    add = graph.only_consumer(product.output[0], "Add")
+    at = None if add is None else next((i for i, name in enumerate(add.input) if name in graph.constants), None)
+    if add is not None and at is not None:
+        negated = graph.constant(f"{add.input[at]}.negated", -graph.constants[add.input[at]])
+        graph.set_inputs(add, [product.output[0], negated])
+        graph.change_kind(add, "Sub")
+
+
+def _leave_out_repeated(graph: OnnxGraph, quantize: Any) -> None:
+    """Leave out a quantizer behind one with the same grid, whose values it keeps."""
+    before = graph.producer(quantize.input[0])
+    if before is None or before.op_type != "DequantizeLinear":
+        return
+    grids = [[graph.constants[name] for name in node.input[1:3]] for node in (before, quantize)]
+    if all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(*grids, strict=True)):
+        for after in graph.consumers(quantize.output[0]):
+            graph.redirect(after.output[0], before.output[0])
+
+
+def _kind_behind(graph: OnnxGraph, name: str) -> str | None:
+    node = graph.producer(name)
+    return None if node is None else node.op_type
 
 
 def _activation(graph: OnnxGraph, rounding: Any) -> None:

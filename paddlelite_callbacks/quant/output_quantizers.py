@@ -173,9 +173,15 @@ def _places_by_run(layers: dict[str, Layer], convolutions: Sequence[str], ran: T
             found = _place(name, calls, behind(name, _is_relu), ran)
             if found is not None and found.name == name and not found.rectified:
                 given = any(ran.is_output(_made(call), _is_reshape) for call in calls[name])
-                found = None if given or name == order[-1] else found
+                found = None if given or (name == order[-1] and not _product_behind(name, layers, ran)) else found
             places[name] = found
     return list(dict.fromkeys(place for place in places.values() if place is not None))
+
+
+def _product_behind(name: str, layers: dict[str, Layer], ran: Trace) -> bool:
+    """Whether a ``Linear`` runs after the last call of ``name``."""
+    last = max(at for at, call in enumerate(ran.calls) if call.name == name)
+    return any(isinstance(layers[call.name], paddle.nn.Linear) for call in ran.calls[last + 1 :])
 
 
 def _place(name: str, calls: dict[str, list[Call]], relus: list[set[str]], ran: Trace) -> OutputPlace | None:
