@@ -37,11 +37,13 @@ from paddlelite_callbacks.hapi.model import (
 )
 from paddlelite_callbacks.hapi.optimizer import (
     check_optimizer_parameters,
+    normalizes_gradients,
     optimizer_state_of,
     rate_scheduler_of,
     scaled_learning_rate,
     set_optimizer_state_of,
     trained_also,
+    undecayed,
 )
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "labels_through",
     "metric_names",
     "metrics_of",
+    "normalizes_gradients",
     "optimizer_state_of",
     "prepared_optimizer",
     "rate_scheduler_of",
@@ -78,6 +81,7 @@ __all__ = [
     "task_loss_of",
     "trained_also",
     "training_data",
+    "undecayed",
     "unknown_loss",
     "whole_checkpoints",
 ]

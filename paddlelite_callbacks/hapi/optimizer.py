@@ -10,20 +10,52 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.hapi.attribute import instance_attribute
+
 __all__ = [
     "check_optimizer_parameters",
+    "normalizes_gradients",
     "optimizer_state_of",
     "rate_scheduler_of",
     "scaled_learning_rate",
     "set_optimizer_state_of",
     "trained_also",
+    "undecayed",
 ]
+
+_NORMALIZING = ("Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp")
 
 
 def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:
     """Return the learning rate scheduler of ``optimizer``, if any."""
     rate = optimizer._learning_rate
     return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
+
+
+def normalizes_gradients(optimizer: paddle.optimizer.Optimizer) -> bool:
+    """Whether steps do not depend on the size of gradients: Adam and its kin."""
+    kinds = tuple(kind for name in _NORMALIZING if (kind := getattr(paddle.optimizer, name, None)) is not None)
+    return isinstance(optimizer, kinds)
+
+
+@contextmanager
+def undecayed(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Exempt ``parameters`` from AdamW's weight decay inside the block.
+
+    Args:
+        optimizer: Optimizer; others than AdamW are not changed.
+        parameters: Parameters that it trains.
+    """
+    if not hasattr(optimizer, "_apply_decay_param_fun"):
+        yield
+        return
+    names, also = {parameter.name for parameter in parameters}, optimizer._apply_decay_param_fun
+
+    def decays(name: str) -> bool:
+        return name not in names and (also is None or also(name))
+
+    with instance_attribute(optimizer, "_apply_decay_param_fun", decays):
+        yield
 
 
 def check_optimizer_parameters(optimizer: paddle.optimizer.Optimizer, network: Layer, whose: str) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle.nn import Layer
 
 from paddlelite_callbacks.errors import near_names
+from paddlelite_callbacks.quant.bias_correction import add_bias_
 from paddlelite_callbacks.quant.config import PACTConfig
-from paddlelite_callbacks.quant.prepare import prepare_pact_
+from paddlelite_callbacks.quant.prepare import prepare_pact_, quantized_layers
 from paddlelite_callbacks.quant.quantizers import activation_settings, read_grid, weight_settings
 from paddlelite_callbacks.quant.switch import refresh_quantizers_
 from paddlelite_callbacks.utils.safe_load import read_saved
@@ -72,6 +74,7 @@ def load_pact_(
     try:
         own = {key: value for key, value in network.state_dict().items() if key.endswith(f"{_WEIGHT}grid")}
         state = {**(own if not grids else {}), **state}
+        _add_biases_(network, state)
         _check_fit(network, state, where)
         network.set_state_dict(_as_in(network, state))
         refresh_quantizers_(network)
@@ -165,6 +168,14 @@ def _as_in(network: Layer, state: Mapping[str, Any]) -> dict[str, Any]:
     types = {key: value.dtype for key, value in network.state_dict().items()}
     tensors = {key: paddle.to_tensor(value) for key, value in state.items() if key in types}
     return {key: value.astype(types[key]) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _add_biases_(network: Layer, state: Mapping[str, Any]) -> None:
+    """Add the biases that bias correction gave to layers without one."""
+    for name, layer in quantized_layers(network).items():
+        value = state.get(f"{name}.bias")
+        if layer.bias is None and value is not None:
+            add_bias_(layer, np.zeros(list(value.shape), "float32"))
 
 
 def _check_fit(network: Layer, state: Mapping[str, Any], where: str) -> None:

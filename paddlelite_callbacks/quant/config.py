@@ -10,11 +10,13 @@ from typing import Any
 from paddlelite_callbacks.utils.numbers import check_number, check_whole
 from paddlelite_callbacks.utils.representation import constructor_repr
 
-__all__ = ["ACTIVATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig"]
+__all__ = ["ACTIVATIONS", "CALIBRATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig"]
 
 QUANTIZABLE = ("Conv2D", "Conv2DTranspose", "Linear")
 ACTIVATIONS = ("pact", "paddleslim")
 METHODS = ("pact", "lsq")
+CALIBRATIONS = ("min_max", "percentile", "mse", "kl")
+_CALIBRATION, _PERCENTILE = "mse", 99.9  # the defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,18 @@ class PACTConfig:
         method: ``"pact"`` (weights scaled by their largest magnitude) or ``"lsq"`` (learned weight steps).
         activation: ``"pact"`` (this package's) or ``"paddleslim"``, its ``PACTQuanter`` around Paddle's moving-average
             quantizer, for comparison (8 bits only; its alpha hardly learns, see README).
-        alpha_percentile: Initial ``alpha`` as a percentile of the absolute input in the first training batches.
-        calibration_batches: Number of batches; with more than one, ``alpha`` is a moving average.
+        calibration: Initial ``alpha`` from the input of the first training batches: ``"min_max"`` (the largest
+            magnitude), ``"percentile"``, ``"mse"`` (the smallest squared error of quantisation) or ``"kl"`` (the
+            entropy calibration of TensorRT). ``None`` for ``"mse"``, or ``"percentile"`` with ``alpha_percentile``.
+        alpha_percentile: Percentile of the absolute input for ``"percentile"``, in (50, 100]; ``None`` for 99.9.
+        calibration_batches: Number of batches; with more than one, ``alpha`` is a moving average of percentiles, and
+            by the other methods of the values of all batches.
         observer_momentum: Momentum of that average, in [0, 1).
-        alpha_lr_scale: Factor on the optimizer's learning rate for the alphas.
+        alpha_lr_scale: Factor on the learning rate of the alphas. With optimizers that normalise gradients (Adam and
+            its kin) `PACTQuantCallback` sets it in units of each alpha: 1 moves an alpha in a step by about 10 learning
+            rates of its value, as weights of 0.1 move; with others it is a factor on the optimizer's rate.
         alpha_decay: L2 penalty on the alphas instead of the optimizer's own ``weight_decay``, which applies otherwise
-            (as in the paper). ``AdamW`` applies its own in any case.
+            (as in the paper); that of ``AdamW`` does not apply to activations' alphas in `PACTQuantCallback`.
         lr_scale: Factor on the learning rate or scheduler of the user's optimizer during ``fit``; the guide advises
             0.2-0.5. 1 has no effect.
         start_epoch: First quantised epoch of this ``fit``, from 0; earlier ones train in fp32.
@@ -79,7 +87,8 @@ class PACTConfig:
     quantize_outputs: bool = False
     method: str = "pact"
     activation: str = "pact"
-    alpha_percentile: float = 99.9
+    calibration: str | None = None
+    alpha_percentile: float | None = None
     calibration_batches: int = 1
     observer_momentum: float = 0.9
     alpha_lr_scale: float = 1.0
@@ -116,7 +125,8 @@ class PACTConfig:
                 self._check_whole(name, 0)
         if self.fp32_epochs is not None:
             self._check_whole("fp32_epochs", 1)
-        self._check("alpha_percentile", lambda value: 50 < value <= 100, "in (50, 100]")
+        if self.alpha_percentile is not None:
+            self._check("alpha_percentile", lambda value: 50 < value <= 100, "in (50, 100]")
         self._check("observer_momentum", lambda value: 0 <= value < 1, "in [0, 1)")
         self._check("alpha_lr_scale", lambda value: 0 <= value < math.inf, "a finite number of at least 0")
         if self.alpha_decay is not None:
@@ -149,6 +159,16 @@ class PACTConfig:
                 raise ValueError(
                     f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}: {_default(name)}."
                 )
+        if self.calibration not in (None, *CALIBRATIONS):
+            raise ValueError(
+                f"calibration must be one of {list(CALIBRATIONS)}, got {self.calibration!r}: leave it out for "
+                f"{_CALIBRATION!r}."
+            )
+        if self.alpha_percentile is not None and self.calibration not in (None, "percentile"):
+            raise ValueError(
+                f"alpha_percentile={self.alpha_percentile} needs calibration='percentile', got {self.calibration!r}: "
+                "leave one of the two out."
+            )
         if self.activation == "pact":
             return
         if self.activation_bits != 8:
@@ -168,6 +188,12 @@ class PACTConfig:
                 raise ValueError(
                     f"activation='paddleslim' needs {name}={only!r}, got {getattr(self, name)!r}: leave one out."
                 )
+
+    @property
+    def resolved_calibration(self) -> tuple[str, float]:
+        """Calibration method and percentile in effect."""
+        chosen = self.calibration or (_CALIBRATION if self.alpha_percentile is None else "percentile")
+        return chosen, _PERCENTILE if self.alpha_percentile is None else self.alpha_percentile
 
     @classmethod
     def from_guide(cls, mapping: Mapping[str, Any], **changes: Any) -> PACTConfig:
@@ -194,10 +220,13 @@ class AdvancedPACTOptions:
     Args:
         layer_types: See `PACTConfig`; the same holds for all.
         activation: ``"pact"`` or ``"paddleslim"``.
-        alpha_percentile: Initial ``alpha`` as a percentile of the absolute input, in (50, 100].
+        calibration: Initial ``alpha``: ``"min_max"``, ``"percentile"``, ``"mse"`` or ``"kl"``; ``None`` for ``"mse"``,
+            or ``"percentile"`` with ``alpha_percentile``.
+        alpha_percentile: Percentile of the absolute input, in (50, 100]; ``None`` for 99.9.
         calibration_batches: Number of calibration batches, at least 1.
         observer_momentum: Momentum of their moving average, in [0, 1).
-        alpha_lr_scale: Factor on the learning rate for the alphas, at least 0.
+        alpha_lr_scale: Factor on the learning rate of the alphas, at least 0; with Adam and its kin in units of each
+            alpha's value, see `PACTConfig`.
         alpha_decay: L2 penalty on the alphas; ``None`` for the optimizer's own.
         fp32_epochs: Epochs of the fp32 training; a hint is logged if ``fit`` runs more than half of them.
 
@@ -210,7 +239,8 @@ class AdvancedPACTOptions:
 
     layer_types: Sequence[str] = QUANTIZABLE
     activation: str = "pact"
-    alpha_percentile: float = 99.9
+    calibration: str | None = None
+    alpha_percentile: float | None = None
     calibration_batches: int = 1
     observer_momentum: float = 0.9
     alpha_lr_scale: float = 1.0

@@ -288,9 +288,11 @@ def _activation_factory(config: PACTConfig) -> Any:
 
 
 def _activation_quanter(config: PACTConfig, *, rectified: bool = False) -> PACTActivationQuantizer:
+    calibration, percentile = config.resolved_calibration
     return PACTActivationQuantizer(
         bits=config.activation_bits,
-        percentile=config.alpha_percentile,
+        calibration=calibration,
+        percentile=percentile,
         lr_scale=config.alpha_lr_scale,
         method=config.method,
         decay=config.alpha_decay,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -13,15 +14,18 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import copy_network
+from paddlelite_callbacks.quant.bias_correction import correct_biases_
 from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
+from paddlelite_callbacks.quant.histogram import ValueHistogram
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
+from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
 from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
 
 __all__ = ["ptq_int8"]
 
 _NAMED = (
-    *("alpha_percentile", "weight_bits", "activation_bits", "reduce_range", "activation_symmetric"),
+    *("calibration", "alpha_percentile", "weight_bits", "activation_bits", "reduce_range", "activation_symmetric"),
     *("quantize_outputs", "layer_types", "include", "skip"),
 )
 _OTHERS = tuple(name for name in PACTConfig.__dataclass_fields__ if name not in _NAMED)
@@ -32,12 +36,14 @@ def ptq_int8(
     network: Layer,
     batches: Iterable[Tensor | Sequence[Tensor]],
     *,
-    alpha_percentile: float = 99.9,
+    calibration: str | None = None,
+    alpha_percentile: float | None = None,
     weight_bits: int = 8,
     activation_bits: int = 8,
     reduce_range: bool = True,
     activation_symmetric: bool = False,
     quantize_outputs: bool = False,
+    bias_correction: bool = True,
     layer_types: Sequence[str] = QUANTIZABLE,
     include: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
@@ -45,20 +51,24 @@ def ptq_int8(
 ) -> Layer:
     """Return a copy of ``network`` in int8, calibrated on ``batches``.
 
-    Weights are scaled by each channel's largest magnitude, activations by the mean over batches of a percentile of
-    ``|x|``, both as in quantisation-aware training before its first step, observed on the float network. Export the
-    copy like a trained one, with `export_forms`. For a layer that runs several times in a batch the largest percentile
-    is used; batches in which a layer does not run are not counted for it.
+    Weights are scaled by each channel's largest magnitude. Activations are clipped to a range that ``calibration``
+    chooses from the values of all batches, observed on the float network; ``"percentile"`` is the mean over batches of
+    a percentile of ``|x|``, for a layer that runs several times in a batch the largest one. Export the copy like a
+    trained one, with `export_forms`. Batches in which a layer does not run are not counted for it.
 
     Args:
         network: fp32 network; not changed.
         batches: Calibration inputs, a tensor or one per input of the network, some hundred images in all.
-        alpha_percentile: Percentile of ``|x|`` to clip at, in (50, 100]; 100 for the maximum.
+        calibration: Choice of the activations' ranges: ``"min_max"``, ``"percentile"``, ``"mse"`` or ``"kl"``, see
+            `PACTConfig`; ``None`` for ``"mse"``, or ``"percentile"`` with ``alpha_percentile``.
+        alpha_percentile: Percentile of ``|x|`` to clip at, in (50, 100]; ``None`` for 99.9.
         weight_bits: Weight bits, 2-8; see `PACTConfig`, here and below.
         activation_bits: Activation bits, 2-8.
         reduce_range: Whether 8-bit weights use half their range.
         activation_symmetric: Whether activations use the symmetric grid of Paddle Lite.
         quantize_outputs: Whether to quantise outputs of convolutions too, for ONNX Runtime.
+        bias_correction: Whether to correct the mean error of each output channel through the biases (Nagel et al. 2019,
+            arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run four times.
         layer_types: Names of layer classes.
         include: Globs of layers to convert.
         skip: Globs of layers to leave in fp32.
@@ -77,6 +87,7 @@ def ptq_int8(
         >>> export_forms(quantised, Path("out"), input_spec=[InputSpec([None, 3, 224, 224])])  # doctest: +SKIP
     """
     named: dict[str, Any] = {
+        "calibration": calibration,
         "alpha_percentile": alpha_percentile,
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
@@ -87,6 +98,8 @@ def ptq_int8(
         "include": include,
         "skip": skip,
     }
+    if not isinstance(bias_correction, bool):
+        raise ValueError(f"bias_correction must be True or False, got {bias_correction!r}: leave it out for True.")
     if config is not None and not isinstance(config, PACTConfig):
         raise TypeError(f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=4).")
     defaults = PACTConfig.__dataclass_fields__
@@ -96,40 +109,77 @@ def ptq_int8(
     if not isinstance(network, Layer):
         prepare_pact_(network, config)  # raises the error
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
-    waiting = iter(batches)
+    waiting: Iterator[Tensor | Sequence[Tensor]] = iter(batches)
     first = list(islice(waiting, 1))
+    if bias_correction:
+        first.extend(waiting)
     prepare_pact_(duplicate, config, inputs=first[0] if first else None)
     duplicate.eval()
-    quantizers = list(activation_quantizers(duplicate).values())
-    found: dict[int, list[float]] = {id(quantizer): [] for quantizer in quantizers}
-    lowest: dict[int, float] = {}
-    now: dict[int, float] = {}  # largest percentile in the current batch
-    count = 0
-
-    def observe(quantizer: Layer, inputs: tuple[Tensor, ...]) -> None:
-        value, least = quantizer.measure(inputs[0])
-        now[id(quantizer)] = max(now.get(id(quantizer), value), value) if math.isfinite(value) else value
-        lowest[id(quantizer)] = min(lowest.get(id(quantizer), least), least)
-
-    with paddle.no_grad(), quantizers_off(duplicate):
-        hooks = [quantizer.register_forward_pre_hook(observe) for quantizer in quantizers]
-        for batch in chain(first, waiting):
-            duplicate(*([batch] if isinstance(batch, Tensor) else batch))
-            count += 1
-            for key, value in now.items():
-                found[key].append(value)
-            now.clear()
-        for hook in hooks:
-            hook.remove()
+    count = _calibrate_(duplicate, chain(first, waiting))
     if not count:
         raise ValueError("batches must hold at least one batch to calibrate on, got []: give some hundred images.")
-    for quantizer in quantizers:
-        values = found[id(quantizer)]
-        if not all(math.isfinite(value) and value > 0 for value in values):
+    if bias_correction:
+        correct_biases_(duplicate, first)
+    return duplicate
+
+
+def _calibrate_(network: Layer, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:
+    """Calibrate all activation quantizers and return the number of batches."""
+    observers = [_Observer(quantizer) for quantizer in activation_quantizers(network).values()]
+    count = 0
+    with ExitStack() as scope:
+        scope.enter_context(paddle.no_grad())
+        scope.enter_context(quantizers_off(network))
+        for observer in observers:
+            scope.callback(observer.quantizer.register_forward_pre_hook(observer.observe).remove)
+        for batch in batches:
+            network(*([batch] if isinstance(batch, Tensor) else batch))
+            count += 1
+            for observer in observers:
+                observer.end_batch()
+    for observer in observers:
+        observer.set_range()
+    return count
+
+
+class _Observer:
+    """Collects what a quantizer sees in the float network."""
+
+    def __init__(self, quantizer: PACTActivationQuantizer) -> None:
+        self.quantizer = quantizer
+        self._by_percentile = quantizer.calibration == "percentile"
+        self._histogram = ValueHistogram()
+        self._found: list[float] = []  # largest percentile of each batch
+        self._now: list[float] = []  # percentiles of the current batch
+        self._lowest = math.inf
+        self._finite = True
+
+    def observe(self, _: Layer, inputs: tuple[Tensor, ...]) -> None:
+        """Add the values of one call (forward pre-hook)."""
+        if self._by_percentile:
+            value, least = self.quantizer.measure(inputs[0])
+            self._now.append(value)
+            self._finite &= math.isfinite(value)
+        else:
+            least = self.quantizer.collect(inputs[0], self._histogram)
+            self._finite &= math.isfinite(least)
+        self._lowest = min(self._lowest, least)
+
+    def end_batch(self) -> None:
+        """End a batch."""
+        if self._now:
+            self._found.append(max(self._now))
+        self._now = []
+
+    def set_range(self) -> None:
+        """Set the quantizer's range, unless it never ran."""
+        if not self._finite:
             raise ValueError(
                 "The batches give activations that are not finite, so no scale can be computed: clean them of NaN "
                 "and infinite values, and check the network's weights."
             )
-        if values:
-            quantizer.set_range(sum(values) / len(values), signed=lowest[id(quantizer)] < 0)
-    return duplicate
+        signed = self._lowest < 0
+        if self._found:
+            self.quantizer.set_range(sum(self._found) / len(self._found), signed=signed)
+        elif not self._by_percentile and self._lowest < math.inf:
+            self.quantizer.set_range(self.quantizer.range_of(self._histogram, signed=signed), signed=signed)

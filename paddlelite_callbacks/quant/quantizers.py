@@ -20,6 +20,8 @@ from paddlelite_callbacks.quant.functional import (
     round_weight,
     weight_steps,
 )
+from paddlelite_callbacks.quant.histogram import ValueHistogram
+from paddlelite_callbacks.quant.ranges import range_of
 from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.distributed import gathered, several_ranks
 
@@ -42,7 +44,7 @@ __getattr__, _ = forwarded(  # old names
     },
 )
 
-_SAMPLE = 1 << 18  # number of values to compute a percentile from
+_SAMPLE = 1 << 18  # number of values of one call to compute a range from
 _BITS = range(2, 9)
 _NEAR = 0.1  # tolerance of an average of equal integers
 _SAME = 0.03  # tolerance where an average of other integers may match by chance
@@ -92,21 +94,23 @@ class Switched(BaseQuanter):
 class PACTActivationQuantizer(Switched):
     """Fake quantizer of activations with a trained scale ``alpha``.
 
-    In the first training batches ``alpha`` is set to a percentile of ``|x|``, and the grid is unsigned if no value is
-    negative; before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a batch (one
-    head on all levels of a pyramid), the largest of its calls' percentiles is used, so that no call is clipped by more
-    than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros
+    In the first training batches ``alpha`` is set by ``calibration``, and the grid is unsigned if no value is negative;
+    before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a batch (one head on all
+    levels of a pyramid), all its calls are counted; of percentiles the largest is used, so that no call is clipped by
+    more than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros
     before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no calibration. The lowest
     integer of a symmetric grid is set from the beginning.
 
     Args:
         bits: Grid width in bits, 2-8.
-        percentile: Percentile of ``|x|`` for the initial ``alpha``, in (50, 100].
+        calibration: Initial ``alpha``: ``"percentile"``, or ``"min_max"``, ``"mse"``, ``"kl"`` of `range_of`.
+        percentile: Percentile of ``|x|`` for ``"percentile"``, in (50, 100].
         lr_scale: Factor on the optimizer's learning rate for ``alpha``.
         method: Gradient of ``alpha``: ``"pact"`` or ``"lsq"``.
         decay: L2 penalty on ``alpha`` instead of the optimizer's own; ``None`` leaves it to the optimizer.
-        batches: Number of calibration batches, at least 1; with more than one, ``alpha`` is a moving average. Batches
-            in which the layer does not run are not counted.
+        batches: Number of calibration batches, at least 1; with more than one, ``alpha`` is a moving average of
+            percentiles, and by other methods of the values of all batches. Batches in which the layer does not run are
+            not counted.
         momentum: Momentum of that average, in [0, 1).
         rectified: Whether only ReLUs read the output: negative values are ignored, and an unsigned grid clips them.
         symmetric: Whether the grid covers ``[-alpha, alpha]`` for all inputs, see `grid_levels`.
@@ -116,6 +120,7 @@ class PACTActivationQuantizer(Switched):
         self,
         *,
         bits: int = 8,
+        calibration: str = "percentile",
         percentile: float = 99.9,
         lr_scale: float = 1.0,
         method: str = "pact",
@@ -126,7 +131,8 @@ class PACTActivationQuantizer(Switched):
         symmetric: bool = False,
     ) -> None:
         super().__init__(bits)
-        self._percentile, self._batches, self._momentum = percentile, batches, momentum
+        self.calibration, self._percentile = calibration, percentile
+        self._batches, self._momentum = batches, momentum
         self._rectified, self.symmetric = rectified, symmetric
         self._method = method
         self.alpha = self.create_parameter(
@@ -146,6 +152,7 @@ class PACTActivationQuantizer(Switched):
         self._passes: ForwardPasses | None = None
         self._seen, self._batch = 0, 0  # number of observed batches; number of the last one's pass
         self._observed, self._earlier, self._largest = 0.0, 0.0, 0.0
+        self._histogram: ValueHistogram | None = None  # of the calibration batches
 
     def forward(self, input: Tensor) -> Tensor:
         """Quantise and dequantise ``input`` (any shape)."""
@@ -156,6 +163,8 @@ class PACTActivationQuantizer(Switched):
             self.refresh()
         if self.training and (self._levels[1] == 0 or self._calibrating()):
             self.observe(input)
+        elif self.training:
+            self._histogram = None
         if self._levels[1] == 0:
             return input
         signed, symmetric = self._levels[0] < 0, self.symmetric
@@ -241,18 +250,35 @@ class PACTActivationQuantizer(Switched):
         return -1
 
     def observe(self, x: Tensor) -> None:
-        """Update ``alpha`` by the percentile of ``|x|``."""
-        found, lowest = self.measure(x)
+        """Update ``alpha`` by the values of one call."""
+        sample, largest, lowest = self._sampled(x)
+        by_percentile = self.calibration == "percentile"
+        found = self._percentile_of(sample, largest) if by_percentile else largest
         if not math.isfinite(found):
             return  # skip a batch that is not finite
         number = self._passes.number if self._passes is not None and self._passes.running else 0
         if self._seen == 0 or number == 0 or number != self._batch:
             self._seen, self._batch = self._seen + 1, number
             self._earlier, self._largest = self._observed, found
-        self._largest = max(self._largest, found)
-        rest = 0.0 if self._seen == 1 else self._momentum
-        self._observed = rest * self._earlier + (1 - rest) * self._largest
-        self.set_range(self._observed, signed=lowest < 0 or self._levels[0] < 0)
+        signed = lowest < 0 or self._levels[0] < 0
+        if by_percentile:
+            self._largest = max(self._largest, found)
+            rest = 0.0 if self._seen == 1 else self._momentum
+            self._observed = rest * self._earlier + (1 - rest) * self._largest
+        else:
+            self._histogram = self._histogram or ValueHistogram()
+            self._histogram.add(sample, largest=largest)
+            self._observed = self.range_of(self._histogram, signed=signed)
+        self.set_range(self._observed, signed=signed)
+
+    def range_of(self, histogram: ValueHistogram, *, signed: bool) -> float:
+        """Return the range that ``calibration`` chooses.
+
+        Args:
+            histogram: Inputs.
+            signed: Whether the grid includes negative values.
+        """
+        return range_of(histogram, self.calibration, bits=self._bits, signed=signed, symmetric=self.symmetric)
 
     def set_range(self, alpha: float, *, signed: bool) -> None:
         """Set ``alpha`` and the grid.
@@ -271,24 +297,49 @@ class PACTActivationQuantizer(Switched):
         self._levels = self._calibrated_levels(True)
         _set_(self.grid, self._levels)
 
-    @paddle.no_grad()
     def measure(self, x: Tensor) -> tuple[float, float]:
         """Return percentile and minimum over all ranks.
 
         Args:
             x: Input of one call.
         """
+        sample, largest, lowest = self._sampled(x)
+        return self._percentile_of(sample, largest), lowest
+
+    def collect(self, x: Tensor, histogram: ValueHistogram) -> float:
+        """Add the values of one call to ``histogram`` and return their minimum.
+
+        Args:
+            x: Input of one call.
+            histogram: Where to add them.
+
+        Returns:
+            The minimum; NaN if a value is not finite, and then nothing is added.
+        """
+        sample, largest, lowest = self._sampled(x)
+        if not math.isfinite(largest):
+            return math.nan
+        histogram.add(sample, largest=largest)
+        return lowest
+
+    def _percentile_of(self, sample: np.ndarray, largest: float) -> float:
+        found = float(np.percentile(np.abs(sample), self._percentile))
+        return found if found > 0 else largest or 1.0
+
+    @paddle.no_grad()
+    def _sampled(self, x: Tensor) -> tuple[np.ndarray, float, float]:
+        """Return a sample, the largest magnitude and the minimum, over all ranks."""
         values = x.detach().astype("float32").flatten()
         values = paddle.nn.functional.relu(values) if self._rectified else values
-        lowest = values.min()
+        lowest, highest = values.min(), values.max()
         ranks = paddle.distributed.get_world_size() if several_ranks() else 1
-        sample = gathered(values[:: max(1, values.shape[0] * ranks // _SAMPLE)].abs())
-        found = float(np.percentile(sample.numpy(), self._percentile))
-        largest = values.abs().max()
+        sample = gathered(values[:: _stride(values.shape[0], ranks)])
         if ranks > 1:
             paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
-            paddle.distributed.all_reduce(largest, op=paddle.distributed.ReduceOp.MAX)
-        return found if found > 0 else float(largest) or 1.0, float(lowest)
+            paddle.distributed.all_reduce(highest, op=paddle.distributed.ReduceOp.MAX)
+        least, most, found = float(lowest), float(highest), sample.numpy()
+        finite = least <= most and not np.isnan(found).any()  # NaN compares as False
+        return found, max(abs(least), abs(most)) if finite else math.nan, least
 
     def _calibrating(self) -> bool:
         """Whether this call belongs to a calibration batch.
@@ -435,6 +486,14 @@ def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
         if abs(least - low) < _SAME and -_SAME < high < most + _NEAR:
             found.append((bits, True))
     return found
+
+
+def _stride(count: int, ranks: int) -> int:
+    """Return a step through ``count`` values that visits all rows and columns."""
+    stride = max(1, count * ranks // _SAMPLE)
+    while stride < count and math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
 
 
 def _words(bits: int, reduce_range: bool) -> str:

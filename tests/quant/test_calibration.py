@@ -106,7 +106,7 @@ def average(values, momentum=0.9):
 
 def fitted(network, x, *, batch=8, callbacks=(), **options):
     model = hapi_model(network, metrics=False)
-    options = {"alpha_lr_scale": 0.0, **options}
+    options = {"alpha_lr_scale": 0.0, "calibration": "percentile", **options}
     model.fit(data(x), batch_size=batch, shuffle=False, verbose=0, callbacks=[PACTQuantCallback(**options), *callbacks])
     return {
         name.rpartition(".")[0]: float(quantizer.alpha) for name, quantizer in activation_quantizers(network).items()
@@ -138,7 +138,9 @@ def test_calibration_batches_counts_batches_and_not_calls(batches, accumulate):
     network = Heads()
     model = hapi_model(network, metrics=False)
     callback = PACTQuantCallback(
-        advanced=AdvancedPACTOptions(calibration_batches=batches, observer_momentum=0.75, alpha_lr_scale=0.0)
+        advanced=AdvancedPACTOptions(
+            calibration="percentile", calibration_batches=batches, observer_momentum=0.75, alpha_lr_scale=0.0
+        )
     )
     model.fit(data(x), batch_size=8, shuffle=False, verbose=0, callbacks=[callback], accumulate_grad_batches=accumulate)
     expected = average([by_hand(network, x[8 * i : 8 * i + 8]) for i in range(batches)], 0.75)
@@ -182,7 +184,7 @@ def test_activations_that_are_computed_again_do_not_count_twice(batches):
 
 def test_evaluation_and_predictions_before_training_calibrate_nothing():
     network, x = Heads(), images(8)
-    prepare_pact_(network)
+    prepare_pact_(network, PACTConfig(calibration="percentile"))
     network.eval()
     expected = sum(network.head(level).mean([2, 3]) for level in network.levels(paddle.to_tensor(9 * x)))
     np.testing.assert_array_equal(network(paddle.to_tensor(9 * x)).numpy(), expected.numpy())
@@ -195,7 +197,7 @@ def test_evaluation_and_predictions_before_training_calibrate_nothing():
 @pytest.mark.parametrize("batches", [1, 2])
 def test_in_a_loop_of_ones_own(batches):
     network = Heads()
-    prepare_pact_(network, PACTConfig(calibration_batches=batches))
+    prepare_pact_(network, PACTConfig(calibration="percentile", calibration_batches=batches))
     optimizer = paddle.optimizer.SGD(0.0, parameters=network.parameters())
     found = []
     for seed in range(3):
@@ -213,7 +215,7 @@ def test_in_a_loop_of_ones_own(batches):
 
 def test_parts_that_are_called_by_themselves_are_calibrated_too():
     network = Parents()
-    prepare_pact_(network)
+    prepare_pact_(network, PACTConfig(calibration="percentile"))
     x = images(8).mean((2, 3))
     network.left(paddle.to_tensor(x))  # the network as a whole never runs
     network.left(paddle.to_tensor(2 * x))
@@ -222,7 +224,7 @@ def test_parts_that_are_called_by_themselves_are_calibrated_too():
 
 def test_a_copy_of_a_prepared_network_calibrates_on_its_own():
     network = Heads()
-    prepare_pact_(network)
+    prepare_pact_(network, PACTConfig(calibration="percentile"))
     twin = copy.deepcopy(network)
     x = images(8)
     network(paddle.to_tensor(x))
@@ -264,7 +266,7 @@ def test_post_training_quantisation_counts_batches_too(kind):
 
 def test_post_training_quantisation_of_layers_that_run_in_some_batches():
     x = [images(8, 0.1, seed) + start for seed, start in enumerate((0, 2, 0, 3))]
-    quantised = ptq_int8(Sometimes(), [paddle.to_tensor(item) for item in x])
+    quantised = ptq_int8(Sometimes(), [paddle.to_tensor(item) for item in x], calibration="percentile")
     pooled = [item.mean((2, 3)) for item in x]
     alphas = {name: float(q.alpha) for name, q in activation_quantizers(quantised).items()}
     assert alphas["always.activation_quanter"] == pytest.approx(np.mean([percentile(p) for p in pooled]), rel=1e-5)

@@ -19,12 +19,15 @@ from paddlelite_callbacks.hapi import (
     amp_level,
     check_data,
     input_specs,
+    normalizes_gradients,
     prepared_optimizer,
     scaled_learning_rate,
     trained_also,
+    undecayed,
 )
 from paddlelite_callbacks.nn.kinds import is_batch_norm
 from paddlelite_callbacks.nn.trace import example_inputs, noise
+from paddlelite_callbacks.quant.alpha_rate import relative_rate
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import AdvancedPACTOptions, PACTConfig
 from paddlelite_callbacks.quant.prepare import activation_quantizers, convertible_layers, prepare_pact_, trained_scales
@@ -251,6 +254,7 @@ class PACTQuantCallback(ScopedCallback):
         alphas = trained_scales(network)
         scope.enter_context(trained_also(optimizer, alphas, keep=lambda: self._trained))
         scope.enter_context(scaled_learning_rate(optimizer, self.config.lr_scale))
+        self._scale_alpha_rates(optimizer, scope)
         if paddle.distributed.get_world_size() > 1:
             self._reduce_gradients(alphas, scope)
         refresh_quantizers_(network)
@@ -331,6 +335,15 @@ class PACTQuantCallback(ScopedCallback):
         return find_skips(
             network, lambda: score_of(self.model, self.eval_data, self.mode), metric_drop=metric_drop, most=most
         )
+
+    def _scale_alpha_rates(self, optimizer: paddle.optimizer.Optimizer, scope: ExitStack) -> None:
+        """Scale the rates of activations' alphas to their size, for Adam and its kin."""
+        alphas = [quantizer.alpha for quantizer in activation_quantizers(self.model.network).values()]
+        alphas = [alpha for alpha in alphas if not alpha.stop_gradient]
+        if normalizes_gradients(optimizer):
+            scope.enter_context(undecayed(optimizer, alphas))
+            for alpha in alphas:
+                scope.enter_context(relative_rate(alpha, self.config.alpha_lr_scale))
 
     def _reduce_gradients(self, alphas: Sequence[Tensor], scope: ExitStack) -> None:
         """Average the alphas' gradients over ranks; hapi's ``DataParallel`` ignores them.

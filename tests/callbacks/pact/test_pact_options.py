@@ -128,7 +128,9 @@ def test_several_calibration_batches_are_a_moving_average():
         model,
         [
             PACTQuantCallback(
-                advanced=AdvancedPACTOptions(calibration_batches=2, observer_momentum=0.75, alpha_lr_scale=0.0)
+                advanced=AdvancedPACTOptions(
+                    calibration="percentile", calibration_batches=2, observer_momentum=0.75, alpha_lr_scale=0.0
+                )
             )
         ],
         data=data,

@@ -1,0 +1,163 @@
+"""Correct the mean error of quantised layers through their biases.
+
+Rounding and clipping shift the mean of a layer's output. Empirical bias correction (Nagel et al. 2019,
+arXiv:1906.04721, section 4.2 and appendix D; per channel as Banner et al. 2018, arXiv:1810.05723) adds the difference
+of the means, ``E[y] - E[y_q]`` per output channel, to the bias. Layers are corrected in the order in which they run, so
+that each is measured on inputs that are corrected already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.nn import Layer
+
+from paddlelite_callbacks.nn.surgery import same_modes
+from paddlelite_callbacks.quant.convert import has_run
+from paddlelite_callbacks.quant.prepare import quantized_layers
+from paddlelite_callbacks.quant.switch import quantizers_off
+
+__all__ = ["add_bias_", "correct_biases_"]
+
+_Means = list[tuple[np.ndarray, int]]  # of each call: means per channel, number of values in each
+
+
+def correct_biases_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> dict[str, np.ndarray]:
+    """Add ``E[y] - E[y_q]`` to the bias of each quantised layer, in place.
+
+    ``y`` is the layer's output in the float network, ``y_q`` that in the quantised one with all layers before it
+    corrected. Layers without a bias get one (a new parameter ``<layer>.bias``). The means are over all batches and
+    positions. In a first pass each layer is corrected by the mean of its calls so far, while they run; if there are
+    several calls, of several batches, a second pass measures what remains. So the network runs two or three times on
+    each batch.
+
+    Args:
+        network: Quantised and calibrated network; runs in eval mode.
+        batches: Calibration inputs, a tensor or one per input of the network.
+
+    Returns:
+        What was added by layer name, ``[channels]``; layers that did not run are left out.
+    """
+    layers = {name: layer for name, layer in quantized_layers(network).items() if has_run(layer.activation_quanter)}
+    with paddle.no_grad(), same_modes(network):
+        network.eval()
+        with quantizers_off(network):
+            wanted = _run(network, layers, batches, lambda layer, _: _Recorder(layer))
+        added = {name: sums.mean() for name, sums in _passes(network, layers, batches, wanted).items()}
+    holders = Counter(id(layer.bias) for layer in network.sublayers() if getattr(layer, "bias", None) is not None)
+    for name, value in added.items():
+        add_bias_(layers[name], value, shared=holders[id(layers[name].bias)] > 1)
+    return added
+
+
+def add_bias_(layer: Layer, value: np.ndarray, *, shared: bool = False) -> None:
+    """Add ``value`` to the bias of a quantised layer, which gets one if it has none.
+
+    Args:
+        layer: Layer that `prepare_pact_` converted.
+        value: Shape ``[channels]``.
+        shared: Whether other layers use the same bias, which they keep.
+    """
+    old = layer.bias
+    total = value if old is None else old.astype("float32").numpy() + value
+    if old is None or shared:
+        dtype = layer.weight.dtype if old is None else old.dtype
+        layer.bias = layer.create_parameter([len(value)], dtype=dtype, is_bias=True)
+    layer.bias.set_value(paddle.to_tensor(np.asarray(total, "float32")).astype(layer.bias.dtype))
+
+
+def channel_axis(layer: Layer) -> int:
+    """Return the axis of the channels in a quantised layer's output.
+
+    Args:
+        layer: Layer that `prepare_pact_` converted.
+    """
+    return 1 if getattr(layer, "_data_format", "NHWC").startswith("NC") else -1
+
+
+class _Recorder:
+    """Records the means of each call, by layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.axis = channel_axis(layer)
+        self.calls: _Means = []
+
+    def means(self, output: Tensor) -> tuple[np.ndarray, int]:
+        """Return the mean of each channel and the number of its values."""
+        axis = self.axis % output.ndim
+        others = [dim for dim in range(output.ndim) if dim != axis]
+        found = output.astype("float32").mean(axis=others) if others else output
+        return found.numpy().astype("float64").reshape(-1), output.size // output.shape[axis]
+
+    def __call__(self, output: Tensor) -> Tensor | None:
+        self.calls.append(self.means(output))
+        return None
+
+
+class _Corrector(_Recorder):
+    """Measures what each call lacks, and adds a correction to its output."""
+
+    def __init__(self, layer: Layer, wanted: _Means, fixed: np.ndarray | None) -> None:
+        super().__init__(layer)
+        self._wanted, self._fixed = iter(wanted), fixed
+        self._total, self._count = np.zeros(len(wanted[0][0])), 0
+
+    def mean(self) -> np.ndarray:
+        """Return the mean difference over all calls, ``[channels]``."""
+        return self._total / max(self._count, 1)
+
+    def __call__(self, output: Tensor) -> Tensor | None:
+        found, count = self.means(output)
+        reference = next(self._wanted, None)  # a network may call a layer more often on other values
+        if reference is not None:
+            self._total += count * (reference[0] - found)
+            self._count += count
+        shift = self.mean() if self._fixed is None else self._fixed
+        shape = [1] * output.ndim
+        shape[self.axis % output.ndim] = -1
+        return output + paddle.to_tensor(shift.astype("float32")).reshape(shape).astype(output.dtype)
+
+
+def _passes(
+    network: Layer, layers: dict[str, Layer], batches: Sequence[Any], wanted: dict[str, Any]
+) -> dict[str, _Corrector]:
+    ran = {name: layer for name, layer in layers.items() if wanted[name].calls}
+    found: dict[str, _Corrector] = {}
+    several = any(len(one.calls) > 1 for one in wanted.values())
+    for _ in range(2 if several else 1):
+        means = {name: one.mean() for name, one in found.items()}
+
+        def make(layer: Layer, name: str, means: dict[str, np.ndarray] = means) -> _Corrector:
+            return _Corrector(layer, wanted[name].calls, means.get(name))
+
+        found = _run(network, ran, batches, make)
+    return found
+
+
+def _run(
+    network: Layer, layers: dict[str, Layer], batches: Sequence[Any], make: Callable[[Layer, str], Any]
+) -> dict[str, Any]:
+    """Run all batches with hooks on the layers' outputs; return their owners."""
+    owners = {name: make(layer, name) for name, layer in layers.items()}
+    with ExitStack() as scope:
+        for name, layer in layers.items():
+            scope.callback(_hook(layer, owners[name]).remove)
+        for batch in batches:
+            network(*([batch] if isinstance(batch, Tensor) else batch))
+    return owners
+
+
+def _hook(layer: Layer, owner: Callable[[Tensor], Tensor | None]) -> Any:
+    """Register ``owner`` on the layer's output, before its output quantizer."""
+    quantizer = getattr(layer, "output_quanter", None)
+    if quantizer is not None:
+        return quantizer.register_forward_pre_hook(lambda _, inputs: owner(inputs[0]))
+    hook = layer.register_forward_post_hook(lambda _, __, output: owner(output))
+    layer._forward_post_hooks.move_to_end(hook._hook_id, last=False)
+    return hook

@@ -1,0 +1,69 @@
+"""Collect histograms of tensors over many batches, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["BINS", "ValueHistogram"]
+
+BINS = 4096  # of each sign
+
+
+class ValueHistogram:
+    """Streaming histogram of values, whose range grows by doubling.
+
+    Each bin holds the number of its values and their sum, so that a value that occurs often (the 6 of a ReLU6) is
+    represented exactly. Zeros are counted apart.
+
+    Attributes:
+        limit: Upper end of the last bin, in units of the values; 0 before the first value.
+        counts: Number of values per bin, ``[2, BINS]``: those below and above zero, by magnitude.
+        sums: Sum of their magnitudes, ``[2, BINS]``.
+        zeros: Number of zeros.
+        largest: Largest magnitude.
+    """
+
+    def __init__(self) -> None:
+        self.limit, self.zeros, self.largest = 0.0, 0.0, 0.0
+        self.counts, self.sums = np.zeros([2, BINS]), np.zeros([2, BINS])
+
+    def add(self, values: np.ndarray, *, largest: float | None = None) -> None:
+        """Add values.
+
+        Args:
+            values: Sample of any shape, finite.
+            largest: Largest magnitude of all values, if ``values`` are a sample of them.
+        """
+        values = np.asarray(values, "float64").ravel()
+        magnitudes = np.abs(values)
+        most = max(float(magnitudes.max(initial=0.0)), largest or 0.0)
+        self.largest = max(self.largest, most)
+        self._grow(most)
+        other = magnitudes > 0
+        self.zeros += float(values.size - np.count_nonzero(other))
+        if not np.any(other):
+            return
+        values, magnitudes = values[other], magnitudes[other]
+        places = np.minimum((magnitudes * (BINS / self.limit)).astype("int64"), BINS - 1) + BINS * (values > 0)
+        self.counts += np.bincount(places, minlength=2 * BINS).reshape(2, BINS)
+        self.sums += np.bincount(places, weights=magnitudes, minlength=2 * BINS).reshape(2, BINS)
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return values and their numbers, without zeros: the means of the bins in use."""
+        signs, used = np.array([[-1.0], [1.0]]), self.counts > 0
+        means = signs * self.sums / np.where(used, self.counts, 1.0)
+        return means[used], self.counts[used]
+
+    def _grow(self, largest: float) -> None:
+        if self.limit == 0:
+            self.limit = largest
+        if largest <= self.limit or self.limit == 0:
+            return
+        doublings = max(1, math.ceil(math.log2(largest / self.limit)))
+        self.limit *= 2.0**doublings
+        for _ in range(min(doublings, BINS.bit_length())):
+            for name in ("counts", "sums"):
+                pairs = getattr(self, name).reshape(2, BINS // 2, 2).sum(axis=2)
+                setattr(self, name, np.concatenate([pairs, np.zeros_like(pairs)], axis=1))
