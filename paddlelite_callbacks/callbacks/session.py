@@ -55,6 +55,7 @@ class FitSession:
         eval_loader: Loader of the latest evaluation inside this ``fit``; ``None`` before the first.
         guard: Guard against non-finite losses.
         batch: State of the current batch.
+        candidates: Metrics and ``state_dict`` (NumPy arrays) of networks that are no epoch's, for ``which="best"``.
         late: Scope of edits that must last until hapi's ``final`` checkpoint, which is written after
             ``on_train_end``.
     """
@@ -68,6 +69,7 @@ class FitSession:
         self.data: Any = None
         self.eval_loader: Any = None
         self.batch = BatchState()
+        self.candidates: list[tuple[dict[str, float], dict[str, Any]]] = []
         self.guard = NaNGuard(model, "ignore")
         self._steps: list[LossStep] = []
         self._figures: dict[str, Tensor | float | None] = {}
@@ -334,6 +336,9 @@ class ScopedCallback(paddle.callbacks.Callback):
         super().__init__()
         self._session: FitSession | None = None
 
+    def joined(self, session: FitSession) -> None:
+        """Run after joining a session, which further members may join."""
+
     def check(self) -> None:
         """Validate model and options before anything is changed.
 
@@ -380,6 +385,7 @@ class ScopedCallback(paddle.callbacks.Callback):
         self.close()
         self._session = session
         session.join(self)
+        self.joined(session)
 
     @property
     def in_training(self) -> bool:
@@ -411,11 +417,13 @@ class ScopedCallback(paddle.callbacks.Callback):
         self.close()  # an earlier training may have ended without on_train_end
         self._session = _joined_session(self, model, calling_list())
         self._session.data = training_data()
+        self.joined(self._session)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start the session: check, convert and attach (called by hapi)."""
         if self._session is None:
             self._session = _joined_session(self, self.model, None)
+            self.joined(self._session)
         self._session.start(self.params)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -97,9 +97,9 @@ class PACTActivationQuantizer(Switched):
     In the first training batches ``alpha`` is set by ``calibration``, and the grid is unsigned if no value is negative;
     before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a batch (one head on all
     levels of a pyramid), all its calls are counted; of percentiles the largest is used, so that no call is clipped by
-    more than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer, zeros
-    before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no calibration. The lowest
-    integer of a symmetric grid is set from the beginning.
+    more than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer,
+    zeros before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no calibration. The
+    lowest integer of a symmetric grid is set from the beginning.
 
     Args:
         bits: Grid width in bits, 2-8.
@@ -109,8 +109,8 @@ class PACTActivationQuantizer(Switched):
         method: Gradient of ``alpha``: ``"pact"`` or ``"lsq"``.
         decay: L2 penalty on ``alpha`` instead of the optimizer's own; ``None`` leaves it to the optimizer.
         batches: Number of calibration batches, at least 1; with more than one, ``alpha`` is a moving average of
-            percentiles, and by other methods of the values of all batches. Batches in which the layer does not run are
-            not counted.
+            percentiles, else all batches' values are taken together. Batches in which the layer does not run are not
+            counted.
         momentum: Momentum of that average, in [0, 1).
         rectified: Whether only ReLUs read the output: negative values are ignored, and an unsigned grid clips them.
         symmetric: Whether the grid covers ``[-alpha, alpha]`` for all inputs, see `grid_levels`.

@@ -61,8 +61,8 @@ def quantization_error(histogram: ValueHistogram, alphas: np.ndarray, *, low: fl
 def mse_range(histogram: ValueHistogram, *, low: float, high: float) -> float:
     """Return the range of the smallest mean squared error, see `quantization_error`.
 
-    The criterion is that of Sung et al. 2015 (arXiv:1511.06488). Ranges between the largest magnitude and its 256th part are tried, first in equal ratios, then between the
-    neighbours of the best one.
+    The criterion is that of Sung et al. 2015 (arXiv:1511.06488). Ranges between the largest magnitude and its 256th
+    part are tried, first in equal ratios, then between the neighbours of the best one.
 
     Args:
         histogram: Values, not all zero.

@@ -156,7 +156,7 @@ def test_layers_that_run_twice_or_share_a_bias():
     for name in ("left", "right"):
         seen = []
         hooks = [
-            getattr(item, name).register_forward_post_hook(lambda _, __, y: seen.append(y.numpy()))
+            getattr(item, name).register_forward_post_hook(lambda _, __, y, seen=seen: seen.append(y.numpy()))
             for item in (network, made)
         ]
         network(x), made(x)

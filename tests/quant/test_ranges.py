@@ -169,7 +169,9 @@ def test_the_default_is_mse_and_a_percentile_asks_for_itself():
     assert PACTConfig(calibration="percentile").resolved_calibration == ("percentile", 99.9)
     with pytest.raises(ValueError, match="alpha_percentile=100 needs calibration='percentile', got 'kl'"):
         PACTConfig(calibration="kl", alpha_percentile=100)
-    with pytest.raises(ValueError, match=r"calibration must be one of \['min_max', 'percentile', 'mse', 'kl'\], got 'x'"):
+    with pytest.raises(
+        ValueError, match=r"calibration must be one of \['min_max', 'percentile', 'mse', 'kl'\], got 'x'"
+    ):
         ptq_int8(Rows(), [], calibration="x")
 
 

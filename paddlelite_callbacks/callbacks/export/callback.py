@@ -292,7 +292,10 @@ class ExportBenchCallback(ScopedCallback):
             RuntimeError: On the other ranks, if rank 0 failed.
         """
         trained, self._trained = self._in_training, None
-        self._finish(trained, notes_of(trained.training))  # the notes may evaluate, on all ranks together
+        notes = notes_of(trained.training)  # these may evaluate, on all ranks together
+        for figures, state in trained.training.candidates if trained.training is not None else ():
+            trained.history.consider(figures, state)
+        self._finish(trained, notes)
 
     def summary(self) -> str:
         """Return the measurements of the last run, one line per engine.

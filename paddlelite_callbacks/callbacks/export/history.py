@@ -75,6 +75,16 @@ class History:
         if self._keep_best:
             self.state = {key: value.numpy().copy() for key, value in network.state_dict().items()}
 
+    def consider(self, figures: dict[str, float], state: dict[str, np.ndarray]) -> None:
+        """Keep the weights from before training, if they are the best.
+
+        Args:
+            figures: Evaluation metrics by name; ignored where the monitored one is missing.
+            state: ``state_dict`` as NumPy arrays.
+        """
+        if self._keep_best and self.state is not None and self._monitored(figures) in figures and self._better(figures):
+            self.metrics, self.epoch, self.state = figures, 0, state
+
     @contextmanager
     def best_weights(self, network: Layer) -> Iterator[None]:
         """Load the kept weights into ``network`` inside the block, if any.
@@ -97,8 +107,11 @@ class History:
             with uninterrupted():
                 network.set_state_dict(last)
 
+    def _monitored(self, figures: dict[str, float]) -> str:
+        return self._monitor or next((key for key in figures if key != "loss"), "loss")
+
     def _better(self, figures: dict[str, float]) -> bool:
-        name = self._monitor or next((key for key in figures if key != "loss"), "loss")
+        name = self._monitored(figures)
         if name not in figures:
             raise ValueError(f"Unknown metric monitor={name!r}; available: {sorted(figures)}. Name one of them.")
         value = -figures[name] if falls_with_quality(name, self._mode) else figures[name]

@@ -12,9 +12,11 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
 from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
-from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis, diagnose, score_of
-from paddlelite_callbacks.callbacks.session import ScopedCallback
+from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis, diagnose, metric_of, score_of
+from paddlelite_callbacks.callbacks.pact.keep_better import Choice, StartingPoint, better_of
+from paddlelite_callbacks.callbacks.session import FitSession, ScopedCallback
 from paddlelite_callbacks.hapi import (
     amp_level,
     check_data,
@@ -26,18 +28,25 @@ from paddlelite_callbacks.hapi import (
     undecayed,
 )
 from paddlelite_callbacks.nn.kinds import is_batch_norm
+from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.nn.trace import example_inputs, noise
 from paddlelite_callbacks.quant.alpha_rate import relative_rate
 from paddlelite_callbacks.quant.calibration import stop_counting_
 from paddlelite_callbacks.quant.config import AdvancedPACTOptions, PACTConfig
-from paddlelite_callbacks.quant.prepare import activation_quantizers, convertible_layers, prepare_pact_, trained_scales
+from paddlelite_callbacks.quant.prepare import (
+    activation_quantizers,
+    convertible_layers,
+    prepare_pact_,
+    quantized_layers,
+    trained_scales,
+)
 from paddlelite_callbacks.quant.sensitivity import find_skips
 from paddlelite_callbacks.quant.switch import refresh_quantizers_, switch_quantizers_
 from paddlelite_callbacks.quant.unquantized import Unquantized, unquantized_lines, unquantized_parts
 from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments, old_attributes
 from paddlelite_callbacks.utils.distributed import mean_over_ranks
 from paddlelite_callbacks.utils.isolation import same_random_streams
-from paddlelite_callbacks.utils.metric_direction import checked_mode
+from paddlelite_callbacks.utils.metric_direction import checked_mode, falls_with_quality
 from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.representation import constructor_repr
 
@@ -46,6 +55,7 @@ __all__ = ["PACTQuantCallback"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
+_FEW_STEPS = 100  # EfficientNet-Lite0 lost 1.2 points in 62 steps on labels
 _RARE = tuple(AdvancedPACTOptions.__dataclass_fields__)
 _OFTEN = tuple(name for name in PACTConfig.__dataclass_fields__ if name not in _RARE)
 
@@ -97,6 +107,11 @@ class PACTQuantCallback(ScopedCallback):
             never.
         freeze_scales_after: Number of epochs after which the alphas are frozen; ``None`` for never.
         advanced: An `AdvancedPACTOptions`: layer types, calibration, learning of the alphas; ``None`` for the defaults.
+        self_distill: Whether the float network, copied before the conversion, is the only teacher: its outputs are
+            learned (`DistillCallback`) and the labels are not. For few data, where learning the labels loses. Or the
+            teacher itself, as for `DistillCallback`, which a resumed training needs.
+        keep_better: Whether, with ``eval_data``, the network ends with the weights from before training where these,
+            quantised and calibrated on the first batch, have the better metric. Checkpoints keep the trained weights.
         eval_data: ``Dataset`` or ``DataLoader`` for the diagnosis after training: the metric given to ``model.prepare``
             in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
         metric_drop: Accepted drop of the int8 (else fake-quantised) metric, as a share of the fp32 one, in [0, 1);
@@ -109,6 +124,7 @@ class PACTQuantCallback(ScopedCallback):
         config: The `PACTConfig` of all options.
         unquantized: Parts that stay in float, with reasons and shares of the multiply-accumulates; also in log and
             record.
+        choice: The `Choice` between the weights before and after the last ``fit``; ``None`` without ``eval_data``.
         diagnosis: The `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.
 
     Raises:
@@ -153,6 +169,8 @@ class PACTQuantCallback(ScopedCallback):
         freeze_bn_after: int | None = None,
         freeze_scales_after: int | None = None,
         advanced: AdvancedPACTOptions | None = None,
+        self_distill: Any = False,
+        keep_better: bool = True,
         eval_data: Any = None,
         metric_drop: float = 0.03,
         mode: str = "auto",
@@ -170,6 +188,8 @@ class PACTQuantCallback(ScopedCallback):
                 f"advanced must be an AdvancedPACTOptions, got {type(advanced).__name__}: "
                 "advanced=AdvancedPACTOptions(alpha_percentile=100), or leave it out."
             )
+        if not isinstance(keep_better, bool):
+            raise ValueError(f"keep_better must be True or False, got {keep_better!r}: leave it out for True.")
         words, remedy = "a share of the fp32 metric in [0, 1)", "leave it out for 0.03"
         check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy=remedy)
         if eval_data is not None:
@@ -190,7 +210,12 @@ class PACTQuantCallback(ScopedCallback):
             **vars(advanced or AdvancedPACTOptions()),
         )
         self.eval_data, self.metric_drop, self.mode = eval_data, metric_drop, checked_mode(mode)
+        self.self_distill, self.keep_better = self_distill, keep_better
         self.diagnosis: Diagnosis | None = None
+        self.choice: Choice | None = None
+        self._start = StartingPoint()
+        self._float_network: Layer | None = None
+        self._distill: DistillCallback | None = None
         self._trained, self._named_idle, self._epoch = False, False, 0
         self._inputs: list[Tensor] | None = None
         self.unquantized: tuple[Unquantized, ...] = ()
@@ -211,9 +236,51 @@ class PACTQuantCallback(ScopedCallback):
         """
         return cls(PACTConfig.from_guide(mapping, **changes))
 
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Receive hapi's parameters of this ``fit`` (called by hapi)."""
+        super().set_params(params)
+        if self._distill is not None:
+            self._distill.set_params(params)
+
+    def joined(self, session: FitSession) -> None:
+        """Add the distillation from the float network to the session."""
+        self._distill = None
+        teacher = self.self_distill
+        if teacher is False:
+            return
+        if teacher is True:
+            if not quantized_layers(self.model.network):
+                self._float_network = copy_network(self.model.network, keep_hook=lambda hook: True)
+            teacher = self._float_network
+        if teacher is not None:
+            self._distill = DistillCallback(teacher, task_weight=0.0, on_nan=self.on_nan)
+            self._distill.join(session, getattr(self, "params", None) or {})
+
+    def _check_teacher(self) -> None:
+        if self.self_distill is not False and self._distill is None:
+            raise ValueError(
+                f"self_distill=True copies the float network, but {type(self.model.network).__name__} is quantised "
+                "already: give the float network, self_distill=float_network."
+            )
+        others = [one for one in self.session.members if isinstance(one, DistillCallback) and one is not self._distill]
+        if self._distill is not None and others:
+            raise ValueError(
+                "self_distill makes the float network the only teacher, but there is a DistillCallback too: leave one "
+                "of the two out."
+            )
+        steps, epochs = (self.params or {}).get("steps"), (self.params or {}).get("epochs")
+        if self._distill is None and not others and steps and epochs and steps * epochs < _FEW_STEPS:
+            _log.warning(
+                "%d batches are few to learn from labels with quantised layers (fewer than %d): give "
+                "self_distill=True, which learns from the float network, or take ptq_int8, which needs no training.",
+                steps * epochs,
+                _FEW_STEPS,
+            )
+
     def check(self) -> None:
         """Validate mixed precision, convertible layers and ``start_epoch``."""
         super().check()
+        self._check_teacher()
         if amp_level(self.model) != "O0":
             raise ValueError(
                 f"model.prepare was given amp level {amp_level(self.model)}: fake quantisation needs fp32 to be exact. "
@@ -247,7 +314,8 @@ class PACTQuantCallback(ScopedCallback):
     def convert(self, scope: ExitStack) -> None:
         """Convert layers and register their alphas with the optimizer."""
         network, optimizer = self.model.network, prepared_optimizer(self.model)
-        self._trained, self._named_idle, self._epoch, self.diagnosis = False, False, 0, None
+        self._trained, self._named_idle, self._epoch = False, False, 0
+        self.diagnosis = self.choice = None
         undo = prepare_pact_(network, self.config, inputs=self._inputs)
         scope.callback(lambda: None if self._trained else undo.close())
         scope.callback(stop_counting_, network)
@@ -266,6 +334,9 @@ class PACTQuantCallback(ScopedCallback):
         """Start the schedule of batch-norm statistics and scales."""
         network = self.model.network
         self.session.guard.probe(trained_scales(network))
+        self._start = StartingPoint()
+        if self.eval_data is not None and self.keep_better:
+            self._start.attach(network, scope)
         if self.config.freeze_bn_after is not None:
             scope.callback(_follow_mode, network)
             scope.callback(network.register_forward_pre_hook(self._hold_statistics).remove)
@@ -309,11 +380,28 @@ class PACTQuantCallback(ScopedCallback):
         left = unquantized_lines(self.unquantized) if self._trained else ()
         if self.eval_data is None or not self._trained:
             return left
+        if self.choice is None and self._start.state is not None:
+            self.choice = self._chosen(self._start.state)
+            self._start = StartingPoint()
         if self.diagnosis is None:
             self.diagnosis = diagnose(self.model, self.eval_data, metric_drop=self.metric_drop, mode=self.mode)
             if self.diagnosis.too_much:
                 _log.warning("%s", " ".join(self.diagnosis.lines()))
-        return (*left, *self.diagnosis.lines())
+        choice = () if self.choice is None else (self.choice.line(),)
+        return (*left, *choice, *self.diagnosis.lines())
+
+    def _chosen(self, start: dict[str, Any]) -> Choice:
+        """Leave the better of the weights before and after training in the network."""
+
+        def is_better(value: float, other: float, name: str) -> bool:
+            return value < other if falls_with_quality(name, self.mode) else value > other
+
+        choice = better_of(self.model.network, start, lambda: metric_of(self.model, self.eval_data), is_better)
+        if self._session is not None:
+            self._session.candidates.append(({choice.metric: choice.start}, start))
+        if choice.kept == "start":
+            _log.warning("%s", choice.line())
+        return choice
 
     @old_arguments(budget=Renamed("metric_drop"))
     def find_skips(self, metric_drop: float, *, most: int = 5) -> list[str]:

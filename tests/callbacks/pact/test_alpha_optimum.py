@@ -78,7 +78,9 @@ def test_a_bad_start_ends_at_the_optimum_of_a_grid_search(method, factor, optimi
     got = trained(factor * wanted, method, optimizer, decay)
     x = Rows().x
     assert got == pytest.approx(wanted, rel=0.15 if method == "pact" else 0.25)  # LSQ's minimum is flat
-    excess = [objective(x, alpha, method, decay) - objective(x, wanted, method, decay) for alpha in (factor * wanted, got)]
+    excess = [
+        objective(x, alpha, method, decay) - objective(x, wanted, method, decay) for alpha in (factor * wanted, got)
+    ]
     assert excess[1] < 0.05 * excess[0]
 
 
@@ -112,9 +114,7 @@ def test_adamws_own_decay_stays_off_the_alphas_and_on_the_weights():
         asked.append(name)
         return True
 
-    made = paddle.optimizer.AdamW(
-        1e-3, parameters=network.parameters(), weight_decay=0.5, apply_decay_param_fun=decays
-    )
+    made = paddle.optimizer.AdamW(1e-3, parameters=network.parameters(), weight_decay=0.5, apply_decay_param_fun=decays)
     model.prepare(made, lambda y, _: y.square().mean())
     data = paddle.io.TensorDataset([paddle.rand([8, WIDTH]), paddle.zeros([8, 1])])
     model.fit(data, batch_size=8, verbose=0, callbacks=[PACTQuantCallback()])
