@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from paddlelite_callbacks.errors import ExportError, MissingDependencyError
+from paddlelite_callbacks.export.nb_encoding import compact_nb
 from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.child_process import last_words, run_command
 
@@ -112,6 +113,7 @@ class LiteTool:
             _run(command, seconds=_SECONDS, what=f"Paddle Lite's opt (for {target})", folder=work)
             if not made.is_file() or not made.stat().st_size:
                 raise ExportError(f"Paddle Lite's opt wrote no file for {target}.")
+            made.write_bytes(compact_nb(made.read_bytes()))
             shutil.copyfile(made, partial)
         return path
 

@@ -2,14 +2,20 @@
 
 Constant subgraphs are folded: with the hundreds of them in Lite-HRNet ``opt`` runs for minutes. A bias of shape
 ``[1, C, 1, 1]`` becomes ``[C]`` on axis 1, which Lite fuses into the preceding convolution (PP-LCNet 34 -> 28 ms).
-Depthwise transposed convolutions are written as grouped ones, the only kind that Lite has.
+Depthwise transposed convolutions are written as grouped ones, the only kind that Lite has; those that repeat each
+value, as the networks of this package enlarge maps, as the interpolation that they are.
+
+A ``.nb`` stores each name at each of its places, and 100 bytes and more for each attribute: names become short, and
+attributes that say what Lite assumes without them are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +33,26 @@ _SOURCES = ("fill_constant", "assign_value")  # operators without inputs
 _NEVER = ("feed", "fetch", "quantize_linear", "dequantize_linear", "dropout", "rrelu")
 _KINDS = ("float32", "int32", "int64", "bool")
 _LARGEST = 1 << 22  # largest stored constant, in bytes
+_WINDOW = {"data_format": ("NCHW", "AnyLayout"), "padding_algorithm": ("EXPLICIT",)}
+_ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {  # values that Lite assumes; Paddle's defaults are the same
+    "conv2d": _WINDOW,
+    "depthwise_conv2d": _WINDOW,
+    "conv2d_transpose": {**_WINDOW, "output_padding": ([],), "output_size": ([],)},
+    "nearest_interp_v2": {"out_d": (0,), "out_h": (0,), "out_w": (0,), "align_mode": (1,)},
+    "pool2d": {
+        **_WINDOW,
+        "adaptive": (False,),
+        "ceil_mode": (False,),
+        "exclusive": (True,),
+        "use_cudnn": (True, False),
+    },
+}
 
 
 def prepare_for_lite_(graph: ProgramGraph) -> None:
-    """Fold constants, flatten biases and rename operators, in place.
+    """Fold constants, flatten biases, and rename operators and variables, in place.
+
+    The names of inputs and outputs stay.
 
     Args:
         graph: Program to rewrite.
@@ -41,6 +63,55 @@ def prepare_for_lite_(graph: ProgramGraph) -> None:
             _flatten_bias(graph, operator)
         elif operator.type == "depthwise_conv2d_transpose":
             operator.type = "conv2d_transpose"
+        if operator.type == "conv2d_transpose" and (factor := _repetitions(graph, operator)) is not None:
+            _write_as_interpolation(graph, operator, factor)
+    _drop_assumed(graph)
+    _shorten_names(graph)
+
+
+def _repetitions(graph: ProgramGraph, operator: Any) -> int | None:
+    """Return k of a transposed convolution that repeats each value k x k times."""
+    weight = graph.parameters.get(graph.inputs(operator, "Filter")[0])
+    if weight is None or weight.ndim != 4 or not (weight == 1).all():
+        return None
+    channels, each, k, width = weight.shape
+    wanted = {"strides": [k, k], "paddings": [0, 0], "dilations": [1, 1], "groups": channels, "data_format": "NCHW"}
+    wanted |= {"padding_algorithm": "EXPLICIT", "output_size": []}
+    same = all(graph.attribute(operator, name, value) == value for name, value in wanted.items())
+    plain = not any(graph.attribute(operator, "output_padding", []))
+    power_of_two = k & (k - 1) == 0  # 1 / k is exact, so is the place that is read
+    return int(k) if same and plain and power_of_two and (each, width) == (1, k) and k > 1 else None
+
+
+def _write_as_interpolation(graph: ProgramGraph, operator: Any, factor: int) -> None:
+    inputs, outputs = {"X": graph.inputs(operator, "Input")}, {"Out": graph.outputs(operator, "Output")}
+    attributes = {"scale": [float(factor)] * 2, "interp_method": "nearest", "align_corners": False}
+    graph.replace(operator, "nearest_interp_v2", inputs, outputs, attributes)
+
+
+def _drop_assumed(graph: ProgramGraph) -> None:
+    """Remove the attributes whose values are Paddle Lite's and Paddle's defaults."""
+    for operator in graph.operators:
+        for name, values in _ASSUMED.get(operator.type, {}).items():
+            value = graph.attribute(operator, name)
+            if value is not None and value in values:
+                graph.drop_attribute(operator, name)
+
+
+def _shorten_names(graph: ProgramGraph) -> None:
+    """Give all variables but inputs and outputs names of one to three letters."""
+    kept = {"feed", "fetch"}
+    for operator in graph.operators:
+        if operator.type in kept:
+            kept.update((*graph.read_by(operator), *graph.written_by(operator)))
+    used = (name for one in graph.operators for name in (*graph.read_by(one), *graph.written_by(one)))
+    short = (name for name in _short_names() if name not in kept)
+    graph.rename({name: next(short) for name in dict.fromkeys(used) if name not in kept})
+
+
+def _short_names() -> Iterator[str]:
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_letters, repeat=length))
 
 
 def _flatten_bias(graph: ProgramGraph, add: Any) -> None:

@@ -47,7 +47,8 @@ def find_model(path: str | Path) -> Artefact:
         path: An ``.onnx`` file; a Paddle program (``.json``, ``.pdmodel``), its ``.pdiparams``, or their common prefix;
             a program of Paddle 2 with its parameters in ``params`` or one file each (``__model__``); or a folder with
             exactly one of these, as PaddleClas and PaddleDetection write it (``inference.pdmodel`` +
-            ``inference.pdiparams``). In a folder with both kinds, Paddle's is taken.
+            ``inference.pdiparams``). In a folder with both kinds, Paddle's is taken; beside ``model.json`` its other
+            form ``model.int8.pdmodel`` is not counted.
 
     Raises:
         ValueError: No or several models there, or parameters that are missing or truncated.
@@ -123,6 +124,8 @@ def _precision(file: Path) -> str:
 def _in_folder(folder: Path) -> Artefact:
     names = sorted(item.stem for item in folder.glob("*.pdiparams"))
     found = [folder / name for name in names if any((folder / f"{name}{end}").is_file() for end in _PROGRAMS)]
+    # the export's model.int8.pdmodel is another form of the model.json beside it
+    found = [path for path in found if path.suffix != ".int8" or path.with_suffix("") not in found]
     found = found or [folder / MODEL] * (folder / MODEL).is_file()
     found = found or sorted(folder.glob("*.pdmodel")) or sorted(folder.glob("*.onnx"))
     if len(found) != 1:

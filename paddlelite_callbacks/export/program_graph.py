@@ -118,6 +118,20 @@ class ProgramGraph(GraphIndex):
         self._index(new)
         return new
 
+    def replace(
+        self,
+        operator: Any,
+        kind: str,
+        inputs: Mapping[str, Sequence[str]],
+        outputs: Mapping[str, Sequence[str]],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Put a new operator in the place of ``operator`` and return it."""
+        new = self.insert_before(operator, kind, inputs, outputs, attributes)
+        self._forget_reads(operator)
+        self.operators = [one for one in self.operators if one is not operator]
+        return new
+
     def set_input(self, operator: Any, slot: str, names: Sequence[str]) -> None:
         """Set the variables that ``operator`` reads in ``slot``."""
         self._forget_reads(operator)
@@ -141,6 +155,31 @@ class ProgramGraph(GraphIndex):
             for one in list(operator.inputs):
                 if old in one.arguments:
                     self.set_input(operator, one.parameter, [new if name == old else name for name in one.arguments])
+
+    def drop_attribute(self, operator: Any, name: str) -> None:
+        """Remove an attribute of ``operator``: readers take its default."""
+        kept = [one for one in operator.attrs if one.name != name]
+        del operator.attrs[:]
+        operator.attrs.extend(kept)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Rename variables and parameters.
+
+        Args:
+            names: New names by present ones; a new one may not be taken by a variable that keeps its name.
+        """
+        self._producers.clear()
+        self._consumers.clear()
+        for operator in self.operators:
+            for slot in (*operator.inputs, *operator.outputs):
+                new = [names.get(name, name) for name in slot.arguments]
+                del slot.arguments[:]
+                slot.arguments.extend(new)
+            self._index(operator)
+        for old, new in names.items():
+            self.variables[old].name = new
+        self.variables = {one.name: one for one in self.variables.values()}
+        self.parameters = {names.get(name, name): value for name, value in self.parameters.items()}
 
     def remove(self, operators: Iterable[Any]) -> None:
         """Remove operators; their outputs have no producer afterwards."""

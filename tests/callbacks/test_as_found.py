@@ -58,7 +58,8 @@ WHOLE = {
 BESIDE = {
     "maintainer_tools.measure_backbones.main",  # writes the catalogue of this package
     "maintainer_tools.arm_emulator.build_arm_root",  # downloads an ARM system
-    "maintainer_tools.phone_table.main",  # needs it
+    "maintainer_tools.arm_check.main",  # needs it
+    "maintainer_tools.phone_table.main",
     "maintainer_tools.phone_table.measure",
     # run in a child process alone, which ends with it
     "benchmark.engine_child.file_and_inputs",

@@ -49,6 +49,21 @@ def test_the_summary_speaks_of_every_network():
     assert found["other"] == {"B": "no", "C": "not run"}
 
 
+def test_an_earlier_summary_speaks_where_no_line_does():
+    bad = {"off": 0.5, "of": 1.0, "passed": False}
+    earlier = {
+        "passed": ["A", "B"],
+        "other": {"C": "not run", "D": "chaotic: off by 1", "E": "not run"},
+        "smaller": {"A": 96},
+    }
+    good = {"off": 0.0, "of": 1.0, "passed": True}
+    lines = [{"name": "B", "size": 224, "3.3.1": bad}, {"name": "E", "size": 128, "3.3.1": good}]
+    found = sweep.summary(lines, ["A", "B", "C", "D", "E"], ["3.3.1"], earlier)
+    assert found["passed"] == ["A", "E"]
+    assert found["other"] == {"B": "off by 0.5 of 1", "C": "not run", "D": "chaotic: off by 1"}
+    assert (found["size"], found["smaller"]) == (224, {"A": 96, "E": 128})
+
+
 def test_the_committed_sweep_is_of_this_catalogue():
     found = json.loads(SUMMARY.read_text(encoding="utf-8"))
     names = {entry["name"] for entry in json.loads(DATA.read_text(encoding="utf-8"))["backbones"]}

@@ -209,11 +209,13 @@ def phone(folder, watch):
     from paddlelite_callbacks.benchmark.requantizing import on_symmetric_grid, requantizing_note
     from paddlelite_callbacks.export import edge_files
     from paddlelite_callbacks.export.lite import LiteOptions, checked_targets, find_opt
+    from paddlelite_callbacks.export.nb_encoding import compact_nb, program_of_nb
     from paddlelite_callbacks.export.onnx_export import checked_opset
     from paddlelite_callbacks.export.paddle_program import export_lite_program, export_paddle
     from paddlelite_callbacks.export.program_desc import attribute_of, read_program_desc
     from paddlelite_callbacks.export.variants import on_lite_grid, write_lite
-    from paddlelite_callbacks.maintainer_tools.arm_emulator import missing_for_arm
+    from paddlelite_callbacks.maintainer_tools.arm_check import check_folder, folder_references
+    from paddlelite_callbacks.maintainer_tools.arm_emulator import ArmEmulator, missing_for_arm
     from paddlelite_callbacks.maintainer_tools.phone_table import table
 
     batches = [[paddle.to_tensor(Images(4).images)]]
@@ -249,6 +251,12 @@ def phone(folder, watch):
         takes_precision("mnn", "int8")
         missing_for_arm()
         table([])
+        compact_nb(b"")
+        with missing:
+            program_of_nb(b"")
+        images = [batches[0][0].numpy()]
+        folder_references(folder / "files", images)
+        check_folder(folder / "files", ArmEmulator(folder / "nothing"), inputs=images)
 
 
 @watched

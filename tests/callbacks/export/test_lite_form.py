@@ -30,6 +30,7 @@ from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.benchmark.requantizing import on_symmetric_grid
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.lite_program import prepare_for_lite_
+from paddlelite_callbacks.export.model_files import find_model
 from paddlelite_callbacks.quant.prepare import activation_quantizers
 from paddlelite_callbacks.report.gate import judge
 from paddlelite_callbacks.report.record import read_records
@@ -251,6 +252,22 @@ def test_a_finished_folder_from_the_command_line(kind, opt, tmp_path, capsys, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(command[:-2]) == 1
     assert "paddlelite==2.13rc0" in capsys.readouterr().err
+
+
+def test_a_folder_with_both_int8_programs_is_one_model(opt, tmp_path, capsys):
+    network, home = ptq_int8(TinyNet(), [paddle.to_tensor(X)], activation_symmetric=True), tmp_path / "n"
+    exporter(tmp_path, opt, forms=["pdmodel"]).export(network, X)
+    assert {"model.json", "model.int8.pdmodel"} < set(names(home))
+    assert find_model(home) == find_model(home / "model.json")
+    assert find_model(home / "model.int8").path == home / "model.int8.pdmodel"
+    command = ["export", str(home), str(tmp_path / "out"), "--input", "2x3x8x8", "--forms", "lite", "--opt", str(opt)]
+    assert main(command) == 0
+    assert names(tmp_path / "out") == ["deploy.json", "model.int8.arm.nb"]
+    capsys.readouterr()
+    for file in ("model.json", "model.pdiparams"):
+        (home / file).rename(home / file.replace("model", "other"))
+    with pytest.raises(ValueError, match=r"holds several models \(model\.int8, other\): name one"):
+        find_model(home)
 
 
 @pytest.mark.slow
