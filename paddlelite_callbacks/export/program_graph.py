@@ -172,9 +172,9 @@ class ProgramGraph(GraphIndex):
         self._consumers.clear()
         for operator in self.operators:
             for slot in (*operator.inputs, *operator.outputs):
-                new = [names.get(name, name) for name in slot.arguments]
+                arguments = [names.get(name, name) for name in slot.arguments]
                 del slot.arguments[:]
-                slot.arguments.extend(new)
+                slot.arguments.extend(arguments)
             self._index(operator)
         for old, new in names.items():
             self.variables[old].name = new
