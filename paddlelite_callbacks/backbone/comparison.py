@@ -22,6 +22,7 @@ from paddlelite_callbacks.export.paddle_program import export_paddle
 from paddlelite_callbacks.nn.cost import count_macs, count_parameters
 from paddlelite_callbacks.nn.surgery import replace_sublayer
 from paddlelite_callbacks.utils.error_text import reason
+from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = ["Cost", "SwapSummary", "compare"]
 
@@ -73,7 +74,10 @@ class SwapSummary:
 
     def __str__(self) -> str:
         ratio = "" if self.latency_ratio is None else f"; latency x{self.latency_ratio:.2f}"
-        rows = [f"{self.engine}, {self.threads} thread(s), batch 1, median of {self.repeats} in turn{ratio}", ""]
+        rows = [
+            f"{self.engine}, {counted(self.threads, 'thread')}, batch 1, median of {self.repeats} in turn{ratio}",
+            "",
+        ]
         rows += ["| | parameters M | MACs M | size MB | ms |", "|---|---|---|---|---|"]
         for name, cost in (("before", self.before), ("after", self.after)):
             size = "-" if cost.size_mb is None else f"{cost.size_mb:.2f}"

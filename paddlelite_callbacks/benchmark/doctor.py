@@ -25,7 +25,8 @@ from packaging.utils import canonicalize_name
 
 from paddlelite_callbacks.benchmark.machine import clock_governor
 from paddlelite_callbacks.utils.child_process import last_words, run_module
-from paddlelite_callbacks.utils.cpu import MKL_VARIABLE, cpu_info, has_vnni, mkl_hint
+from paddlelite_callbacks.utils.cpu import MKL_VARIABLE, cpu_info, has_vnni, mkl_hint, usable_cores
+from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = [
     "COSTS",
@@ -110,8 +111,8 @@ def doctor(folder: str | Path = ".", *, probe: bool = True) -> list[Finding]:
         *package_findings(_installed()),
         *(_probe_findings() if probe else ()),
         *cpu_findings(cpu_info(), os.environ, platform.machine()),
-        *thread_findings(_cores(), _quota(), os.environ),
-        *_load_findings(_cores()),
+        *thread_findings(usable_cores(), _quota(), os.environ),
+        *_load_findings(usable_cores()),
         *_place_findings(Path(folder)),
         *_locale_findings(),
     ]
@@ -344,10 +345,6 @@ def cpu_findings(info: Mapping[str, str], environment: Mapping[str, str], machin
         )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _quota() -> float | None:
     """Return the CPU quota of the container in cores; ``None`` without a limit."""
     with suppress(OSError, ValueError):
@@ -400,7 +397,7 @@ def thread_findings(cores: int, quota: float | None, environment: Mapping[str, s
             remedy="try export OMP_NUM_THREADS=1",
         )
     else:
-        yield Finding(topic="threads", level="ok", text=f"{said}, {threads} threads")
+        yield Finding(topic="threads", level="ok", text=f"{said}, {counted(threads, 'thread')}")
 
 
 def _load_findings(cores: int) -> Iterator[Finding]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddlelite_callbacks.utils.cpu import cpu_info
+from paddlelite_callbacks.utils.cpu import cpu_info, usable_cores
+from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
 
@@ -58,7 +58,7 @@ def this_machine() -> Machine:
             continue
     return Machine(
         cpu=info.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         flags=tuple(flag for flag in _FLAGS if flag in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -81,7 +81,7 @@ def noise_notes(
         unsteady: Engines whose time was still changing after the warm-up.
         share: CPU time of this process relative to the wall clock while timing.
     """
-    where, notes = f"{setting[0]} threads, batch {setting[1]}", []
+    where, notes = f"{counted(setting[0], 'thread')}, batch {setting[1]}", []
     noisy = [
         " ".join(key) for key, f in figures.items() if f["p75_ms"] - f["p25_ms"] > _SPREAD * max(f["p50_ms"], 1e-9)
     ]

@@ -18,6 +18,7 @@ from paddlelite_callbacks.benchmark.roofline import measure_roofline, roofline_s
 from paddlelite_callbacks.utils.deprecation import Renamed, old_arguments
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import hushed_stdout
+from paddlelite_callbacks.utils.numbers import counted
 from paddlelite_callbacks.utils.progress import tqdm
 
 __all__ = ["Timing", "time_files"]
@@ -90,7 +91,7 @@ def _timed(
     warm, notes = WarmUp(options.warmup), []
     durations: dict[FileKey, list[float]] = {}
     if calls:
-        text = f"CPU latency, {threads} thread{'s' * (threads > 1)}, batch {setting[1]}"
+        text = f"CPU latency, {counted(threads, 'thread')}, batch {setting[1]}"
         limit = 5 * options.warmup if options.max_warmup is None else options.max_warmup
         with tqdm(
             total=options.warmup + options.repeats, desc=text, unit="round", leave=False, disable=not verbose

@@ -12,6 +12,7 @@ from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.pareto import ladder_png
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.report.tables import DASH, are_shares, number
+from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = ["ladder_blocks", "ladder_markdown", "ladder_png", "metric_cell", "ratio_words", "verdict_cell"]
 
@@ -196,7 +197,7 @@ def _how_measured(records: Sequence[Record]) -> str:
     ]
     said = (
         f"Median of {row.repeats} runs after {row.warmup} warm-up runs, {turns}, batch {row.batch_size}, "
-        f"{row.threads} thread{'s' if row.threads > 1 else ''}, {machine.cpu} ({' '.join(machine.flags[:20])}); Python "
+        f"{counted(row.threads, 'thread')}, {machine.cpu} ({' '.join(machine.flags[:20])}); Python "
         f"{machine.python}, {versions}. Exported MB: parameters and program of the Paddle export, 1 MB = 1e6 bytes."
     )
     return " ".join([said, *notes])

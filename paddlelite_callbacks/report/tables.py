@@ -46,7 +46,7 @@ def noted(record: Record) -> str:
     macs = "" if record.macs is None else f", {number(record.macs / 1e6, 1)} M multiply-accumulates an image"
     epoch = "" if record.epoch is None else f", weights of epoch {record.epoch}"
     products = list(record.roofline_gflops.items())[:_FIGURES]
-    rooflines = ", ".join(f"{number(gflops, 0)} GFLOP/s on {n} thread(s)" for n, gflops in products)
+    rooflines = ", ".join(f"{number(gflops, 0)} GFLOP/s on {n} thread{'s' * (n != '1')}" for n, gflops in products)
     governor = f", governor {record.machine.governor}" if record.machine.governor else ""
     machine = f"{record.machine.cpu}, {record.machine.cores} cores{governor}"
     product = f"; fastest matrix product: {rooflines}" if rooflines else ""

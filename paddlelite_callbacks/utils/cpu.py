@@ -8,7 +8,16 @@ import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-__all__ = ["MKL_VARIABLE", "cpu_info", "has_vnni", "is_amd", "log_mkl_hint", "mkl_environment", "mkl_hint"]
+__all__ = [
+    "MKL_VARIABLE",
+    "cpu_info",
+    "has_vnni",
+    "is_amd",
+    "log_mkl_hint",
+    "mkl_environment",
+    "mkl_hint",
+    "usable_cores",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +55,11 @@ def cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def usable_cores() -> int:
+    """Return the number of logical cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_amd(info: Mapping[str, str] | None = None) -> bool:

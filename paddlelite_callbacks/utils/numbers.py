@@ -1,4 +1,4 @@
-"""Validate numbers that a user gives."""
+"""Validate numbers that a user gives, and write counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["check_number", "check_whole", "is_finite", "is_whole"]
+__all__ = ["check_number", "check_whole", "counted", "is_finite", "is_whole"]
 
 
 def is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -65,3 +65,13 @@ def check_number(name: str, value: Any, allowed: Callable[[float], bool], words:
     """
     if not is_finite(value) or not allowed(value):
         raise ValueError(f"{name} must be {words}, got {value!r}: {remedy}.")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 thread``, ``2 threads``, ...
+
+    Args:
+        count: Number of things.
+        noun: Their name in the singular, with a regular plural.
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -175,8 +175,8 @@ def test_noise_is_named():
     base = [] if governor in (None, "performance") else [f"governor is '{governor}'"]
     assert len(noise_notes((1, 1), {("a", "fp32"): quiet}, [], 0.99)) == len(base)
     said = noise_notes((1, 4), {("a", "fp32"): quiet, ("b", "int8"): loud}, ["b"], 0.5)
-    assert said[0] == "Noise (1 threads, batch 4): the quartiles of b int8 lie more than 20% apart."
-    assert said[1] == "Noise (1 threads, batch 4): b had not become steady in the warm-up."
+    assert said[0] == "Noise (1 thread, batch 4): the quartiles of b int8 lie more than 20% apart."
+    assert said[1] == "Noise (1 thread, batch 4): b had not become steady in the warm-up."
     assert "got 50% of a CPU" in said[2]
 
 

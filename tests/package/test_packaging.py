@@ -7,7 +7,6 @@ import configparser
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -145,18 +144,3 @@ def test_nothing_stands_in_both_configuration_files():
     packages = set(setup["options"]["packages"].split())
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
     assert packages == found - {"paddlelite_callbacks.maintainer_tools"} | {"paddlelite_callbacks.models"}
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_the_models_under_our_name(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.partition("/")[0] for name in names}
-    assert tops == {"paddlelite_callbacks", wheel.name.partition("-py3")[0] + ".dist-info"}
-    for name in ("models/__init__.py", "hapi/fit.py", "py.typed", "callbacks/session.py"):
-        assert f"paddlelite_callbacks/{name}" in names

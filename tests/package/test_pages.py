@@ -164,7 +164,7 @@ def test_every_public_name_is_in_the_reference():
             assert re.search(rf"\b{re.escape(name)}\b", api), name
 
 
-@needs("mkdocs", "mkdocstrings")
+@needs("mkdocs", "mkdocstrings", "nbconvert")
 def test_the_site_builds_strictly(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
@@ -177,6 +177,13 @@ def test_the_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "DistillCallback" in (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "zh" / "guides" / "distillation" / "index.html").is_file()
+    for language, said in (("", "The teacher is frozen"), ("zh", "\u6559\u5e08\u88ab\u51bb\u7ed3")):
+        folder = tmp_path / "site" / language / "notebooks"
+        page = (folder / "first-ladder" / "index.html").read_text(encoding="utf-8")
+        assert said in page
+        assert said in (folder / "first-ladder.ipynb").read_text(encoding="utf-8")
+        assert 'href="../own-pictures/"' in page
+        assert 'href="../first-ladder.ipynb" download' in page
 
 
 @pytest.mark.parametrize("ladder", REDRAW["ladders"](), ids=lambda path: path.name)

@@ -22,6 +22,7 @@ from paddlelite_callbacks.nn.cost import count_parameters
 from paddlelite_callbacks.report.gate import Budget, Verdict
 from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
 from paddlelite_callbacks.report.write import write_report
+from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = ["draw_report", "notes_of", "record_of", "summary_lines"]
 
@@ -112,7 +113,7 @@ def summary_lines(record: Record, folder: Path, verdict: Verdict | None, *, sett
     lines += [
         f"  {row.engine:<14}{row.precision:<5} "
         + (f"{row.p50_ms:8.2f} ms (p90 {row.p90_ms:.2f})" if row.p50_ms is not None else f"no figure: {row.error}")
-        + (f", {row.threads} threads, batch {row.batch_size}" if settings > 1 else "")
+        + (f", {counted(row.threads, 'thread')}, batch {row.batch_size}" if settings > 1 else "")
         + _accuracy(record, row)
         + _differing(record, row)
         for row in record.latencies
