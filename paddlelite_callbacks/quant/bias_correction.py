@@ -33,9 +33,9 @@ def correct_biases_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]
 
     ``y`` is the layer's output in the float network, ``y_q`` that in the quantised one with all layers before it
     corrected. Layers without a bias get one (a new parameter ``<layer>.bias``). The means are over all batches and
-    positions. In a first pass each layer is corrected by the mean of its calls so far, while they run; if there are
-    several calls, of several batches, a second pass measures what remains. So the network runs two or three times on
-    each batch.
+    positions; while the batches run, each layer is corrected by the mean of its calls so far, so that those after it
+    see corrected inputs. The network runs twice on each batch, once in float; once more if a layer runs several times
+    in a batch, whose calls have to be corrected alike.
 
     Args:
         network: Quantised and calibrated network; runs in eval mode.
@@ -49,7 +49,12 @@ def correct_biases_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]
         network.eval()
         with quantizers_off(network):
             wanted = _run(network, layers, batches, lambda layer, _: _Recorder(layer))
-        added = {name: sums.mean() for name, sums in _passes(network, layers, batches, wanted).items()}
+        ran = {name: layer for name, layer in layers.items() if wanted[name].calls}
+        found = _run(network, ran, batches, lambda layer, name: _Corrector(layer, wanted[name].calls))
+        added = {name: corrector.mean() for name, corrector in found.items()}
+        if any(len(one.calls) > len(batches) for one in wanted.values()):
+            found = _run(network, ran, batches, lambda layer, name: _Corrector(layer, wanted[name].calls, added[name]))
+            added = {name: corrector.mean() for name, corrector in found.items()}
     holders = Counter(id(layer.bias) for layer in network.sublayers() if getattr(layer, "bias", None) is not None)
     for name, value in added.items():
         add_bias_(layers[name], value, shared=holders[id(layers[name].bias)] > 1)
@@ -103,7 +108,7 @@ class _Recorder:
 class _Corrector(_Recorder):
     """Measures what each call lacks, and adds a correction to its output."""
 
-    def __init__(self, layer: Layer, wanted: _Means, fixed: np.ndarray | None) -> None:
+    def __init__(self, layer: Layer, wanted: _Means, fixed: np.ndarray | None = None) -> None:
         super().__init__(layer)
         self._wanted, self._fixed = iter(wanted), fixed
         self._total, self._count = np.zeros(len(wanted[0][0])), 0
@@ -122,22 +127,6 @@ class _Corrector(_Recorder):
         shape = [1] * output.ndim
         shape[self.axis % output.ndim] = -1
         return output + paddle.to_tensor(shift.astype("float32")).reshape(shape).astype(output.dtype)
-
-
-def _passes(
-    network: Layer, layers: dict[str, Layer], batches: Sequence[Any], wanted: dict[str, Any]
-) -> dict[str, _Corrector]:
-    ran = {name: layer for name, layer in layers.items() if wanted[name].calls}
-    found: dict[str, _Corrector] = {}
-    several = any(len(one.calls) > 1 for one in wanted.values())
-    for _ in range(2 if several else 1):
-        means = {name: one.mean() for name, one in found.items()}
-
-        def make(layer: Layer, name: str, means: dict[str, np.ndarray] = means) -> _Corrector:
-            return _Corrector(layer, wanted[name].calls, means.get(name))
-
-        found = _run(network, ran, batches, make)
-    return found
 
 
 def _run(

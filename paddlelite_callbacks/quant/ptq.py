@@ -68,7 +68,7 @@ def ptq_int8(
         activation_symmetric: Whether activations use the symmetric grid of Paddle Lite.
         quantize_outputs: Whether to quantise outputs of convolutions too, for ONNX Runtime.
         bias_correction: Whether to correct the mean error of each output channel through the biases (Nagel et al. 2019,
-            arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run four times.
+            arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run three times.
         layer_types: Names of layer classes.
         include: Globs of layers to convert.
         skip: Globs of layers to leave in fp32.
