@@ -60,7 +60,7 @@ def read_people(
     annotations: str | Path,
     images: str | Path,
     *,
-    num_joints: int = 17,
+    layout: Layout = COCO_BODY,
     boxes: str | Path | None = None,
     min_box_score: float = 0.0,
 ) -> People:
@@ -69,13 +69,13 @@ def read_people(
     Args:
         annotations: Path of COCO's ``person_keypoints_*.json``.
         images: Folder of the images.
-        num_joints: Number of joints of every record.
+        layout: Layout of the joints of every record.
         boxes: Path of a detector's results, ``[{"image_id", "category_id", "bbox", "score"}, ...]``.
         min_box_score: Lowest score of a detected box; boxes below are skipped.
 
     Raises:
         FileNotFoundError: A file or the folder does not exist.
-        ValueError: Not a COCO keypoint file, another number of joints, or no person left.
+        ValueError: Not a COCO keypoint file, other joints, or no person left.
     """
     annotations, images = Path(annotations), Path(images)
     content = load_json(annotations)
@@ -84,8 +84,10 @@ def read_people(
             f"{annotations} is no COCO file: it must be an object with 'images' (each with 'id' and 'file_name') and "
             "'annotations'."
         )
+    _check_joints(content, layout, annotations)
     if not images.is_dir():
         raise FileNotFoundError(f"There is no image folder {images}.")
+    num_joints = len(layout.joints)
     paths = {item["id"]: images / item["file_name"] for item in content["images"]}
     dropped: Counter[str] = Counter()
     if boxes is None:
@@ -97,7 +99,7 @@ def read_people(
     dropped["image file missing"] += sum(person is not None for person in people) - len(kept)
     if not kept:
         raise ValueError(f"No person left in {boxes or annotations}: {dict(+dropped) or 'there are no records'}.")
-    return People(people=kept, dropped=+dropped, annotations=annotations, image_ids=sorted(paths))
+    return People(people=kept, dropped=+dropped, annotations=annotations, image_ids=sorted(paths), layout=layout)
 
 
 def load_json(path: Path) -> Any:
@@ -125,6 +127,17 @@ def _is_coco(content: Any) -> bool:
     return named and all(isinstance(item, dict) for item in notes)
 
 
+def _check_joints(content: dict[str, Any], layout: Layout, path: Path) -> None:
+    """Check the names of the joints, if the file has some."""
+    for category in content.get("categories") or []:
+        names = tuple(category.get("keypoints") or layout.joints)
+        if names != layout.joints:
+            raise ValueError(
+                f"{path} has the joints {', '.join(names)}; expected are those of {layout.name!r}, in this order: "
+                f"{', '.join(layout.joints)}."
+            )
+
+
 def _detections(path: Path) -> list[dict[str, Any]]:
     found = load_json(path)
     if not isinstance(found, list) or not all(isinstance(item, dict) and "bbox" in item for item in found):
@@ -143,7 +156,7 @@ def _labelled(item: dict[str, Any], paths: dict[int, Path], count: int, dropped:
     elif len(points) != 3 * count:
         raise ValueError(
             f"Annotation {item.get('id')} has {len(points) / 3:g} joints, expected {count}: another data set, or "
-            "num_joints is wrong."
+            "the layout is wrong."
         )
     elif not any(points[2::3]):
         dropped["no visible joint"] += 1

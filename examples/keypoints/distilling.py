@@ -55,9 +55,11 @@ def _layer_and_index(text: str) -> tuple[str, int | None]:
     return name, int(index) if index else None
 
 
-def distillation(flags: argparse.Namespace, name: str, weights: Path, layout: Layout = COCO_BODY) -> DistillCallback:
+def distillation(
+    flags: argparse.Namespace, name: str, weights: Path, layout: Layout = COCO_BODY, *, resume: str | None = None
+) -> DistillCallback:
     """Return the callback with ``name`` as teacher and MSE of the heatmaps as loss."""
     teacher = network(name, layout)
     load_weights(teacher, weights)
     terms = feature_terms(flags.distill_features, loss=flags.feature_loss, weight=flags.feature_weight)
-    return DistillCallback(teacher, loss="mse", features=terms, weight=flags.distill_weight)
+    return DistillCallback(teacher, loss="mse", features=terms, weight=flags.distill_weight, resume=resume)

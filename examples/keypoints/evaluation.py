@@ -39,19 +39,23 @@ def oks(joints: np.ndarray, others: np.ndarray, areas: np.ndarray, *, sigmas: An
     return np.exp(-distance / (2 * areas[:, None] * (2 * sigmas) ** 2 + np.spacing(1))).mean(-1)
 
 
-def oks_nms(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
+def oks_nms(
+    results: list[dict[str, Any]], *, threshold: float = 0.9, sigmas: Any = COCO_BODY.sigmas
+) -> list[dict[str, Any]]:
     """Apply non-maximum suppression by OKS to the persons of one image.
 
     Args:
         results: Results with ``keypoints``, ``score`` and ``area``.
         threshold: Largest `oks` to a kept person.
+        sigmas: COCO's constants ``[J]``.
     """
     kept: list[dict[str, Any]] = []
     for result in sorted(results, key=lambda item: -item["score"]):
         joints = _places(result)
         if kept:
             areas = np.array([(other["area"] + result["area"]) / 2 for other in kept])
-            if oks(joints, np.stack([_places(other) for other in kept]), areas).max() > threshold:
+            others = np.stack([_places(other) for other in kept])
+            if oks(joints, others, areas, sigmas=sigmas).max() > threshold:
                 continue
         kept.append(result)
     return kept
@@ -94,16 +98,27 @@ def to_results(
     return results
 
 
-def suppressed(results: list[dict[str, Any]], *, threshold: float = 0.9) -> list[dict[str, Any]]:
+def suppressed(
+    results: list[dict[str, Any]], *, threshold: float = 0.9, sigmas: Any = COCO_BODY.sigmas
+) -> list[dict[str, Any]]:
     """Apply `oks_nms` per image; samples duplicated across processes count once."""
     by_image: dict[int, dict[int, dict[str, Any]]] = {}
     for result in results:
         by_image.setdefault(result["image_id"], {})[result["index"]] = result
-    return [kept for items in by_image.values() for kept in oks_nms(list(items.values()), threshold=threshold)]
+    groups = [list(items.values()) for items in by_image.values()]
+    return [kept for items in groups for kept in oks_nms(items, threshold=threshold, sigmas=sigmas)]
 
 
-def coco_ap(results: list[dict[str, Any]], annotations: Path) -> dict[str, float]:
-    """Return COCO's AP and AR in [0, 1] by `pycocotools`; zeros without results."""
+def coco_ap(
+    results: list[dict[str, Any]], truth: Path | dict[str, Any], *, sigmas: Any = COCO_BODY.sigmas
+) -> dict[str, float]:
+    """Return COCO's AP and AR in [0, 1] by `pycocotools`; zeros without results.
+
+    Args:
+        results: Results from `to_results`.
+        truth: Annotation file of COCO, or its content.
+        sigmas: Constants ``[J]`` of the joints.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -111,8 +126,12 @@ def coco_ap(results: list[dict[str, Any]], annotations: Path) -> dict[str, float
         return dict.fromkeys(_NAMES, 0.0)
     plain = [{k: item[k] for k in ("image_id", "category_id", "keypoints", "score")} for item in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, truth.loadRes(plain), "keypoints")
+        known = COCO(str(truth) if isinstance(truth, Path) else None)
+        if not isinstance(truth, Path):
+            known.dataset = truth
+            known.createIndex()
+        evaluation = COCOeval(known, known.loadRes(plain), "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -182,16 +201,22 @@ class KeypointAP(KeypointMetric):
         dataset: Data of the indices in the labels, without augmentation.
         dark: Whether to decode with DARK.
         nms: Threshold of `oks_nms`.
+
+    Attributes:
+        truth: Annotation file of COCO, or its content.
     """
+
+    truth: Path | dict[str, Any]
 
     def __init__(self, dataset: KeypointDataset, *, dark: bool = False, nms: float = 0.9) -> None:
         super().__init__(dataset, dark=dark)
-        self.nms = nms
+        self.nms, self.truth = nms, dataset.source.annotations
 
     def figures(self, raw: list[dict[str, Any]]) -> list[float]:
         """Return AP and AR of ``raw`` after `suppressed`."""
-        self.results = suppressed(raw, threshold=self.nms)
-        return list(coco_ap(self.results, self.dataset.source.annotations).values())
+        sigmas = self.dataset.source.layout.sigmas
+        self.results = suppressed(raw, threshold=self.nms, sigmas=sigmas)
+        return list(coco_ap(self.results, self.truth, sigmas=sigmas).values())
 
     def name(self) -> list[str]:
         """Return the names of the values."""

@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help=".pdparams, ours (PACT too) or the guide's (default: random)")
     parser.add_argument("--weight-bits", type=int, help="bits of weights trained with PACT (default: as in the file)")
     parser.add_argument("--layout", choices=LAYOUTS, default="coco", help="joint layout of the network (default: coco)")
-    parser.add_argument("--evaluate", action="store_true", help="evaluate the files, on --coco, --mpii or --toy")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the files, on --coco, --mpii, --lsp or --toy")
     parser.add_argument("--size-mb", type=float, help="gate: size of Paddle's program and parameters")
     parser.add_argument("--latency-ms", type=float, help="gate: median latency of the fastest engine")
     parser.add_argument("--threads", type=int, default=1)

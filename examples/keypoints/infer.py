@@ -85,7 +85,7 @@ def find_people(source: Path, boxes: dict[str, list[list[float]]] | None, layout
 
 
 def predict(layer: paddle.nn.Layer, dataset: KeypointDataset, *, dark: bool = False) -> list[dict]:
-    """Return COCO results of all samples after OKS-NMS."""
+    """Return COCO results of all samples, after OKS-NMS if the layout has constants for it."""
     tested = flip_tested(layer, udp=dataset.udp, layout=dataset.source.layout)
     tested.eval()
     results = []
@@ -93,7 +93,8 @@ def predict(layer: paddle.nn.Layer, dataset: KeypointDataset, *, dark: bool = Fa
         for index in range(len(dataset)):
             heatmaps = tested(paddle.to_tensor(dataset[index][0][None])).numpy()
             results += to_results(heatmaps, np.array([index]), dataset, dark=dark)
-    return suppressed(results)
+    sigmas = dataset.source.layout.sigmas
+    return results if sigmas is None else suppressed(results, sigmas=sigmas)
 
 
 def draw(people: People, results: list[dict], out: Path, least: float) -> None:

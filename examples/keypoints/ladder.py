@@ -1,24 +1,27 @@
-"""Run the guide's ladder on generated figures, over several seeds.
+"""Run the guide's ladder on generated figures or on real people, over several seeds.
 
 Rows: teacher, light, distilled, PACT, distilled + PACT. For each seed a light network is trained alone and one with the
 teacher. From the weights of each, a second, shorter training at half the rate follows, once with PACT (the guide's
 recipe) and once in fp32 as the baseline of equal length. Each row is exported and validated, and its files are
-evaluated and timed on every engine. Writes ``table.md`` and ``ladder.jsonl`` after each row; finished rows are skipped.
+evaluated and timed on every engine. Writes ``table.md`` and ``ladder.jsonl`` after each row. After an interruption the
+same command skips finished rows and resumes the unfinished one from its last checkpoint.
 
     python examples/keypoints/ladder.py --quick     # minutes, one seed: smoke test, low accuracy
     python examples/keypoints/ladder.py --jobs 2    # seeds in two processes
+    python examples/keypoints/ladder.py --lsp /data/lspet   # real people; hours
     python examples/keypoints/ladder.py --export-again   # export and evaluate the finished rows again
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,28 @@ import numpy as np
 import paddle
 from dataset import KeypointDataset
 from distilling import add_distill_flags, distillation
-from ladder_files import TEACHER, bench_of, draw_rows, export_again, figures_of, files_of, label_of, rows_of, time_rows
+from ladder_files import (
+    TEACHER,
+    bench_of,
+    draw_rows,
+    export_again,
+    figures_of,
+    files_of,
+    images_of,
+    label_of,
+    rows_of,
+    time_rows,
+    weights_of,
+)
 from ladder_table import markdown
+from resuming import Progress
 from settings import SETTINGS, Settings, add_data_flags, datasets, load_weights, network, shortened, steps_per_epoch
 from train import fit
 
 from paddlelite_callbacks import PACTQuantCallback
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.errors import ExportError
+from paddlelite_callbacks.recipes.state import Checkpoints
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 # row -> row whose weights it starts from
@@ -60,7 +77,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes: few pictures, few epochs, one seed")
     parser.add_argument("--teacher", default="hrnet_w18")
     parser.add_argument("--light", default="lite_hrnet_18")
-    parser.add_argument("--light-images", type=int, default=96, help="number of labelled images of the light networks")
+    parser.add_argument(
+        "--light-images", type=int, default=96, help="labelled images of the light networks (default: 96; of --lsp all)"
+    )
     parser.add_argument("--same-images", action="store_true", help="distil only on these images, not on all")
     parser.add_argument("--steps", type=int, default=300, help="batches of light and distilled")
     parser.add_argument("--short-steps", type=int, default=100, help="batches of the second training")
@@ -78,9 +97,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-timing", action="store_true", help="do not time the rows against each other at the end")
     parser.add_argument("--out", type=Path, default=Path("keypoints-ladder"))
     parser.set_defaults(dark=True)
-    if parser.parse_known_args(arguments)[0].quick:
+    given, _ = parser.parse_known_args(arguments)
+    if given.quick:
         parser.set_defaults(settings="toy-quick", toy_images=(64, 16), light_images=32, seeds=1)
         parser.set_defaults(steps=4, short_steps=2, teacher_steps=4, repeats=5)
+    elif given.lsp is not None:
+        parser.set_defaults(settings="people", steps=2256, short_steps=564, teacher_steps=2256)
+    if given.lsp is not None:
+        parser.set_defaults(light_images=None)
     flags = parser.parse_args(arguments)
     if flags.seed_list is None:
         flags.seed_list = list(range(flags.seeds))
@@ -130,6 +154,7 @@ def train_missing(name: str, seed: int, data: Any, flags: argparse.Namespace) ->
         return
     with (flags.out / "ladder.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+    Checkpoints(weights_of(name, seed, flags).parent / "checkpoints").delete()
     write_table(flags)
 
 
@@ -160,7 +185,7 @@ def training_data(name: str, train: KeypointDataset, flags: argparse.Namespace) 
     The teacher is trained with all labels, light networks with those of the first images. With distillation, light
     networks also use the other images without labels.
     """
-    if name == TEACHER:
+    if name == TEACHER or flags.light_images is None:
         return train
     return train.first(flags.light_images, others_unlabelled=name.startswith("distilled") and not flags.same_images)
 
@@ -169,25 +194,56 @@ def run(
     name: str, seed: int, train: KeypointDataset, held_out: KeypointDataset, flags: argparse.Namespace
 ) -> dict[str, Any]:
     """Train, export and evaluate one row."""
+    data, layout, begin = training_data(name, train, flags), train.source.layout, time.perf_counter()
+    settings, weights = training_of(name, data, flags), weights_of(name, seed, flags)
+    progress = Progress.of(weights.parent, config_of(name, seed, settings, data, flags), resume=True)
+    own = argparse.Namespace(**{**vars(flags), "out": weights.parent, "seed": seed})
     paddle.seed(seed)
     np.random.seed(seed)
-    layer = network(flags.teacher if name == TEACHER else flags.light)
-    if ROWS.get(name):
-        load_weights(layer, flags.out / f"weights-{label_of(ROWS[name] or '', seed)}" / "last.pdparams")
-    bench = bench_of(label_of(name, seed), flags)
-    callbacks: list[Any] = [bench]
-    if "distilled" in name:
-        callbacks.append(distillation(flags, flags.teacher, flags.out / f"weights-{TEACHER}-0" / "last.pdparams"))
-    if "PACT" in name:
-        callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
-    own = argparse.Namespace(**{**vars(flags), "out": flags.out / f"weights-{label_of(name, seed)}"})
-    data, begin = training_data(name, train, flags), time.perf_counter()
-    figures = fit(layer, data, held_out, training_of(name, data, flags), own, callbacks)
-    if bench.record is None:
+    with paddle.utils.unique_name.guard():  # the optimizer's state goes by names, which must not depend on other rows
+        layer = network(flags.teacher if name == TEACHER else flags.light, layout)
+        if first := progress.weights or start_of(name, seed, flags):
+            load_weights(layer, first)
+        bench = bench_of(label_of(name, seed), flags)
+        callbacks: list[Any] = [bench]
+        if "distilled" in name:
+            teacher, resume = weights_of(TEACHER, 0, flags), progress.of_distillation
+            callbacks.append(distillation(flags, flags.teacher, teacher, layout, resume=resume))
+        if "PACT" in name:
+            callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
+        figures = fit(layer, data, held_out, settings, own, callbacks, progress)
+    record = bench.record or bench.export(layer, images_of(held_out))
+    if record is None:
         raise RuntimeError(f"{name}: nothing was exported.")
-    row = {"name": name, "seed": seed, **figures_of(bench.record), **figures}
+    row = {"name": name, "seed": seed, "epochs": settings.epochs, **figures_of(record), **figures}
     row["files"] = files_of(label_of(name, seed), held_out, flags)
     return {**row, "seconds": round(time.perf_counter() - begin)}
+
+
+def start_of(name: str, seed: int, flags: argparse.Namespace) -> Path | None:
+    """Return the weights that a row starts from; ``None`` for random ones."""
+    start = ROWS.get(name)
+    return weights_of(start, seed, flags) if start else None
+
+
+def config_of(
+    name: str, seed: int, settings: Settings, data: KeypointDataset, flags: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what the training of a row depends on, for `Progress`."""
+    network_name = flags.teacher if name == TEACHER else flags.light
+    config: dict[str, Any] = {"row": name, "seed": seed, "network": network_name, **asdict(settings)}
+    config |= {"layout": data.source.layout.name, "persons": len(data), "dark": flags.dark, "udp": flags.udp}
+    if start := start_of(name, seed, flags):
+        config["start"] = _checksum(start)
+    if "distilled" in name:
+        options = ("distill_weight", "distill_features", "feature_loss", "feature_weight")
+        config |= {option: getattr(flags, option) for option in options}
+        config["teacher"] = _checksum(weights_of(TEACHER, 0, flags))
+    return config | ({"pact_skip": flags.pact_skip} if "PACT" in name else {})
+
+
+def _checksum(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 if __name__ == "__main__":

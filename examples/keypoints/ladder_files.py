@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ __all__ = [
     "export_again",
     "figures_of",
     "files_of",
+    "images_of",
     "label_of",
     "rows_of",
     "time_rows",
+    "weights_of",
 ]
 
 TEACHER = "teacher"
@@ -37,6 +40,16 @@ TEACHER = "teacher"
 def label_of(name: str, seed: int) -> str:
     """Return the name of a row's folders."""
     return f"{name}-{seed}".replace(" + ", "-").replace(", ", "-").lower()
+
+
+def weights_of(name: str, seed: int, flags: argparse.Namespace) -> Path:
+    """Return the path of a row's trained weights."""
+    return flags.out / f"weights-{label_of(name, seed)}" / "last.pdparams"
+
+
+def images_of(held_out: KeypointDataset) -> np.ndarray:
+    """Return some images ``[N, 3, H, W]`` for the export."""
+    return np.stack([held_out[k][0] for k in range(min(8, len(held_out)))])
 
 
 def rows_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
@@ -74,12 +87,12 @@ def figures_of(record: Record) -> dict[str, Any]:
 
 def export_again(held_out: KeypointDataset, flags: argparse.Namespace) -> None:
     """Export and evaluate the finished rows again, from their weights."""
-    rows, images = [], np.stack([held_out[k][0] for k in range(min(8, len(held_out)))])
+    rows, images, layout = [], images_of(held_out), held_out.source.layout
     for row in rows_of(flags):
         print(f"--- {row['name']}, seed {row['seed']}", flush=True)
         label = label_of(row["name"], row["seed"])
-        layer = network(flags.teacher if row["name"] == TEACHER else flags.light)
-        load_weights(layer, flags.out / f"weights-{label}" / "last.pdparams")
+        layer = network(flags.teacher if row["name"] == TEACHER else flags.light, layout)
+        load_weights(layer, weights_of(row["name"], row["seed"], flags))
         try:
             record = bench_of(label, flags).export(layer, images)
         except ExportError as error:

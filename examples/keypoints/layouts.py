@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["COCO_BODY", "LAYOUTS", "MPII_BODY", "Layout"]
+__all__ = ["COCO_BODY", "LAYOUTS", "LSP_BODY", "MPII_BODY", "Layout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +64,21 @@ MPII_BODY = Layout(
         *((8, 12), (12, 11), (11, 10), (8, 13), (13, 14), (14, 15)),
     ),
 )
-LAYOUTS = {layout.name: layout for layout in (COCO_BODY, MPII_BODY)}
+LSP_BODY = Layout(
+    name="lsp",
+    joints=(
+        *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle"),
+        *("right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"),
+        *("neck", "head_top"),
+    ),
+    flip_pairs=((5, 0), (4, 1), (3, 2), (11, 6), (10, 7), (9, 8)),
+    upper_body=tuple(range(6, 14)),
+    skeleton=(
+        *((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 8), (3, 9)),
+        *((6, 7), (7, 8), (9, 10), (10, 11), (8, 12), (9, 12), (12, 13)),
+    ),
+    # pycocotools' constants; neck and head top as in CrowdPose (Li et al., CVPR 2019, arXiv:1812.00324), which has the
+    # same 14 joints
+    sigmas=np.array([89, 87, 107, 107, 87, 89, 62, 72, 79, 79, 72, 62, 79, 79]) / 1000,
+)
+LAYOUTS = {layout.name: layout for layout in (COCO_BODY, MPII_BODY, LSP_BODY)}

@@ -15,6 +15,7 @@ import numpy as np
 from coco import People, Person, load_json
 from evaluation import KeypointMetric
 from layouts import MPII_BODY
+from pck import shares_within
 
 __all__ = ["PCKh", "pckh", "read_mpii"]
 
@@ -120,11 +121,8 @@ def pckh(places: np.ndarray, people: list[Person], *, threshold: float = 0.5) ->
     truth = np.stack([person.joints for person in people])
     counted = np.stack([(person.visible > 0) & (person.head > 0) for person in people])
     counted[:, _UNCOUNTED] = False
-    heads = np.array([person.head for person in people]).clip(1e-9)
-    right = (np.linalg.norm(places - truth, axis=2) / heads[:, None] <= threshold) & counted
-    by_joint = right.sum(0) / counted.sum(0).clip(1)
-    figures = {part: float(by_joint[list(joints)].mean()) for part, joints in _PARTS.items()}
-    return {**figures, "Mean": float(right.sum() / max(1, counted.sum()))}
+    heads = np.array([person.head for person in people])
+    return shares_within(np.linalg.norm(places - truth, axis=2), threshold * heads, counted, _PARTS)
 
 
 class PCKh(KeypointMetric):

@@ -10,10 +10,12 @@ from typing import Any
 import paddle
 from coco import People, read_people
 from dataset import Augment, KeypointDataset
-from evaluation import KeypointAP
+from evaluation import KeypointAP, KeypointMetric
 from generator import Scene, generate
 from layouts import COCO_BODY, Layout
+from lsp import read_lsp
 from mpii import PCKh, read_mpii
+from pck import PCKAndAP
 
 from paddlelite_callbacks import load_pact_, models
 from paddlelite_callbacks.quant.checkpoint import quantized_in
@@ -69,6 +71,17 @@ SETTINGS = {
     # the guide's hrnet_w32_256x192.yml and lite_hrnet_30_256x192_coco.yml
     "coco-hrnet": Settings(learning_rate=5e-4, warmup_steps=1000, augment=Augment(scale=0.5, degrees=40.0)),
     "coco-lite": Settings(),
+    # LSP and LSPET, of which the published images and their cut-outs are about 150 pixels, in hours on one CPU core
+    "people": Settings(
+        size=(96, 96),
+        sigma=1.5,
+        batch_size=32,
+        epochs=8,
+        learning_rate=4e-3,
+        warmup_steps=100,
+        milestones=(6, 7.5),
+        augment=Augment(scale=0.2, degrees=20.0, half_body=0.0),
+    ),
     # generated figures on a few CPU cores
     "toy": Settings(epochs=6, milestones=(4, 5), **_TOY),
     "toy-quick": Settings(epochs=2, milestones=(1.4, 1.8), **_TOY),
@@ -82,6 +95,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", choices=SETTINGS, default="toy", help="training settings (default: toy)")
     parser.add_argument("--coco", type=Path, help="folder of COCO 2017 (annotations/, train2017/, val2017/)")
     parser.add_argument("--mpii", type=Path, help="folder of MPII (annot/train.json, annot/valid.json, images/)")
+    parser.add_argument(
+        "--lsp", type=Path, help="folder of LSP or LSPET (joints.mat, images/), also in COCO's form (annotations/)"
+    )
     parser.add_argument("--boxes", type=Path, help="boxes of a detector for evaluation (default: ground truth)")
     parser.add_argument("--toy", type=Path, default=Path("toy-keypoints"), help="folder of the generated images")
     parser.add_argument("--toy-images", type=int, nargs=2, default=(1600, 200), metavar=("TRAIN", "VAL"))
@@ -110,6 +126,10 @@ def _sources(flags: argparse.Namespace) -> tuple[People, People]:
         return train, read_people(notes / "person_keypoints_val2017.json", flags.coco / "val2017", boxes=flags.boxes)
     if flags.mpii is not None:
         return _mpii(flags)
+    if flags.lsp is not None:
+        if flags.boxes is not None:
+            raise ValueError("--boxes are COCO's; the boxes of LSP's persons surround their joints.")
+        return read_lsp(flags.lsp)
     counts = dict(zip(("train", "val"), flags.toy_images, strict=True))
     parts = [(flags.toy / f"{part}-{n}", n, seed) for seed, (part, n) in enumerate(counts.items(), 1)]
     if paddle.distributed.get_rank() > 0:
@@ -134,9 +154,10 @@ def network(name: str, layout: Layout = COCO_BODY) -> paddle.nn.Layer:
     return models.keypoint_net(NETWORKS[name](), len(layout.joints))
 
 
-def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointAP | PCKh:
-    """Return COCO's AP, or PCKh for MPII's joints."""
-    return (KeypointAP if dataset.source.layout.sigmas is not None else PCKh)(dataset, dark=dark)
+def metric_of(dataset: KeypointDataset, *, dark: bool = False) -> KeypointMetric:
+    """Return COCO's AP, PCKh for MPII's joints, or PCK and AP for LSP's."""
+    metric = {"coco": KeypointAP, "mpii": PCKh, "lsp": PCKAndAP}[dataset.source.layout.name]
+    return metric(dataset, dark=dark)
 
 
 def load_weights(target: paddle.nn.Layer, path: Path, *, weight_bits: int | None = None) -> None:
@@ -192,7 +213,7 @@ def optimizer(settings: Settings, layer: paddle.nn.Layer, steps: int) -> paddle.
 def hapi_model(
     layer: paddle.nn.Layer,
     settings: Settings,
-    metric: KeypointAP | PCKh | None = None,
+    metric: KeypointMetric | None = None,
     optim: paddle.optimizer.Optimizer | None = None,
     joints: int = 17,
 ) -> paddle.Model:
