@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "examples" / "keypoints"))
 import coco
 import generator
 from dataset import KeypointDataset, read_image
+from layouts import MPII_BODY
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,12 @@ def test_wrong_data_is_refused_before_training(toy, tmp_path):
         (tmp_path / "other.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match="no COCO file"):
             coco.read_people(tmp_path / "other.json", toy[1])
+    with pytest.raises(ValueError, match=r"has the joints nose, .*expected are those of 'mpii', in this order"):
+        coco.read_people(toy[0], toy[1], layout=MPII_BODY)
+    unnamed = {**json.loads(toy[0].read_text()), "categories": []}
+    (tmp_path / "unnamed.json").write_text(json.dumps(unnamed))
     with pytest.raises(ValueError, match="has 17 joints, expected 16"):
-        coco.read_people(toy[0], toy[1], num_joints=16)
+        coco.read_people(tmp_path / "unnamed.json", toy[1], layout=MPII_BODY)
     (tmp_path / "zero.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(ValueError, match=r"No person left.*there are no records"):
         coco.read_people(tmp_path / "zero.json", toy[1])

@@ -53,8 +53,8 @@ def test_gains_are_paired_by_seed_and_on_files_of_the_right_precision():
 
 def test_an_engine_that_computes_something_else_does_not_count():
     good, bad = row("light", 0, 0.3), row("light", 1, 0.3, failed=["paddle"])
-    assert ladder_table.file_ap(bad, "fp32") == pytest.approx(0.3)
-    assert ladder_table.ap_of(bad, "model.json on paddle") is None
+    assert ladder_table.file_value(bad, "fp32") == pytest.approx(0.3)
+    assert ladder_table.value_of(bad, "model.json on paddle") is None
     assert "paddle" not in ladder_table.markdown([good, bad]).split("AP of the files |")[2]
 
 

@@ -144,7 +144,7 @@ def test_train_on_two_processes(tmp_path):
     assert "AR75 " in first.strip().splitlines()[-1]
     assert "AR75 " not in second
     out = tmp_path / "keypoints-out"
-    assert sorted(path.name for path in out.iterdir()) == ["last.pdparams", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["last.pdparams", "log.jsonl", "results.json"]
     images = [item["image_id"] for item in json.loads((out / "results.json").read_text())]
     assert sorted(images) == [1, 2, 3, 4, 5]  # each once, though the two processes got six samples
     alone = succeed("evaluate", *flags[:-2], "--weights", out / "last.pdparams", "--out", "alone", cwd=tmp_path)
@@ -158,6 +158,7 @@ def test_train_on_two_processes(tmp_path):
     [
         (["--coco", "none"], "There is no file"),
         (["--mpii", "none"], "There is no file"),
+        (["--lsp", "none"], "holds neither joints.mat"),
         (["--teacher", "hrnet_w18"], "go together"),
     ],
 )
