@@ -204,15 +204,14 @@ def run(
         layer = network(flags.teacher if name == TEACHER else flags.light, layout)
         if first := progress.weights or start_of(name, seed, flags):
             load_weights(layer, first)
-        bench = bench_of(label_of(name, seed), flags)
-        callbacks: list[Any] = [bench]
+        callbacks: list[Any] = []
         if "distilled" in name:
             teacher, resume = weights_of(TEACHER, 0, flags), progress.of_distillation
             callbacks.append(distillation(flags, flags.teacher, teacher, layout, resume=resume))
         if "PACT" in name:
             callbacks.append(PACTQuantCallback(skip=flags.pact_skip))
         figures = fit(layer, data, held_out, settings, own, callbacks, progress)
-    record = bench.record or bench.export(layer, images_of(held_out))
+    record = bench_of(label_of(name, seed), flags).export(layer, images_of(held_out))
     if record is None:
         raise RuntimeError(f"{name}: nothing was exported.")
     row = {"name": name, "seed": seed, "epochs": settings.epochs, **figures_of(record), **figures}
