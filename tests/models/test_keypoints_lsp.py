@@ -296,5 +296,11 @@ def test_the_quick_ladder_on_lsp(tmp_path, monkeypatch):
     with Image.open(tmp_path / "out" / "figures.jpg") as sheet:
         assert sheet.height == 4 * (240 + 16)  # truth and three rows
     assert not list((tmp_path / "out").glob("*/checkpoints"))
+    lines = (tmp_path / "out" / "ladder.jsonl").read_text()
+    assert ladder.main(ladder.parse([*map(str, flags), "--no-timing"])) == rows  # all finished: nothing is trained
+    assert (tmp_path / "out" / "ladder.jsonl").read_text() == lines
+    again = ladder.main(ladder.parse([*map(str, flags), "--no-timing", "--export-again"]))
+    for old, new in zip(rows, again, strict=True):
+        assert {**new, "ms": 0, "size_mb": 0} == {**old, "ms": 0, "size_mb": 0}
     lines = [json.loads(line) for line in (tmp_path / "out/weights-teacher-0/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1.0, 2.0]

@@ -8,13 +8,16 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from keypoint_toy import Tiny
 from PIL import Image
 from places import ROOT
 
 sys.path.insert(0, str(ROOT / "examples" / "keypoints"))
 
 import affine
+import infer
 import mpii
+import settings
 from dataset import Augment, KeypointDataset
 from layouts import LAYOUTS, MPII_BODY
 
@@ -137,3 +140,11 @@ def test_the_metric_gives_1_for_perfect_heatmaps_and_counts_a_person_once(tmp_pa
     assert figures["Mean"] == 1.0
     assert figures["Mean@0.1"] > 0.9
     assert len(metric.results) == 2
+
+
+def test_two_persons_of_one_picture_are_inferred(tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.NETWORKS, "tiny", Tiny)
+    Image.new("RGB", (80, 60), (90, 120, 150)).save(tmp_path / "a.png")
+    people = infer.find_people(tmp_path, {"a.png": [[0, 0, 40, 60], [2, 0, 40, 60]]}, MPII_BODY)
+    found = infer.predict(settings.network("tiny", MPII_BODY), KeypointDataset(people, (32, 32)))
+    assert [len(result["keypoints"]) for result in found] == [48, 48]  # MPII has no constants for OKS: both are kept
