@@ -11,6 +11,7 @@ Features and their names:
 - files that are checked and timed: `ExportBenchCallback`, with `ExportOptions`, `BenchOptions`, and a `Budget` to
   keep;
 - the same callbacks in a training loop of your own: `training_loop`;
+- a ready file in int8, without network and training: `quantize`;
 - all of it in one call: `lighten`;
 - errors: `NonFiniteLossError`, `GateError`, `ExportError`, `MissingDependencyError`.
 
@@ -18,8 +19,8 @@ The command line does the rest: ``python -m paddlelite_callbacks --help``. Besid
 change in training, `LOSSES` and `AttentionFeatureLoss` to compare with, `export_forms` to write the files of a network,
 and `read_saved` to read a file of ``paddle.save`` without running what is in it. What is returned or used by these, and
 can be imported from here too: `Backbone`, `render_table`, `SwapSummary`, `LoadReport`, `Finding`, `Lightened`,
-`Projection`, `Diagnosis`, `Record`, `Verdict`, `fields_of_guide`, `output_places`, `ChannelWeightQuantizer`,
-`PACTActivationQuantizer`.
+`Quantized`, `Projection`, `Diagnosis`, `Record`, `Verdict`, `fields_of_guide`, `output_places`,
+`ChannelWeightQuantizer`, `PACTActivationQuantizer`.
 
 The names are imported when first used: importing the package itself loads neither Paddle nor anything else.
 """
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer as PACTActivationQuantizer
     from paddlelite_callbacks.recipes.lighten import Lightened as Lightened
     from paddlelite_callbacks.recipes.lighten import lighten
+    from paddlelite_callbacks.recipes.quantize import Quantized as Quantized
+    from paddlelite_callbacks.recipes.quantize import quantize
     from paddlelite_callbacks.report.comparison import Comparison as Comparison
     from paddlelite_callbacks.report.comparison import compare_folders
     from paddlelite_callbacks.report.gate import Budget, GateError
@@ -105,6 +108,7 @@ __all__ = [
     "load_pact_",
     "prepare_pact_",
     "ptq_int8",
+    "quantize",
     "read_saved",
     "schedules",
     "training_loop",
@@ -140,6 +144,7 @@ _HOMES = {
     "load_pact_": "quant.checkpoint",
     "prepare_pact_": "quant.prepare",
     "ptq_int8": "quant.ptq",
+    "quantize": "recipes.quantize",
     "read_saved": "utils.safe_load",
     "schedules": "distill",
     "training_loop": "callbacks.training_loop",
@@ -154,6 +159,7 @@ _HOMES = {
     "LoadReport": "backbone.weights",
     "PACTActivationQuantizer": "quant.quantizers",
     "Projection": "distill.losses.features",
+    "Quantized": "recipes.quantize",
     "Record": "report.record",
     "SwapSummary": "backbone.comparison",
     "Verdict": "report.gate",

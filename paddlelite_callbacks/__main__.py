@@ -34,6 +34,7 @@ _PATHS = (
     "folder",
     "record",
     "images",
+    "data",
     "teacher_weights",
     "before",
     "after",
@@ -60,6 +61,9 @@ class Command:
 
 COMMANDS = {
     "lighten": Command("cli.lighten", "from a folder of pictures to the best light classifier that keeps a budget"),
+    "quantize": Command(
+        "cli.quantize", "write a Paddle program or ONNX file in int8, without training, checked and timed"
+    ),
     "bench": Command("cli.bench", "check and time a Paddle program or ONNX file on every CPU engine"),
     "export": Command("cli.export", "write a Paddle program as ONNX, checked"),
     "gate": Command("cli.gate", "hold recorded runs against a budget; exit code 3 if none keeps it"),

@@ -28,7 +28,7 @@ from paddlelite_callbacks.utils.cpu import has_vnni
 from paddlelite_callbacks.utils.error_text import reason
 from paddlelite_callbacks.utils.isolation import hushed_stdout
 
-__all__ = ["file_verdicts", "validate_files", "violations"]
+__all__ = ["file_verdicts", "likely_causes", "validate_files", "violations"]
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _explained(
         return f"{artefact.path.name} computes something else than the network: {said}. {cause}"
     if unsettled:
         return f"{artefact.path.name}: {said}; {_agree([check.engine for check in right])}. {_UNSETTLED.format(moved)}"
-    parts = _causes(artefact, wrong)
+    parts = likely_causes(artefact, wrong)
     others = [engine.name for engine in options.chosen() if engine.name not in {check.engine for check in wrong}]
     if agreeing:
         parts.append(f"{_agree(agreeing)}: deploy this file there; engines={others} leaves out what differs.")
@@ -165,8 +165,13 @@ def _explained(
     return " ".join(parts)
 
 
-def _causes(artefact: Artefact, wrong: Sequence[Check]) -> list[str]:
-    """Return why engines get a correct file wrong, and the remedy in training."""
+def likely_causes(artefact: Artefact, wrong: Sequence[Check]) -> list[str]:
+    """Return why engines get a correct file wrong, and the remedy in training.
+
+    Args:
+        artefact: File that is correct by its definition.
+        wrong: Checks of the engines that differ.
+    """
     saturating = _saturation(artefact)
     narrow = [check for check in wrong if saturating.channels and not has_vnni(check.engine)]
     parts = []

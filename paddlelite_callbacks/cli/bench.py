@@ -15,7 +15,7 @@ from paddlelite_callbacks.cli.output import program_name, write_json, write_text
 if TYPE_CHECKING:
     from paddlelite_callbacks.report.record import Record
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "names_in", "numbers_in", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
     budget = Budget(size_mb=options.size_mb, latency_ms=options.latency_ms, metric_drop=None)
     given = [parse_input(text) for text in options.input]
     chosen = BenchOptions(
-        engines=_names(options.engines) if options.engines else None,
-        threads=_numbers(options.threads, "--threads"),
-        batch_size=_numbers(options.batch, "--batch") if options.batch else 1,
+        engines=names_in(options.engines) if options.engines else None,
+        threads=numbers_in(options.threads, "--threads"),
+        batch_size=numbers_in(options.batch, "--batch") if options.batch else 1,
         warmup=options.warmup,
         repeats=options.repeats,
         peak_memory=not options.no_memory,
@@ -129,11 +129,25 @@ def _tables(record: Record) -> str:
     return "\n".join([*parts, "", *record.notes]) + "\n"
 
 
-def _names(text: str) -> list[str]:
+def names_in(text: str) -> list[str]:
+    """Return the names in a comma-separated list, in lower case.
+
+    Args:
+        text: Argument of a command.
+    """
     return [part.strip().lower() for part in text.split(",")]
 
 
-def _numbers(text: str, name: str) -> list[int]:
+def numbers_in(text: str, name: str) -> list[int]:
+    """Return the whole numbers in a comma-separated list.
+
+    Args:
+        text: Argument of a command.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: Something else is in it.
+    """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

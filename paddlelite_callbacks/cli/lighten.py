@@ -14,7 +14,7 @@ from paddlelite_callbacks.utils.cpu import mkl_environment
 if TYPE_CHECKING:
     from paddlelite_callbacks.recipes.lighten import Lightened
 
-__all__ = ["add_arguments", "add_training_arguments", "lighten_pictures", "run"]
+__all__ = ["add_arguments", "add_training_arguments", "lighten_pictures", "run", "share"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +59,20 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loss", type=str.lower, default="kl", metavar="NAME", help="distillation loss, in any case (default: kl)")
     add("--size-mb", type=float, default=20.0, metavar="MB", help="gate: parameters and program (default: 20)")
     add("--latency-ms", type=float, default=100.0, metavar="MS", help="gate: median, fastest engine (default: 100)")
-    add("--metric-drop", type=_share, default=0.05, metavar="5%", help="gate: relative loss of accuracy (default: 5%%)")
+    add("--metric-drop", type=share, default=0.05, metavar="5%", help="gate: relative loss of accuracy (default: 5%%)")
     add("--seed", type=int, default=0, metavar="N", help="seed of weights, split, order and augmentation (default: 0)")
     add("--dry-run", action="store_true", help="measure candidates and steps, show the plan and its time, then end")
 
 
-def _share(text: str) -> float:
-    """Read ``5%`` or ``0.05``."""
+def share(text: str) -> float:
+    """Return the share that ``5%`` or ``0.05`` means.
+
+    Args:
+        text: Argument of a command.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no share in [0, 1).
+    """
     try:
         value = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
     except ValueError:

@@ -111,10 +111,14 @@ class OnnxGraph(GraphIndex):
         node.output[0] = follower.output[0]
         self._index(node)
 
-    def to_model(self) -> Any:
+    def to_model(self, *, short_names: bool = True) -> Any:
         """Return a compact model: no unread nodes, equal constants shared, short names.
 
         Weights (constants of two and more dimensions) keep their names.
+
+        Args:
+            short_names: Whether to rename other tensors and leave out the names of nodes; else nothing is renamed or
+                shared.
         """
         needed, kept = set(self.outputs), []
         for node in reversed(self.nodes):
@@ -125,13 +129,21 @@ class OnnxGraph(GraphIndex):
         model.CopyFrom(self._model)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
         model.graph.node.extend(reversed(kept))
+        if not short_names:
+            arrays = {name: np.asarray(self.constants[name]) for name in self.constants if name in needed}
+            stored = [
+                self._onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+                for name, value in arrays.items()
+            ]
+            model.graph.initializer.extend(stored)
+            return model
         names = {name: name for name in (*self.inputs, *self.outputs, "")}
         inside = {name for node in kept for body in _bodies(node) for name in _all_names(body)}
-        short_names = _unused_names({*names, *inside, *(name for name in self.constants if name in needed)})
+        unused = _unused_names({*names, *inside, *(name for name in self.constants if name in needed)})
         known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         for name in (name for name in self.constants if name in needed):
             value = self.constants[name]
-            short = name if value.ndim > 1 else next(short_names)
+            short = name if value.ndim > 1 else next(unused)
             names[name] = known.setdefault((str(value.dtype), value.shape, value.tobytes()), short)
             if names[name] == short:
                 array = np.ascontiguousarray(value).reshape(value.shape)
@@ -140,7 +152,7 @@ class OnnxGraph(GraphIndex):
             node.name = ""
             for name in (*_read(node), *node.output):
                 if name not in names and name not in inside:
-                    names[name] = next(short_names)
+                    names[name] = next(unused)
             for tensors in (node.input, node.output):
                 tensors[:] = [names.get(name, name) for name in tensors]
             for body in _bodies(node):

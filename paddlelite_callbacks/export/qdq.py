@@ -27,10 +27,11 @@ import numpy as np
 
 from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.float_layers import keep_in_float_
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
-__all__ = ["rewrite_as_qdq", "write_int8_onnx"]
+__all__ = ["finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
 
 _UNSATURATED = 64  # 2 x 64 x 255 fits the 16 bits in which CPUs without VNNI add two products
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
@@ -79,13 +80,12 @@ def rewrite_as_qdq(model: Any) -> Any:
     for node in casts:
         _weight(graph, node)
     for node in [node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose")]:
-        _fold_bias(graph, node)
-        _fold_batch_norm(graph, node)
-        _fold_bias(graph, node)
+        fold_norm_(graph, node)
     for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
         _keep_product_in_int8(graph, node, ranks)
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         _leave_out_repeated(graph, node)
+    keep_in_float_(graph)
     return graph.to_model()
 
 
@@ -134,6 +134,20 @@ def _leave_out_repeated(graph: OnnxGraph, quantize: Any) -> None:
 def _kind_behind(graph: OnnxGraph, name: str) -> str | None:
     node = graph.producer(name)
     return None if node is None else node.op_type
+
+
+def fold_norm_(graph: OnnxGraph, conv: Any) -> None:
+    """Fold the batch norm, and a constant added per channel, after ``conv`` into it.
+
+    Args:
+        graph: Graph to edit.
+        conv: A ``Conv`` or ``ConvTranspose`` of it; left as it is where what follows is not constant.
+    """
+    if len(conv.input) > 2 and conv.input[2] not in graph.constants:
+        return
+    _fold_bias(graph, conv)
+    _fold_batch_norm(graph, conv)
+    _fold_bias(graph, conv)
 
 
 def _activation(graph: OnnxGraph, rounding: Any) -> None:
@@ -207,7 +221,7 @@ def _weight(graph: OnnxGraph, cast: Any) -> None:
     if graph.producer(back) is not None:  # of a layer that runs twice
         graph.redirect(product.output[0], back)
         return
-    finer = _finer(graph.constants[cast.input[0]])
+    finer = finer_factor(graph.constants[cast.input[0]])
     graph.constants[cast.input[0]] = graph.constants[cast.input[0]] * np.int8(finer)
     scale = graph.constant(f"{cast.input[0]}.scale", (steps.reshape(-1) / finer).astype("float32"))
     zero = graph.constant(f"{cast.input[0]}.zero_point", np.zeros(steps.size, "int8"))
@@ -215,12 +229,15 @@ def _weight(graph: OnnxGraph, cast: Any) -> None:
     graph.redirect(product.output[0], back)
 
 
-def _finer(integers: np.ndarray) -> int:
+def finer_factor(integers: np.ndarray) -> int:
     """Return the factor by which integers below 8 bits are multiplied.
 
     Their steps are divided by it. A power of two, so the values are the same bit for bit. ONNX Runtime rounds biases to
     multiples of input step times weight step: with the step of a 4-bit grid that moves every output. Up to 64 no
     product with a uint8 saturates.
+
+    Args:
+        integers: Weights on their grid.
     """
     largest = max(int(np.abs(integers.astype("int16")).max(initial=0)), 1)
     return 2 ** max(int(np.floor(np.log2(_UNSATURATED / largest))), 0)
@@ -231,6 +248,8 @@ def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
     norm = graph.only_consumer(conv.output[0], "BatchNormalization")
     axis = _WEIGHTED[conv.op_type]
     if norm is None or (conv.op_type == "ConvTranspose" and graph.attribute(conv, "group", 1) != 1):
+        return
+    if any(name not in graph.constants for name in norm.input[1:5]) or len(norm.output) > 1:  # it learns
         return
     gamma, beta, mean, variance = (graph.constants[name].astype("float64") for name in norm.input[1:5])
     factor = gamma / np.sqrt(variance + graph.attribute(norm, "epsilon", 1e-5))

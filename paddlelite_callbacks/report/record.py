@@ -24,7 +24,16 @@ from paddlelite_callbacks.report.parse import FieldError, parsed
 from paddlelite_callbacks.utils.atomic_files import locked
 from paddlelite_callbacks.utils.peak_memory import PeakMemory
 
-__all__ = ["ArtefactFigures", "Record", "Unreadable", "append_record", "now", "read_records", "scan_records"]
+__all__ = [
+    "ArtefactFigures",
+    "LayerPoint",
+    "Record",
+    "Unreadable",
+    "append_record",
+    "now",
+    "read_records",
+    "scan_records",
+]
 
 _log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -82,6 +91,25 @@ class ArtefactFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerPoint:
+    """One file of an accuracy-aware quantisation.
+
+    Args:
+        layers: Layers that were put back.
+        metric: Metric of the file on the engine that ships.
+        latency_ms: Fastest call, milliseconds; ``None`` if it was not timed.
+        to: What they were put back to: ``"float"`` or ``"8 bits"``.
+        chosen: Whether this file is shipped.
+    """
+
+    layers: tuple[str, ...]
+    metric: float
+    latency_ms: float | None = None
+    to: str = "float"
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Results of one run.
 
@@ -107,6 +135,7 @@ class Record:
         failure: Reason why no file was exported; ``None`` where there is one.
         remarks: For each file that an engine computes wrongly: correct engines, likely cause, remedy.
         peak_memory: Peak memory of the export, see `PeakMemory`.
+        layer_curve: Files of an accuracy-aware quantisation, in the order of their making.
         retimes: Whether the line only updates the latencies of the run with this name and ``created``, see
             `append_joint_timing`; `read_records` merges it.
     """
@@ -132,6 +161,7 @@ class Record:
     failure: str | None = None
     remarks: tuple[str, ...] = ()
     peak_memory: PeakMemory | None = None
+    layer_curve: tuple[LayerPoint, ...] = ()
     retimes: bool = False
 
     def __repr__(self) -> str:

@@ -28,6 +28,7 @@ from paddlelite_callbacks.report.gate import Budget, Criterion, judge, most_accu
 from paddlelite_callbacks.report.hand_in import check_points
 from paddlelite_callbacks.report.intervals import INTERVAL, Interval, interval_of, tied
 from paddlelite_callbacks.report.ladder_table import ladder_blocks, metric_cell, verdict_cell
+from paddlelite_callbacks.report.layer_curve import layer_curve_block
 from paddlelite_callbacks.report.record import Record, Unreadable
 from paddlelite_callbacks.report.tables import (
     accuracy_block,
@@ -115,6 +116,7 @@ def ladder_section(
         "pareto.png": f"{metric} against median latency, with the Pareto front and the limits of the budget; the table "
         "has the figures",
         "curves.png": "training curves by epoch: evaluation solid, training dashed",
+        "layers.png": "metric and latency against the number of layers put back to float or 8 bits",
     }
     drawn = [Picture(name, text) for name, text in named.items() if name in pictures]
     places = chosen(records, metric, most=_LADDER, winner=_winner(records, budget))
@@ -166,6 +168,7 @@ def run_section(record: Record, folder: Path, budget: Budget | None, *, anchor: 
         ("Latency", latency_block(record), latency_note(record)),
         ("Accuracy of the files", accuracy_block(record), accuracy_note(record)),
         ("Files against the network", check_block(record), ""),
+        ("Layers put back", layer_curve_block(record), ""),
     ):
         if table is not None:
             blocks += [Heading(3, f"{title}: {name}"), table, *([Paragraph(note)] if note else [])]

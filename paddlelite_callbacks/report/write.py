@@ -23,6 +23,7 @@ from paddlelite_callbacks.report.budget import Budget, budget_of
 from paddlelite_callbacks.report.curves import curves_png
 from paddlelite_callbacks.report.html import html_page
 from paddlelite_callbacks.report.ladder_table import ladder_markdown
+from paddlelite_callbacks.report.layer_curve import layer_curve_png
 from paddlelite_callbacks.report.markdown import markdown
 from paddlelite_callbacks.report.pareto import ladder_png
 from paddlelite_callbacks.report.record import Record, Unreadable, scan_records
@@ -185,7 +186,7 @@ def _pictures(
 ) -> tuple[dict[str, Path], list[str]]:
     """Draw all pictures into ``work``; return them, and reasons for missing ones."""
     pictures, troubles = {}, []
-    for name in ("pareto.png", "curves.png"):
+    for name in ("pareto.png", "curves.png", "layers.png"):
         try:
             if _drawn(name, records, work / name, metric, budget):
                 pictures[name] = work / name
@@ -203,6 +204,8 @@ def _pictures(
 def _drawn(name: str, records: list[Record], path: Path, metric: str, budget: Budget | None) -> bool:
     if name == "curves.png":
         return curves_png(records, path)
+    if name == "layers.png":
+        return layer_curve_png(records, path)
     ladder_png(records, path, metric=metric, budget=budget)
     return True
 

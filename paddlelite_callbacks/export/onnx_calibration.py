@@ -1,0 +1,125 @@
+"""Observe the tensors of a float ONNX model on calibration data, and choose ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paddlelite_callbacks.export.float_onnx import FloatOnnx
+from paddlelite_callbacks.export.onnx_quantize import ActivationRange, output_tensors, read_tensors
+from paddlelite_callbacks.export.onnx_session import run_model, with_outputs
+from paddlelite_callbacks.quant.histogram import ValueHistogram
+from paddlelite_callbacks.quant.ranges import range_of
+
+__all__ = ["Observation", "activation_ranges", "observe_model"]
+
+_SAMPLE = 1 << 18  # number of values of one tensor in one batch
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Observation:
+    """What was seen of a float model.
+
+    Args:
+        histograms: Values of each tensor.
+        lowest: Smallest value of each tensor.
+        percentiles: The percentile of ``|x|`` of each tensor, per batch.
+        means: Mean of each product's output, ``[channels]`` by name.
+        bytes_per_image: Size of the largest tensor, bytes per image.
+    """
+
+    histograms: dict[str, ValueHistogram] = field(default_factory=dict)
+    lowest: dict[str, float] = field(default_factory=dict)
+    percentiles: dict[str, list[float]] = field(default_factory=dict)
+    means: dict[str, np.ndarray] = field(default_factory=dict)
+    bytes_per_image: int = 1
+
+    def keep(self, name: str, value: np.ndarray, percentile: float) -> None:
+        """Add the values of one tensor in one batch.
+
+        Args:
+            name: Name of the tensor.
+            value: Its values.
+            percentile: Percentile of ``|x|`` to keep.
+
+        Raises:
+            ValueError: They are not finite.
+        """
+        flat = value.reshape(-1)
+        lowest, highest = float(flat.min(initial=0.0)), float(flat.max(initial=0.0))
+        if not np.isfinite([lowest, highest]).all():
+            raise ValueError(
+                f"The tensor {name!r} is not finite on the calibration data: clean them of NaN and infinite values, "
+                "and check the network's weights."
+            )
+        sample = flat[:: max(1, flat.size // _SAMPLE)]
+        self.histograms.setdefault(name, ValueHistogram()).add(sample, largest=max(-lowest, highest))
+        self.lowest[name] = min(self.lowest.get(name, 0.0), lowest)
+        self.percentiles.setdefault(name, []).append(float(np.percentile(np.abs(sample), percentile)))
+
+
+def observe_model(
+    source: FloatOnnx,
+    batches: Iterable[Inputs],
+    *,
+    percentile: float = 100.0,
+    threads: int = 1,
+    progress: Callable[[], object] = lambda: None,
+) -> Observation:
+    """Run a float model and observe what its products read and compute.
+
+    Args:
+        source: Float model.
+        batches: Arrays by input name, batch first.
+        percentile: Percentile of ``|x|`` to keep, for ``calibration="percentile"``.
+        threads: CPU threads.
+        progress: Called after every batch.
+
+    Raises:
+        ValueError: No batch, or values that are not finite.
+        ExportError: ONNX Runtime cannot run the model.
+    """
+    tensors = list(dict.fromkeys([*read_tensors(source), *output_tensors(source).values()]))
+    inputs = [item.name for item in source.model.graph.input]
+    outputs = {product.output: product for product in source.products.values()}
+    inside = [name for name in tensors if name not in inputs]
+    run = run_model(with_outputs(source.model, [*inside, *outputs], only=True), threads=threads)
+    found, sums, counts = Observation(), dict[str, np.ndarray](), dict[str, int]()
+    for batch in batches:
+        got = {**{name: batch[name] for name in inputs}, **run(batch)}
+        for name in tensors:
+            found.keep(name, got[name], percentile)
+            found.bytes_per_image = max(found.bytes_per_image, got[name].nbytes // max(len(got[name]), 1))
+        for name, product in outputs.items():
+            columns = np.moveaxis(got[name], product.channel_axis, -1)
+            columns = columns.reshape(-1, columns.shape[-1])
+            sums[product.name] = sums.get(product.name, 0.0) + columns.sum(axis=0, dtype="float64")
+            counts[product.name] = counts.get(product.name, 0) + len(columns)
+        progress()
+    if not counts:
+        raise ValueError("There is no image to calibrate on: give some hundred.")
+    found.means = {name: total / counts[name] for name, total in sums.items()}
+    return found
+
+
+def activation_ranges(seen: Observation, calibration: str, *, bits: int = 8) -> dict[str, ActivationRange]:
+    """Return the range of each observed tensor.
+
+    Args:
+        seen: Result of `observe_model`.
+        calibration: ``"min_max"``, ``"percentile"`` (the mean over batches), ``"mse"`` or ``"kl"``.
+        bits: Grid width in bits, 2-8.
+    """
+    found = {}
+    for name, histogram in seen.histograms.items():
+        signed = seen.lowest[name] < 0
+        if calibration == "percentile":
+            alpha = float(np.mean(seen.percentiles[name])) or histogram.largest or 1.0
+        else:
+            alpha = range_of(histogram, calibration, bits=bits, signed=signed)
+        found[name] = ActivationRange(alpha=alpha, signed=signed)
+    return found
