@@ -187,6 +187,8 @@ def convert_for_export_(network: Layer) -> list[str]:
     outputs = {name: (layer, detach_output_quantizer_(layer)) for name, layer in quantized_outputs(network).items()}
     converted, idle = [], []
     for name, layer in quantized_layers(network).items():
+        if layer.weight_quanter is None:  # put back to float
+            continue
         if not has_run(layer.activation_quanter):
             layer.activation_quanter = layer.weight_quanter = None
             idle.append(name)

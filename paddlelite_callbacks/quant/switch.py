@@ -12,7 +12,7 @@ from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quantizers import Switched
 from paddlelite_callbacks.utils.deprecation import forwarded
 
-__all__ = ["quantizers_off", "refresh_quantizers_", "strip_quantizers_", "switch_quantizers_"]
+__all__ = ["put_back", "put_back_", "quantizers_off", "refresh_quantizers_", "strip_quantizers_", "switch_quantizers_"]
 
 __getattr__, _ = forwarded(  # old names
     __name__,
@@ -52,6 +52,43 @@ def quantizers_off(network: Layer, layers: Collection[str] | None = None) -> Ite
             quantizer.enabled = enabled
         for layer, quantizer in foreign:
             layer.activation_quanter = quantizer
+
+
+def put_back_(network: Layer, layers: Collection[str]) -> None:
+    """Put layers back to float: remove the quantizers of their inputs and weights.
+
+    Quantizers of outputs, which other layers read, stay.
+
+    Args:
+        network: Quantised network, changed in place.
+        layers: Names of quantised layers.
+    """
+    for name, layer in quantized_layers(network).items():
+        if name in layers:
+            for inner in _INNER:
+                setattr(layer, inner, None)
+
+
+@contextmanager
+def put_back(network: Layer, layers: Collection[str]) -> Iterator[None]:
+    """Put layers back to float inside the block, see `put_back_`.
+
+    Args:
+        network: Quantised network.
+        layers: Names of quantised layers.
+    """
+    held = [
+        (layer, {inner: getattr(layer, inner) for inner in _INNER})
+        for name, layer in quantized_layers(network).items()
+        if name in layers
+    ]
+    put_back_(network, layers)
+    try:
+        yield
+    finally:
+        for layer, quantizers in held:
+            for inner, quantizer in quantizers.items():
+                setattr(layer, inner, quantizer)
 
 
 def switch_quantizers_(network: Layer, enabled: bool) -> None:

@@ -22,7 +22,7 @@ from paddlelite_callbacks.utils.distributed import mean_figure, of_first_rank
 from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 from paddlelite_callbacks.workarounds.data_loader import loader_of
 
-__all__ = ["Diagnosis", "diagnose", "metric_of", "score_of"]
+__all__ = ["Diagnosis", "diagnose", "kept_inputs", "metric_of", "score_of"]
 
 _BATCH, _FEW, _TRIED = 32, 2, 8
 
@@ -107,7 +107,7 @@ def diagnose(model: paddle.Model, data: Any, *, metric_drop: float = 0.03, mode:
     """
     network = model.network
     with same_modes(network):
-        with _kept_inputs(network) as batches:
+        with kept_inputs(network) as batches:
             metric, quantised = metric_of(model, data)
         with quantizers_off(network):
             plain = metric_of(model, data)[1]
@@ -175,8 +175,12 @@ def score_of(model: paddle.Model, data: Any, mode: str = "auto") -> float:
 
 
 @contextmanager
-def _kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
-    """Collect the inputs of the first batches that ``network`` runs in the block."""
+def kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
+    """Collect the inputs of the first batches that ``network`` runs in the block.
+
+    Args:
+        network: Network whose calls are watched.
+    """
     seen: list[list[paddle.Tensor]] = []
 
     def keep(_: Layer, inputs: Sequence[paddle.Tensor]) -> None:
