@@ -175,7 +175,7 @@ def _ranks(graph: OnnxGraph) -> dict[str, int]:
 
 
 def _as_gemm(graph: OnnxGraph, node: Any, ranks: dict[str, int]) -> None:
-    """Write a product of a matrix and a constant as ``Gemm``, with the bias behind it.
+    """Write a matrix product with a constant as ``Gemm``, with the bias behind it.
 
     ONNX Runtime computes only this form in integers.
     """

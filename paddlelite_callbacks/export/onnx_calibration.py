@@ -1,4 +1,4 @@
-"""Observe the tensors of a float ONNX model on calibration data, and choose ranges."""
+"""Observe tensors of a float ONNX model on calibration data; choose ranges."""
 
 from __future__ import annotations
 

@@ -148,6 +148,8 @@ class _Writer:
         if bias is not None:
             inputs.append(_integer_bias(graph, node, product, np.asarray(bias, "float64").reshape(-1), step * steps))
         graph.set_inputs(node, inputs)
+        if product.added is not None:
+            _subtract_negative(graph, product)
 
     def output(self, graph: OnnxGraph, name: str) -> None:
         """Quantise a tensor for all that read it."""
@@ -231,6 +233,19 @@ def _shift_added(graph: OnnxGraph, product: Product, delta: np.ndarray) -> None:
     shifted = (graph.constants[old].astype("float64") + delta).astype("float32")
     new = graph.constant(f"{old}.corrected", shifted)
     graph.set_inputs(add, [new if name == old else name for name in add.input])
+
+
+def _subtract_negative(graph: OnnxGraph, product: Product) -> None:
+    """Subtract the negative bias behind a ``MatMul``.
+
+    Before an ``Add`` ONNX Runtime computes it in float.
+    """
+    add = graph.producer(str(product.added))
+    assert add is not None
+    old = next(name for name in add.input if name in graph.constants)
+    negated = graph.constant(f"{old}.negated", -graph.constants[old])
+    graph.set_inputs(add, [product.output, negated])
+    graph.change_kind(add, "Sub")
 
 
 def _integer_bias(graph: OnnxGraph, node: Any, product: Product, bias: np.ndarray, steps: np.ndarray) -> str:

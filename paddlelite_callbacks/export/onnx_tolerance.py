@@ -23,7 +23,7 @@ _MOVE = ".moved_by"
 
 
 def graph_reference(model: Any, inputs: Mapping[str, np.ndarray], *, seed: int = 0) -> Reference:
-    """Return the outputs of an int8 model as ONNX defines them, with their tolerances.
+    """Return the outputs of an int8 model as ONNX defines them, and tolerances.
 
     Args:
         model: An ``onnx.ModelProto`` in QDQ format.

@@ -118,7 +118,7 @@ def quantize(
     benchmark: BenchOptions | None = None,
     verbose: int = 1,
 ) -> Quantized:
-    """Quantise a Paddle program or an ONNX file of any maker to int8, without training.
+    """Quantise a Paddle program or any ONNX file to int8, without training.
 
     The file is calibrated on real inputs, its biases are corrected, and what is written is checked, evaluated, timed
     and judged as after a ``fit``: ``folder/name`` holds ``model.int8.onnx``, ``model.onnx`` (the float file, with batch
@@ -130,12 +130,14 @@ def quantize(
     error / RMS`` (``"fidelity"``).
 
     With ``metric_drop`` the file that ships keeps it: layers are put back to float (with fewer than 8 ``weight_bits``
-    first to 8 bits) until it does, the fewest that were found, see `search_layers`. A call that was killed goes on
-    where it was when it is repeated.
+    first to 8 bits) until it does, the fewest that were found. A call that was killed goes on where it was when it is
+    repeated.
 
     Args:
-        model: An ``.onnx`` file, or a Paddle program, its prefix or its folder, see `find_model`.
-        data: Pictures or arrays, see `read_samples`.
+        model: An ``.onnx`` file, or a Paddle program, its prefix or its folder.
+        data: A folder of pictures (labels are its sub-folders, or ``list.txt`` with a path and a class number a line),
+            a ``.npy`` or ``.npz`` file (arrays by input name, labels as ``label``), an array or several (by input
+            name, or in the file's order, labels last), or a data set or loader of such.
         budget: Limits to judge by; ``None`` for none but ``metric_drop``. Its ``engine`` is the one that ships.
         metric_drop: Accepted drop of the metric on the engine that ships, as a share of the float file's, in [0, 1);
             ``None`` puts no layer back.
@@ -146,13 +148,14 @@ def quantize(
         reduce_range: Whether 8-bit weights use half their range, on which no CPU saturates.
         calibration: See `PACTConfig`.
         alpha_percentile: See `PACTConfig`.
-        bias_correction: Whether to correct biases, see `bias_corrections`.
+        bias_correction: Whether to correct biases per channel, layer by layer (Nagel et al. 2019, arXiv:1906.04721).
         quantize_outputs: Whether outputs of convolutions are quantised too, which ONNX Runtime needs to compute in
             int8; ``None`` measures which is faster on the engine that ships.
-        skip: Globs of layers to leave in float, by the names of `FloatOnnx`.
+        skip: Globs of layers to leave in float. A layer is named by its weight (``conv.weight`` gives ``conv``), else
+            by its node.
         metric: A metric of Paddle to compute on the outputs and labels; ``None`` for the above.
-        preprocess: How pictures become inputs: ``size``, ``crop``, ``mean``, ``std``, see `Preprocess`; what is left
-            out is taken from the file's metadata or ``deploy.json``.
+        preprocess: How pictures become inputs: ``size`` (pixels), ``crop`` (share of the shorter side), ``mean``
+            and ``std`` (for pixels of 0-255); what is left out is taken from the file's metadata or ``deploy.json``.
         calibration_images: Number of images to calibrate on.
         images: Largest number of images in all; ``None`` for all.
         most_files: Largest number of files that are made to keep ``metric_drop``.

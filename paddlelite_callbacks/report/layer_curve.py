@@ -18,7 +18,7 @@ _LARGEST = 1e12  # largest value that is drawn
 
 
 def layer_curve_block(record: Record) -> Table | None:
-    """Return the table of the files that were tried to keep a limit; ``None`` without.
+    """Return the table of files that were tried to keep a limit; ``None`` without.
 
     Args:
         record: Record of the run.
@@ -36,7 +36,7 @@ def layer_curve_block(record: Record) -> Table | None:
 
 
 def layer_curve_png(records: Sequence[Record], path: Path) -> bool:
-    """Draw metric and latency against the number of layers put back, of the latest run.
+    """Draw metric and latency of the latest run against the layers put back.
 
     Args:
         records: Records of a folder.

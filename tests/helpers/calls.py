@@ -152,6 +152,7 @@ def quantise(folder, watch):
     from paddlelite_callbacks.quant.convert import convert_for_export_
     from paddlelite_callbacks.quant.prepare import quantized_layers
     from paddlelite_callbacks.quant.sensitivity import layer_sqnr, leave_one_out
+    from paddlelite_callbacks.quant.switch import put_back, put_back_
 
     class Up(TinyNet):
         def __init__(self):
@@ -173,6 +174,8 @@ def quantise(folder, watch):
         convert_for_export_(copy_network(networks[0]))
         pc.load_pact_(networks[2], networks[0].state_dict())
         pc.ptq_int8(networks[1], batches)
+        with put_back(networks[0], ["fc"]):
+            put_back_(networks[0], ["fc"])
 
 
 @watched
@@ -315,6 +318,7 @@ def commands(folder, watch):
     from paddlelite_callbacks.export.separate_parameters import parameter_files
 
     network, inputs = TinyNet(), ["--input", "1x3x8x8"]
+    np.save(folder / "x.npy", Images(32).images)
     quick = ["--warmup", "0", "--repeats", "2", "--no-memory", "--engines", "paddle"]
     with watch:
         export_paddle(network, folder / "program", input_spec=SPEC)
@@ -323,6 +327,9 @@ def commands(folder, watch):
         assert main(["export", str(folder / "program"), str(folder / "pair"), *inputs, "--forms", "pdmodel"]) == 0
         with contextlib.suppress(ValueError):  # its parameters are in one file
             parameter_files(folder / "pair" / "model.pdmodel")
+        given = ["quantize", str(folder / "program"), "--data", str(folder / "x.npy"), "--out", str(folder / "q")]
+        given += ["--metric-drop", "0.000001", "--weight-bits", "2", "--no-memory", "--repeats", "2", "--engines"]
+        assert main([*given, "onnxruntime"]) in (0, 3)
         assert main(["gate", str(folder / "runs"), "--size-mb", "20", "--latency-ms", "1000"]) == 0
         assert main(["report", str(folder / "runs")]) == 0
         assert main(["compare", str(folder / "runs"), str(folder / "runs"), "--json"]) == 0

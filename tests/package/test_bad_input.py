@@ -32,6 +32,7 @@ from paddlelite_callbacks import (
     list_backbones,
     prepare_pact_,
     ptq_int8,
+    quantize,
 )
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.backbone.weights import DownloadError
@@ -390,6 +391,11 @@ ROWS = [
     ("ptq-option", lambda b: ptq_int8(TinyNet(), [A], weight_bit=3), T, "argument", "'weight_bit'"),
     ("ptq-network", lambda b: ptq_int8("n", [A]), T, "network", "str"),
     ("ptq-nan", lambda b: ptq_int8(TinyNet(), [paddle.full([2, 3, 8, 8], NAN)]), V, "batches", "not finite"),
+    ("quantize-model", lambda b: quantize(TinyNet(), A), T, "model", "TinyNet"),
+    ("quantize-torn", lambda b: quantize(b.home / "half.onnx", A), V, "half.onnx", "cannot be read"),
+    ("quantize-drop", lambda b: quantize(b.home / "half.onnx", A, metric_drop=1.5), V, "metric_drop", "1.5"),
+    ("quantize-skip", lambda b: quantize(b.home / "half.onnx", A, skip="conv"), T, "skip", "'conv'"),
+    ("quantize-files", lambda b: quantize(b.home / "half.onnx", A, most_files=1), V, "most_files", "1"),
     # --- both kinds of training ---
     *[
         (

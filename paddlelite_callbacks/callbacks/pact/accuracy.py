@@ -1,4 +1,4 @@
-"""Put layers of a quantised network back to float until its int8 file keeps a limit."""
+"""Put layers back to float until the int8 file of a network keeps a limit."""
 
 from __future__ import annotations
 
