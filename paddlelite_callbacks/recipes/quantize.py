@@ -197,12 +197,12 @@ def quantize(
                 f"alpha_percentile={alpha_percentile} needs calibration='percentile', got {calibration!r}: leave one "
                 "of the two out."
             )
-        words, remedy = "a number in (50, 100]", "99.99 is usual"
+        words, remedy = "a number in (50, 100]", "leave it out for 99.99"
         check_number("alpha_percentile", alpha_percentile, lambda p: 50 < p <= 100, words, remedy=remedy)
     if metric_drop is not None:
-        words, remedy = "a share of the float metric in [0, 1)", "0.01 for one per cent"
+        words, remedy = "a share of the float metric in [0, 1)", "give 0.01 for one per cent"
         check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy=remedy)
-    check_whole("calibration_images", calibration_images, 1, remedy="100 is usual")
+    check_whole("calibration_images", calibration_images, 1, remedy="give 100")
     check_whole("most_files", most_files, 2, remedy="leave it out for 60")
     if images is not None:
         check_whole("images", images, 1, remedy="leave it out for all")

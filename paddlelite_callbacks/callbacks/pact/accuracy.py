@@ -102,7 +102,7 @@ def keep_metric_(
         >>> print(keep_metric_(model, eval_data, metric_drop=0.01).layers)  # doctest: +SKIP
     """
     words = "a share of the fp32 metric in [0, 1)"
-    check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy="0.01 for one per cent")
+    check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy="give 0.01 for one per cent")
     network, chosen = model.network, _engine(engine)
     names = [name for name, layer in quantized_layers(network).items() if layer.weight_quanter is not None]
     if not names:
