@@ -63,7 +63,6 @@ _CHECKED = 8  # images of the checks
 _BATCH = 16
 _FASTER = 0.97  # of the time: less of a difference is not told from noise
 _TO_FLOAT, _TO_8_BITS = "float", "8 bits"
-_CALIBRATIONS = ("min_max", "percentile", "mse", "kl")
 _ACCURACY, _AGREEMENT, _FIDELITY = "acc", "agreement", "fidelity"
 
 
@@ -150,7 +149,7 @@ def quantize(
         calibration: How the ranges of activations are chosen: ``"min_max"``, ``"percentile"``, ``"mse"`` (the smallest
             squared error of quantisation) or ``"kl"`` (as TensorRT calibrates); ``None`` for ``"mse"``, or
             ``"percentile"`` with ``alpha_percentile``.
-        alpha_percentile: Percentile of the magnitudes, in (50, 100]; ``None`` for 99.99.
+        alpha_percentile: Percentile of the magnitudes, in (50, 100]; ``None`` for 99.9.
         bias_correction: Whether to correct biases per channel, layer by layer (Nagel et al. 2019, arXiv:1906.04721).
         quantize_outputs: Whether outputs of convolutions are quantised too, which ONNX Runtime needs to compute in
             int8; ``None`` measures which is faster on the engine that ships.
@@ -185,20 +184,13 @@ def quantize(
             f"model must be the path of an ONNX file or a Paddle program, got {type(model).__name__}: export a network "
             "with ExportBenchCallback first, or quantise it with ptq_int8."
         )
-    config = PACTConfig(weight_bits=weight_bits, activation_bits=activation_bits, reduce_range=reduce_range)
-    method = calibration or ("mse" if alpha_percentile is None else "percentile")
-    if method not in _CALIBRATIONS:
-        raise ValueError(
-            f"calibration must be one of {list(_CALIBRATIONS)}, got {calibration!r}: leave it out for 'mse'."
-        )
-    if alpha_percentile is not None:
-        if method != "percentile":
-            raise ValueError(
-                f"alpha_percentile={alpha_percentile} needs calibration='percentile', got {calibration!r}: leave one "
-                "of the two out."
-            )
-        words, remedy = "a number in (50, 100]", "leave it out for 99.99"
-        check_number("alpha_percentile", alpha_percentile, lambda p: 50 < p <= 100, words, remedy=remedy)
+    config = PACTConfig(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        reduce_range=reduce_range,
+        calibration=calibration,
+        alpha_percentile=alpha_percentile,
+    )
     if metric_drop is not None:
         words, remedy = "a share of the float metric in [0, 1)", "give 0.01 for one per cent"
         check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy=remedy)
@@ -221,8 +213,6 @@ def quantize(
             folder=Path(folder),
             name=name or _name_of(artefact),
             config=config,
-            method=method,
-            percentile=99.99 if alpha_percentile is None else alpha_percentile,
             bias_correction=bias_correction,
             quantize_outputs=quantize_outputs,
             skip=tuple(skip),
@@ -264,8 +254,6 @@ class _Quantization:
     folder: Path
     name: str
     config: PACTConfig
-    method: str
-    percentile: float
     bias_correction: bool
     quantize_outputs: bool | None
     skip: tuple[str, ...]
@@ -395,7 +383,6 @@ class _Quantization:
             "images": len(self._samples),
             "split": [len(part) for part in self._split],
             "config": repr(self.config),
-            "calibration": [self.method, self.percentile],
             "bias_correction": self.bias_correction,
             "quantize_outputs": self.quantize_outputs,
             "skip": list(self.skip),
@@ -503,14 +490,18 @@ class _Quantization:
         count = -(-len(calibration) // (self._rows or 8))
         with tqdm(total=count, desc="calibration", unit="batch", leave=False, disable=not self.verbose) as bar:
             seen = observe_model(
-                self._source, batches, percentile=self.percentile, threads=self._threads, progress=bar.update
+                self._source,
+                batches,
+                percentile=self.config.resolved_calibration[1],
+                threads=self._threads,
+                progress=bar.update,
             )
         return GraphFiles(
             self._source,
             seen,
             self._samples,
             calibration,
-            method=self.method,
+            method=self.config.resolved_calibration[0],
             bits=self.config.activation_bits,
             correct=self.bias_correction,
             threads=self._threads,
@@ -682,7 +673,7 @@ class _Quantization:
                 options=sidecar,
                 verdicts=file_verdicts(loaded.checks, loaded.failed),
                 quantization={
-                    "method": f"ptq, {self.method}",
+                    "method": f"ptq, {self.config.resolved_calibration[0]}",
                     "weight_bits": scheme.weight_bits,
                     "reduce_range": scheme.reduce_range,
                     "activation_bits": scheme.activation_bits,
@@ -777,7 +768,7 @@ class _Quantization:
         apart = "other" if len(np.intersect1d(calibrated, evaluated)) == 0 else "all"
         notes = [
             f"{count} of {len(self._source.products) + len(self._source.left)} layers in int8, calibrated on "
-            f"{len(calibrated)} images ({self.method}), evaluated on {len(evaluated)} "
+            f"{len(calibrated)} images ({self.config.resolved_calibration[0]}), evaluated on {len(evaluated)} "
             f"({apart}); RMS error of the outputs {error:.3g} of their RMS.",
         ]
         notes += [f"{name} stays in float: {why}." for name, why in list(self._source.left.items())[:10]]
@@ -795,7 +786,7 @@ class _Quantization:
                 "weight_bits": scheme.weight_bits,
                 "activation_bits": scheme.activation_bits,
                 "reduce_range": scheme.reduce_range,
-                "calibration": self.method,
+                "calibration": self.config.resolved_calibration[0],
                 "bias_correction": self.bias_correction,
                 "quantize_outputs": scheme.quantize_outputs,
                 "skip": sorted(scheme.skip),

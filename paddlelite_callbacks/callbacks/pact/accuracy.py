@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,20 +74,24 @@ def keep_metric_(
     metric_drop: float,
     mode: str = "auto",
     engine: str | None = None,
+    rebuild: Callable[[frozenset[str]], Layer] | None = None,
     most: int = 40,
     verbose: int = 1,
 ) -> KeptMetric:
     """Put the fewest layers back to float so that the int8 file keeps a limit.
 
-    For networks trained with `PACTQuantCallback` and for those of `ptq_int8`. Layers are ranked by their noise (see
-    `layer_sqnr`), then searched by the metric of the exported file, see `search_layers`.
+    Layers are ranked by their noise (see `layer_sqnr`), then searched by the metric of the exported file, see
+    `search_layers`. For networks trained with `PACTQuantCallback`; with ``rebuild`` for `ptq_int8`, which corrects
+    biases anew for each set of layers.
 
     Args:
-        model: Prepared model with a quantised network, which is changed only where a file keeps the limit.
+        model: Prepared model with a quantised network, which is changed only where a file keeps the limit; with
+            ``rebuild`` with the float network, which is not changed.
         data: ``Dataset`` or ``DataLoader`` with labels. With several processes all must call this.
         metric_drop: Accepted drop, as a share of the fp32 metric, in [0, 1).
         mode: ``"max"``, ``"min"`` or ``"auto"``, see `falls_with_quality`.
         engine: Engine that ships, ``"onnxruntime"`` or ``"openvino"``; ``None`` for the first that is installed.
+        rebuild: Returns the quantised network with these layers in float; ``None`` puts them back in ``model``.
         most: Largest number of files to make.
         verbose: 1 shows a progress bar, 0 nothing.
 
@@ -97,14 +101,17 @@ def keep_metric_(
         ExportError: The int8 file cannot be written.
 
     Example:
-        >>> model = paddle.Model(ptq_int8(network, images))  # doctest: +SKIP
+        >>> model = paddle.Model(network)  # doctest: +SKIP
         >>> model.prepare(metrics=paddle.metric.Accuracy())  # doctest: +SKIP
-        >>> print(keep_metric_(model, eval_data, metric_drop=0.01).layers)  # doctest: +SKIP
+        >>> rebuild = lambda skip: ptq_int8(network, images, skip=list(skip))  # doctest: +SKIP
+        >>> found = keep_metric_(model, eval_data, metric_drop=0.01, rebuild=rebuild)  # doctest: +SKIP
+        >>> quantised = ptq_int8(network, images, skip=found.layers)  # doctest: +SKIP
     """
     words = "a share of the fp32 metric in [0, 1)"
     check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy="give 0.01 for one per cent")
     network, chosen = model.network, _engine(engine)
-    names = [name for name, layer in quantized_layers(network).items() if layer.weight_quanter is not None]
+    quantised = network if rebuild is None else rebuild(frozenset())
+    names = [name for name, layer in quantized_layers(quantised).items() if layer.weight_quanter is not None]
     if not names:
         raise ValueError(
             f"{type(network).__name__} has no quantised layer: train it with PACTQuantCallback, or call ptq_int8."
@@ -112,14 +119,17 @@ def keep_metric_(
     with same_modes(network), kept_inputs(network) as batches, quantizers_off(network):
         metric, plain = metric_of(model, data)
     falls = falls_with_quality(metric, mode)
-    noisy = of_first_rank(layer_sqnr(network, batches))
+    noisy = of_first_rank(layer_sqnr(quantised, batches))
     bar = tqdm(desc="layers in float", unit="file", leave=False, disable=not verbose)
 
     def evaluate(layers: frozenset[str]) -> SearchPoint:
         if len(layers) == len(names):
             return SearchPoint(layers=layers, metric=plain)
-        with put_back(network, layers):
-            value, latency = _of_the_file(model, data, batches, chosen)
+        if rebuild is not None:
+            value, latency = _of_the_file(model, rebuild(layers), data, batches, chosen)
+        else:
+            with put_back(network, layers):
+                value, latency = _of_the_file(model, network, data, batches, chosen)
         bar.update()
         return SearchPoint(layers=layers, metric=value, latency_ms=latency)
 
@@ -130,7 +140,7 @@ def keep_metric_(
     with same_modes(network), bar:
         found = search_layers(ranked, evaluate, keeps, higher_is_better=not falls, most=most)
     best = None if found.best is None or len(found.best.layers) == len(names) else found.best
-    if best is not None:
+    if best is not None and rebuild is None:
         put_back_(network, best.layers)
     points = [
         LayerPoint(layers=tuple(sorted(p.layers)), metric=p.metric, latency_ms=p.latency_ms) for p in found.points
@@ -161,11 +171,11 @@ def _engine(name: str | None) -> str:
 
 
 def _of_the_file(
-    model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]], engine: str
+    model: paddle.Model, quantised: Layer, data: Any, batches: list[list[paddle.Tensor]], engine: str
 ) -> tuple[float, float]:
     """Return metric and fastest call, in ms, of the exported int8 file."""
     with tempfile.TemporaryDirectory() as folder:
-        predict = load_int8(model.network, batches[0], Path(folder), engine)
+        predict = load_int8(quantised, batches[0], Path(folder), engine)
         first = [item[:1].numpy() for item in batches[0]]
         times = measure_latency({"file": lambda: predict(first)}, warmup=3, repeats=_CALLS, settle=1)["file"]
         with _answered_by(model.network, predict):

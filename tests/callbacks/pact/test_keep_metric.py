@@ -12,7 +12,7 @@ from installed import needs
 from onnx import numpy_helper
 from paddle import nn
 from paddle.static import InputSpec
-from toy import weights_of
+from toy import equal_weights, weights_of
 
 from paddlelite_callbacks import export_forms, load_pact_, ptq_int8
 from paddlelite_callbacks.benchmark.engines import ENGINES
@@ -64,7 +64,8 @@ def model_of(quantize_outputs=False, outlier=300.0):
     paddle.seed(1)
     network = Broken(outlier)
     data = Own(network)
-    quantised = ptq_int8(network, [paddle.to_tensor(data.images)], quantize_outputs=quantize_outputs)
+    images = [paddle.to_tensor(data.images)]
+    quantised = ptq_int8(network, images, quantize_outputs=quantize_outputs, bias_correction=False)
     model = paddle.Model(quantised)
     model.prepare(metrics=paddle.metric.Accuracy())
     return model, data
@@ -102,6 +103,27 @@ def test_the_broken_layer_is_put_back_and_the_file_keeps_the_limit(quantize_outp
     with paddle.no_grad():
         x = paddle.to_tensor(data.images)
         np.testing.assert_array_equal(again(x).numpy(), model.network(x).numpy())
+
+
+def test_networks_quantised_after_training_are_built_again_without_the_layers(tmp_path):
+    paddle.seed(1)
+    network = Broken()
+    data = Own(network)
+    images, made = [paddle.to_tensor(data.images)], []
+
+    def rebuild(skip):
+        made.append(skip)
+        return ptq_int8(network, images, skip=sorted(skip))
+
+    model = paddle.Model(network)
+    model.prepare(metrics=paddle.metric.Accuracy())
+    before = weights_of(network)
+    found = keep_metric_(model, data, metric_drop=0.1, engine="onnxruntime", rebuild=rebuild, verbose=0)
+    assert (found.fp32, found.layers) == (1.0, ("second",))
+    assert equal_weights(before, weights_of(network))
+    assert made[0] == made[1] == frozenset()
+    after, _ = on_the_file(ptq_int8(network, images, skip=found.layers), data, tmp_path)
+    assert found.int8 == pytest.approx(after)
 
 
 def test_nothing_is_put_back_where_the_limit_is_kept():
