@@ -391,6 +391,8 @@ ROWS = [
     ("ptq-option", lambda b: ptq_int8(TinyNet(), [A], weight_bit=3), T, "argument", "'weight_bit'"),
     ("ptq-network", lambda b: ptq_int8("n", [A]), T, "network", "str"),
     ("ptq-nan", lambda b: ptq_int8(TinyNet(), [paddle.full([2, 3, 8, 8], NAN)]), V, "batches", "not finite"),
+    ("put-back-data", lambda b: PACTQuantCallback(put_back=True), V, "put_back", "eval_data=None"),
+    ("put-back-kind", lambda b: PACTQuantCallback(put_back=1, eval_data=Images()), V, "put_back", "1"),
     ("quantize-model", lambda b: quantize(TinyNet(), A), T, "model", "TinyNet"),
     ("quantize-torn", lambda b: quantize(b.home / "half.onnx", A), V, "half.onnx", "cannot be read"),
     ("quantize-drop", lambda b: quantize(b.home / "half.onnx", A, metric_drop=1.5), V, "metric_drop", "1.5"),

@@ -20,11 +20,11 @@ from paddlelite_callbacks.callbacks.export.pipeline import HandedOut
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.nn.cost import count_parameters
 from paddlelite_callbacks.report.gate import Budget, Verdict
-from paddlelite_callbacks.report.record import ArtefactFigures, Record, now
+from paddlelite_callbacks.report.record import ArtefactFigures, LayerPoint, Record, now
 from paddlelite_callbacks.report.write import write_report
 from paddlelite_callbacks.utils.numbers import counted
 
-__all__ = ["draw_report", "notes_of", "record_of", "summary_lines"]
+__all__ = ["draw_report", "layer_curve_of", "notes_of", "record_of", "summary_lines"]
 
 _log = logging.getLogger(__name__)
 
@@ -143,6 +143,16 @@ def notes_of(training: FitSession | None) -> list[str]:
     members = [] if training is None else training.members
     skipped = [] if training is None else training.guard.notes()
     return [*skipped, *(note for member in members if hasattr(member, "notes") for note in member.notes())]
+
+
+def layer_curve_of(training: FitSession | None) -> tuple[LayerPoint, ...]:
+    """Return the files that a callback tried to keep the metric.
+
+    Args:
+        training: Session of the ``fit``; ``None`` if there is none.
+    """
+    kept = [getattr(member, "kept", None) for member in ([] if training is None else training.members)]
+    return next((found.curve for found in kept if found is not None), ())
 
 
 def draw_report(folder: Path, budget: Budget | None) -> None:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.callbacks.export.fit_facts import batch_specs, file_evaluation, fit_config
 from paddlelite_callbacks.callbacks.export.history import History
 from paddlelite_callbacks.callbacks.export.pipeline import HandedOut, hand_out
-from paddlelite_callbacks.callbacks.export.record import draw_report, record_of
+from paddlelite_callbacks.callbacks.export.record import draw_report, layer_curve_of, record_of
 from paddlelite_callbacks.callbacks.export.run_folder import LOG, WEIGHTS, staged_export, write_training
 from paddlelite_callbacks.callbacks.session import FitSession
 from paddlelite_callbacks.errors import ExportError, require
@@ -224,7 +224,7 @@ class ExportRun:
     def _record_of(self, made: HandedOut, failure: Exception | None, trained: Trained, notes: Sequence[str]) -> Record:
         model, history, home = trained.model, trained.history, self.folder / self.name
         without = not self.last and history.epoch is None and trained.training is not None
-        return record_of(
+        record = record_of(
             made,
             model.network,
             home=home,
@@ -237,6 +237,7 @@ class ExportRun:
             config=fit_config(model, {**trained.params, "batch_size": trained.rows}, trained.training, self.budget),
             failure=None if failure is None else said_of(failure),
         )
+        return replace(record, layer_curve=layer_curve_of(trained.training))
 
 
 def _import_engines(options: BenchOptions) -> None:

@@ -14,6 +14,7 @@ from paddle.nn import Layer
 
 from paddlelite_callbacks.callbacks.distill.callback import DistillCallback
 from paddlelite_callbacks.callbacks.nan_guard.guard import checked_policy
+from paddlelite_callbacks.callbacks.pact.accuracy import KeptMetric, keep_metric_
 from paddlelite_callbacks.callbacks.pact.diagnosis import Diagnosis, diagnose, metric_of, score_of
 from paddlelite_callbacks.callbacks.pact.keep_better import Choice, StartingPoint, better_of
 from paddlelite_callbacks.callbacks.session import FitSession, ScopedCallback
@@ -116,6 +117,8 @@ class PACTQuantCallback(ScopedCallback):
             in fp32, fake-quantised, and of the real int8 file. ``None`` for no diagnosis.
         metric_drop: Accepted drop of the int8 (else fake-quantised) metric, as a share of the fp32 one, in [0, 1);
             beyond it the diagnosis names the most sensitive layers and suggests ``skip``.
+        put_back: Whether layers are put back to float after training, the fewest that are found, until the real int8
+            file keeps ``metric_drop``; needs ``eval_data``. See `kept`.
         mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` infers it from the name: lower for ``loss``,
             ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
         on_nan: Policy for a batch whose loss or alphas are NaN or infinite, see `DistillCallback`.
@@ -125,6 +128,8 @@ class PACTQuantCallback(ScopedCallback):
         unquantized: Parts that stay in float, with reasons and shares of the multiply-accumulates; also in log and
             record.
         choice: The `Choice` between the weights before and after the last ``fit``; ``None`` without ``eval_data``.
+        kept: Layers that ``put_back`` put back in the last ``fit``, with the metrics of all files that were tried;
+            ``None`` without it.
         diagnosis: The `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.
 
     Raises:
@@ -173,6 +178,7 @@ class PACTQuantCallback(ScopedCallback):
         keep_better: bool = True,
         eval_data: Any = None,
         metric_drop: float = 0.03,
+        put_back: bool = False,
         mode: str = "auto",
         on_nan: str | None = None,
     ) -> None:
@@ -192,6 +198,12 @@ class PACTQuantCallback(ScopedCallback):
             raise ValueError(f"keep_better must be True or False, got {keep_better!r}: leave it out for True.")
         words, remedy = "a share of the fp32 metric in [0, 1)", "leave it out for 0.03"
         check_number("metric_drop", metric_drop, lambda drop: 0 <= drop < 1, words, remedy=remedy)
+        if not isinstance(put_back, bool):
+            raise ValueError(f"put_back must be True or False, got {put_back!r}: leave it out for False.")
+        if put_back and eval_data is None:
+            raise ValueError(
+                "put_back=True needs data to measure the int8 file on, got eval_data=None: give eval_data."
+            )
         if eval_data is not None:
             check_data("eval_data", eval_data)
         self.config = config or PACTConfig(
@@ -210,7 +222,8 @@ class PACTQuantCallback(ScopedCallback):
             **vars(advanced or AdvancedPACTOptions()),
         )
         self.eval_data, self.metric_drop, self.mode = eval_data, metric_drop, checked_mode(mode)
-        self.self_distill, self.keep_better = self_distill, keep_better
+        self.self_distill, self.keep_better, self.put_back = self_distill, keep_better, put_back
+        self.kept: KeptMetric | None = None
         self.diagnosis: Diagnosis | None = None
         self.choice: Choice | None = None
         self._start = StartingPoint()
@@ -315,7 +328,7 @@ class PACTQuantCallback(ScopedCallback):
         """Convert layers and register their alphas with the optimizer."""
         network, optimizer = self.model.network, prepared_optimizer(self.model)
         self._trained, self._named_idle, self._epoch = False, False, 0
-        self.diagnosis = self.choice = None
+        self.diagnosis = self.choice = self.kept = None
         undo = prepare_pact_(network, self.config, inputs=self._inputs)
         scope.callback(lambda: None if self._trained else undo.close())
         scope.callback(stop_counting_, network)
@@ -383,12 +396,16 @@ class PACTQuantCallback(ScopedCallback):
         if self.choice is None and self._start.state is not None:
             self.choice = self._chosen(self._start.state)
             self._start = StartingPoint()
+        if self.put_back and self.kept is None:
+            drop, mode = self.metric_drop, self.mode
+            self.kept = keep_metric_(self.model, self.eval_data, metric_drop=drop, mode=mode, verbose=0)
         if self.diagnosis is None:
             self.diagnosis = diagnose(self.model, self.eval_data, metric_drop=self.metric_drop, mode=self.mode)
             if self.diagnosis.too_much:
                 _log.warning("%s", " ".join(self.diagnosis.lines()))
         choice = () if self.choice is None else (self.choice.line(),)
-        return (*left, *choice, *self.diagnosis.lines())
+        kept = () if self.kept is None else self.kept.lines()
+        return (*left, *choice, *kept, *self.diagnosis.lines())
 
     def _chosen(self, start: dict[str, Any]) -> Choice:
         """Leave the better of the weights before and after training in the network."""

@@ -14,7 +14,14 @@ from paddle import nn
 from paddle.static import InputSpec
 from toy import equal_weights, weights_of
 
-from paddlelite_callbacks import export_forms, load_pact_, ptq_int8
+from paddlelite_callbacks import (
+    BenchOptions,
+    ExportBenchCallback,
+    PACTQuantCallback,
+    export_forms,
+    load_pact_,
+    ptq_int8,
+)
 from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.callbacks.pact.accuracy import keep_metric_
 from paddlelite_callbacks.quant.prepare import quantized_layers
@@ -142,6 +149,26 @@ def test_where_no_file_keeps_it_the_network_stays(caplog):
     assert (found.int8, found.layers) == (None, ())
     assert list(model.network.state_dict()) == keys
     assert "No int8 file of 2 keeps acc" in caplog.text
+
+
+def test_in_fit_they_are_put_back_before_the_export(tmp_path):
+    paddle.seed(1)
+    network = Broken()
+    data = Own(network)
+    model = paddle.Model(network)
+    optimizer = paddle.optimizer.SGD(1e-6, parameters=network.parameters())
+    model.prepare(optimizer, nn.CrossEntropyLoss(), paddle.metric.Accuracy())
+    pact = PACTQuantCallback(eval_data=data, metric_drop=0.3, put_back=True, keep_better=False)
+    bench = BenchOptions(engines=["onnxruntime"], warmup=0, repeats=2, peak_memory=False, roofline=False)
+    export = ExportBenchCallback(tmp_path, name="n", eval_data=data, benchmark=bench, verbose=0)
+    model.fit(data, epochs=1, batch_size=32, verbose=0, shuffle=False, callbacks=[export, pact])
+    assert "second" in pact.kept.layers
+    assert [point.layers for point in export.record.layer_curve if point.chosen] == [pact.kept.layers]
+    figures = {row.precision: row.metrics["acc"] for row in export.record.file_metrics}
+    assert figures["int8"] == pytest.approx(pact.kept.int8, abs=0.04)
+    assert pact.kept.int8 >= 0.7 * pact.kept.fp32
+    assert any("put back to float: " in note for note in export.record.notes)
+    assert "Layers put back: n" in (tmp_path / "report.md").read_text()
 
 
 def test_layers_are_put_back_inside_a_block_only():
