@@ -33,7 +33,11 @@ def rate_scheduler_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer
 
 
 def normalizes_gradients(optimizer: paddle.optimizer.Optimizer) -> bool:
-    """Whether steps do not depend on the size of gradients: Adam and its kin."""
+    """Whether steps do not depend on the size of gradients: Adam and its kin.
+
+    Args:
+        optimizer: Optimizer of any kind.
+    """
     kinds = tuple(kind for name in _NORMALIZING if (kind := getattr(paddle.optimizer, name, None)) is not None)
     return isinstance(optimizer, kinds)
 

@@ -23,12 +23,14 @@ from paddlelite_callbacks.quant.convert import has_run
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantizers_off
 
-__all__ = ["add_bias_", "correct_biases_"]
+__all__ = ["add_bias_", "correct_biases_", "float_means"]
 
-_Means = list[tuple[np.ndarray, int]]  # of each call: means per channel, number of values in each
+Means = list[tuple[np.ndarray, int]]  # of each call: means per channel, number of values in each
 
 
-def correct_biases_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> dict[str, np.ndarray]:
+def correct_biases_(
+    network: Layer, batches: Sequence[Tensor | Sequence[Tensor]], *, wanted: dict[str, Means] | None = None
+) -> dict[str, np.ndarray]:
     """Add ``E[y] - E[y_q]`` to the bias of each quantised layer, in place.
 
     ``y`` is the layer's output in the float network, ``y_q`` that in the quantised one with all layers before it
@@ -40,25 +42,41 @@ def correct_biases_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]
     Args:
         network: Quantised and calibrated network; runs in eval mode.
         batches: Calibration inputs, a tensor or one per input of the network.
+        wanted: Result of `float_means`, where the weights have been changed since; ``None`` to measure it here.
 
     Returns:
         What was added by layer name, ``[channels]``; layers that did not run are left out.
     """
-    layers = {name: layer for name, layer in quantized_layers(network).items() if has_run(layer.activation_quanter)}
+    means = float_means(network, batches) if wanted is None else wanted
+    layers = {name: layer for name, layer in quantized_layers(network).items() if means.get(name)}
     with paddle.no_grad(), same_modes(network):
         network.eval()
-        with quantizers_off(network):
-            wanted = _run(network, layers, batches, lambda layer, _: _Recorder(layer))
-        ran = {name: layer for name, layer in layers.items() if wanted[name].calls}
-        found = _run(network, ran, batches, lambda layer, name: _Corrector(layer, wanted[name].calls))
+        found = _run(network, layers, batches, lambda layer, name: _Corrector(layer, means[name]))
         added = {name: corrector.mean() for name, corrector in found.items()}
-        if any(len(one.calls) > len(batches) for one in wanted.values()):
-            found = _run(network, ran, batches, lambda layer, name: _Corrector(layer, wanted[name].calls, added[name]))
+        if any(len(calls) > len(batches) for calls in means.values()):
+            found = _run(network, layers, batches, lambda layer, name: _Corrector(layer, means[name], added[name]))
             added = {name: corrector.mean() for name, corrector in found.items()}
     holders = Counter(id(layer.bias) for layer in network.sublayers() if getattr(layer, "bias", None) is not None)
     for name, value in added.items():
         add_bias_(layers[name], value, shared=holders[id(layers[name].bias)] > 1)
     return added
+
+
+def float_means(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> dict[str, Means]:
+    """Return the means of the layers' outputs in the float network, by name.
+
+    Args:
+        network: Quantised and calibrated network; runs in eval mode with its quantizers disabled.
+        batches: Calibration inputs, a tensor or one per input of the network.
+
+    Returns:
+        For each call of a layer the means per channel and the number of values in each.
+    """
+    layers = {name: layer for name, layer in quantized_layers(network).items() if has_run(layer.activation_quanter)}
+    with paddle.no_grad(), same_modes(network), quantizers_off(network):
+        network.eval()
+        found = _run(network, layers, batches, lambda layer, _: _Recorder(layer))
+    return {name: recorder.calls for name, recorder in found.items()}
 
 
 def add_bias_(layer: Layer, value: np.ndarray, *, shared: bool = False) -> None:
@@ -91,7 +109,7 @@ class _Recorder:
 
     def __init__(self, layer: Layer) -> None:
         self.axis = channel_axis(layer)
-        self.calls: _Means = []
+        self.calls: Means = []
 
     def means(self, output: Tensor) -> tuple[np.ndarray, int]:
         """Return the mean of each channel and the number of its values."""
@@ -108,7 +126,7 @@ class _Recorder:
 class _Corrector(_Recorder):
     """Measures what each call lacks, and adds a correction to its output."""
 
-    def __init__(self, layer: Layer, wanted: _Means, fixed: np.ndarray | None = None) -> None:
+    def __init__(self, layer: Layer, wanted: Means, fixed: np.ndarray | None = None) -> None:
         super().__init__(layer)
         self._wanted, self._fixed = iter(wanted), fixed
         self._total, self._count = np.zeros(len(wanted[0][0])), 0

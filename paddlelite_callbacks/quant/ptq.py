@@ -14,16 +14,18 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import copy_network
-from paddlelite_callbacks.quant.bias_correction import correct_biases_
+from paddlelite_callbacks.quant.bias_correction import correct_biases_, float_means
 from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
 from paddlelite_callbacks.quant.histogram import ValueHistogram
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
+from paddlelite_callbacks.quant.rounding import optimize_rounding_
 from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
 
 __all__ = ["ptq_int8"]
 
+_ROUNDINGS = ("nearest", "gptq")
 _NAMED = (
     *("calibration", "alpha_percentile", "weight_bits", "activation_bits", "reduce_range", "activation_symmetric"),
     *("quantize_outputs", "layer_types", "include", "skip"),
@@ -44,6 +46,7 @@ def ptq_int8(
     activation_symmetric: bool = False,
     quantize_outputs: bool = False,
     bias_correction: bool = True,
+    rounding: str = "nearest",
     layer_types: Sequence[str] = QUANTIZABLE,
     include: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
@@ -60,7 +63,8 @@ def ptq_int8(
         network: fp32 network; not changed.
         batches: Calibration inputs, a tensor or one per input of the network, some hundred images in all.
         calibration: Choice of the activations' ranges: ``"min_max"``, ``"percentile"``, ``"mse"`` or ``"kl"``, see
-            `PACTConfig`; ``None`` for ``"mse"``, or ``"percentile"`` with ``alpha_percentile``.
+            `PACTConfig`; ``None`` for ``"percentile"`` with ``alpha_percentile``, else ``"kl"`` up to 4 bits and
+            ``"mse"`` above.
         alpha_percentile: Percentile of ``|x|`` to clip at, in (50, 100]; ``None`` for 99.9.
         weight_bits: Weight bits, 2-8; see `PACTConfig`, here and below.
         activation_bits: Activation bits, 2-8.
@@ -69,6 +73,8 @@ def ptq_int8(
         quantize_outputs: Whether to quantise outputs of convolutions too, for ONNX Runtime.
         bias_correction: Whether to correct the mean error of each output channel through the biases (Nagel et al. 2019,
             arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run three times.
+        rounding: ``"nearest"``, or ``"gptq"`` to round weights so that the layers' outputs change least (Frantar et al.
+            2022, arXiv:2210.17323), for grids of few bits. The batches are then kept in memory, too.
         layer_types: Names of layer classes.
         include: Globs of layers to convert.
         skip: Globs of layers to leave in fp32.
@@ -100,6 +106,8 @@ def ptq_int8(
     }
     if not isinstance(bias_correction, bool):
         raise ValueError(f"bias_correction must be True or False, got {bias_correction!r}: leave it out for True.")
+    if rounding not in _ROUNDINGS:
+        raise ValueError(f"rounding must be one of {list(_ROUNDINGS)}, got {rounding!r}: leave it out for 'nearest'.")
     if config is not None and not isinstance(config, PACTConfig):
         raise TypeError(f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=4).")
     defaults = PACTConfig.__dataclass_fields__
@@ -111,15 +119,18 @@ def ptq_int8(
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
     waiting: Iterator[Tensor | Sequence[Tensor]] = iter(batches)
     first = list(islice(waiting, 1))
-    if bias_correction:
+    if bias_correction or rounding != "nearest":
         first.extend(waiting)
     prepare_pact_(duplicate, config, inputs=first[0] if first else None)
     duplicate.eval()
     count = _calibrate_(duplicate, chain(first, waiting))
     if not count:
         raise ValueError("batches must hold at least one batch to calibrate on, got []: give some hundred images.")
-    if bias_correction:
-        correct_biases_(duplicate, first)
+    means = float_means(duplicate, first) if bias_correction else None
+    if rounding == "gptq":
+        optimize_rounding_(duplicate, first)
+    if means is not None:
+        correct_biases_(duplicate, first, wanted=means)
     return duplicate
 
 

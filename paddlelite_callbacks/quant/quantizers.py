@@ -399,6 +399,11 @@ class ChannelWeightQuantizer(Switched):
             )
         _set_(self.grid, [-float(self._high), float(self._high)])
 
+    @property
+    def high(self) -> int:
+        """Highest integer of the grid."""
+        return self._high
+
     def steps(self, weight: Tensor) -> Tensor:
         """Return each channel's step, shaped to broadcast against ``weight``."""
         return weight_steps(weight.detach(), bits=self._bits, axis=self._axis, reduce_range=self.reduce_range)

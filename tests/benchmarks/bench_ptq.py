@@ -199,6 +199,7 @@ def ratios(files: dict[str, tuple[str, Path]], image: np.ndarray, repeats: int) 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, outputs quantised": {"quantize_outputs": True},
+    "ours, GPTQ rounding": {"rounding": "gptq"},
     "ours without bias correction": {"bias_correction": False},
     "ours, percentile 99.9, without bias correction": {"calibration": "percentile", "bias_correction": False},
 }

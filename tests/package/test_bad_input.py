@@ -388,6 +388,7 @@ ROWS = [
     ),
     ("ptq-empty", lambda b: ptq_int8(TinyNet(), []), V, "batches", "[]"),
     ("ptq-bias", lambda b: ptq_int8(TinyNet(), [A], bias_correction=1), V, "bias_correction", "1"),
+    ("ptq-rounding", lambda b: ptq_int8(TinyNet(), [A], rounding="up"), V, "rounding", "'up'"),
     ("ptq-option", lambda b: ptq_int8(TinyNet(), [A], weight_bit=3), T, "argument", "'weight_bit'"),
     ("ptq-network", lambda b: ptq_int8("n", [A]), T, "network", "str"),
     ("ptq-nan", lambda b: ptq_int8(TinyNet(), [paddle.full([2, 3, 8, 8], NAN)]), V, "batches", "not finite"),

@@ -163,8 +163,10 @@ def test_training_starts_from_the_range_of_its_calibration_batches(batches):
     assert network.fc.activation_quanter._histogram is None  # not kept
 
 
-def test_the_default_is_mse_and_a_percentile_asks_for_itself():
+def test_the_default_is_mse_or_for_few_bits_kl_and_a_percentile_asks_for_itself():
     assert PACTConfig().resolved_calibration[0] == "mse"
+    assert PACTConfig(activation_bits=5).resolved_calibration[0] == "mse"
+    assert PACTConfig(activation_bits=4).resolved_calibration[0] == "kl"
     assert PACTConfig(alpha_percentile=100).resolved_calibration == ("percentile", 100)
     assert PACTConfig(calibration="percentile").resolved_calibration == ("percentile", 99.9)
     with pytest.raises(ValueError, match="alpha_percentile=100 needs calibration='percentile', got 'kl'"):

@@ -127,7 +127,8 @@ class PACTQuantCallback(ScopedCallback):
         config: The `PACTConfig` of all options.
         unquantized: Parts that stay in float, with reasons and shares of the multiply-accumulates; also in log and
             record.
-        choice: The `Choice` between the weights before and after the last ``fit``; ``None`` without ``eval_data``.
+        choice: Metrics of the quantised network before and after the last ``fit`` (``start``, ``end``), and which was
+            ``kept``; ``None`` without ``eval_data``.
         kept: Layers that ``put_back`` put back in the last ``fit``, with the metrics of all files that were tried;
             ``None`` without it.
         diagnosis: The `Diagnosis` of the last ``fit``, ready when it has returned; ``None`` without ``eval_data``.

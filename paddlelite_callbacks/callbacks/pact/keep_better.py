@@ -83,7 +83,7 @@ def better_of(
     evaluate: Callable[[], tuple[str, float]],
     is_better: Callable[[float, float, str], bool],
 ) -> Choice:
-    """Evaluate ``network`` as it is and with ``start``; leave the better weights in it.
+    """Load the better of the trained weights and ``start`` into ``network``.
 
     Args:
         network: Trained network.
