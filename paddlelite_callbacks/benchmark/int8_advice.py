@@ -11,6 +11,7 @@ from paddlelite_callbacks.utils.metric_direction import falls_with_quality
 __all__ = ["int8_notes"]
 
 _PAIRS = "onnxruntime"  # runs a layer in int8 if both its input and its output are quantised
+_SHOWN = 5  # layers in a sentence
 _Key = tuple[str, str]  # engine and precision
 
 
@@ -20,6 +21,7 @@ def int8_notes(
     agreeing: Collection[_Key] | None = None,
     file_metrics: Sequence[FileMetrics] = (),
     noisy: bool = False,
+    float_layers: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Compare int8 files with the fp32 files of the same timing, by fastest call.
 
@@ -31,10 +33,32 @@ def int8_notes(
         agreeing: Engine and precision of the files whose outputs match the network's; ``None`` for all.
         file_metrics: Metrics measured on the files.
         noisy: Whether the measurements were noisy; speed is then not judged.
+        float_layers: Quantised layers that ONNX Runtime computes in float, see `float_layers`.
 
     Returns:
-        One sentence on the best files, and one per engine on which int8 is slower; empty without an int8 file.
+        One sentence on the best files, one per engine on which int8 is slower, and one on the layers in float; empty
+        without an int8 file.
     """
+    return (*_speed_notes(latencies, agreeing, file_metrics, noisy), *_float_note(float_layers))
+
+
+def _float_note(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return (
+        f"ONNX Runtime computes {len(names)} quantised layers in float ({shown}): it needs quantize_outputs=True in "
+        "training.",
+    )
+
+
+def _speed_notes(
+    latencies: Sequence[Latency],
+    agreeing: Collection[_Key] | None,
+    file_metrics: Sequence[FileMetrics],
+    noisy: bool,
+) -> tuple[str, ...]:
+    """Compare the files; see `int8_notes`."""
     timed = {
         (row.engine, row.precision): row.p50_ms if row.min_ms is None else row.min_ms
         for row in latencies

@@ -1,7 +1,7 @@
 """Clean converted ONNX files: fewer nodes, named outputs, a producer.
 
 paddle2onnx writes each constant as a node and an ``Identity`` for each assignment, and computes at every call what is
-known beforehand. onnxslim folds and removes these; the outputs stay the same.
+known beforehand. onnxslim folds and removes these, and `fuse_onnx` rewrites slow parts; the outputs stay the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddlelite_callbacks._version import __version__
 from paddlelite_callbacks.errors import MissingDependencyError, require
+from paddlelite_callbacks.export.fuse_onnx import fuse_onnx
 from paddlelite_callbacks.export.onnx_graph import rename_tensors
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
@@ -48,7 +49,7 @@ def clean_onnx(model: Any) -> Any:
     try:
         slimmer = require("onnxslim", needed_for="cleaning ONNX files")
         with contextlib.redirect_stdout(io.StringIO()):
-            cleaned = slimmer.slim(copied)
+            cleaned = fuse_onnx(slimmer.slim(copied))
         onnx.checker.check_model(cleaned)
     except MissingDependencyError as error:
         sys.stderr.write(f"{error}\n")

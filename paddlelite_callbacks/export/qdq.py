@@ -28,6 +28,7 @@ import numpy as np
 from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_layers import keep_in_float_
+from paddlelite_callbacks.export.fuse_onnx import upsample_by_resize_
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
@@ -81,6 +82,7 @@ def rewrite_as_qdq(model: Any) -> Any:
         _weight(graph, node)
     for node in [node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose")]:
         fold_norm_(graph, node)
+    upsample_by_resize_(graph)
     for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
         _keep_product_in_int8(graph, node, ranks)
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:

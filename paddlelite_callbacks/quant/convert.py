@@ -24,6 +24,7 @@ __all__ = [
     "Int8Conv2D",
     "Int8Conv2DTranspose",
     "Int8Linear",
+    "QuantizedOutput",
     "convert_for_export_",
     "has_run",
     "store_small_in_float_",
@@ -170,6 +171,23 @@ class Int8Conv2DTranspose(_Int8Layer):
         return F.conv2d_transpose(self.activation(x), self.weight(), bias=self.bias, output_size=output_size, **options)
 
 
+class QuantizedOutput(Layer):
+    """Quantise and dequantise the output of a layer with fixed scales.
+
+    Args:
+        inner: The layer.
+        activation: Scales of its output.
+    """
+
+    def __init__(self, inner: Layer, activation: FixedActivation) -> None:
+        super().__init__()
+        self.inner, self.activation = inner, activation
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Return the quantised output of the layer."""
+        return self.activation(self.inner(*inputs))
+
+
 _FORMS = {QuantedConv2D: Int8Conv2D, QuantedConv2DTranspose: Int8Conv2DTranspose, QuantedLinear: Int8Linear}
 
 
@@ -207,7 +225,7 @@ def convert_for_export_(network: Layer) -> list[str]:
     for name, (_, quantizer) in outputs.items():
         if has_run(quantizer):
             now = sublayers[name]
-            replace_sublayer(network, name, paddle.nn.Sequential(now, FixedActivation.of(quantizer)))
+            replace_sublayer(network, name, QuantizedOutput(now, FixedActivation.of(quantizer)))
     return converted
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics
 from paddlelite_callbacks.benchmark.latency import Latency
 from paddlelite_callbacks.benchmark.machine import Machine
+from paddlelite_callbacks.benchmark.unfused_layers import float_layers_of
 from paddlelite_callbacks.benchmark.verdicts import file_verdicts
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.compare import LITE_CHECKS, Check, FileVerdict
@@ -51,6 +52,8 @@ class ArtefactFigures:
         sha256: SHA-256 by file name.
         error: Reason why there is no file.
         saturation: Of an int8 ONNX file, the channels that may saturate on CPUs without VNNI, see `SaturationReport`.
+        float_layers: Of an int8 ONNX file, the quantised layers that ONNX Runtime computes in float; ``None`` where
+            they are not known.
     """
 
     kind: str
@@ -60,6 +63,7 @@ class ArtefactFigures:
     sha256: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     saturation: dict[str, Any] | None = None
+    float_layers: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, artefact: Artefact) -> ArtefactFigures:
@@ -72,6 +76,7 @@ class ArtefactFigures:
             size_mb=artefact.size_mb,
             sha256=artefact.sha256(),
             saturation=None if saturation is None else saturation.figures(),
+            float_layers=float_layers_of(artefact.kind, artefact.precision, artefact.path),
         )
 
     def artefact(self) -> Artefact:

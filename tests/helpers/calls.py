@@ -209,8 +209,11 @@ def export(folder, watch):
 def phone(folder, watch):
     """Files for phones, on the symmetric grid; tools that are missing say so."""
     from paddlelite_callbacks.benchmark.engines import native_file, takes_precision
+    from paddlelite_callbacks.benchmark.int8_search import choose_float_layers, search_int8_layers
     from paddlelite_callbacks.benchmark.requantizing import on_symmetric_grid, requantizing_note
+    from paddlelite_callbacks.benchmark.unfused_layers import float_layers_of
     from paddlelite_callbacks.export import edge_files
+    from paddlelite_callbacks.export.int8_layers import layer_of
     from paddlelite_callbacks.export.lite import LiteOptions, checked_targets, find_opt
     from paddlelite_callbacks.export.nb_encoding import compact_nb, program_of_nb
     from paddlelite_callbacks.export.onnx_export import checked_opset
@@ -232,6 +235,11 @@ def phone(folder, watch):
         on_lite_grid(quantized)
         pc.export_forms(quantized, folder / "files", input_spec=SPEC, pdmodel=True)
         other = pc.ptq_int8(networks[1], batches)
+        with missing:
+            search_int8_layers(networks[1], batches[0], repeats=1, trials=2)
+        choose_float_layers(["conv"], lambda in_float: 1.0 - len(in_float))
+        layer_of("conv.weight_int8")
+        float_layers_of("onnx", "int8", folder / "files" / "model.int8.onnx")
         on_symmetric_grid(other)
         requantizing_note(other, [batches[0][0].numpy()])
         program = export_paddle(networks[1], folder / "program", input_spec=SPEC)

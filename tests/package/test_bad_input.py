@@ -36,6 +36,7 @@ from paddlelite_callbacks import (
 )
 from paddlelite_callbacks.__main__ import main
 from paddlelite_callbacks.backbone.weights import DownloadError
+from paddlelite_callbacks.benchmark.int8_search import search_int8_layers
 from paddlelite_callbacks.benchmark.latency import measure_latency, summarise
 from paddlelite_callbacks.benchmark.options import BenchOptions
 from paddlelite_callbacks.distill import losses, schedules
@@ -399,6 +400,8 @@ ROWS = [
     ("quantize-drop", lambda b: quantize(b.home / "half.onnx", A, metric_drop=1.5), V, "metric_drop", "1.5"),
     ("quantize-skip", lambda b: quantize(b.home / "half.onnx", A, skip="conv"), T, "skip", "'conv'"),
     ("quantize-files", lambda b: quantize(b.home / "half.onnx", A, most_files=1), V, "most_files", "1"),
+    ("search-engine", lambda b: search_int8_layers(TinyNet(), A, engine="paddle"), V, "engine", "'paddle'"),
+    ("search-trials", lambda b: search_int8_layers(TinyNet(), A, trials=0), V, "trials", "0"),
     # --- both kinds of training ---
     *[
         (

@@ -74,7 +74,7 @@ def record_of(
         metrics=dict(history.metrics),
         machine=this_machine(),
         command=shlex.join(sys.orig_argv),
-        notes=(*_advice(made, main), *notes),
+        notes=(*_advice(made, main, figures), *notes),
         file_metrics=made.file_metrics,
         macs=made.macs,
         roofline_gflops={str(threads): value for threads, value in made.timing.roofline.items()},
@@ -89,12 +89,13 @@ def record_of(
     )
 
 
-def _advice(made: HandedOut, main: Sequence[Latency]) -> tuple[str, ...]:
+def _advice(made: HandedOut, main: Sequence[Latency], figures: Sequence[ArtefactFigures]) -> tuple[str, ...]:
     return int8_notes(
         main,
         agreeing={(check.engine, check.precision) for check in made.checks if check.passed},
         file_metrics=made.file_metrics,
         noisy=any(note.startswith("Noise") for note in made.timing.notes),
+        float_layers=[name for figure in figures for name in figure.float_layers or ()],
     )
 
 

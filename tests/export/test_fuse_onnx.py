@@ -1,0 +1,151 @@
+"""Rewrites of float graphs: the values of ONNX Runtime without optimisations, and graphs that must stay as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from installed import needs
+
+from paddlelite_callbacks.export.fuse_onnx import fuse_onnx
+
+onnx = pytest.importorskip("onnx")
+FLOAT = onnx.TensorProto.FLOAT
+RANDOM = np.random.RandomState(0)
+
+
+def node(kind, inputs, outputs, **attributes):
+    return onnx.helper.make_node(kind, inputs.split(","), outputs.split(","), **attributes)
+
+
+def model_of(nodes, constants, shape=(2, 6, 4, 4), outputs=("y",)):
+    given = onnx.helper.make_tensor_value_info("x", FLOAT, list(shape))
+    ranks = {"y": 4, "r": 2}
+    results = [
+        onnx.helper.make_tensor_value_info(name, FLOAT, [f"{name}{axis}" for axis in range(ranks[name])])
+        for name in outputs
+    ]
+    stored = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [given], results, stored)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def kinds(model):
+    return [item.op_type for item in model.graph.node]
+
+
+def run(model, x):
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def random(*shape):
+    return RANDOM.randn(*shape).astype("float32")
+
+
+def upsampled(weight=None, bias=None, **attributes):
+    attributes = {"group": 6, "strides": [2, 2], "kernel_shape": [2, 2], **attributes}
+    constants = {"w": np.ones((6, 1, 2, 2), "float32") if weight is None else weight}
+    constants |= {} if bias is None else {"b": bias}
+    return model_of(
+        [node("ConvTranspose", ",".join(["x", *constants]), "u", **attributes), node("Relu", "u", "y")], constants
+    )
+
+
+def excited(kind="Gemm", pool="GlobalAveragePool", axes=(2, 3), transposed=1, read=False, **attributes):
+    sizes = [(4, 6), (6, 4)] if transposed else [(6, 4), (4, 6)]
+    constants = {
+        "shape": np.asarray([2, -1]),
+        "axes": np.asarray(axes),
+        "w1": random(*sizes[0]),
+        "w2": random(*sizes[1]),
+    }
+    constants |= {"b1": random(4), "b2": random(6)}
+    attributes = {"transB": transposed, **attributes}
+    nodes = [
+        node(pool, "x", "p"),
+        node("Reshape", "p,shape", "f"),
+        node(kind, "f,w1,b1", "a", **attributes),
+        node("Relu", "a", "r"),
+        node(kind, "r,w2,b2", "c", **attributes),
+        node("Sigmoid", "c", "s"),
+        node("Unsqueeze", "s,axes", "g"),
+        node("Mul", "x,g", "y"),
+    ]
+    return model_of(nodes, constants, outputs=("y", "r") if read else ("y",))
+
+
+FITTING = {
+    "upsampling": (upsampled(), ["Resize", "Relu"]),
+    "upsampling by three and two": (
+        upsampled(np.ones((6, 1, 3, 2), "float32"), strides=[3, 2], kernel_shape=[3, 2]),
+        ["Resize", "Relu"],
+    ),
+    "squeeze and excitation": (excited(), ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]),
+    "of weights as they are": (
+        excited(transposed=0),
+        ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"],
+    ),
+}
+OTHER = {
+    "other values": upsampled(np.full((6, 1, 2, 2), 0.5, "float32")),
+    "one value": upsampled(np.where(np.arange(24).reshape(6, 1, 2, 2) == 7, 2, 1).astype("float32")),
+    "a bias": upsampled(bias=np.zeros(6, "float32")),
+    "overlap": upsampled(np.ones((6, 1, 3, 3), "float32"), kernel_shape=[3, 3]),
+    "padding": upsampled(pads=[1, 1, 1, 1]),
+    "output padding": upsampled(output_padding=[1, 1]),
+    "fewer groups": upsampled(np.ones((6, 1, 2, 2), "float32"), group=3),
+    "scaled products": excited(alpha=0.5),
+    "other axes": model_of(
+        [
+            node("GlobalAveragePool", "x", "p"),
+            node("Reshape", "p,shape", "f"),
+            node("Gemm", "f,w,b", "g"),
+            node("Unsqueeze", "g,axes", "y"),
+        ],
+        {"shape": np.asarray([2, -1]), "axes": np.asarray([0, 1]), "w": random(6, 4), "b": random(4)},
+    ),
+    "a value that is read": excited(read=True),
+    "rows that are no images": model_of(
+        [
+            node("GlobalAveragePool", "x", "p"),
+            node("Reshape", "p,shape", "f"),
+            node("Gemm", "f,w,b", "g"),
+            node("Unsqueeze", "g,axes", "u"),
+            node("Relu", "u", "y"),
+        ],
+        {"shape": np.asarray([4, 3]), "axes": np.asarray([2, 3]), "w": random(3, 4), "b": random(4)},
+    ),
+}
+
+
+@needs("onnxruntime")
+@pytest.mark.parametrize(("model", "expected"), FITTING.values(), ids=FITTING.keys())
+def test_the_values_stay(model, expected):
+    x, made = random(2, 6, 4, 4), fuse_onnx(model)
+    onnx.checker.check_model(made)
+    assert kinds(made) == expected
+    for got, was in zip(run(made, x), run(model, x), strict=True):
+        np.testing.assert_allclose(got, was, rtol=1e-6, atol=1e-6 * np.abs(was).max())
+
+
+@pytest.mark.parametrize("model", OTHER.values(), ids=OTHER.keys())
+def test_what_only_looks_alike_stays(model):
+    before = model.SerializeToString()
+    assert fuse_onnx(model).SerializeToString() == before
+
+
+def test_a_batch_of_any_size_stays_free():
+    model = excited()
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims[0].dim_param = "batch"
+    constants = {item.name: item for item in model.graph.initializer}
+    constants["shape"].CopyFrom(onnx.numpy_helper.from_array(np.asarray([0, -1]), "shape"))
+    made, x = fuse_onnx(model), random(5, 6, 4, 4)
+    assert "Reshape" not in kinds(made)
+    np.testing.assert_allclose(run(made, x)[0], run(model, x)[0], rtol=1e-5, atol=1e-6)
