@@ -126,7 +126,7 @@ def search_int8_layers(
     onnx = require("onnx", needed_for="int8 ONNX files")
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     arrays, outputs = [item.numpy() for item in given], engine == _PAIRS
-    quantised = ptq_int8(network, [given], config=config, quantize_outputs=outputs)
+    quantised = ptq_int8(network, [given], config=config, quantize_outputs=outputs, bias_correction=False)
     with tempfile.TemporaryDirectory() as work:
         plain = _onnx_file(network, Path(work, "fp32"), given, "fp32")
         whole = onnx.load(str(_onnx_file(quantised, Path(work, "int8"), given, "int8").path))
