@@ -196,7 +196,8 @@ def _how_measured(records: Sequence[Record]) -> str:
         *(["Not all rows are of one machine, so their latencies cannot be compared."] if len(machines) > 1 else []),
     ]
     said = (
-        f"Median of {row.repeats} runs after {row.warmup} warm-up runs, {turns}, batch {row.batch_size}, "
+        f"Median of {counted(row.repeats, 'run')} after {counted(row.warmup, 'warm-up run')}, {turns}, batch "
+        f"{row.batch_size}, "
         f"{counted(row.threads, 'thread')}, {machine.cpu} ({' '.join(machine.flags[:20])}); Python "
         f"{machine.python}, {versions}. Exported MB: parameters and program of the Paddle export, 1 MB = 1e6 bytes."
     )

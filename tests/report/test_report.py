@@ -147,7 +147,7 @@ def test_the_ladder_as_markdown():
     assert "\u20141: onnxruntime: no file." in text
     assert "- **light** against big: 12.5x smaller, 10.0x faster (timed apart), acc -2.00 points." in text
     assert "Most accurate of those that pass: **light**." in text
-    assert "Median of 3 runs after 1 warm-up runs, engines in turn, each row by itself, batch 1, 1 thread" in text
+    assert "Median of 3 runs after 1 warm-up run, engines in turn, each row by itself, batch 1, 1 thread" in text
 
 
 def test_the_ladder_is_written_whole(tmp_path):
