@@ -35,10 +35,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs 
 # Files of more than half a minute are begun first, so that no worker is left alone with one at the end.
 LONG = [
     "examples/test_examples.py",
+    "examples/test_notebooks.py",
     "models/test_keypoints_scripts.py",
     "package/test_pages.py",
     "examples/test_cifar10.py",
     "callbacks/test_launch.py",
+    "package/test_release.py",
     "callbacks/test_as_found.py",
     "export/test_saturation.py",
     "callbacks/test_contract.py",
