@@ -82,7 +82,7 @@ def keep_metric_(
 
     Layers are ranked by their noise (see `layer_sqnr`), then searched by the metric of the exported file, see
     `search_layers`. For networks trained with `PACTQuantCallback`; with ``rebuild`` for `ptq_int8`, which corrects
-    biases anew for each set of layers.
+    biases again for each set of layers.
 
     Args:
         model: Prepared model with a quantised network, which is changed only where a file keeps the limit; with
