@@ -174,6 +174,7 @@ def quantise(folder, watch):
         convert_for_export_(copy_network(networks[0]))
         pc.load_pact_(networks[2], networks[0].state_dict())
         pc.ptq_int8(networks[1], batches)
+        pc.ptq_int8(networks[1], batches, calibration="kl", rounding="gptq")
         with put_back(networks[0], ["fc"]):
             put_back_(networks[0], ["fc"])
 
