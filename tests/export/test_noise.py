@@ -54,7 +54,8 @@ def scale(network):
 
 
 def inner_scale(network):
-    network.conv2.weight_step.set_value(network.conv2.weight_step * 1.01)
+    layer = getattr(network.conv2, "inner", network.conv2)  # inside, where its output is quantised
+    layer.weight_step.set_value(layer.weight_step * 1.01)
 
 
 # And the share that has to be found: where the weights of a row sum to nearly nothing, a zero point that is one too
@@ -129,7 +130,8 @@ def test_onnx_runtime_may_round_biases_of_a_file_that_is_right_as_it_is_written(
     """With its rewriting off it equals the network to the last bits; the default is off by whole steps."""
     paddle.seed(0)
     model = hapi_model(Dilated(), metrics=False)
-    quantised = PACTQuantCallback(weight_bits=bits, activation_bits=bits, quantize_outputs=True)
+    # with fc in float the second convolution's output stays float: no rounding behind the biases that hides or adds steps
+    quantised = PACTQuantCallback(weight_bits=bits, activation_bits=bits, quantize_outputs=True, skip=["fc"])
     export = ExportBenchCallback(
         tmp_path,
         engines=["onnxruntime"],

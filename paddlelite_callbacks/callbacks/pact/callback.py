@@ -118,7 +118,7 @@ class PACTQuantCallback(ScopedCallback):
         metric_drop: Accepted drop of the int8 (else fake-quantised) metric, as a share of the fp32 one, in [0, 1);
             beyond it the diagnosis names the most sensitive layers and suggests ``skip``.
         put_back: Whether layers are put back to float after training, the fewest that are found, until the real int8
-            file keeps ``metric_drop``; needs ``eval_data``. See `kept`.
+            file keeps ``metric_drop``; needs ``eval_data``. See the attribute ``kept``.
         mode: ``"max"`` or ``"min"``: which metric is better; ``"auto"`` infers it from the name: lower for ``loss``,
             ``err``, ``error``, ``mae``, ``mse``, ``rmse``, ``nme`` and the like.
         on_nan: Policy for a batch whose loss or alphas are NaN or infinite, see `DistillCallback`.
