@@ -130,7 +130,7 @@ def test_onnx_runtime_may_round_biases_of_a_file_that_is_right_as_it_is_written(
     """With its rewriting off it equals the network to the last bits; the default is off by whole steps."""
     paddle.seed(0)
     model = hapi_model(Dilated(), metrics=False)
-    # with fc in float the second convolution's output stays float: no rounding behind the biases that hides or adds steps
+    # fc in float: else the output of the second convolution is rounded, and hides or adds steps
     quantised = PACTQuantCallback(weight_bits=bits, activation_bits=bits, quantize_outputs=True, skip=["fc"])
     export = ExportBenchCallback(
         tmp_path,
