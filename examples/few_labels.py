@@ -141,6 +141,12 @@ WAYS: dict[str, Callable[[nn.Layer, nn.Layer, int, int], Callbacks]] = {
     "mse of scores": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="mse", weight=0.1)],
     "fitnet": lambda teacher, student, steps, seed: [DistillCallback(teacher, features=FEATURES)],
     "attention": lambda teacher, student, steps, seed: [DistillCallback(teacher, features=ATTENTION, weight=100.0)],
+    "l1 of scores": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="l1")],
+    "smooth_l1 of scores": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="smooth_l1")],
+    "bce": lambda teacher, student, steps, seed: [DistillCallback(teacher, loss="bce")],
+    "cwd": lambda teacher, student, steps, seed: [
+        DistillCallback(teacher, features=[FeatureTerm(name, name, loss="cwd") for name in FEATURES])
+    ],
     "rkd": lambda teacher, student, steps, seed: [
         DistillCallback(teacher, features=FeatureTerm("stage3", "stage3", loss="rkd"), weight=0.1)
     ],
