@@ -20,6 +20,7 @@ import onnxruntime
 from PIL import Image
 
 from paddlelite_callbacks.recipes.pictures import load_picture
+from paddlelite_callbacks.recipes.sample_data import Preprocess
 
 __all__ = ["Classifier", "main"]
 
@@ -52,10 +53,7 @@ class Classifier:
         self.file = found[0]
         told = _deploy(self.file.with_name("deploy.json"))
         self.labels: list[str] = told["labels"]
-        self.size = int(told["preprocess"]["size"])
-        self._mean, self._std = (
-            np.array(told["preprocess"][key], "float32").reshape(3, 1, 1) for key in ("mean", "std")
-        )
+        self._preprocess = Preprocess.of(None, told["preprocess"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
@@ -66,9 +64,8 @@ class Classifier:
         Args:
             picture: RGB image of any size.
         """
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return (np.asarray(picture, "float32").transpose(2, 0, 1) - self._mean)[None] / self._std
+        size = int(self._preprocess.size or 0)  # told, see `_deploy`
+        return self._preprocess.array(picture, (size, size), 3)[None]
 
     def __call__(self, picture: str | Path | Image.Image) -> list[tuple[str, float]]:
         """Return the classes and their probabilities, the most probable first.

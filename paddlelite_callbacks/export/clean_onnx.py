@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from paddlelite_callbacks._version import __version__
 from paddlelite_callbacks.errors import MissingDependencyError, require
 from paddlelite_callbacks.export.fuse_onnx import fuse_onnx
-from paddlelite_callbacks.export.onnx_graph import rename_tensors
+from paddlelite_callbacks.export.onnx_graph import copied_model, rename_tensors
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 if TYPE_CHECKING:  # the child process that cleans does not import Paddle
@@ -44,12 +44,10 @@ def clean_onnx(model: Any) -> Any:
     """
     onnx = require("onnx", needed_for="ONNX files")
     os.environ.pop("ONNXSLIM_MAX_ITER", None)  # the same weights give the same bytes everywhere
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
     try:
         slimmer = require("onnxslim", needed_for="cleaning ONNX files")
         with contextlib.redirect_stdout(io.StringIO()):
-            cleaned = fuse_onnx(slimmer.slim(copied))
+            cleaned = fuse_onnx(slimmer.slim(copied_model(model)))
         onnx.checker.check_model(cleaned)
     except MissingDependencyError as error:
         sys.stderr.write(f"{error}\n")

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph
 
 __all__ = ["keep_in_float_"]
-
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def keep_in_float_(graph: OnnxGraph) -> int:
@@ -29,7 +27,7 @@ def keep_in_float_(graph: OnnxGraph) -> int:
         Number of these products.
     """
     count = 0
-    for node in [node for node in graph.nodes if node.op_type in _WEIGHTED]:
+    for node in [node for node in graph.nodes if node.op_type in WEIGHTED]:
         weight, dequantize = graph.constants.get(node.input[1]), graph.producer(node.input[0])
         if weight is None or weight.dtype.kind != "f" or dequantize is None:
             continue

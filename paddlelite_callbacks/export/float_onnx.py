@@ -17,7 +17,7 @@ import numpy as np
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.clean_onnx import clean_onnx
 from paddlelite_callbacks.export.onnx_files import onnx_files
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, copied_model, tensor_shapes
 from paddlelite_callbacks.export.qdq import fold_norm_
 from paddlelite_callbacks.export.saturation import INTEGER_OPERATORS
 from paddlelite_callbacks.utils.error_text import reason
@@ -26,7 +26,6 @@ __all__ = ["FloatOnnx", "Product", "read_float_onnx"]
 
 _OPSET = 13  # the first with scales per channel
 _HALF = {10: "float16", 16: "bfloat16"}
-_WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of the output channels in the weight
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -57,6 +56,16 @@ class Product:
         """Axis of the channels in the output."""
         return 1 if self.op_type in ("Conv", "ConvTranspose") else -1
 
+    def channel_sums(self, output: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the sum of each channel of an output, and the number of its values.
+
+        Args:
+            output: What the product computed.
+        """
+        columns = np.moveaxis(output, self.channel_axis, -1)
+        columns = columns.reshape(-1, columns.shape[-1])
+        return columns.sum(axis=0, dtype="float64"), len(columns)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FloatOnnx:
@@ -76,10 +85,7 @@ class FloatOnnx:
 
     def graph(self) -> OnnxGraph:
         """Return an editable copy of the model."""
-        onnx = require("onnx", needed_for="ONNX files")
-        copied = onnx.ModelProto()
-        copied.CopyFrom(self.model)
-        return OnnxGraph(copied)
+        return OnnxGraph(copied_model(self.model))
 
 
 def read_float_onnx(path: str | Path) -> FloatOnnx:
@@ -164,14 +170,10 @@ def _upgraded(model: Any, path: Path) -> Any:
 
 def _ranks(graph: OnnxGraph) -> dict[str, int]:
     """Return the number of axes of the tensors, where it can be inferred."""
-    inference = require("onnx.shape_inference", needed_for="ONNX files")
-    model = graph.to_model(short_names=False)
     try:
-        model = inference.infer_shapes(model)
+        return {name: len(shape) for name, shape in tensor_shapes(graph.to_model(short_names=False)).items()}
     except Exception:  # operators of other domains: matrix products stay as they are
         return {}
-    items = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    return {i.name: len(i.type.tensor_type.shape.dim) for i in items if i.type.tensor_type.HasField("shape")}
 
 
 def _as_gemm(graph: OnnxGraph, node: Any, ranks: dict[str, int]) -> None:
@@ -228,7 +230,7 @@ def _products(graph: OnnxGraph, path: Path) -> tuple[dict[str, Product], dict[st
     products: dict[str, Product] = {}
     left: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op_type not in _WEIGHTED or node.domain not in _DEFAULT_DOMAINS:
+        if node.op_type not in WEIGHTED or node.domain not in _DEFAULT_DOMAINS:
             continue
         name = _name_of(node, {*products, *left})
         why = _why_not(graph, node)
@@ -239,20 +241,20 @@ def _products(graph: OnnxGraph, path: Path) -> tuple[dict[str, Product], dict[st
             raise ValueError(f"The weight {node.input[1]!r} of {path} is not finite: take an earlier checkpoint.")
         add = graph.only_consumer(node.output[0], "Add") if node.op_type == "MatMul" else None
         bias = _added_constant(graph, add, node.output[0])
-        channels = graph.constants[node.input[1]].shape[_WEIGHTED[node.op_type]]
+        channels = graph.constants[node.input[1]].shape[WEIGHTED[node.op_type]]
         products[name] = Product(
             name=name,
             op_type=node.op_type,
             source=node.input[0],
             weight=node.input[1],
             output=node.output[0],
-            axis=_WEIGHTED[node.op_type],
+            axis=WEIGHTED[node.op_type],
             added=add.output[0] if add is not None and bias is not None and bias.size == channels else None,
         )
     for node in graph.nodes:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                inside = [one for one in _nodes(body) if one.op_type in _WEIGHTED]
+                inside = [one for one in _nodes(body) if one.op_type in WEIGHTED]
                 left.update((one.name or one.output[0], f"it is inside a body of {node.op_type}") for one in inside)
     return products, left
 

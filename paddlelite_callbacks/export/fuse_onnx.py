@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlelite_callbacks.errors import require
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tensor_shapes
 
 __all__ = [
     "fuse_onnx",
@@ -34,9 +33,7 @@ def fuse_onnx(model: Any) -> Any:
     Args:
         model: An ``onnx.ModelProto``; not changed.
     """
-    copied = type(model)()
-    copied.CopyFrom(model)
-    graph, shapes = OnnxGraph(copied), _shapes(model)
+    graph, shapes = OnnxGraph(copied_model(model)), tensor_shapes(model)
     count = upsample_by_resize_(graph) + squeeze_by_convolutions_(graph, shapes)
     return graph.to_model() if count else model
 
@@ -138,13 +135,3 @@ def _is_linear(graph: OnnxGraph, node: Any) -> bool:
 
 def _read_once(graph: OnnxGraph, name: str) -> bool:
     return name not in graph.outputs and len(graph.consumers(name)) == 1
-
-
-def _shapes(model: Any) -> Shapes:
-    onnx = require("onnx", needed_for="ONNX files")
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {
-        item.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in item.type.tensor_type.shape.dim]
-        for item in (*found.value_info, *found.input, *found.output)
-        if item.type.tensor_type.HasField("shape")
-    }

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.export.float_layers import keep_in_float_
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, copied_model
 
 __all__ = ["int8_layers", "layer_of", "with_layers_in_float"]
 
 _ENDS = (".inner.weight_int8", ".weight_int8")  # of weights: of a `QuantizedOutput`, of other layers
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
 
 
 def int8_layers(model: Any) -> list[str]:
@@ -51,9 +50,7 @@ def with_layers_in_float(model: Any, names: Collection[str], *, outputs: bool) -
         outputs: Whether outputs of convolutions were quantised, too; a quantizer behind a convolution that stays in
             int8 then stays.
     """
-    copied = type(model)()
-    copied.CopyFrom(model)
-    graph = OnnxGraph(copied)
+    graph = OnnxGraph(copied_model(model))
     layers = _layers(graph)
     by_id = {id(node): node for node in graph.nodes}
     staying = {key for key, name in layers.items() if name not in names}
@@ -83,7 +80,7 @@ def _layers(graph: OnnxGraph) -> dict[int, str]:
         stored = (
             None if weight is None or weight.op_type != "DequantizeLinear" else graph.constants.get(weight.input[0])
         )
-        if weight is not None and stored is not None and node.op_type in _WEIGHTED and stored.ndim > 1:
+        if weight is not None and stored is not None and node.op_type in WEIGHTED and stored.ndim > 1:
             found[id(node)] = layer_of(weight.input[0])
     return found
 

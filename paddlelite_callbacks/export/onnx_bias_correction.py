@@ -14,7 +14,7 @@ import numpy as np
 
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.float_onnx import FloatOnnx, Product
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model
 from paddlelite_callbacks.export.onnx_session import run_model
 
 __all__ = ["bias_corrections"]
@@ -45,9 +45,7 @@ def bias_corrections(
         progress: Called after every product.
     """
     onnx = require("onnx", needed_for="ONNX files")
-    copied = onnx.ModelProto()
-    copied.CopyFrom(quantized)
-    graph = OnnxGraph(copied)
+    graph = OnnxGraph(copied_model(quantized))
     products = {product.output: product for product in source.products.values()}
     last_read = {name: i for i, node in enumerate(graph.nodes) for name in graph.read_by(node)}
     held: list[dict[str, np.ndarray]] = [dict(batch) for batch in batches]
@@ -87,12 +85,8 @@ def _holds_bias(product: Product) -> bool:
 
 
 def _mean_gap(product: Product, mean: np.ndarray, outputs: Sequence[np.ndarray]) -> np.ndarray:
-    total, count = np.zeros(mean.shape), 0
-    for y in outputs:
-        columns = np.moveaxis(y, product.channel_axis, -1)
-        columns = columns.reshape(-1, columns.shape[-1])
-        total, count = total + columns.sum(axis=0, dtype="float64"), count + len(columns)
-    return mean - total / max(count, 1)
+    sums = [product.channel_sums(y) for y in outputs]
+    return mean - sum(total for total, _ in sums) / max(sum(count for _, count in sums), 1)
 
 
 def _model_of(onnx: Any, graph: OnnxGraph, nodes: Sequence[Any], held: Inputs, wanted: set[str], quantized: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from paddlelite_callbacks.export.float_onnx import FloatOnnx
 from paddlelite_callbacks.export.onnx_quantize import ActivationRange, output_tensors, read_tensors
 from paddlelite_callbacks.export.onnx_session import run_model, with_outputs
-from paddlelite_callbacks.quant.histogram import ValueHistogram
+from paddlelite_callbacks.quant.histogram import ValueHistogram, sampling_stride
 from paddlelite_callbacks.quant.ranges import range_of
 
 __all__ = ["Observation", "activation_ranges", "observe_model"]
@@ -56,7 +56,7 @@ class Observation:
                 f"The tensor {name!r} is not finite on the calibration data: clean them of NaN and infinite values, "
                 "and check the network's weights."
             )
-        sample = flat[:: max(1, flat.size // _SAMPLE)]
+        sample = flat[:: sampling_stride(flat.size, _SAMPLE)]
         self.histograms.setdefault(name, ValueHistogram()).add(sample, largest=max(-lowest, highest))
         self.lowest[name] = min(self.lowest.get(name, 0.0), lowest)
         self.percentiles.setdefault(name, []).append(float(np.percentile(np.abs(sample), percentile)))
@@ -95,10 +95,9 @@ def observe_model(
             found.keep(name, got[name], percentile)
             found.bytes_per_image = max(found.bytes_per_image, got[name].nbytes // max(len(got[name]), 1))
         for name, product in outputs.items():
-            columns = np.moveaxis(got[name], product.channel_axis, -1)
-            columns = columns.reshape(-1, columns.shape[-1])
-            sums[product.name] = sums.get(product.name, 0.0) + columns.sum(axis=0, dtype="float64")
-            counts[product.name] = counts.get(product.name, 0) + len(columns)
+            total, count = product.channel_sums(got[name])
+            sums[product.name] = sums.get(product.name, 0.0) + total
+            counts[product.name] = counts.get(product.name, 0) + count
         progress()
     if not counts:
         raise ValueError("There is no image to calibrate on: give some hundred.")

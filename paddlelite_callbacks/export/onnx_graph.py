@@ -11,7 +11,10 @@ import numpy as np
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.graph_index import GraphIndex, unique_name
 
-__all__ = ["OnnxGraph", "rename_tensors"]
+__all__ = ["WEIGHTED", "OnnxGraph", "copied_model", "rename_tensors", "tensor_shapes"]
+
+WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
+"""Operators with a weight as second input, and the axis of its output channels."""
 
 _FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Identity": lambda x: x,
@@ -19,6 +22,35 @@ _FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Squeeze": lambda x, axes=None: np.squeeze(x, None if axes is None else tuple(axes)),
     "Unsqueeze": lambda x, axes: np.expand_dims(x, tuple(axes)),
 }
+
+
+def copied_model(model: Any) -> Any:
+    """Return a copy of an ``onnx.ModelProto``.
+
+    Args:
+        model: Model to copy.
+    """
+    copied = type(model)()
+    copied.CopyFrom(model)
+    return copied
+
+
+def tensor_shapes(model: Any) -> dict[str, list[int | None]]:
+    """Return the shapes of the tensors for which the rank can be inferred, by name.
+
+    Args:
+        model: An ``onnx.ModelProto``.
+
+    Returns:
+        Sizes; ``None`` for one that is not known.
+    """
+    onnx = require("onnx", needed_for="ONNX files")
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        item.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in item.type.tensor_type.shape.dim]
+        for item in (*found.value_info, *found.input, *found.output)
+        if item.type.tensor_type.HasField("shape")
+    }
 
 
 class OnnxGraph(GraphIndex):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.errors import ExportError, require
+from paddlelite_callbacks.export.onnx_graph import copied_model
 from paddlelite_callbacks.utils.error_text import reason
 
 __all__ = ["run_model", "with_outputs"]
@@ -54,8 +55,7 @@ def with_outputs(model: Any, names: Iterable[str], *, only: bool = False) -> Any
         only: Whether to leave out its own outputs.
     """
     onnx = require("onnx", needed_for="ONNX files")
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = copied_model(model)
     if only:
         del copied.graph.output[:]
     known: Sequence[str] = [item.name for item in copied.graph.output]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.onnx_graph import copied_model
 from paddlelite_callbacks.export.onnx_session import Run, run_model, with_outputs
 from paddlelite_callbacks.export.variants import Reference
 
@@ -67,8 +68,7 @@ def _arrays(model: Any) -> dict[str, np.ndarray]:
 def _movable(model: Any, quantizers: Sequence[Any]) -> Any:
     """Return a copy in which an input is added to each value before it is rounded."""
     onnx = require("onnx", needed_for="ONNX files")
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = copied_model(model)
     del copied.graph.node[:]
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":

@@ -18,7 +18,6 @@ behind it (see `_keep_product_in_int8`). A quantizer whose input is already on i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_layers import keep_in_float_
 from paddlelite_callbacks.export.fuse_onnx import upsample_by_resize_
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, tensor_shapes
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
@@ -40,7 +39,6 @@ _KEEPS_SIGN = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Reshape", "Flatten", "Transpose"),
     *("Squeeze", "Unsqueeze", "Concat", "Add", "Mul", "Identity", "QuantizeLinear", "DequantizeLinear"),
 )
-_WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # axis of the output channels
 
 
 def write_int8_onnx(source: Artefact, path: Path) -> Artefact:
@@ -71,7 +69,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     Raises:
         ExportError: As for `write_int8_onnx`.
     """
-    graph, ranks = OnnxGraph(model), _ranks(model)
+    graph, shapes = OnnxGraph(model), tensor_shapes(model)
     roundings = [node for node in graph.nodes if node.op_type == "Round"]
     casts = [node for node in graph.nodes if _is_int8_cast(graph, node)]
     if not roundings or not casts:
@@ -84,24 +82,14 @@ def rewrite_as_qdq(model: Any) -> Any:
         fold_norm_(graph, node)
     upsample_by_resize_(graph)
     for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
-        _keep_product_in_int8(graph, node, ranks)
+        _keep_product_in_int8(graph, node, len(shapes.get(node.output[0], ())))
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         _leave_out_repeated(graph, node)
     keep_in_float_(graph)
     return graph.to_model()
 
 
-def _ranks(model: Any) -> dict[str, int]:
-    """Return the number of dimensions of each tensor for which it is known."""
-    onnx = require("onnx", needed_for="int8 ONNX files")
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    items = (*found.value_info, *found.input, *found.output)
-    return {
-        item.name: len(item.type.tensor_type.shape.dim) for item in items if item.type.tensor_type.HasField("shape")
-    }
-
-
-def _keep_product_in_int8(graph: OnnxGraph, product: Any, ranks: Mapping[str, int]) -> None:
+def _keep_product_in_int8(graph: OnnxGraph, product: Any, rank: int) -> None:
     """Write the product of a quantised ``Linear`` so that ONNX Runtime fuses it.
 
     It makes a float ``Gemm`` of ``MatMul`` and ``Add``, and dequantises the whole weight at each call. A ``Gemm`` of a
@@ -111,7 +99,7 @@ def _keep_product_in_int8(graph: OnnxGraph, product: Any, ranks: Mapping[str, in
     """
     if any(_kind_behind(graph, name) != "DequantizeLinear" for name in product.input):
         return
-    if ranks.get(product.output[0]) == 2:
+    if rank == 2:
         graph.change_kind(product, "Gemm", alpha=1.0, beta=1.0, transA=0, transB=0)
         return
     add = graph.only_consumer(product.output[0], "Add")
@@ -217,9 +205,9 @@ def _weight(graph: OnnxGraph, cast: Any) -> None:
     product = graph.only_consumer(cast.output[0], "Mul")
     steps = None if product is None else graph.constants.get(product.input[1])
     users = [] if product is None else graph.consumers(product.output[0])
-    if product is None or steps is None or not users or any(node.op_type not in _WEIGHTED for node in users):
+    if product is None or steps is None or not users or any(node.op_type not in WEIGHTED for node in users):
         raise ExportError(f"The int8 weight {cast.input[0]} is read by a node that is neither convolution nor product.")
-    axis, back = _WEIGHTED[users[0].op_type], f"{cast.input[0]}.back"
+    axis, back = WEIGHTED[users[0].op_type], f"{cast.input[0]}.back"
     if graph.producer(back) is not None:  # of a layer that runs twice
         graph.redirect(product.output[0], back)
         return
@@ -248,7 +236,7 @@ def finer_factor(integers: np.ndarray) -> int:
 def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
     """Fold the norm after ``conv`` into its weight's scales and its bias."""
     norm = graph.only_consumer(conv.output[0], "BatchNormalization")
-    axis = _WEIGHTED[conv.op_type]
+    axis = WEIGHTED[conv.op_type]
     if norm is None or (conv.op_type == "ConvTranspose" and graph.attribute(conv, "group", 1) != 1):
         return
     if any(name not in graph.constants for name in norm.input[1:5]) or len(norm.output) > 1:  # it learns

@@ -6,9 +6,22 @@ import math
 
 import numpy as np
 
-__all__ = ["BINS", "ValueHistogram"]
+__all__ = ["BINS", "ValueHistogram", "sampling_stride"]
 
 BINS = 4096  # of each sign
+
+
+def sampling_stride(count: int, most: int) -> int:
+    """Return a step through values in rows that visits all rows and columns.
+
+    Args:
+        count: Number of values.
+        most: Number of values to visit, at least about half as many.
+    """
+    stride = max(1, count // most)
+    while stride < count and math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
 
 
 class ValueHistogram:

@@ -20,7 +20,7 @@ from paddlelite_callbacks.quant.functional import (
     round_weight,
     weight_steps,
 )
-from paddlelite_callbacks.quant.histogram import ValueHistogram
+from paddlelite_callbacks.quant.histogram import ValueHistogram, sampling_stride
 from paddlelite_callbacks.quant.ranges import range_of
 from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.distributed import gathered, several_ranks
@@ -333,7 +333,7 @@ class PACTActivationQuantizer(Switched):
         values = paddle.nn.functional.relu(values) if self._rectified else values
         lowest, highest = values.min(), values.max()
         ranks = paddle.distributed.get_world_size() if several_ranks() else 1
-        sample = gathered(values[:: _stride(values.shape[0], ranks)])
+        sample = gathered(values[:: sampling_stride(values.shape[0], max(1, _SAMPLE // ranks))])
         if ranks > 1:
             paddle.distributed.all_reduce(lowest, op=paddle.distributed.ReduceOp.MIN)
             paddle.distributed.all_reduce(highest, op=paddle.distributed.ReduceOp.MAX)
@@ -491,14 +491,6 @@ def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
         if abs(least - low) < _SAME and -_SAME < high < most + _NEAR:
             found.append((bits, True))
     return found
-
-
-def _stride(count: int, ranks: int) -> int:
-    """Return a step through ``count`` values that visits all rows and columns."""
-    stride = max(1, count * ranks // _SAMPLE)
-    while stride < count and math.gcd(stride, count) > 1:
-        stride += 1
-    return stride
 
 
 def _words(bits: int, reduce_range: bool) -> str:

@@ -19,6 +19,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import computes_weight, same_modes
+from paddlelite_callbacks.quant.histogram import sampling_stride
 from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.quantizers import ChannelWeightQuantizer, LSQWeightQuantizer
@@ -118,7 +119,7 @@ class _Moments:
             patches = F.unfold(x[:images], kernel, layer._stride, padding, layer._dilation)
             patches = patches.reshape([patches.shape[0], layer._groups, -1, patches.shape[-1]])
             rows = patches.transpose([1, 0, 3, 2]).reshape([layer._groups, -1, patches.shape[2]])
-        return rows[:, :: max(1, rows.shape[1] // _ROWS)]
+        return rows[:, :: sampling_stride(rows.shape[1], _ROWS)]
 
 
 def _roundable(layer: Layer) -> bool:

@@ -119,9 +119,7 @@ def strip_quantizers_(network: Layer) -> Layer:
     """Remove the quantizers, in place (pass a copy), and return the float network."""
     for layer in quantized_outputs(network).values():
         detach_output_quantizer_(layer)
-    for layer in quantized_layers(network).values():
-        for name in _INNER:
-            setattr(layer, name, None)
+    put_back_(network, quantized_layers(network))
     return network
 
 

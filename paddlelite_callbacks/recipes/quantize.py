@@ -34,7 +34,7 @@ from paddlelite_callbacks.export.metadata import checked_sidecar_options, descri
 from paddlelite_callbacks.export.model_files import declared_inputs, find_model
 from paddlelite_callbacks.export.onnx_calibration import observe_model
 from paddlelite_callbacks.export.onnx_export import export_onnx
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model
 from paddlelite_callbacks.export.onnx_quantize import GraphScheme
 from paddlelite_callbacks.export.onnx_tolerance import graph_reference
 from paddlelite_callbacks.export.saturation import saturation_of
@@ -53,7 +53,7 @@ from paddlelite_callbacks.report.write import write_report
 from paddlelite_callbacks.utils.atomic_files import check_appendable, check_replaceable, check_writable
 from paddlelite_callbacks.utils.checksum import sha256_of
 from paddlelite_callbacks.utils.isolation import hushed_stdout, undisturbed
-from paddlelite_callbacks.utils.metric_direction import falls_with_quality
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality, keeps_metric
 from paddlelite_callbacks.utils.numbers import check_number, check_whole
 from paddlelite_callbacks.utils.progress import tqdm, write_lines
 
@@ -478,8 +478,8 @@ class _Quantization:
         return replace(given, metric=self._measure.name, baseline=self._baseline, metric_drop=self.metric_drop)
 
     def _keeps(self, value: float) -> bool:
-        lost = self._baseline - value if self._measure.higher_is_better else value - self._baseline
-        return lost <= (self.metric_drop or 0.0) * abs(self._baseline) + 1e-12
+        falls = not self._measure.higher_is_better
+        return keeps_metric(value, self._baseline, self.metric_drop or 0.0, falls=falls)
 
     # ---- files
 
@@ -819,9 +819,7 @@ def _marked(curve: Sequence[LayerPoint], best: frozenset[str], to: str) -> list[
 
 
 def _stored(model: Any, path: Path, precision: str) -> Artefact:
-    copied = type(model)()
-    copied.CopyFrom(model)
-    compact = OnnxGraph(copied).to_model()
+    compact = OnnxGraph(copied_model(model)).to_model()
     sign_onnx(compact)
     path.write_bytes(compact.SerializeToString(deterministic=True))
     return Artefact(kind="onnx", path=path, files=(path,), precision=precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["MODES", "checked_mode", "falls_with_quality"]
+__all__ = ["MODES", "checked_mode", "falls_with_quality", "keeps_metric"]
 
 MODES = ("auto", "max", "min")
 
@@ -43,3 +43,16 @@ def checked_mode(mode: str) -> str:
             "value is better."
         )
     return mode
+
+
+def keeps_metric(value: float, baseline: float, metric_drop: float, *, falls: bool) -> bool:
+    """Whether a metric lost no more than ``metric_drop``.
+
+    Args:
+        value: Metric to judge.
+        baseline: Metric that it is compared with.
+        metric_drop: Accepted drop, as a share of ``baseline``.
+        falls: Whether lower is better.
+    """
+    lost = value - baseline if falls else baseline - value
+    return lost <= metric_drop * abs(baseline) + 1e-12

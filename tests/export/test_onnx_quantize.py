@@ -16,7 +16,7 @@ from paddlelite_callbacks.benchmark.engines import ENGINES
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_onnx import read_float_onnx
 from paddlelite_callbacks.export.onnx_bias_correction import bias_corrections
-from paddlelite_callbacks.export.onnx_calibration import activation_ranges, observe_model
+from paddlelite_callbacks.export.onnx_calibration import Observation, activation_ranges, observe_model
 from paddlelite_callbacks.export.onnx_quantize import (
     ActivationRange,
     GraphScheme,
@@ -475,3 +475,14 @@ def test_the_quantizer_of_onnxruntime_is_not_nearer(tmp_path):
     (expected,) = answers(model, other)
     error = [np.sqrt(np.mean((run_model(m)(other)["y"] - expected) ** 2)) for m in (ours, onnx.load(theirs))]
     assert error[0] < error[1]
+
+
+def test_a_sample_of_a_large_tensor_has_values_of_every_column():
+    """With a step of 4 through rows of 16 the large column would never be seen."""
+    value = np.ones([1 << 16, 16], "float32")
+    value[:, 1] = 10.0
+    seen = Observation()
+    seen.keep("x", value, 95.0)
+    assert seen.percentiles["x"] == [np.percentile(value, 95.0)] == [10.0]
+    points, counts = seen.histograms["x"].points()
+    assert counts[points > 5].sum() / counts.sum() == pytest.approx(1 / 16, rel=1e-3)

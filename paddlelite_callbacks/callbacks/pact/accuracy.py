@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle.nn import Layer
-from paddle.static import InputSpec
 
-from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, Predict, missing_reason
+from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
 from paddlelite_callbacks.benchmark.latency import measure_latency
 from paddlelite_callbacks.callbacks.pact.diagnosis import kept_inputs, metric_of
+from paddlelite_callbacks.callbacks.pact.int8_file import answered_by, int8_file
 from paddlelite_callbacks.errors import ExportError, MissingDependencyError
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.layer_search import SearchPoint, search_layers
@@ -26,7 +24,7 @@ from paddlelite_callbacks.quant.sensitivity import layer_sqnr
 from paddlelite_callbacks.quant.switch import put_back, put_back_, quantizers_off
 from paddlelite_callbacks.report.record import LayerPoint
 from paddlelite_callbacks.utils.distributed import of_first_rank
-from paddlelite_callbacks.utils.metric_direction import falls_with_quality
+from paddlelite_callbacks.utils.metric_direction import falls_with_quality, keeps_metric
 from paddlelite_callbacks.utils.numbers import check_number
 from paddlelite_callbacks.utils.progress import tqdm
 
@@ -134,7 +132,7 @@ def keep_metric_(
         return SearchPoint(layers=layers, metric=value, latency_ms=latency)
 
     def keeps(value: float) -> bool:
-        return (value - plain if falls else plain - value) <= metric_drop * abs(plain) + 1e-12
+        return keeps_metric(value, plain, metric_drop, falls=falls)
 
     ranked = [name for name in noisy if name in names]
     with same_modes(network), bar:
@@ -175,48 +173,11 @@ def _of_the_file(
 ) -> tuple[float, float]:
     """Return metric and fastest call, in ms, of the exported int8 file."""
     with tempfile.TemporaryDirectory() as folder:
-        predict = load_int8(quantised, batches[0], Path(folder), engine)
+        file, why = int8_file(quantised, batches[0], Path(folder))
+        if file is None:
+            raise ExportError(f"There is no int8 file: {why}.")
+        predict = DEFAULT_ENGINES[engine].load(file, threads=1)
         first = [item[:1].numpy() for item in batches[0]]
         times = measure_latency({"file": lambda: predict(first)}, warmup=3, repeats=_CALLS, settle=1)["file"]
-        with _answered_by(model.network, predict):
+        with answered_by(model.network, predict):
             return metric_of(model, data)[1], min(times)
-
-
-def load_int8(network: Layer, batch: list[paddle.Tensor], folder: Path, engine: str) -> Predict:
-    """Export a quantised network and load its int8 ONNX file.
-
-    Args:
-        network: Quantised network; not changed.
-        batch: Inputs.
-        folder: Folder for the files.
-        engine: Name of an engine for ONNX files.
-
-    Raises:
-        ExportError: The file cannot be written.
-    """
-    from paddlelite_callbacks.export.variants import export_forms
-
-    specs = [
-        InputSpec([None, *item.shape[1:]], dtype=str(item.dtype).rpartition(".")[2], name=f"x{i}")
-        for i, item in enumerate(batch)
-    ]
-    forms = export_forms(network, folder, input_spec=specs)
-    files = [item for item in forms.artefacts if item.kind == "onnx" and item.precision == "int8"]
-    if not files:
-        raise ExportError(f"There is no int8 file: {forms.errors.get(('onnx', 'int8'))}.")
-    return DEFAULT_ENGINES[engine].load(files[0], threads=1)
-
-
-@contextmanager
-def _answered_by(network: Layer, predict: Predict) -> Iterator[None]:
-    """Let a file answer for ``network`` inside the block."""
-
-    def forward(*inputs: paddle.Tensor) -> Any:
-        results = [paddle.to_tensor(np.asarray(item)) for item in predict([x.numpy() for x in inputs])]
-        return results if len(results) > 1 else results[0]
-
-    network.forward = forward
-    try:
-        yield
-    finally:
-        del network.forward

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 from paddle.nn import Layer
-from paddle.static import InputSpec
 
+from paddlelite_callbacks.callbacks.pact.int8_file import answered_by, int8_file
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.sensitivity import find_skips, layer_sqnr, leave_one_out
 from paddlelite_callbacks.quant.switch import quantizers_off
@@ -197,29 +197,13 @@ def kept_inputs(network: Layer) -> Iterator[list[list[paddle.Tensor]]]:
 def _of_the_file(model: paddle.Model, data: Any, batches: list[list[paddle.Tensor]]) -> tuple[float | None, str]:
     """Return the metric of the exported int8 file and its engine, or a reason."""
     from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, missing_reason
-    from paddlelite_callbacks.export.variants import export_forms
 
     engines = [engine for engine in DEFAULT_ENGINES.values() if engine.kind == "onnx" and not missing_reason(engine)]
     if not engines:
         return None, "no ONNX engine installed: pip install 'paddlelite_callbacks[deploy]'"
-    network = model.network
-    specs = [
-        InputSpec([None, *item.shape[1:]], dtype=str(item.dtype).rpartition(".")[2], name=f"x{i}")
-        for i, item in enumerate(batches[0])
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        forms = export_forms(network, Path(folder), input_spec=specs)
-        files = [item for item in forms.artefacts if item.kind == "onnx" and item.precision == "int8"]
-        if not files:
-            return None, str(forms.errors.get(("onnx", "int8")))
-        predict = engines[-1].load(files[0], threads=1)
-
-        def forward(*inputs: paddle.Tensor) -> Any:
-            results = [paddle.to_tensor(item) for item in predict([x.numpy() for x in inputs])]
-            return results if len(results) > 1 else results[0]
-
-        network.forward = forward
-        try:
+        file, why = int8_file(model.network, batches[0], Path(folder))
+        if file is None:
+            return None, str(why)
+        with answered_by(model.network, engines[-1].load(file, threads=1)):
             return metric_of(model, data)[1], engines[-1].name
-        finally:
-            del network.forward
