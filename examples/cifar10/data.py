@@ -133,16 +133,26 @@ class Batches:
         size: Images per batch; an incomplete last batch is dropped.
         seed: Seed of order and augmentation.
         crop: Largest shift in each direction in pixels, with reflected border; 0 for none.
+        step: Shifts are multiples of so many pixels from the largest; with 2 of 2 an image has 18 views.
         cutout: Side in pixels of a random square set to the mean; 0 for none.
 
     Attributes:
         epoch: Number of the next epoch, from 0.
     """
 
-    def __init__(self, pictures: Pictures, size: int, seed: int, *, crop: int = 2, cutout: int = 0) -> None:
+    def __init__(
+        self, pictures: Pictures, size: int, seed: int, *, crop: int = 2, step: int = 1, cutout: int = 0
+    ) -> None:
         if len(pictures) < size:
             raise ValueError(f"{len(pictures)} pictures make no batch of {size}; take a smaller batch.")
-        self.pictures, self.size, self.seed, self.crop, self.cutout = pictures, size, seed, crop, cutout
+        self.pictures, self.size, self.seed, self.crop, self.step, self.cutout = (
+            pictures,
+            size,
+            seed,
+            crop,
+            step,
+            cutout,
+        )
         self.epoch = 0
         images = normalized(pictures.images)
         self._padded = np.pad(images, ((0, 0), (0, 0), (crop, crop), (crop, crop)), mode="reflect")
@@ -162,7 +172,7 @@ class Batches:
     def _augmented(self, chosen: np.ndarray, mirror: np.ndarray, stream: np.random.Generator) -> np.ndarray:
         """Crop, mirror and cut out a whole batch with one advanced index."""
         side, count = self.pictures.images.shape[-1], len(chosen)
-        top, left = stream.integers(0, 2 * self.crop + 1, [2, count, 1])
+        top, left = self.step * stream.integers(0, 2 * self.crop // self.step + 1, [2, count, 1])
         rows, columns = top + np.arange(side), left + np.arange(side)
         columns[mirror] = columns[mirror, ::-1]
         images = self._padded[chosen[:, None, None, None], np.arange(3)[:, None, None], rows[:, None, :, None],

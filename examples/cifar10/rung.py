@@ -26,6 +26,7 @@ import paddle
 from data import CLASSES, MEAN, STD, Pictures, default_cache, drawn, held_out, load, normalized
 from networks import LIGHT, ResNet9, light_network, whiten_
 from paddle import nn
+from remembered import RememberedTeacher
 from training import Recipe, accuracy, fit, save_weights
 
 from paddlelite_callbacks import (
@@ -139,7 +140,7 @@ def pictures(flags: argparse.Namespace) -> tuple[Pictures, Pictures]:
 
 def recipe_of(name: str, flags: argparse.Namespace) -> Recipe:
     """Return how a rung is trained: its own defaults, or what the command line says."""
-    recipe = Recipe(epochs=14, decay=1e-3) if name == TEACHER else Recipe(epochs=16, smoothing=0.0, decay=2e-4)
+    recipe = Recipe(epochs=14, decay=1e-3) if name == TEACHER else Recipe(epochs=12, smoothing=0.0, decay=2e-4, step=2)
     options = {key: getattr(flags, key) for key in ("epochs", "rate", "decay", "smoothing", "cutout")}
     if flags.quick:
         options = {"epochs": 1, "batch": 64, **{key: value for key, value in options.items() if value is not None}}
@@ -202,7 +203,8 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     if rung.loss:
         teacher, checksum = trained_teacher(flags)
         told["distillation"] = {**distillation(rung.loss, flags), "teacher_sha256": checksum}
-        callbacks.append(DistillCallback(teacher, **distillation(rung.loss, flags)))
+        remembered = RememberedTeacher(teacher, flags.out / "teacher_outputs" / checksum[:16])
+        callbacks += [DistillCallback(remembered, **distillation(rung.loss, flags)), _Remember(remembered)]
     if rung.ptq:
         batches = [paddle.to_tensor(normalized(train.images[k : k + 64])) for k in range(0, min(512, len(train)), 64)]
         network = ptq_int8(network, batches)
@@ -213,6 +215,18 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     print(f"{flags.rung}: {100 * told['accuracy']:.2f} %; exporting ...", flush=True)
     record, files = exported(network, folder, test, flags)
     return line_of(flags, record, files, told | {"seconds": round(time.perf_counter() - begin)})
+
+
+class _Remember(paddle.callbacks.Callback):
+    """Save the teacher's new outputs after each epoch."""
+
+    def __init__(self, teacher: RememberedTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save them."""
+        self.teacher.save()
 
 
 def exported(

@@ -16,6 +16,7 @@ from paddle import nn
 
 from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.safe_load import read_saved
+from paddlelite_callbacks.workarounds.depthwise_training import compiled_depthwise
 
 __all__ = ["Recipe", "accuracy", "fit", "save_weights"]
 
@@ -32,6 +33,7 @@ class Recipe:
         smoothing: Label smoothing.
         batch: Images per batch.
         crop: Largest shift in pixels, see `Batches`.
+        step: Multiple of pixels of the shifts, see `Batches`.
         cutout: Side of the cutout square in pixels, see `Batches`.
     """
 
@@ -42,6 +44,7 @@ class Recipe:
     smoothing: float = 0.1
     batch: int = 128
     crop: int = 2
+    step: int = 1
     cutout: int = 0
 
     def rate_at(self, steps: int) -> Callable[[int], float]:
@@ -117,7 +120,7 @@ def fit(
         SystemExit: ``folder`` holds a training with another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    batches = Batches(train, recipe.batch, seed, crop=recipe.crop, cutout=recipe.cutout)
+    batches = Batches(train, recipe.batch, seed, crop=recipe.crop, step=recipe.step, cutout=recipe.cutout)
     steps = recipe.epochs * len(batches)
     rate = paddle.optimizer.lr.LambdaDecay(recipe.rate * recipe.batch / 128, recipe.rate_at(steps))
     trained = [parameter for parameter in network.parameters() if not parameter.stop_gradient]
@@ -140,7 +143,8 @@ def fit(
         print(f"Resuming after epoch {done} of {recipe.epochs}, from {kept}", flush=True)
     if done < recipe.epochs:
         journal = _Journal(folder, batches, done, recipe.epochs, seed, config)
-        model.fit(batches, epochs=recipe.epochs - done, verbose=0, callbacks=[*callbacks, journal])
+        with compiled_depthwise():
+            model.fit(batches, epochs=recipe.epochs - done, verbose=0, callbacks=[*callbacks, journal])
     return config
 
 
