@@ -20,10 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from paddle import Tensor, _C_ops
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from paddlelite_callbacks.utils.private_names import private_module
+
 __all__ = ["compiled_depthwise"]
+
+_paddle = private_module("paddle", "_C_ops.depthwise_conv2d")
+_framework = private_module("paddle.base.framework", "_dygraph_tracer")
 
 _LANES = 16  # images side by side in a vector, where rows are shorter than one
 _ROW = 8  # least width for which a row fills a vector
@@ -56,17 +61,18 @@ def compiled_depthwise() -> Iterator[bool]:
         warnings.warn(f"Depthwise convolutions are computed by Paddle: {reason}.", UserWarning, stacklevel=3)
         yield False
         return
-    original = _C_ops.depthwise_conv2d
-    _C_ops.depthwise_conv2d = functools.partial(_convolution, original)
+    operations = _paddle._C_ops
+    original = operations.depthwise_conv2d
+    operations.depthwise_conv2d = functools.partial(_convolution, original)
     try:
         yield True
     finally:
-        _C_ops.depthwise_conv2d = original
+        operations.depthwise_conv2d = original
 
 
 def _missing() -> str | None:
-    if not hasattr(_C_ops, "depthwise_conv2d"):
-        return f"Paddle {paddle.__version__} has no _C_ops.depthwise_conv2d"
+    if _paddle is None or _framework is None:
+        return f"Paddle {paddle.__version__} lacks _C_ops.depthwise_conv2d or _dygraph_tracer"
     library = _library()
     return library if isinstance(library, str) else None
 
@@ -134,7 +140,7 @@ def _convolution(
 
 def _autocast() -> bool:
     """Return whether Paddle's automatic mixed precision is on, which casts in the original operation."""
-    tracer = paddle.base.framework._dygraph_tracer()
+    tracer = _framework._dygraph_tracer()
     return tracer is not None and int(getattr(tracer, "_amp_level", 0)) != 0
 
 
@@ -161,7 +167,7 @@ def _run(name: str, tensors: Sequence[Tensor], sizes: _Sizes) -> None:
     kernel(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), sizes, *scratch)
 
 
-class _DepthwiseConv2D(PyLayer):  # type: ignore[misc]
+class _DepthwiseConv2D(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         """Convolve ``[N, C, H, W]`` with ``[C, 1, k, k]``."""

@@ -21,7 +21,7 @@ OURS = "paddlelite_callbacks"
 WORKAROUNDS = {  # what goes on working without
     "paddle": {"_C_ops", "original_init", "new_init"},
     "paddle.base.core": {"create_or_get_global_tcp_store", "get_op_attrs_default_value"},
-    "paddle.base.framework": {"NameStruct", "OpProtoHolder", "_name_struct"},
+    "paddle.base.framework": {"NameStruct", "OpProtoHolder", "_dygraph_tracer", "_name_struct"},
     "paddle.base.proto.framework_pb2": {"AttrType", "ProgramDesc"},
     "paddle.io.dataloader.collate": {"default_collate_fn"},
     "paddle.io.dataloader.dataloader_iter": {
