@@ -49,12 +49,16 @@ def compiled_depthwise() -> Iterator[bool]:
     padding; everything else, tracing and export included, is left to Paddle. Gradients of gradients are not
     available. The kernels run on one thread.
 
-        with compiled_depthwise():
-            model.fit(data, epochs=10, callbacks=[DistillCallback(teacher)])
-
     Yields:
         Whether the kernels are used. Without a C compiler (``cc``, ``gcc`` or ``clang``), or in a Paddle without the
         private operation that is replaced, a ``UserWarning`` says so and Paddle computes as before.
+
+    Example:
+        >>> import paddle
+        >>> from paddlelite_callbacks import compiled_depthwise
+        >>> images, filters = paddle.randn([2, 8, 16, 16]), paddle.randn([8, 1, 3, 3])
+        >>> with compiled_depthwise() as used:
+        ...     y = paddle.nn.functional.conv2d(images, filters, padding=1, groups=8)
     """
     reason = _missing()
     if reason:

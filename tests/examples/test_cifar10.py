@@ -22,6 +22,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import data  # noqa: E402
 import networks  # noqa: E402
+import remembered  # noqa: E402
 import table  # noqa: E402
 import training  # noqa: E402
 
@@ -57,6 +58,54 @@ def test_batches_are_crops_mirrored_in_every_other_epoch():
     both = [label for label in range(20) if (0, label) in sides and (1, label) in sides]
     assert all(sides[0, label] != sides[1, label] for label in both)
     assert {sides[0, label] for label in both} == {False, True}
+
+
+def test_shifts_are_multiples_of_the_step():
+    pictures = data.Pictures(np.random.default_rng(0).integers(0, 256, [4, 3, 8, 8], "uint8"), np.arange(4))
+    batches = data.Batches(pictures, 4, seed=3, crop=2, step=2)
+    whole = (pictures.images - np.array(data.MEAN).reshape(3, 1, 1)) / np.array(data.STD).reshape(3, 1, 1)
+    seen = set()
+    for epoch in range(120):
+        batches.epoch = epoch
+        for images, labels in batches:
+            for image, label in zip(images, labels, strict=True):
+                views = windows(whole[label], 2, mirrored=False) + windows(whole[label], 2, mirrored=True)
+                (number,) = [k for k, view in enumerate(views) if np.allclose(image, view, atol=1e-5)]
+                seen.add((int(label), number))
+    allowed = {25 * side + 5 * top + left for side in (0, 1) for top in (0, 2, 4) for left in (0, 2, 4)}
+    assert seen == {(label, number) for label in range(4) for number in allowed}
+
+
+class Counting(paddle.nn.Layer):
+    """Network that counts the images it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.count = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(12, 5)), 0
+
+    def forward(self, x):
+        self.count += len(x)
+        return self.inner(x)
+
+
+def test_a_remembered_teacher_computes_each_view_once_over_all_trainings(tmp_path):
+    network, views = Counting(), paddle.randn([10, 3, 2, 2])
+    teacher = remembered.RememberedTeacher(network, tmp_path / "outputs")
+    assert not (tmp_path / "outputs").exists()
+    first = teacher(views[:6])
+    assert network.count == 6
+    some = teacher(paddle.concat([views[3:9], views[4:5]]))
+    assert network.count == 9
+    right = network.inner(views).numpy()
+    np.testing.assert_allclose(first.numpy(), right[:6], atol=1e-6)
+    np.testing.assert_allclose(some.numpy(), right[[3, 4, 5, 6, 7, 8, 4]], atol=1e-6)
+    teacher.save()
+    again = Counting()
+    loaded = remembered.RememberedTeacher(again, tmp_path / "outputs")
+    np.testing.assert_allclose(loaded(views[:9]).numpy(), right[:9], atol=1e-6)
+    assert again.count == 0
+    loaded.save()
+    assert len(list((tmp_path / "outputs").glob("*.npz"))) == 1  # nothing new, nothing written
 
 
 def test_batches_of_an_epoch_are_the_same_whatever_was_read_before():
