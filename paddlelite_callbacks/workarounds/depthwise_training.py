@@ -143,7 +143,7 @@ def _convolution(
 
 
 def _autocast() -> bool:
-    """Return whether Paddle's automatic mixed precision is on, which casts in the original operation."""
+    """Return whether mixed precision is on, which casts in the original operation."""
     tracer = _framework._dygraph_tracer()
     return tracer is not None and int(getattr(tracer, "_amp_level", 0)) != 0
 
@@ -187,7 +187,7 @@ class _DepthwiseConv2D(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the input and of the filters, ``None`` for one that has ``stop_gradient``."""
+        """Return the gradients of input and filters; ``None`` with ``stop_gradient``."""
         x, weight = ctx.saved_tensor()
         dx, dw = paddle.empty(x.shape, "float32"), paddle.empty(weight.shape, "float32")
         _run("backward", [x, weight, dy.contiguous(), dx, dw], ctx.sizes)
