@@ -152,7 +152,7 @@ _kept = threading.local()
 
 
 def _scratch(name: str, floats: int) -> ctypes.c_void_p:
-    """Return the address of aligned memory for at least ``floats`` numbers, kept by the thread for the next call."""
+    """Return the address of the thread's aligned memory for ``floats`` numbers."""
     held = vars(_kept).get(name)
     if held is None or ctypes.sizeof(held) < 4 * floats + 64:
         held = ctypes.create_string_buffer(4 * floats + 64)
