@@ -63,8 +63,11 @@ def prepare_for_lite_(graph: ProgramGraph) -> None:
             _flatten_bias(graph, operator)
         elif operator.type == "depthwise_conv2d_transpose":
             operator.type = "conv2d_transpose"
+        elif operator.type == "conv2d" and (order := _channel_order(graph, operator)) is not None:
+            _write_as_gather(graph, operator, order)
         if operator.type == "conv2d_transpose" and (factor := _repetitions(graph, operator)) is not None:
             _write_as_interpolation(graph, operator, factor)
+    _share_indices(graph)
     _drop_assumed(graph)
     _shorten_names(graph)
 
@@ -87,6 +90,40 @@ def _write_as_interpolation(graph: ProgramGraph, operator: Any, factor: int) -> 
     inputs, outputs = {"X": graph.inputs(operator, "Input")}, {"Out": graph.outputs(operator, "Output")}
     attributes = {"scale": [float(factor)] * 2, "interp_method": "nearest", "align_corners": False}
     graph.replace(operator, "nearest_interp_v2", inputs, outputs, attributes)
+
+
+def _channel_order(graph: ProgramGraph, operator: Any) -> np.ndarray | None:
+    """Return the channels that a 1x1 convolution copies, in their order; ``None`` if it computes anything."""
+    weight = graph.parameters.get(graph.inputs(operator, "Filter")[0])
+    if weight is None or weight.shape[2:] != (1, 1) or graph.inputs(operator, "Bias"):
+        return None
+    wanted = {"strides": [1, 1], "paddings": [0, 0], "dilations": [1, 1], "groups": 1, "data_format": "NCHW"}
+    same = all(graph.attribute(operator, name, value) == value for name, value in wanted.items())
+    if not same or graph.attribute(operator, "padding_algorithm", "EXPLICIT") not in ("EXPLICIT", "VALID"):
+        return None
+    rows = weight.reshape(weight.shape[:2])
+    one_each = ((rows == 1).sum(axis=1) == 1).all() and ((rows != 0).sum(axis=1) == 1).all()
+    return rows.argmax(axis=1).astype("int32") if one_each else None
+
+
+def _write_as_gather(graph: ProgramGraph, operator: Any, order: np.ndarray) -> None:
+    (source,), outputs = graph.inputs(operator, "Input"), {"Out": graph.outputs(operator, "Output")}
+    index = graph.add_parameter(f"{source}.order", order)
+    graph.replace(operator, "gather", {"X": [source], "Index": [index]}, outputs, {"axis": 1})
+
+
+def _share_indices(graph: ProgramGraph) -> None:
+    """Store the constant indices of ``gather`` as int32, and equal ones once."""
+    stored: dict[bytes, str] = {}
+    for operator in graph.operators:
+        (name,) = graph.inputs(operator, "Index") if operator.type == "gather" else [""]
+        value = graph.parameters.get(name)
+        if value is None or value.ndim != 1 or not (abs(value) < 1 << 31).all():
+            continue
+        small = value.astype("int32")
+        if (key := small.tobytes()) not in stored:
+            stored[key] = graph.add_parameter(f"{name}.small", small) if value.dtype != np.int32 else name
+        graph.set_input(operator, "Index", [stored[key]])
 
 
 def _drop_assumed(graph: ProgramGraph) -> None:

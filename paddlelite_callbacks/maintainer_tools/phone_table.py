@@ -3,7 +3,8 @@
 ``python -m paddlelite_callbacks.maintainer_tools.phone_table RESULTS.jsonl [NAME ...] --root FOLDER`` adds one line per
 network (networks in the file are skipped); without names it only writes ``table.md`` beside the results. Weights are
 random, batch-norm statistics come from the inputs, int8 is post-training (`ptq_int8`, ``activation_symmetric``): the
-results show how engines compute the files, not accuracy. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2.
+results show how engines compute the files, not accuracy. ``--size`` takes smaller inputs, for networks that run for
+hours in the emulator. ``PADDLE_2_PYTHON`` names a Python with paddlepaddle 2.6.2.
 """
 
 from __future__ import annotations
@@ -57,25 +58,26 @@ _CHECKS = {  # column heading -> key of ``engines``
 _COUNTS = ("arm-onnxruntime-fp32", "arm-onnxruntime-int8", "arm-mnn-fp32", "arm-ncnn-fp32")
 
 
-def measure(name: str, folder: Path, emulator: ArmEmulator) -> dict[str, Any]:
+def measure(name: str, folder: Path, emulator: ArmEmulator, *, size: int = _SIZE) -> dict[str, Any]:
     """Export a network in float and int8 and check it in each phone engine.
 
     Args:
         name: Name of a catalogue network.
         folder: Empty folder for the files.
         emulator: Result of `build_arm_root`.
+        size: Height and width of the inputs, in pixels.
 
     Returns:
         Sizes in MB; for each engine ``off`` (largest difference relative to the largest output) and ``passed``, or
         ``error``; on ARM also ``instructions_m``, instructions per call in millions.
     """
     paddle.seed(0)
-    network, images = build(name), paddle.rand([_CALIBRATION, 3, _SIZE, _SIZE])
+    network, images = build(name), paddle.rand([_CALIBRATION, 3, size, size])
     settle_(network, images[:2])
     network.eval()
     quantised = ptq_int8(network, [images], activation_symmetric=True)
     given = [images[:_ROWS].numpy()]
-    spec = [InputSpec([None, 3, _SIZE, _SIZE], name="x")]
+    spec = [InputSpec([None, 3, size, size], name="x")]
     lite = LiteOptions(targets=["arm", "x86"])
     files: dict[tuple[str, str], Artefact] = {}
     errors: dict[str, str] = {}
@@ -93,6 +95,7 @@ def measure(name: str, folder: Path, emulator: ArmEmulator) -> dict[str, Any]:
     found = {key: _compared(run, expected[key.rpartition("-")[2] if "int8" in key else "fp32"]) for key, run in runs}
     return {
         "name": name,
+        "size": size,
         "size_mb": {heading: files[key].size_mb for heading, key in _SIZES.items() if key in files},
         "engines": found,
         "errors": errors,
@@ -180,7 +183,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         checks = [_shown(line["engines"].get(key, {"error": "not run"})) for key in _CHECKS.values()]
         counts = [line["engines"].get(key, {}).get("instructions_m") for key in _COUNTS]
         shown = ", ".join("-" if count is None else f"{count:.0f}" for count in counts)
-        rows.append(f"| {line['name']} | {' | '.join([*sizes, *checks, shown])} |")
+        size = line.get("size", _SIZE)
+        name = line["name"] if size == _SIZE else f"{line['name']}, {size}x{size}"
+        rows.append(f"| {name} | {' | '.join([*sizes, *checks, shown])} |")
     return "\n".join(rows) + "\n"
 
 
@@ -190,9 +195,9 @@ def _shown(found: Mapping[str, Any]) -> str:
     return f"{found['off']:.1e}" if found["passed"] else f"differs, {found['off']:.1e}"
 
 
-def _child(name: str, folder: str, root: str, sender: Any) -> None:
+def _child(name: str, folder: str, root: str, size: int, sender: Any) -> None:
     try:
-        sender.send(measure(name, Path(folder), build_arm_root(Path(root))))
+        sender.send(measure(name, Path(folder), build_arm_root(Path(root)), size=size))
     except Exception as error:
         sender.send({"name": name, "error": reason(error)})
 
@@ -207,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--root", type=Path, default=Path("arm_root"), help="folder of the emulator; built if missing")
+    parser.add_argument("--size", type=int, default=_SIZE, help=f"height and width of the inputs (default {_SIZE})")
     options = parser.parse_args(arguments)
     known = {line["name"] for line in _lines(options.results)}
     context = multiprocessing.get_context("spawn")
@@ -214,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in (name for name in options.names if name not in known):
         with tempfile.TemporaryDirectory() as folder:
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(name, folder, str(options.root), sender))
+            process = context.Process(target=_child, args=(name, folder, str(options.root), options.size, sender))
             process.start()
             sender.close()
             try:

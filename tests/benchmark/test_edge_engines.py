@@ -292,22 +292,49 @@ np.savez(got, *[item.transpose(0, 3, 1, 2) if item.ndim == 4 else item for item 
 """
 
 
+def outputs_in_litert(path, x, folder):
+    """Convert with onnx2tf and run the file, in an environment of their own; return the outputs by shape."""
+    python, clean = os.environ["ONNX2TF_PYTHON"], {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    made = folder / "litert"
+    convert = [python, "-m", "onnx2tf", "-i", str(path), "-o", str(made), "-n"]
+    subprocess.run(convert, check=True, capture_output=True, env=clean)
+    np.save(folder / "x.npy", x)
+    given = [str(made / f"{path.stem}_float32.tflite"), str(folder / "x.npy"), str(folder / "y.npz")]
+    subprocess.run([python, "-c", LITERT, *given], check=True, capture_output=True, env=clean)
+    with np.load(folder / "y.npz") as stored:
+        return {stored[key].shape: stored[key] for key in stored.files}
+
+
+needs_onnx2tf = pytest.mark.skipif("ONNX2TF_PYTHON" not in os.environ, reason="ONNX2TF_PYTHON names no Python with it")
+
+
 @pytest.mark.slow
 @needs("paddle2onnx")
-@pytest.mark.skipif("ONNX2TF_PYTHON" not in os.environ, reason="ONNX2TF_PYTHON names no Python with onnx2tf")
+@needs_onnx2tf
 def test_onnx2tf_takes_the_file_as_it_is(tmp_path):
     network = Zoo()
     artefact = exported(network, tmp_path)
-    python, clean = os.environ["ONNX2TF_PYTHON"], {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    convert = [python, "-m", "onnx2tf", "-i", str(artefact.path), "-o", str(tmp_path / "litert"), "-n"]
-    subprocess.run(convert, check=True, capture_output=True, env=clean)
     x = np.random.RandomState(0).randn(1, 3, 32, 32).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    file = tmp_path / "litert" / "model_float32.tflite"
-    given = [str(file), str(tmp_path / "x.npy"), str(tmp_path / "y.npz")]
-    subprocess.run([python, "-c", LITERT, *given], check=True, capture_output=True, env=clean)
-    with np.load(tmp_path / "y.npz") as stored:
-        got = {stored[key].shape: stored[key] for key in stored.files}
+    got = outputs_in_litert(artefact.path, x, tmp_path)
     for item in network(paddle.to_tensor(x)):
         expected = item.numpy()
         np.testing.assert_allclose(got[expected.shape], expected, atol=1e-5 * np.abs(expected).max() + 1e-6)
+
+
+@pytest.mark.slow
+@needs("paddle2onnx")
+@needs_onnx2tf
+@pytest.mark.parametrize("name", os.environ.get("EDGE_NETWORKS", "MobileNetV3_small_x0_35,PPLCNet_x0_25").split(","))
+def test_onnx2tf_takes_catalogue_networks(name, tmp_path):
+    from paddlelite_callbacks.backbone.registry import build
+    from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+    from paddlelite_callbacks.nn.nested import flat_outputs
+
+    pytest.importorskip("paddleclas")
+    network, x = build(name), paddle.rand([1, 3, 64, 64])
+    settle_(network, paddle.rand([2, 3, 64, 64]))
+    artefact = exported(network, tmp_path, size=(64, 64))
+    got = outputs_in_litert(artefact.path, x.numpy(), tmp_path)
+    for item in flat_outputs(network(x)):
+        expected = item.numpy()
+        np.testing.assert_allclose(got[expected.shape], expected, atol=1e-4 + 1e-3 * np.abs(expected).max())

@@ -6,12 +6,19 @@ import json
 import os
 import sys
 
+import numpy as np
+import paddle
 import pytest
 import sweep_legacy_programs as sweep
 from installed import needs
+from paddle import nn
+from paddle.static import InputSpec
 from places import ROOT
 
 from paddlelite_callbacks.backbone.catalogue import DATA
+from paddlelite_callbacks.export.legacy_program import write_legacy_program
+from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.export.program_graph import ProgramGraph
 
 SUMMARY = ROOT / "examples" / "results" / "phone" / "pdmodel.json"
 SAMPLE = ["MicroNet_M0", "DLA46x_c", "MobileViTV3_XXS", "GhostNet_x0_5", "StarNet_S1", "RedNet26"]
@@ -40,6 +47,9 @@ def test_what_is_said_of_a_network():
     assert sweep.verdict({"3.3.1": bad, "moves": 0.9}).startswith(
         "chaotic: off by 0.5 of 1, its own output moves by 0.9"
     )
+    assert sweep.verdict({"3.3.1": bad, "moves": 0.9, "apart": 1e-7}).startswith("chaotic: ")
+    assert sweep.verdict({"3.3.1": bad, "moves": 0.1, "apart": 0.0}) == "off by 0.5 of 1"
+    assert sweep.verdict({"3.3.1": bad, "moves": 0.9, "apart": 0.0}) == "passed"
 
 
 def test_the_summary_speaks_of_every_network():
@@ -69,3 +79,18 @@ def test_the_committed_sweep_is_of_this_catalogue():
     names = {entry["name"] for entry in json.loads(DATA.read_text(encoding="utf-8"))["backbones"]}
     assert set(found["passed"]) | found["other"].keys() == names
     assert not [why for why in found["other"].values() if not why.startswith(("chaotic: ", "not run"))]
+
+
+def test_the_file_is_compared_with_the_program_bit_for_bit(tmp_path):
+    paddle.seed(0)
+    network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.AdaptiveAvgPool2D(1), nn.Flatten())
+    network.eval()
+    export_paddle(network, tmp_path, input_spec=[InputSpec([None, 3, 8, 8], name="x0")])
+    program, parameters = write_legacy_program(tmp_path / "model.json", tmp_path / "model")
+    np.savez(tmp_path / "inputs.npz", x0=np.random.RandomState(0).randn(2, 3, 8, 8).astype("float32"))
+    assert sweep.apart(tmp_path) == 0
+    graph = ProgramGraph(program, parameters)
+    (norm,) = [one for one in graph.operators if one.type == "batch_norm"]
+    graph.set_attribute(norm, "epsilon", 2e-5)
+    graph.write(tmp_path / "model")
+    assert 0 < sweep.apart(tmp_path) < 1e-3

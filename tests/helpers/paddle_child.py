@@ -1,7 +1,8 @@
 """Run programs of Paddle in a process of its own, of this Paddle or another: ``paddle_child.py FOLDER...``.
 
 Each folder holds ``inputs.npz`` (``x0``, ``x1``, ...); what ``model.pdmodel`` + ``model.pdiparams`` in it give is
-written to ``outputs.npz`` there, an error to ``error.txt``. Needs Paddle and NumPy alone.
+written to ``outputs.npz`` there, an error to ``error.txt``. Needs Paddle and NumPy alone. ``PROGRAM_END=.json`` runs
+Paddle 3's program instead, ``PASSES=0`` the operators as they are written.
 """
 
 import os
@@ -14,13 +15,16 @@ import numpy as np
 def run(folder, name):
     import paddle.inference as inference
 
-    config = inference.Config(*[str(folder / (name + end)) for end in (".pdmodel", ".pdiparams")])
+    config = inference.Config(
+        *[str(folder / (name + end)) for end in (os.environ.get("PROGRAM_END", ".pdmodel"), ".pdiparams")]
+    )
     config.disable_glog_info()
     config.disable_gpu()
     if os.environ.get("ONEDNN") == "1":
         config.enable_mkldnn()
     elif hasattr(config, "disable_mkldnn"):
         config.disable_mkldnn()
+    config.switch_ir_optim(os.environ.get("PASSES") != "0")
     config.set_cpu_math_library_num_threads(1)
     predictor = inference.create_predictor(config)
     inputs = np.load(folder / "inputs.npz")
