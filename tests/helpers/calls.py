@@ -419,6 +419,8 @@ def small_parts(folder, watch):
         resize.resized_like(x, [1, 2, 8, 8], "nearest")
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
+        with pc.compiled_depthwise():
+            paddle.nn.functional.conv2d(x, paddle.ones([2, 1, 3, 3]), groups=2)
         pc.NonFiniteLossError("no", epoch=0, batch=0, terms=["task_loss"])
         pc.AdvancedPACTOptions()
         pc.BenchOptions()
