@@ -40,7 +40,7 @@ from paddlelite_callbacks import (
     prepare_pact_,
     ptq_int8,
 )
-from paddlelite_callbacks.benchmark.engines import ENGINES, EngineError, missing_reason
+from paddlelite_callbacks.benchmark.engines import DEFAULT_ENGINES, ENGINES, EngineError, missing_reason
 from paddlelite_callbacks.report.record import Record
 from paddlelite_callbacks.utils.safe_load import read_saved
 
@@ -98,7 +98,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--light", choices=LIGHT, default="lcnet", help="the light network")
     add("--holdout", action="store_true", help="evaluate on 5,000 training images, to choose settings")
     add("--epochs", type=int, metavar="E", help="of a full training; second trainings take a quarter")
-    add("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to evaluate the files on")
+    add("--engines", nargs="+", choices=ENGINES, default=list(DEFAULT_ENGINES), help="engines to evaluate the files on")
     add("--quick", action="store_true", help="smoke test: few drawn images, one epoch")
 
 

@@ -40,7 +40,7 @@ from settings import (
     steps_per_epoch,
 )
 
-from paddlelite_callbacks import PACTQuantCallback
+from paddlelite_callbacks import PACTQuantCallback, compiled_depthwise
 from paddlelite_callbacks.hapi.checkpoints import whole_checkpoints
 from paddlelite_callbacks.recipes.state import SaveNewest
 from paddlelite_callbacks.utils.atomic_files import staged_file
@@ -155,7 +155,7 @@ def fit(
         own += [PartLog(flags.out / "log.jsonl", sampler), SaveWeights(flags.out / "last.pdparams")]
         own.append(SaveNewest(progress.checkpoints, done))
     if done < parts:
-        with whole_checkpoints(model):
+        with whole_checkpoints(model), compiled_depthwise():
             model.fit(
                 paddle.io.DataLoader(train, batch_sampler=sampler, num_workers=flags.workers, return_list=True),
                 epochs=parts - done,
