@@ -85,6 +85,10 @@ class Trace:
         """Return the operations that read ``node``, by gradient names (``ReluGradNode``)."""
         return [name for _, name in self._takers.get(node, [])]
 
+    def readers(self, node: int) -> list[tuple[int, str]]:
+        """Return node and gradient name of the operations that read ``node``."""
+        return list(self._takers.get(node, []))
+
     def is_output(self, node: int, through: Callable[[str], bool] = lambda _: False) -> bool:
         """Whether ``node`` computed an output of the network.
 

@@ -9,8 +9,8 @@ that each is measured on inputs that are corrected already.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from paddlelite_callbacks.quant.convert import has_run
 from paddlelite_callbacks.quant.prepare import quantized_layers
 from paddlelite_callbacks.quant.switch import quantizers_off
 
-__all__ = ["add_bias_", "correct_biases_", "float_means"]
+__all__ = ["add_bias_", "correct_biases_", "float_means", "recorded_means"]
 
 Means = list[tuple[np.ndarray, int]]  # of each call: means per channel, number of values in each
 
@@ -73,10 +73,26 @@ def float_means(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) ->
         For each call of a layer the means per channel and the number of values in each.
     """
     layers = {name: layer for name, layer in quantized_layers(network).items() if has_run(layer.activation_quanter)}
-    with paddle.no_grad(), same_modes(network), quantizers_off(network):
+    with paddle.no_grad(), same_modes(network), quantizers_off(network), recorded_means(network) as means:
         network.eval()
-        found = _run(network, layers, batches, lambda layer, _: _Recorder(layer))
-    return {name: recorder.calls for name, recorder in found.items()}
+        for batch in batches:
+            network(*([batch] if isinstance(batch, Tensor) else batch))
+    return {name: means[name] for name in layers}
+
+
+@contextmanager
+def recorded_means(network: Layer) -> Iterator[dict[str, Means]]:
+    """Record the means of all quantised layers' outputs inside the block, call by call.
+
+    Args:
+        network: Quantised network that runs in the block, with its quantizers disabled by the caller.
+    """
+    layers = quantized_layers(network)
+    recorders = {name: _Recorder(layer) for name, layer in layers.items()}
+    with ExitStack() as scope:
+        for name, layer in layers.items():
+            scope.callback(_hook(layer, recorders[name]).remove)
+        yield {name: recorder.calls for name, recorder in recorders.items()}
 
 
 def add_bias_(layer: Layer, value: np.ndarray, *, shared: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -14,8 +14,9 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.surgery import copy_network
-from paddlelite_callbacks.quant.bias_correction import correct_biases_, float_means
+from paddlelite_callbacks.quant.bias_correction import correct_biases_, recorded_means
 from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
+from paddlelite_callbacks.quant.equalization import absorb_high_biases_, equalize_
 from paddlelite_callbacks.quant.histogram import ValueHistogram
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
 from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
@@ -47,6 +48,7 @@ def ptq_int8(
     quantize_outputs: bool = False,
     bias_correction: bool = True,
     rounding: str = "nearest",
+    equalization: bool = False,
     layer_types: Sequence[str] = QUANTIZABLE,
     include: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
@@ -72,9 +74,11 @@ def ptq_int8(
         activation_symmetric: Whether activations use the symmetric grid of Paddle Lite.
         quantize_outputs: Whether to quantise outputs of convolutions too, for ONNX Runtime.
         bias_correction: Whether to correct the mean error of each output channel through the biases (Nagel et al. 2019,
-            arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run three times.
+            arXiv:1906.04721); layers without a bias get one. The batches are then kept in memory, and run twice.
         rounding: ``"nearest"``, or ``"gptq"`` to round weights so that the layers' outputs change least (Frantar et al.
             2022, arXiv:2210.17323), for grids of few bits. The batches are then kept in memory, too.
+        equalization: Whether to equalise the weight ranges of neighbouring layers first, and to absorb high biases
+            (Nagel et al. 2019, section 4.1), see `equalize_`. For networks whose channels differ much in size.
         layer_types: Names of layer classes.
         include: Globs of layers to convert.
         skip: Globs of layers to leave in fp32.
@@ -106,6 +110,8 @@ def ptq_int8(
     }
     if not isinstance(bias_correction, bool):
         raise ValueError(f"bias_correction must be True or False, got {bias_correction!r}: leave it out for True.")
+    if not isinstance(equalization, bool):
+        raise ValueError(f"equalization must be True or False, got {equalization!r}: leave it out for False.")
     if rounding not in _ROUNDINGS:
         raise ValueError(f"rounding must be one of {list(_ROUNDINGS)}, got {rounding!r}: leave it out for 'nearest'.")
     if config is not None and not isinstance(config, PACTConfig):
@@ -119,14 +125,16 @@ def ptq_int8(
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)
     waiting: Iterator[Tensor | Sequence[Tensor]] = iter(batches)
     first = list(islice(waiting, 1))
-    if bias_correction or rounding != "nearest":
+    if bias_correction or equalization or rounding != "nearest":
         first.extend(waiting)
+    if equalization and first:
+        absorb_high_biases_(duplicate, list(equalize_(duplicate, first)))
     prepare_pact_(duplicate, config, inputs=first[0] if first else None)
     duplicate.eval()
-    count = _calibrate_(duplicate, chain(first, waiting))
+    with recorded_means(duplicate) if bias_correction else nullcontext() as means:
+        count = _calibrate_(duplicate, chain(first, waiting))
     if not count:
         raise ValueError("batches must hold at least one batch to calibrate on, got []: give some hundred images.")
-    means = float_means(duplicate, first) if bias_correction else None
     if rounding == "gptq":
         optimize_rounding_(duplicate, first)
     if means is not None:
