@@ -329,7 +329,8 @@ class PACTActivationQuantizer(Switched):
     @paddle.no_grad()
     def _sampled(self, x: Tensor) -> tuple[np.ndarray, float, float]:
         """Return a sample, the largest magnitude and the minimum, over all ranks."""
-        values = x.detach().astype("float32").flatten()
+        x = x.detach() if x.dtype == paddle.float32 else x.detach().astype("float32")  # no copy
+        values = x.reshape([-1])
         values = paddle.nn.functional.relu(values) if self._rectified else values
         lowest, highest = values.min(), values.max()
         ranks = paddle.distributed.get_world_size() if several_ranks() else 1
