@@ -164,6 +164,7 @@ def quantise(folder, watch):
 
     batches = [[paddle.to_tensor(Images(4).images)]]
     networks = [Up(), TinyNet(), Up()]
+    paired = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.ReLU(), paddle.nn.Conv2D(4, 2, 1))
     with watch:
         pc.prepare_pact_(networks[0], pc.PACTConfig(method="lsq", quantize_outputs=True))
         networks[0](*batches[0])
@@ -175,6 +176,7 @@ def quantise(folder, watch):
         pc.load_pact_(networks[2], networks[0].state_dict())
         pc.ptq_int8(networks[1], batches)
         pc.ptq_int8(networks[1], batches, calibration="kl", rounding="gptq")
+        pc.ptq_int8(paired, batches, equalization=True)
         with put_back(networks[0], ["fc"]):
             put_back_(networks[0], ["fc"])
 
