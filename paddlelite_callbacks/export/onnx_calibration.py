@@ -59,7 +59,9 @@ class Observation:
         sample = flat[:: sampling_stride(flat.size, _SAMPLE)]
         self.histograms.setdefault(name, ValueHistogram()).add(sample, largest=max(-lowest, highest))
         self.lowest[name] = min(self.lowest.get(name, 0.0), lowest)
-        self.percentiles.setdefault(name, []).append(float(np.percentile(np.abs(sample), percentile)))
+        magnitudes = np.abs(sample)
+        found = magnitudes.max(initial=0.0) if percentile == 100 else np.percentile(magnitudes, percentile)
+        self.percentiles.setdefault(name, []).append(float(found))
 
 
 def observe_model(
@@ -67,6 +69,7 @@ def observe_model(
     batches: Iterable[Inputs],
     *,
     percentile: float = 100.0,
+    ranges: bool = True,
     threads: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> Observation:
@@ -76,6 +79,7 @@ def observe_model(
         source: Float model.
         batches: Arrays by input name, batch first.
         percentile: Percentile of ``|x|`` to keep, for ``calibration="percentile"``.
+        ranges: Whether to observe values for ranges; otherwise only the means of the products' outputs.
         threads: CPU threads.
         progress: Called after every batch.
 
@@ -83,7 +87,7 @@ def observe_model(
         ValueError: No batch, or values that are not finite.
         ExportError: ONNX Runtime cannot run the model.
     """
-    tensors = list(dict.fromkeys([*read_tensors(source), *output_tensors(source).values()]))
+    tensors = list(dict.fromkeys([*read_tensors(source), *output_tensors(source).values()])) if ranges else []
     inputs = [item.name for item in source.model.graph.input]
     outputs = {product.output: product for product in source.products.values()}
     inside = [name for name in tensors if name not in inputs]

@@ -49,19 +49,29 @@ class ValueHistogram:
             values: Sample of any shape, finite.
             largest: Largest magnitude of all values, if ``values`` are a sample of them.
         """
-        values = np.asarray(values, "float64").ravel()
-        magnitudes = np.abs(values)
+        values = np.asarray(values).ravel()
+        magnitudes = np.abs(values)  # exact in the dtype of the values, and there in half the time
         most = max(float(magnitudes.max(initial=0.0)), largest or 0.0)
         self.largest = max(self.largest, most)
         self._grow(most)
-        other = magnitudes > 0
-        self.zeros += float(values.size - np.count_nonzero(other))
-        if not np.any(other):
+        found = np.count_nonzero(magnitudes)
+        self.zeros += float(values.size - found)
+        if not found:
             return
-        values, magnitudes = values[other], magnitudes[other]
-        places = np.minimum((magnitudes * (BINS / self.limit)).astype("int64"), BINS - 1) + BINS * (values > 0)
-        self.counts += np.bincount(places, minlength=2 * BINS).reshape(2, BINS)
-        self.sums += np.bincount(places, weights=magnitudes, minlength=2 * BINS).reshape(2, BINS)
+        if found < values.size:
+            other = magnitudes > 0
+            values, magnitudes = values[other], magnitudes[other]
+        magnitudes = magnitudes.astype("float64")
+        places = (magnitudes * (BINS / self.limit)).astype("int64")
+        np.minimum(places, BINS - 1, out=places)
+        if values.min() < 0:
+            places += BINS * (values > 0)
+            signs = slice(0, 2)
+        else:
+            signs = slice(1, 2)
+        size = BINS * (signs.stop - signs.start)
+        self.counts[signs] += np.bincount(places, minlength=size).reshape(-1, BINS)
+        self.sums[signs] += np.bincount(places, weights=magnitudes, minlength=size).reshape(-1, BINS)
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """Return values and their numbers, without zeros: the means of the bins in use."""

@@ -82,7 +82,8 @@ class GraphFiles:
         self._corrected = calibration
         if correct and count < len(calibration):  # means over the same images
             self._corrected = calibration[np.linspace(0, len(calibration) - 1, count).round().astype(int)]
-            self._means = observe_model(source, samples.batches(self._corrected, _BATCH), threads=threads).means
+            batches = samples.batches(self._corrected, _BATCH)
+            self._means = observe_model(source, batches, ranges=False, threads=threads).means
 
     def model(self, scheme: GraphScheme, *, correct: bool = True) -> Any:
         """Return the int8 model of a scheme.

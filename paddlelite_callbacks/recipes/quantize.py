@@ -488,11 +488,12 @@ class _Quantization:
         calibration = self._split[0]
         batches = self._samples.batches(calibration, self._rows or 8)
         count = -(-len(calibration) // (self._rows or 8))
+        method, percentile = self.config.resolved_calibration
         with tqdm(total=count, desc="calibration", unit="batch", leave=False, disable=not self.verbose) as bar:
             seen = observe_model(
                 self._source,
                 batches,
-                percentile=self.config.resolved_calibration[1],
+                percentile=percentile if method == "percentile" else 100.0,  # others need none, and a sort is slow
                 threads=self._threads,
                 progress=bar.update,
             )
@@ -501,7 +502,7 @@ class _Quantization:
             seen,
             self._samples,
             calibration,
-            method=self.config.resolved_calibration[0],
+            method=method,
             bits=self.config.activation_bits,
             correct=self.bias_correction,
             threads=self._threads,
