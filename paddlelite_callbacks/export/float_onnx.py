@@ -62,6 +62,9 @@ class Product:
         Args:
             output: What the product computed.
         """
+        if self.channel_axis == 1 and output.ndim > 2:
+            maps = output.reshape(*output.shape[:2], -1)
+            return maps.sum(axis=2, dtype="float64").sum(axis=0), len(maps) * maps.shape[2]
         columns = np.moveaxis(output, self.channel_axis, -1)
         columns = columns.reshape(-1, columns.shape[-1])
         return columns.sum(axis=0, dtype="float64"), len(columns)

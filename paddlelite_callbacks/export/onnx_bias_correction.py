@@ -66,7 +66,7 @@ def bias_corrections(
             for tensors in held:
                 y = tensors[product.output]
                 shape = [-1 if axis == product.channel_axis % y.ndim else 1 for axis in range(y.ndim)]
-                tensors[product.output] = y + found[product.name].astype(y.dtype).reshape(shape)
+                y += found[product.name].astype(y.dtype).reshape(shape)
         for tensors in held:
             for name in [name for name in tensors if last_read.get(name, -1) <= place]:
                 del tensors[name]
