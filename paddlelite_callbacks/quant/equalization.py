@@ -52,7 +52,7 @@ class LayerPair:
         second: Name of the only layer that reads them.
         second_norm: Name of the batch norm behind that.
         activation: ``"Relu"``, ``"LeakyRelu"``, ``"Prelu"`` or ``"Relu6"``; ``None`` for none.
-        pooled: Whether the map is pooled or reshaped between the activation and ``second``.
+        pooled: Whether the map is pooled or reshaped between the two.
     """
 
     first: str
@@ -210,19 +210,17 @@ def _followed(
             behind = last if last is not None and alone and _norm(layers[last]) else None
             return LayerPair(name, norm, reader, behind, activation, pooled)
         if reader is not None:
-            if norm is not None or activation is not None or pooled:
+            if norm is not None or activation is not None:
                 return None
             norm, node = reader, outputs[reader][0]
             continue
         after, operation = taking[0][0], taking[0][1].removesuffix("GradNode")
-        if operation in _ACTIVATIONS and activation is None and not pooled:
+        if operation in _ACTIVATIONS and activation is None:
             activation = operation
-        elif operation in _POOLS and activation != _RELU6:
+        elif operation in _POOLS and activation != _RELU6:  # behind ReLU6 its largest values would be averaged away
             pooled = True
-        elif operation not in _POOLS:
-            return None
         else:
-            pooled = True
+            return None
         node = after
 
 

@@ -179,6 +179,19 @@ def test_a_flattened_map_has_a_place_per_pixel():
     np.testing.assert_allclose(result(network, images()), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pool_may_stand_before_the_norm_but_not_behind_relu6():
+    paddle.seed(0)
+    before = [nn.Conv2D(3, 6, 3), nn.MaxPool2D(2), nn.BatchNorm2D(6), nn.ReLU(), nn.Conv2D(6, 4, 1)]
+    network = uneven_(nn.Sequential(*before))
+    wanted = result(network, images())
+    (pair,) = equalize_(network, [images()])
+    assert (pair.first, pair.norm, pair.second, pair.pooled) == ("0", "2", "4", True)
+    np.testing.assert_allclose(*ranges(network[0], network[2], (network[4], None)), rtol=1e-4)
+    np.testing.assert_allclose(result(network, images()), wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    clipped = nn.Sequential(nn.Conv2D(3, 6, 3), nn.ReLU6(), nn.AvgPool2D(2), nn.Conv2D(6, 4, 1))
+    assert layer_pairs(clipped, [images()]) == []
+
+
 def test_high_biases_move_into_the_next_layer():
     paddle.seed(0)
     network = nn.Sequential(nn.Conv2D(3, 4, 1), nn.BatchNorm2D(4), nn.ReLU(), nn.Conv2D(4, 5, 1, bias_attr=False))
