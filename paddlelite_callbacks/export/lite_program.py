@@ -93,7 +93,10 @@ def _write_as_interpolation(graph: ProgramGraph, operator: Any, factor: int) -> 
 
 
 def _channel_order(graph: ProgramGraph, operator: Any) -> np.ndarray | None:
-    """Return the channels that a 1x1 convolution copies, in their order; ``None`` if it computes anything."""
+    """Return the order in which a 1x1 convolution copies channels.
+
+    ``None`` if it computes anything.
+    """
     weight = graph.parameters.get(graph.inputs(operator, "Filter")[0])
     if weight is None or weight.shape[2:] != (1, 1) or graph.inputs(operator, "Bias"):
         return None
