@@ -48,8 +48,8 @@ def test_what_is_said_of_a_network():
         "chaotic: off by 0.5 of 1, its own output moves by 0.9"
     )
     assert sweep.verdict({"3.3.1": bad, "moves": 0.9, "apart": 1e-7}).startswith("chaotic: ")
-    assert sweep.verdict({"3.3.1": bad, "moves": 0.1, "apart": 0.0}) == "off by 0.5 of 1"
-    assert sweep.verdict({"3.3.1": bad, "moves": 0.9, "apart": 0.0}) == "passed"
+    assert sweep.verdict({"3.3.1": bad, "moves": 1e-3, "apart": 0.0}) == "off by 0.5 of 1"
+    assert sweep.verdict({"3.3.1": bad, "moves": 0.1, "apart": 0.0}) == "passed"
 
 
 def test_the_summary_speaks_of_every_network():
@@ -79,6 +79,14 @@ def test_the_committed_sweep_is_of_this_catalogue():
     names = {entry["name"] for entry in json.loads(DATA.read_text(encoding="utf-8"))["backbones"]}
     assert set(found["passed"]) | found["other"].keys() == names
     assert not [why for why in found["other"].values() if not why.startswith(("chaotic: ", "not run"))]
+
+
+def test_chaotic_networks_that_passed_are_named():
+    bad = {"off": 0.5, "of": 1.0, "passed": False}
+    lines = [{"name": "A", "3.3.1": bad, "moves": 0.9, "apart": 0.0}, {"name": "B", "3.3.1": bad, "apart": 0.1}]
+    found = sweep.summary(lines, ["A", "B", "C"], ["3.3.1"], {"passed": ["C"], "other": {}, sweep.CHAOTIC: ["B", "C"]})
+    assert found["passed"] == ["A", "C"]
+    assert found[sweep.CHAOTIC] == ["A", "C"]
 
 
 def test_the_file_is_compared_with_the_program_bit_for_bit(tmp_path):
