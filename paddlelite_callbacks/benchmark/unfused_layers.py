@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from paddlelite_callbacks.errors import require, require_installed
-from paddlelite_callbacks.export.int8_layers import int8_layers, layer_of
+from paddlelite_callbacks.export.int8_layers import int8_layers, layer_of, layers_computed_in_float
 from paddlelite_callbacks.utils.error_text import reason
 
 __all__ = ["float_layers", "float_layers_of"]
@@ -18,8 +18,9 @@ _log = logging.getLogger(__name__)
 def float_layers(path: Path) -> tuple[str, ...]:
     """Return the quantised layers that ONNX Runtime computes in float.
 
-    ONNX Runtime dequantises the weight of such a layer at each call, and takes longer than with a float file. Its own
-    optimised graph is read: a layer runs in int8 where no ``DequantizeLinear`` of its weight is left.
+    The weights of most of them are written so that they are dequantised when the file is loaded, see
+    `dequantize_at_load_`. The others are found in ONNX Runtime's own optimised graph: a layer runs in int8 where no
+    ``DequantizeLinear`` of its weight is left; else the weight is dequantised at each call.
 
     Args:
         path: Path of the file.
@@ -32,14 +33,15 @@ def float_layers(path: Path) -> tuple[str, ...]:
     """
     onnx = require("onnx", needed_for="int8 ONNX files")
     runtime = require("onnxruntime", needed_for="the engine onnxruntime")
-    names = int8_layers(onnx.load(str(path)))
+    model = onnx.load(str(path))
+    names, at_load = int8_layers(model), layers_computed_in_float(model)
     with tempfile.TemporaryDirectory() as folder:
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
         runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(options.optimized_model_filepath).graph.node
-        left = {layer_of(node.input[0]) for node in nodes if node.op_type == "DequantizeLinear"}
+        left = {*at_load} | {layer_of(node.input[0]) for node in nodes if node.op_type == "DequantizeLinear"}
     return tuple(name for name in names if name in left)
 
 

@@ -5,7 +5,8 @@ Each rewrite keeps the values, up to the order of sums:
 - nearest upsampling, which this package's models write as a transposed convolution with ones, becomes ``Resize``: a
   copy, in the layout of the neighbours;
 - the ``Linear`` layers of squeeze-and-excitation become 1x1 convolutions, into which engines fuse the activations, and
-  the changes of shape around them vanish.
+  the changes of shape around them vanish;
+- clips are merged, or dropped where they change nothing (`merge_clips_`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.export.merge_clips import merge_clips_
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tensor_shapes
 
 __all__ = [
@@ -34,7 +36,7 @@ def fuse_onnx(model: Any) -> Any:
         model: An ``onnx.ModelProto``; not changed.
     """
     graph, shapes = OnnxGraph(copied_model(model)), tensor_shapes(model)
-    count = upsample_by_resize_(graph) + squeeze_by_convolutions_(graph, shapes)
+    count = upsample_by_resize_(graph) + squeeze_by_convolutions_(graph, shapes) + merge_clips_(graph)
     return graph.to_model() if count else model
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from paddlelite_callbacks.export.float_layers import keep_in_float_
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, copied_model
+from paddlelite_callbacks.export.stored_weights import dequantize_at_load_, stored_weight
 
-__all__ = ["int8_layers", "layer_of", "with_layers_in_float"]
+__all__ = ["int8_layers", "layer_of", "layers_computed_in_float", "with_layers_in_float"]
 
 _ENDS = (".inner.weight_int8", ".weight_int8")  # of weights: of a `QuantizedOutput`, of other layers
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -28,6 +29,18 @@ def int8_layers(model: Any) -> list[str]:
     """
     graph = OnnxGraph(model)
     return list(dict.fromkeys(_layers(graph).values()))
+
+
+def layers_computed_in_float(model: Any) -> list[str]:
+    """Return those of `int8_layers` whose weights ONNX Runtime dequantises when it loads the file.
+
+    Args:
+        model: An ``onnx.ModelProto`` in QDQ format.
+    """
+    graph = OnnxGraph(model)
+    by_id = {id(node): node for node in graph.nodes}
+    found = {name: stored_weight(graph, by_id[key].input[1]) for key, name in _layers(graph).items()}
+    return [name for name, weight in found.items() if weight is not None and weight.at_load]
 
 
 def layer_of(weight: str) -> str:
@@ -69,6 +82,7 @@ def with_layers_in_float(model: Any, names: Collection[str], *, outputs: bool) -
                     rectified = _as_rectified(graph, source, quantize)
                 graph.set_inputs(user, [rectified if name == back.output[0] else name for name in user.input])
     keep_in_float_(graph)
+    dequantize_at_load_(graph)
     return graph.to_model()
 
 
@@ -76,23 +90,17 @@ def _layers(graph: OnnxGraph) -> dict[int, str]:
     """Return the names of quantised layers by the ids of their nodes."""
     found = {}
     for node in graph.nodes:
-        weight = graph.producer(node.input[1]) if len(node.input) > 1 else None
-        stored = (
-            None if weight is None or weight.op_type != "DequantizeLinear" else graph.constants.get(weight.input[0])
-        )
-        if weight is not None and stored is not None and node.op_type in WEIGHTED and stored.ndim > 1:
-            found[id(node)] = layer_of(weight.input[0])
+        weight = stored_weight(graph, node.input[1]) if node.op_type in WEIGHTED else None
+        if weight is not None and graph.constants[weight.integers].ndim > 1:
+            found[id(node)] = layer_of(weight.integers)
     return found
 
 
 def _store_weight_in_float(graph: OnnxGraph, node: Any) -> None:
-    weight = graph.producer(node.input[1])
+    weight = stored_weight(graph, node.input[1])
     assert weight is not None  # of `_layers`
-    integers, scale = graph.constants[weight.input[0]], graph.constants[weight.input[1]]
-    axis = graph.attribute(weight, "axis", 1)
-    shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
-    name = f"{weight.input[0]}.in_float"
-    value = integers.astype("float32") * scale.reshape(shape)
+    name = f"{weight.integers}.in_float"
+    value = graph.constants[weight.integers].astype("float32") * weight.scale
     stored = name if name in graph.constants else graph.constant(name, value)
     graph.set_inputs(node, [node.input[0], stored, *node.input[2:]])
 

@@ -16,6 +16,7 @@ from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.float_onnx import FloatOnnx, Product
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model
 from paddlelite_callbacks.export.onnx_session import run_model
+from paddlelite_callbacks.export.stored_weights import stored_weight
 
 __all__ = ["bias_corrections"]
 
@@ -76,8 +77,7 @@ def bias_corrections(
 
 
 def _is_quantized(graph: OnnxGraph, node: Any) -> bool:
-    producer = graph.producer(node.input[1])
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    return stored_weight(graph, node.input[1]) is not None
 
 
 def _holds_bias(product: Product) -> bool:

@@ -135,6 +135,26 @@ class OnnxGraph(GraphIndex):
             self._consumers[old].pop(id(node), None)
             self.set_inputs(node, [new if name == old else name for name in node.input])
 
+    def remove(self, node: Any) -> None:
+        """Remove a node whose outputs nothing reads."""
+        self.nodes = [item for item in self.nodes if item is not node]
+        self._forget_reads(node)
+        for name in node.output:
+            self._producers.pop(name)
+
+    def remove_unread(self) -> None:
+        """Remove the nodes that no output depends on."""
+        needed, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(_read(node))
+                continue
+            self._forget_reads(node)
+            for name in node.output:
+                self._producers.pop(name, None)
+        self.nodes = kept[::-1]
+
     def absorb(self, node: Any, follower: Any) -> None:
         """Remove ``follower``, the only reader of ``node``, which takes over its output."""
         self.nodes = [item for item in self.nodes if item is not follower]

@@ -12,8 +12,9 @@ ONNX Runtime takes three times as long. Those trained on a symmetric grid (``act
 point 0, as TensorRT and NPUs need them. Grids below 8 bits are kept by a ``Clip`` before the quantizer, those of
 weights by integers that are multiples of a power of two.
 
-A ``Linear`` is written as ONNX Runtime fuses it: one matrix as ``Gemm``, several as ``MatMul``, each with its bias
-behind it (see `_keep_product_in_int8`). A quantizer whose input is already on its grid is left out.
+Weights of convolutions that ONNX Runtime computes in float are dequantised when the file is loaded (see
+`dequantize_at_load_`). A ``Linear`` is written as ONNX Runtime fuses it: one matrix as ``Gemm``, several as ``MatMul``,
+each with its bias behind it (see `_keep_product_in_int8`). A quantizer whose input is already on its grid is left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_layers import keep_in_float_
 from paddlelite_callbacks.export.fuse_onnx import upsample_by_resize_
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, tensor_shapes
+from paddlelite_callbacks.export.stored_weights import dequantize_at_load_
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
@@ -86,6 +88,7 @@ def rewrite_as_qdq(model: Any) -> Any:
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         _leave_out_repeated(graph, node)
     keep_in_float_(graph)
+    dequantize_at_load_(graph)
     return graph.to_model()
 
 

@@ -327,6 +327,8 @@ def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
         order = graph.attribute(node, "perm", list(reversed(range(inner.integers.ndim))))
         scale = None if inner.scale is None else inner.scale.transpose(order)
         return _Weight(inner.integers.transpose(order), scale)
+    if node is not None and node.op_type == "Mul":
+        return _weight_of_product(graph, node)
     if node is None or node.op_type != "DequantizeLinear":
         return None
     scale, axis = graph.constant(node.input[1]), graph.attribute(node, "axis", 1)
@@ -336,6 +338,15 @@ def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
     if integers is None or integers.dtype != np.int8:
         return None
     return _Weight(integers, None if scale is None else _broadcast(scale, integers, axis))
+
+
+def _weight_of_product(graph: _Graph, product: Any) -> _Weight | None:
+    """Return the weight that `dequantize_at_load_` writes as ``Cast, Mul``."""
+    cast, scale = graph.producer(product.input[0]), graph.constant(product.input[1])
+    integers = graph.constant(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+    if integers is None or scale is None or integers.dtype != np.int8:
+        return None
+    return _Weight(integers, np.broadcast_to(scale, integers.shape))
 
 
 def _rounded(graph: _Graph, quantize: Any | None) -> np.ndarray | None:
