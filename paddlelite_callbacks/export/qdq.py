@@ -14,7 +14,8 @@ weights by integers that are multiples of a power of two.
 
 Weights of convolutions that ONNX Runtime computes in float are dequantised when the file is loaded (see
 `dequantize_at_load_`). A ``Linear`` is written as ONNX Runtime fuses it: one matrix as ``Gemm``, several as ``MatMul``,
-each with its bias behind it (see `_keep_product_in_int8`). A quantizer whose input is already on its grid is left out.
+each with its bias behind it (see `_keep_product_in_int8`). A quantizer whose input is already on its grid is left out;
+one behind another grid is kept apart from it, since ONNX Runtime would merge them.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def rewrite_as_qdq(model: Any) -> Any:
         _keep_product_in_int8(graph, node, len(shapes.get(node.output[0], ())))
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         _leave_out_repeated(graph, node)
+    for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
+        _keep_both_grids(graph, node)
     keep_in_float_(graph)
     dequantize_at_load_(graph)
     return graph.to_model()
@@ -122,6 +125,20 @@ def _leave_out_repeated(graph: OnnxGraph, quantize: Any) -> None:
     if all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(*grids, strict=True)):
         for after in graph.consumers(quantize.output[0]):
             graph.redirect(after.output[0], before.output[0])
+
+
+def _keep_both_grids(graph: OnnxGraph, quantize: Any) -> None:
+    """Part a quantizer from the one before it, whose grid is another.
+
+    ONNX Runtime (1.32) makes one grid of two that follow each other, which is neither. It leaves them where a node
+    stands between that it does not know: the minimum of each value and the largest number.
+    """
+    source = quantize.input[0]
+    if _kind_behind(graph, source) != "DequantizeLinear":
+        return
+    largest = graph.constant("largest", np.asarray(np.finfo("float32").max, "float32"))
+    graph.insert_before(quantize, "Min", [source, largest], f"{quantize.output[0]}.apart")
+    graph.set_inputs(quantize, [f"{quantize.output[0]}.apart", *quantize.input[1:]])
 
 
 def _kind_behind(graph: OnnxGraph, name: str) -> str | None:

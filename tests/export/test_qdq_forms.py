@@ -124,5 +124,4 @@ def test_a_quantizer_behind_one_of_the_same_grid_is_left_out(second, left, tmp_p
     assert kinds(model).count("QuantizeLinear") == left
     x = np.random.RandomState(2).randn(4, IN).astype("float32")
     expected = simulated(simulated(x), second) @ (INTEGERS * STEPS)
-    # ONNX Runtime's optimisations make one quantizer of two on different grids, which is not the same.
-    np.testing.assert_allclose(run(model, x, tmp_path, optimised=False)[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(model, x, tmp_path)[0], expected, rtol=1e-5, atol=1e-5)
