@@ -83,7 +83,7 @@ def float_means(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) ->
 
 @contextmanager
 def recorded_means(network: Layer) -> Iterator[dict[str, Means]]:
-    """Record the means of all quantised layers' outputs inside the block, call by call.
+    """Record the means of all quantised layers' outputs inside the block.
 
     Args:
         network: Quantised network that runs in the block, with its quantizers disabled by the caller.

@@ -1,4 +1,4 @@
-"""Equalise the weight ranges of neighbouring layers, without a change of what the network computes.
+"""Equalise the weight ranges of neighbouring layers in a network.
 
 Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1). Between two layers with a positively
 homogeneous activation (``f(s x) = s f(x)``: ReLU, leaky ReLU, PReLU) the channels of the first may be divided by ``s``
@@ -281,7 +281,7 @@ def _by_input(layer: Layer, channels: int) -> np.ndarray:
 
 
 def _folded(layers: dict[str, Layer], name: str, norm: str | None, channels: int) -> np.ndarray:
-    """Return magnitudes of the weights with the batch norm folded, in the shape of `_by_input`."""
+    """Return the magnitudes of `_by_input` with the batch norm folded."""
     layer = layers[name]
     weight = np.abs(_by_input(layer, channels))
     if norm is None:
@@ -293,7 +293,7 @@ def _folded(layers: dict[str, Layer], name: str, norm: str | None, channels: int
 
 
 def _output_range(layer: Layer, weight: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-    """Return the largest magnitude per output channel, with the input channels multiplied by ``scales``."""
+    """Return each output channel's largest weight, inputs multiplied by ``scales``."""
     if isinstance(layer, paddle.nn.Conv2D):
         weight = weight if scales is None else weight * scales.reshape(weight.shape[0], 1, -1, 1)
         return weight.max(axis=(2, 3)).reshape(-1)
@@ -302,7 +302,7 @@ def _output_range(layer: Layer, weight: np.ndarray, scales: np.ndarray | None) -
 
 
 def _input_range(layer: Layer, weight: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-    """Return the largest magnitude per input channel, with the output channels divided by ``scales``."""
+    """Return each input channel's largest weight, outputs divided by ``scales``."""
     if isinstance(layer, paddle.nn.Conv2D):
         weight = weight if scales is None else weight / scales.reshape(weight.shape[0], -1, 1, 1)
         return weight.max(axis=(1, 3)).reshape(-1)
@@ -395,7 +395,7 @@ def _same(wanted: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> bool:
 
 
 def _largest_inputs(network: Layer, pairs: Sequence[LayerPair], batches: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Return the largest value of each input channel of the second layers, over all batches."""
+    """Return the largest value of each input channel of the second layers."""
     layers, found = dict(network.named_sublayers()), dict[str, np.ndarray]()
 
     def noting(name: str) -> Any:

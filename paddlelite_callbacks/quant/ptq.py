@@ -160,7 +160,7 @@ def _quantized(
 
 @contextmanager
 def _fast_depthwise(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> Iterator[None]:
-    """Compute depthwise convolutions by compiled kernels, where that saves more than compiling them costs."""
+    """Compile kernels for depthwise convolutions where that pays."""
     layers = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)]
     depthwise = any(layer._groups == layer._in_channels > 1 and max(layer._kernel_size) > 1 for layer in layers)
     values = sum(item.size for batch in batches for item in ([batch] if isinstance(batch, Tensor) else batch))
