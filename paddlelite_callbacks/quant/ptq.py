@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -24,11 +23,9 @@ from paddlelite_callbacks.quant.quantizers import PACTActivationQuantizer
 from paddlelite_callbacks.quant.rounding import optimize_rounding_
 from paddlelite_callbacks.quant.switch import quantizers_off
 from paddlelite_callbacks.utils.deprecation import Moved, Renamed, old_arguments
-from paddlelite_callbacks.workarounds.depthwise_training import compiled_depthwise
 
 __all__ = ["ptq_int8"]
 
-_LARGE = 4_000_000  # calibration values, from which compiled depthwise kernels pay: 27 images of 224x224
 _ROUNDINGS = ("nearest", "gptq")
 _NAMED = (
     *("calibration", "alpha_percentile", "weight_bits", "activation_bits", "reduce_range", "activation_symmetric"),
@@ -130,19 +127,6 @@ def ptq_int8(
     first = list(islice(waiting, 1))
     if bias_correction or equalization or rounding != "nearest":
         first.extend(waiting)
-    with _fast_depthwise(duplicate, first):
-        return _quantized(duplicate, first, waiting, config, bias_correction, rounding, equalization)
-
-
-def _quantized(
-    duplicate: Layer,
-    first: list[Tensor | Sequence[Tensor]],
-    waiting: Iterator[Tensor | Sequence[Tensor]],
-    config: PACTConfig,
-    bias_correction: bool,
-    rounding: str,
-    equalization: bool,
-) -> Layer:
     if equalization and first:
         absorb_high_biases_(duplicate, list(equalize_(duplicate, first)))
     prepare_pact_(duplicate, config, inputs=first[0] if first else None)
@@ -156,22 +140,6 @@ def _quantized(
     if means is not None:
         correct_biases_(duplicate, first, wanted=means)
     return duplicate
-
-
-@contextmanager
-def _fast_depthwise(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> Iterator[None]:
-    """Compile kernels for depthwise convolutions where that pays."""
-    layers = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)]
-    depthwise = any(layer._groups == layer._in_channels > 1 and max(layer._kernel_size) > 1 for layer in layers)
-    values = sum(item.size for batch in batches for item in ([batch] if isinstance(batch, Tensor) else batch))
-    if not depthwise or values < _LARGE:
-        yield
-        return
-    with ExitStack() as scope:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without a compiler Paddle computes it
-            scope.enter_context(compiled_depthwise())
-        yield
 
 
 def _calibrate_(network: Layer, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:

@@ -37,7 +37,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from paddle.static import InputSpec
 
-from paddlelite_callbacks import ptq_int8
+from paddlelite_callbacks import compiled_depthwise, ptq_int8
 from paddlelite_callbacks.benchmark.machine import this_machine
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_onnx import read_float_onnx
@@ -182,7 +182,8 @@ def digits(most: int) -> Data:
 def ours(data: Data, folder: Path, options: dict[str, Any]) -> tuple[Path, float, float]:
     """Quantise and export; return the int8 ONNX file and the seconds without and with the export."""
     began = cpu_seconds()
-    quantized = ptq_int8(data.network, data.batches(), **options)
+    with compiled_depthwise():
+        quantized = ptq_int8(data.network, data.batches(), **options)
     seconds = cpu_seconds() - began
     forms = export_forms(quantized, folder, input_spec=[InputSpec([None, *data.images.shape[1:]], name="x")])
     if forms.errors:
