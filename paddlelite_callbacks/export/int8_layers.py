@@ -32,7 +32,7 @@ def int8_layers(model: Any) -> list[str]:
 
 
 def layers_computed_in_float(model: Any) -> list[str]:
-    """Return those of `int8_layers` whose weights ONNX Runtime dequantises when it loads the file.
+    """Return the layers whose int8 weights ONNX Runtime dequantises at load.
 
     Args:
         model: An ``onnx.ModelProto`` in QDQ format.

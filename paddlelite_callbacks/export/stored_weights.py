@@ -101,7 +101,7 @@ def dequantize_at_load_(graph: OnnxGraph) -> int:
 
 
 def _stays_in_float(graph: OnnxGraph, name: str) -> bool:
-    """Whether ONNX Runtime computes the convolution that computes a tensor in float, for all that is known.
+    """Return whether ONNX Runtime computes the convolution before a tensor in float.
 
     Where only a quantizer follows, it would quantise a float weight itself, with one scale for all channels.
     """

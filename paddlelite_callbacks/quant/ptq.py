@@ -78,7 +78,7 @@ def ptq_int8(
         rounding: ``"nearest"``, or ``"gptq"`` to round weights so that the layers' outputs change least (Frantar et al.
             2022, arXiv:2210.17323), for grids of few bits. The batches are then kept in memory, too.
         equalization: Whether to equalise the weight ranges of neighbouring layers first, and to absorb high biases
-            (Nagel et al. 2019, section 4.1), see `equalize_`. For networks whose channels differ much in size.
+            (Nagel et al. 2019, section 4.1). For networks whose channels differ much in size.
         layer_types: Names of layer classes.
         include: Globs of layers to convert.
         skip: Globs of layers to leave in fp32.
