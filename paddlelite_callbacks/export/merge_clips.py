@@ -48,7 +48,7 @@ def merge_clips_(graph: OnnxGraph) -> int:
 
 
 def _limits(graph: OnnxGraph, node: Any | None) -> _Range | None:
-    """Return the limits of a clip or ReLU; ``None`` for other nodes, and limits that are computed."""
+    """Return the constant limits of a clip or ReLU, else ``None``."""
     if node is None or node.attribute:  # of opset 10 and before
         return None
     if node.op_type == "Relu":

@@ -1,8 +1,9 @@
-"""Store the int8 weights of layers that ONNX Runtime computes in float so that it dequantises them once.
+"""Store int8 weights so that ONNX Runtime dequantises them once.
 
-It fuses a quantised convolution only where a quantizer follows, perhaps behind a ReLU; of the others it
-dequantises the whole weight at each call, which takes longer than the convolution. A ``DequantizeLinear`` is not
-computed when a file is loaded, a ``Cast`` and a ``Mul`` of constants are: the same product of the same numbers.
+This concerns layers that it computes in float. It fuses a quantised convolution only where a quantizer follows,
+perhaps behind a ReLU; of the others it dequantises the whole weight at each call, which takes longer than the
+convolution. A ``DequantizeLinear`` is not computed when a file is loaded, a ``Cast`` and a ``Mul`` of constants are:
+the same product of the same numbers.
 OpenVINO reads both forms as quantised weights.
 """
 
@@ -71,7 +72,7 @@ def stored_weight(graph: OnnxGraph, name: str) -> StoredWeight | None:
 
 
 def dequantize_at_load_(graph: OnnxGraph) -> int:
-    """Write the weights of convolutions that no quantizer follows alone as ``Cast, Mul``.
+    """Write weights of convolutions before no quantizer as ``Cast, Mul``.
 
     A file with int8 activations is for engines of other rules and stays.
 

@@ -145,7 +145,7 @@ def test_the_broken_layer_is_found_and_put_back_to_float(tmp_path):
     stored = {
         item.name: numpy_helper.to_array(item).dtype
         for item in onnx.load(made.folder / "model.int8.onnx").graph.initializer
-        if len(item.dims) == 4
+        if len(item.dims) == 4 and not item.name.endswith(".shaped")  # scales of weights that are dequantised at load
     }
     assert sorted(str(kind) for kind in stored.values()) == ["float32", "int8", "int8", "int8"]
     report = (tmp_path / "out" / "report.md").read_text()
