@@ -149,6 +149,7 @@ def pact(folder, watch):
 def quantise(folder, watch):
     from paddlelite_callbacks.export.tolerance import rounding_noise
     from paddlelite_callbacks.nn.surgery import copy_network
+    from paddlelite_callbacks.quant.bias_correction import correct_biases_, float_means
     from paddlelite_callbacks.quant.convert import convert_for_export_
     from paddlelite_callbacks.quant.prepare import quantized_layers
     from paddlelite_callbacks.quant.sensitivity import layer_sqnr, leave_one_out
@@ -176,7 +177,8 @@ def quantise(folder, watch):
         pc.load_pact_(networks[2], networks[0].state_dict())
         pc.ptq_int8(networks[1], batches)
         pc.ptq_int8(networks[1], batches, calibration="kl", rounding="gptq")
-        pc.ptq_int8(paired, batches, equalization=True)
+        quantized = pc.ptq_int8(paired, batches, equalization=True)
+        correct_biases_(quantized, batches, wanted=float_means(quantized, batches))
         with put_back(networks[0], ["fc"]):
             put_back_(networks[0], ["fc"])
 
