@@ -105,11 +105,17 @@ def plain_answers(model, x):
 
 
 def round_biases_(model):
-    """Round the bias of each convolution to a multiple of input step times weight step."""
+    """Round the bias of each convolution in integers to a multiple of input step times weight step.
+
+    One whose weight is dequantised at load, by ``Cast, Mul``, is computed in float.
+    """
     onnx = pytest.importorskip("onnx")
     held = {item.name: item for item in model.graph.initializer}
     made_by = {name: node for node in model.graph.node for name in node.output}
-    for conv in (node for node in model.graph.node if node.op_type == "Conv"):
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    fused = [node for node in convolutions if made_by[node.input[1]].op_type == "DequantizeLinear"]
+    assert fused
+    for conv in fused:
         steps = [onnx.numpy_helper.to_array(held[made_by[name].input[1]]) for name in conv.input[:2]]
         step, bias = steps[0] * steps[1], onnx.numpy_helper.to_array(held[conv.input[2]])
         rounded = (np.round(bias / step) * step).astype("float32")
