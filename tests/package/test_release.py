@@ -82,6 +82,14 @@ def test_the_version_stands_everywhere():
     assert f"v{version}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a clone, or no git")
+def test_a_clone_holds_no_links():
+    """A link named ``.venv``, committed by mistake, would stop the README's first command."""
+    code, listed, said = run("git", "ls-files", "--stage", folder=ROOT)
+    assert code == 0, said
+    assert not [line for line in listed.splitlines() if line.startswith("120000 ")]
+
+
 @pytest.mark.slow
 def test_sdist_and_wheel_are_the_package_and_nothing_else(built):
     sdist, *wheels = built
