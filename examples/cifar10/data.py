@@ -145,14 +145,8 @@ class Batches:
     ) -> None:
         if len(pictures) < size:
             raise ValueError(f"{len(pictures)} pictures make no batch of {size}; take a smaller batch.")
-        self.pictures, self.size, self.seed, self.crop, self.step, self.cutout = (
-            pictures,
-            size,
-            seed,
-            crop,
-            step,
-            cutout,
-        )
+        self.pictures, self.size, self.seed = pictures, size, seed
+        self.crop, self.step, self.cutout = crop, step, cutout
         self.epoch = 0
         images = normalized(pictures.images)
         self._padded = np.pad(images, ((0, 0), (0, 0), (crop, crop), (crop, crop)), mode="reflect")
@@ -175,8 +169,8 @@ class Batches:
         top, left = self.step * stream.integers(0, 2 * self.crop // self.step + 1, [2, count, 1])
         rows, columns = top + np.arange(side), left + np.arange(side)
         columns[mirror] = columns[mirror, ::-1]
-        images = self._padded[chosen[:, None, None, None], np.arange(3)[:, None, None], rows[:, None, :, None],
-                              columns[:, None, None, :]]  # fmt: skip
+        channels, rows, columns = np.arange(3)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+        images = self._padded[chosen[:, None, None, None], channels, rows, columns]
         if self.cutout:
             y, x = stream.integers(0, side - self.cutout + 1, [2, count, 1])
             down, across = np.arange(side) - y, np.arange(side) - x

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from affine import box_to_region, joints_through, region_matrix, warp
 from coco import People, Person
+
 from paddlelite_callbacks.models import draw_heatmaps
 
 __all__ = ["Augment", "KeypointDataset", "normalised", "read_image"]

@@ -12,8 +12,8 @@ import numpy as np
 import paddle
 from dataset import KeypointDataset
 from layouts import COCO_BODY
-from paddlelite_callbacks.models import decode_heatmaps
 
+from paddlelite_callbacks.models import decode_heatmaps
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["KeypointAP", "KeypointMetric", "coco_ap", "oks", "oks_nms", "to_results", "write_results"]

@@ -13,8 +13,22 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph
+from paddlelite_callbacks.export.stored_weights import dequantize_at_load_
 
-__all__ = ["keep_in_float_"]
+__all__ = ["arrange_for_onnxruntime_", "keep_in_float_"]
+
+
+def arrange_for_onnxruntime_(graph: OnnxGraph) -> None:
+    """Arrange the layers that ONNX Runtime computes in float, in place.
+
+    Float layers between quantizers keep their weights (`keep_in_float_`), stored weights of others are dequantised when
+    the file is loaded (`dequantize_at_load_`).
+
+    Args:
+        graph: Graph in QDQ format.
+    """
+    keep_in_float_(graph)
+    dequantize_at_load_(graph)
 
 
 def keep_in_float_(graph: OnnxGraph) -> int:

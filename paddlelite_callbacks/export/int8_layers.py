@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from paddlelite_callbacks.export.float_layers import keep_in_float_
+from paddlelite_callbacks.export.float_layers import arrange_for_onnxruntime_
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, copied_model
-from paddlelite_callbacks.export.stored_weights import dequantize_at_load_, stored_weight
+from paddlelite_callbacks.export.stored_weights import stored_weight
 
 __all__ = ["int8_layers", "layer_of", "layers_computed_in_float", "with_layers_in_float"]
 
@@ -81,8 +81,7 @@ def with_layers_in_float(model: Any, names: Collection[str], *, outputs: bool) -
                 if rectified is None:
                     rectified = _as_rectified(graph, source, quantize)
                 graph.set_inputs(user, [rectified if name == back.output[0] else name for name in user.input])
-    keep_in_float_(graph)
-    dequantize_at_load_(graph)
+    arrange_for_onnxruntime_(graph)
     return graph.to_model()
 
 

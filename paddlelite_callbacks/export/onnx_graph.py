@@ -144,23 +144,20 @@ class OnnxGraph(GraphIndex):
 
     def remove_unread(self) -> None:
         """Remove the nodes that no output depends on."""
-        needed, kept = set(self.outputs), []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                kept.append(node)
-                needed.update(_read(node))
-                continue
+        kept, _ = self._needed()
+        read = {id(node) for node in kept}
+        for node in [node for node in self.nodes if id(node) not in read]:
             self._forget_reads(node)
             for name in node.output:
                 self._producers.pop(name, None)
-        self.nodes = kept[::-1]
+        self.nodes = kept
 
     def absorb(self, node: Any, follower: Any) -> None:
         """Remove ``follower``, the only reader of ``node``, which takes over its output."""
-        self.nodes = [item for item in self.nodes if item is not follower]
-        self._forget_reads(follower)
+        output = follower.output[0]
+        self.remove(follower)
         self._producers.pop(node.output[0])
-        node.output[0] = follower.output[0]
+        node.output[0] = output
         self._index(node)
 
     def to_model(self, *, short_names: bool = True) -> Any:
@@ -172,15 +169,11 @@ class OnnxGraph(GraphIndex):
             short_names: Whether to rename other tensors and leave out the names of nodes; else nothing is renamed or
                 shared.
         """
-        needed, kept = set(self.outputs), []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                kept.append(node)
-                needed.update(_read(node))
+        kept, needed = self._needed()
         model = self._onnx.ModelProto()
         model.CopyFrom(self._model)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-        model.graph.node.extend(reversed(kept))
+        model.graph.node.extend(kept)
         if not short_names:
             arrays = {name: np.asarray(self.constants[name]) for name in self.constants if name in needed}
             stored = [
@@ -210,6 +203,15 @@ class OnnxGraph(GraphIndex):
             for body in _bodies(node):
                 rename_tensors(body, names)
         return model
+
+    def _needed(self) -> tuple[list[Any], set[str]]:
+        """Return the nodes that an output depends on, and the tensors they need."""
+        needed, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(_read(node))
+        return kept[::-1], needed
 
     def _take(self, node: Any, renamed: dict[str, str], to_array: Any) -> None:
         for index, name in enumerate(node.input):

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from paddlelite_callbacks.export.float_layers import keep_in_float_
+from paddlelite_callbacks.export.float_layers import arrange_for_onnxruntime_
 from paddlelite_callbacks.export.float_onnx import FloatOnnx, Product
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 from paddlelite_callbacks.export.qdq import finer_factor
-from paddlelite_callbacks.export.stored_weights import dequantize_at_load_
 from paddlelite_callbacks.quant.functional import grid_levels, highest_weight
 
 __all__ = ["ActivationRange", "GraphScheme", "output_tensors", "quantize_graph", "read_tensors"]
@@ -122,8 +121,7 @@ def quantize_graph(source: FloatOnnx, ranges: Mapping[str, ActivationRange], sch
     for product in wanted:
         if product.name in behind:
             writer.output(graph, behind[product.name])
-    keep_in_float_(graph)
-    dequantize_at_load_(graph)
+    arrange_for_onnxruntime_(graph)
     return graph.to_model(short_names=False)
 
 

@@ -28,10 +28,9 @@ import numpy as np
 
 from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.float_layers import keep_in_float_
+from paddlelite_callbacks.export.float_layers import arrange_for_onnxruntime_
 from paddlelite_callbacks.export.fuse_onnx import upsample_by_resize_
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, tensor_shapes
-from paddlelite_callbacks.export.stored_weights import dequantize_at_load_
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
@@ -90,8 +89,7 @@ def rewrite_as_qdq(model: Any) -> Any:
         _leave_out_repeated(graph, node)
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         _keep_both_grids(graph, node)
-    keep_in_float_(graph)
-    dequantize_at_load_(graph)
+    arrange_for_onnxruntime_(graph)
     return graph.to_model()
 
 

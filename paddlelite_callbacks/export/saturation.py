@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from paddlelite_callbacks.errors import require
+from paddlelite_callbacks.export.stored_weights import factors_of_product
 from paddlelite_callbacks.utils.cpu import has_vnni
 
 __all__ = ["INTEGER_OPERATORS", "LayerSaturation", "SaturationReport", "saturating_channels", "saturation_of"]
@@ -342,11 +343,11 @@ def _dequantized_weight(graph: _Graph, name: str) -> _Weight | None:
 
 def _weight_of_product(graph: _Graph, product: Any) -> _Weight | None:
     """Return the weight that `dequantize_at_load_` writes as ``Cast, Mul``."""
-    cast, scale = graph.producer(product.input[0]), graph.constant(product.input[1])
-    integers = graph.constant(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
-    if integers is None or scale is None or integers.dtype != np.int8:
+    factors = factors_of_product(product, graph.producer, graph.constant)
+    integers = None if factors is None else graph.constant(factors[0])
+    if factors is None or integers is None or integers.dtype != np.int8:
         return None
-    return _Weight(integers, np.broadcast_to(scale, integers.shape))
+    return _Weight(integers, np.broadcast_to(factors[1], integers.shape))
 
 
 def _rounded(graph: _Graph, quantize: Any | None) -> np.ndarray | None:

@@ -9,6 +9,7 @@ OpenVINO reads both forms as quantised weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 
-__all__ = ["StoredWeight", "dequantize_at_load_", "stored_weight"]
+__all__ = ["StoredWeight", "dequantize_at_load_", "factors_of_product", "stored_weight"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FLOAT_ALONE = (  # never part of an integer convolution
@@ -62,13 +63,30 @@ def stored_weight(graph: OnnxGraph, name: str) -> StoredWeight | None:
         axis = graph.attribute(node, "axis", 1)
         shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
         return StoredWeight(node.input[0], scale.reshape(shape) if scale.ndim else scale, at_load=False)
-    cast = graph.producer(node.input[0]) if node.op_type == "Mul" else None
-    if cast is None or cast.op_type != "Cast" or node.input[1] not in graph.constants:
+    factors = factors_of_product(node, graph.producer, graph.constants.get)
+    return None if factors is None else StoredWeight(*factors, at_load=True)
+
+
+def factors_of_product(
+    node: Any, producer: Callable[[str], Any], constant: Callable[[str], np.ndarray | None]
+) -> tuple[str, np.ndarray] | None:
+    """Return the constants of the ``Cast, Mul`` that `dequantize_at_load_` writes.
+
+    Args:
+        node: The ``Mul``; others give ``None``.
+        producer: Returns the node that computes a tensor, or ``None``.
+        constant: Returns the value of a constant, or ``None``.
+
+    Returns:
+        Name of the integers, and their scales, shaped to broadcast; ``None`` for other products.
+    """
+    cast = producer(node.input[0]) if node.op_type == "Mul" else None
+    if cast is None or cast.op_type != "Cast":
         return None
-    integers = graph.constants.get(cast.input[0])
-    if integers is None or integers.dtype not in (np.int8, np.int32):
+    integers, scale = constant(cast.input[0]), constant(node.input[1])
+    if integers is None or scale is None or integers.dtype not in (np.int8, np.int32):
         return None
-    return StoredWeight(cast.input[0], graph.constants[node.input[1]], at_load=True)
+    return cast.input[0], scale
 
 
 def dequantize_at_load_(graph: OnnxGraph) -> int:

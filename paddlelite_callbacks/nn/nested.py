@@ -22,6 +22,7 @@ __all__ = [
     "check_same_shape",
     "comparable",
     "flat_outputs",
+    "forward_batch",
     "full_precision",
     "listed",
     "mean_of",
@@ -101,6 +102,16 @@ class Taps:
                 self._kept[name].append(output)
 
         return hook
+
+
+def forward_batch(network: Layer, batch: Tensor | Sequence[Any]) -> Any:
+    """Return the network's outputs for a batch.
+
+    Args:
+        network: Network to run.
+        batch: A tensor, or one item per input of the network.
+    """
+    return network(*([batch] if isinstance(batch, Tensor) else batch))
 
 
 def tensors_of(outputs: Any, path: str = "") -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ class Trace:
 
     def consumers(self, node: int) -> list[str]:
         """Return the operations that read ``node``, by gradient names (``ReluGradNode``)."""
-        return [name for _, name in self._takers.get(node, [])]
+        return [name for _, name in self.readers(node)]
 
     def readers(self, node: int) -> list[tuple[int, str]]:
         """Return node and gradient name of the operations that read ``node``."""

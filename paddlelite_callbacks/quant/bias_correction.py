@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.nested import forward_batch
 from paddlelite_callbacks.nn.surgery import same_modes
 from paddlelite_callbacks.quant.convert import has_run
 from paddlelite_callbacks.quant.prepare import quantized_layers
@@ -77,7 +78,7 @@ def float_means(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) ->
     with paddle.no_grad(), same_modes(network), quantizers_off(network), recorded_means(network) as means:
         network.eval()
         for batch in batches:
-            network(*([batch] if isinstance(batch, Tensor) else batch))
+            forward_batch(network, batch)
     return {name: means[name] for name in layers}
 
 
@@ -90,9 +91,7 @@ def recorded_means(network: Layer) -> Iterator[dict[str, Means]]:
     """
     layers = quantized_layers(network)
     recorders = {name: _Recorder(layer) for name, layer in layers.items()}
-    with ExitStack() as scope:
-        for name, layer in layers.items():
-            scope.callback(_hook(layer, recorders[name]).remove)
+    with _hooked(layers, recorders):
         yield {name: recorder.calls for name, recorder in recorders.items()}
 
 
@@ -174,12 +173,19 @@ def _run(
 ) -> dict[str, Any]:
     """Run all batches with hooks on the layers' outputs; return their owners."""
     owners = {name: make(layer, name) for name, layer in layers.items()}
+    with _hooked(layers, owners):
+        for batch in batches:
+            forward_batch(network, batch)
+    return owners
+
+
+@contextmanager
+def _hooked(layers: Mapping[str, Layer], owners: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Call each owner on its layer's outputs inside the block."""
     with ExitStack() as scope:
         for name, layer in layers.items():
             scope.callback(_hook(layer, owners[name]).remove)
-        for batch in batches:
-            network(*([batch] if isinstance(batch, Tensor) else batch))
-    return owners
+        yield
 
 
 def _hook(layer: Layer, owner: Callable[[Tensor], Tensor | None]) -> Any:

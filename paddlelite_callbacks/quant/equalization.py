@@ -25,7 +25,7 @@ from paddle import Tensor
 from paddle.nn import Layer
 
 from paddlelite_callbacks.nn.kinds import computes_as, foldable_norm
-from paddlelite_callbacks.nn.nested import tensors_in
+from paddlelite_callbacks.nn.nested import forward_batch, tensors_in
 from paddlelite_callbacks.nn.surgery import computes_weight, copy_network, same_modes
 from paddlelite_callbacks.nn.trace import Trace, trace
 from paddlelite_callbacks.quant.bias_correction import add_bias_
@@ -111,7 +111,11 @@ def equalize_(network: Layer, batches: Sequence[Tensor | Sequence[Tensor]]) -> d
         found = applied(pairs)
         if found is not None:
             return found
-        kept = [pair for pair in pairs if applied([pair]) is not None and held.put_back()]
+        kept = []
+        for pair in pairs:
+            if applied([pair]) is not None:
+                kept.append(pair)
+                held.put_back()
         _log.debug("Not equalised, for it would change the outputs: %s.", [pair for pair in pairs if pair not in kept])
         return (applied(kept) or {}) if kept else {}
 
@@ -178,11 +182,12 @@ def layer_pairs(network: Layer, inputs: Sequence[Tensor]) -> list[LayerPair]:
         and free(layers.get(call.name, network))
         and (_multiplies(layers.get(call.name)) or _norm(layers.get(call.name)))
     }
+    outputs = {call.name: call.outputs for call in ran.calls}
     found = []
     for call in ran.calls:
         layer = layers.get(call.name)
         if _multiplies(layer) and layer is not None and calls[call.name] == 1 and free(layer) and call.outputs:
-            pair = _followed(call.name, call.outputs[0], ran, readers, layers, {c.name: c.outputs for c in ran.calls})
+            pair = _followed(call.name, call.outputs[0], ran, readers, layers, outputs)
             if pair is not None and _channels_match(layers, pair):
                 found.append(pair)
     return found
@@ -371,16 +376,15 @@ class _Values:
         own = {id(item): item for layer in self.layers for item in layer._parameters.values() if item is not None}
         self._held = [(item, item.numpy().copy()) for item in own.values()]
 
-    def put_back(self) -> bool:
+    def put_back(self) -> None:
         for item, value in self._held:
             item.set_value(value)
-        return True
 
 
 def _runs(network: Layer, batches: Sequence[Any]) -> Iterator[Any]:
     for batch in batches:
         with same_random_streams():
-            yield network(*([batch] if isinstance(batch, Tensor) else batch))
+            yield forward_batch(network, batch)
 
 
 def _outputs(network: Layer, inputs: Sequence[Tensor]) -> list[np.ndarray]:

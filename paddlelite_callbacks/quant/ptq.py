@@ -13,6 +13,7 @@ import paddle
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.nested import forward_batch
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.bias_correction import correct_biases_, recorded_means
 from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
@@ -152,7 +153,7 @@ def _calibrate_(network: Layer, batches: Iterable[Tensor | Sequence[Tensor]]) ->
         for observer in observers:
             scope.callback(observer.quantizer.register_forward_pre_hook(observer.observe).remove)
         for batch in batches:
-            network(*([batch] if isinstance(batch, Tensor) else batch))
+            forward_batch(network, batch)
             count += 1
             for observer in observers:
                 observer.end_batch()

@@ -18,6 +18,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.nn import Layer
 
+from paddlelite_callbacks.nn.nested import forward_batch
 from paddlelite_callbacks.nn.surgery import computes_weight, same_modes
 from paddlelite_callbacks.quant.histogram import sampling_stride
 from paddlelite_callbacks.quant.paddle_layers import QuantedConv2D, QuantedLinear
@@ -57,7 +58,7 @@ def optimize_rounding_(network: Layer, batches: Sequence[Tensor | Sequence[Tenso
         for name, moments in inputs.items():
             scope.callback(layers[name].register_forward_pre_hook(moments).remove)
         for batch in batches:
-            network(*([batch] if isinstance(batch, Tensor) else batch))
+            forward_batch(network, batch)
     done = []
     for name, moments in inputs.items():
         if moments.total is not None:

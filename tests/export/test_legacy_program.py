@@ -20,7 +20,6 @@ from crashing import Server
 from operator_cases import CASES, Case, network_of
 from paddle import nn
 from paddle.static import InputSpec
-from paddlelite_callbacks.models import lite_hrnet_18
 from places import HELPERS
 from toy import Strange, TinyNet
 
@@ -33,6 +32,7 @@ from paddlelite_callbacks.export.pir_program import read_pir_program
 from paddlelite_callbacks.export.program_desc import read_program_desc
 from paddlelite_callbacks.export.slim_program import number_parameters
 from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.models import lite_hrnet_18
 from paddlelite_callbacks.nn.nested import flat_outputs
 
 CHILD = HELPERS.joinpath("paddle_child.py")

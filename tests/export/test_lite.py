@@ -18,7 +18,6 @@ import paddle
 import pytest
 from paddle import nn
 from paddle.static import InputSpec
-from paddlelite_callbacks.models import lite_hrnet_18, lite_hrnet_30
 from places import HELPERS
 from toy import Images, TinyNet
 
@@ -37,6 +36,7 @@ from paddlelite_callbacks.export.pdmodel_qdq import rewrite_program_as_qdq
 from paddlelite_callbacks.export.program_graph import ProgramGraph
 from paddlelite_callbacks.export.variants import Variants
 from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+from paddlelite_callbacks.models import lite_hrnet_18, lite_hrnet_30
 from paddlelite_callbacks.nn.nested import flat_outputs
 from paddlelite_callbacks.utils.parameters_file import read_tensors, write_tensors
 

@@ -19,9 +19,9 @@ import evaluation
 import generator
 import layouts
 from dataset import Augment, KeypointDataset
-from paddlelite_callbacks.models import FlipTest, HeatmapLoss, decode_heatmaps, draw_heatmaps
 
 from paddlelite_callbacks import models
+from paddlelite_callbacks.models import FlipTest, HeatmapLoss, decode_heatmaps, draw_heatmaps
 
 
 @pytest.fixture(scope="module")

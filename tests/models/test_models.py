@@ -7,9 +7,9 @@ import paddle
 import pytest
 from keypoint_reference import HRReference, LiteReference
 from paddle import nn
-from paddlelite_callbacks.models.guide_weights import convert_guide_weights, load_guide_weights_
 
 from paddlelite_callbacks import models
+from paddlelite_callbacks.models.guide_weights import convert_guide_weights, load_guide_weights_
 
 NETS = {
     "lite_18": (lambda: models.lite_hrnet_18(), lambda: LiteReference((2, 4, 2), 40, True)),

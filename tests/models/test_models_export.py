@@ -9,13 +9,13 @@ import paddle
 import pytest
 from installed import needs
 from paddle import nn
-from paddlelite_callbacks.models.inference import FoldedConv
 from test_models import calibrated
 
 from paddlelite_callbacks import models
 from paddlelite_callbacks.benchmark.engines import ENGINES, missing_reason
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle
+from paddlelite_callbacks.models.inference import FoldedConv
 
 SIZE = (64, 64)
 

@@ -12,8 +12,6 @@ import paddle
 import pytest
 from paddle import nn
 from paddle.static import InputSpec
-from paddlelite_callbacks.models import keypoint_net
-from paddlelite_callbacks.models.guide_weights import load_guide_weights_
 from toy import Images, TinyNet, fit, hapi_model
 
 from paddlelite_callbacks import (
@@ -44,6 +42,8 @@ from paddlelite_callbacks.distill.cache import CachedTeacher
 from paddlelite_callbacks.distill.losses import features as feature_losses
 from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
 from paddlelite_callbacks.export.model_files import find_model, input_shapes, parse_input, random_inputs
+from paddlelite_callbacks.models import keypoint_net
+from paddlelite_callbacks.models.guide_weights import load_guide_weights_
 from paddlelite_callbacks.nn.surgery import find_sublayer, freeze_norm_, match_sublayers, replace_sublayer
 from paddlelite_callbacks.quant.sensitivity import find_skips, leave_one_out
 from paddlelite_callbacks.report.gate import most_accurate
