@@ -279,7 +279,7 @@ def line_of(
         "macs": record.macs,
         "size_mb": {f"{item.precision} {item.kind}": item.size_mb for item in record.artefacts if item.size_mb},
         "created": record.created,
-        "cpu": record.machine.cpu,
+        "cpu": record.machine.processor,
         "versions": {"paddlelite_callbacks": __version__, "paddle": paddle.__version__},
     }
 

@@ -48,12 +48,16 @@ def markdown(lines: Sequence[Line]) -> str:
         mine = [*teacher, *(line for line in lines if line["light"] == light and light)]
         parts += [f"### {light}"] if len(lights) > 1 else []
         parts += [_main(mine), _won(mine)]
-    cpus = ", ".join(dict.fromkeys(line["cpu"] for line in lines))
+    cpus: dict[str, list[str]] = {}
+    for line in lines:
+        if line["rung"] not in cpus.setdefault(line["cpu"], []):
+            cpus[line["cpu"]].append(line["rung"])
+    machines = "; ".join(f"{cpu}: {', '.join(rungs)}" for cpu, rungs in cpus.items())
     pictures = "5,000 training pictures that were held out" if lines[0]["holdout"] else "the test pictures"
     parts.append(
         f"Accuracy in per cent on {pictures}, mean and 95 % interval over the seeds (Student's t); of the files: as "
         "each engine computes them. Gains in points, same seed. A second training (longer, pact, pact4) has a quarter "
-        f"of the epochs. MB: 1e6 bytes of the ONNX file. {cpus}."
+        f"of the epochs. MB: 1e6 bytes of the ONNX file. Machines: {machines}."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 

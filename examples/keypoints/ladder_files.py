@@ -121,7 +121,7 @@ def time_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -
     append_joint_timing(flags.out / "runs.jsonl", timed)
     times = {name: figures_of(record)["ms"] for (name, _), record in zip(names, timed, strict=True)}
     machine = timed[0].machine
-    (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.cpu}), encoding="utf-8")
+    (flags.out / "times.json").write_text(json.dumps({"ms": times, "cpu": machine.processor}), encoding="utf-8")
 
 
 def draw_rows(seed: int, held_out: KeypointDataset, flags: argparse.Namespace) -> None:

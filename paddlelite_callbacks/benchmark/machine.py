@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddlelite_callbacks.utils.cpu import cpu_info, usable_cores
+from paddlelite_callbacks.utils.cpu import VNNI_FLAGS, cpu_info, usable_cores
 from paddlelite_callbacks.utils.numbers import counted
 
 __all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
@@ -16,6 +16,7 @@ __all__ = ["Machine", "clock_governor", "noise_notes", "this_machine"]
 _SPREAD = 0.2  # interquartile range relative to the median
 _SHARE = 0.9  # of the wall clock that one busy thread should get
 
+_MOST = 20  # instruction sets named; a record of somebody else may hold any number
 _PACKAGES = (
     *("paddlepaddle", "paddlepaddle-gpu", "paddleclas", "paddleslim", "paddle2onnx", "onnxruntime", "openvino"),
     *("MNN", "ncnn", "pnnx"),
@@ -44,6 +45,14 @@ class Machine:
     python: str
     packages: dict[str, str]
     governor: str | None = None
+
+    @property
+    def processor(self) -> str:
+        """CPU with its instruction sets, such as ``"AMD EPYC (avx2, no VNNI)"``."""
+        if not self.flags:
+            return self.cpu
+        lacking = ", no VNNI" if "avx2" in self.flags and not VNNI_FLAGS & set(self.flags) else ""
+        return f"{self.cpu} ({' '.join(self.flags[:_MOST])}{lacking})"
 
 
 def this_machine() -> Machine:

@@ -198,7 +198,7 @@ def _how_measured(records: Sequence[Record]) -> str:
     said = (
         f"Median of {counted(row.repeats, 'run')} after {counted(row.warmup, 'warm-up run')}, {turns}, batch "
         f"{row.batch_size}, "
-        f"{counted(row.threads, 'thread')}, {machine.cpu} ({' '.join(machine.flags[:20])}); Python "
+        f"{counted(row.threads, 'thread')}, {machine.processor}; Python "
         f"{machine.python}, {versions}. Exported MB: parameters and program of the Paddle export, 1 MB = 1e6 bytes."
     )
     return " ".join([said, *notes])

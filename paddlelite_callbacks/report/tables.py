@@ -48,7 +48,7 @@ def noted(record: Record) -> str:
     products = list(record.roofline_gflops.items())[:_FIGURES]
     rooflines = ", ".join(f"{number(gflops, 0)} GFLOP/s on {n} thread{'s' * (n != '1')}" for n, gflops in products)
     governor = f", governor {record.machine.governor}" if record.machine.governor else ""
-    machine = f"{record.machine.cpu}, {record.machine.cores} cores{governor}"
+    machine = f"{record.machine.processor}, {record.machine.cores} cores{governor}"
     product = f"; fastest matrix product: {rooflines}" if rooflines else ""
     memory = f"; {_memory(record.peak_memory)}" if record.peak_memory is not None else ""
     return one_line(f"{number(record.parameters / 1e6, 2)} M parameters{macs}{epoch}; {machine}{product}{memory}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "MKL_VARIABLE",
+    "VNNI_FLAGS",
     "cpu_info",
     "has_vnni",
     "is_amd",
@@ -25,7 +26,9 @@ MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"  # read when MKL is loaded, with "import pad
 _AVX2_PATH = "5"
 _hinted: set[str] = set()
 
-_WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")  # add int8 products in 32 bits
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Instruction sets that add int8 products in 32 bits."""
+
 _ONEDNN = ("openvino", "paddle-onednn")
 
 
@@ -44,7 +47,7 @@ def has_vnni(engine: str | None = None, *, flags: Collection[str] | None = None)
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if engine in _ONEDNN and cap in ("SSE41", "AVX", "AVX2", "AVX512_CORE"):
         return False
-    return not set(_WIDE).isdisjoint(cpu_info().get("flags", "").split() if flags is None else flags)
+    return not VNNI_FLAGS.isdisjoint(cpu_info().get("flags", "").split() if flags is None else flags)
 
 
 def cpu_info() -> dict[str, str]:

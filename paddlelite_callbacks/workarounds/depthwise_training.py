@@ -43,10 +43,10 @@ _FLAGS = (
 def compiled_depthwise() -> Iterator[bool]:
     """Compute depthwise convolutions in eager mode by kernels compiled for this CPU.
 
-    A training step of PP-LCNet_x0_25 on 128 images of 32x32 takes 0.28 of the time on one thread (AMD EPYC, AVX2).
-    Outputs and gradients are those of Paddle within rounding (relative 1e-6). Covered are ``Conv2D`` layers and
-    ``F.conv2d`` with one filter per channel on float32 NCHW tensors in CPU memory, with equal strides and symmetric
-    padding; everything else, tracing and export included, is left to Paddle. Gradients of gradients are not
+    A training step of PP-LCNet_x0_25 on 128 images of 32x32 takes 0.28 of the time on one thread (AMD EPYC, AVX2
+    without VNNI). Outputs and gradients are those of Paddle within rounding (relative 1e-6). Covered are ``Conv2D``
+    layers and ``F.conv2d`` with one filter per channel on float32 NCHW tensors in CPU memory, with equal strides and
+    symmetric padding; everything else, tracing and export included, is left to Paddle. Gradients of gradients are not
     available. The kernels run on one thread.
 
     Yields:

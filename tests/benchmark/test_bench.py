@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,3 +123,19 @@ def test_this_machine_says_what_it_is():
     assert machine.cpu
     assert machine.cores >= 1
     assert machine.packages["paddlepaddle"].startswith("3.3")
+    assert machine.processor.startswith(machine.cpu)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("avx2",), "C (avx2, no VNNI)"),
+        (("avx2", "avx512f"), "C (avx2 avx512f, no VNNI)"),
+        (("avx2", "avx512f", "avx512_vnni"), "C (avx2 avx512f avx512_vnni)"),
+        (("avx2", "avx_vnni"), "C (avx2 avx_vnni)"),
+        (("asimd", "asimddp"), "C (asimd asimddp)"),
+        ((), "C"),
+    ],
+)
+def test_a_processor_is_told_with_its_instruction_sets(flags, said):
+    assert replace(this_machine(), cpu="C", flags=flags).processor == said
