@@ -15,12 +15,11 @@ import numpy as np
 from paddlelite_callbacks.export.float_layers import arrange_for_onnxruntime_
 from paddlelite_callbacks.export.float_onnx import FloatOnnx, Product
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
-from paddlelite_callbacks.export.qdq import finer_factor
+from paddlelite_callbacks.export.qdq import LARGEST_BIAS, finer_factor
 from paddlelite_callbacks.quant.functional import grid_levels, highest_weight
 
 __all__ = ["ActivationRange", "GraphScheme", "output_tensors", "quantize_graph", "read_tensors"]
 
-_LARGEST_BIAS = 2.0**30  # of an int32, with room for the sum of products
 _FUSED = ("Relu", "Clip")  # engines compute them inside the integer product
 
 
@@ -204,14 +203,14 @@ class _Writer:
         high = highest_weight(bits, reduce_range=self._scheme.reduce_range)
         steps = np.abs(values).max(axis=rest) / high
         steps = np.where(steps > 0, steps, 1.0 / high)
-        if bias is not None:  # a channel of tiny weights must not make its bias overflow
-            steps = np.maximum(steps, np.abs(bias).reshape(-1) / (_LARGEST_BIAS * step))
+        finer = finer_factor(np.asarray(high))
+        if bias is not None:  # a channel of tiny weights must not make its bias overflow, on the finer steps
+            steps = np.maximum(steps, finer * np.abs(bias).reshape(-1) / (LARGEST_BIAS * step))
         key = (product.weight, product.axis, bits)
-        if (known := self._weights.get(key)) is not None and np.allclose(known[1], steps, rtol=1e-6):
+        if (known := self._weights.get(key)) is not None and np.allclose(finer * known[1], steps, rtol=1e-6):
             return known
         shape = [-1 if axis == product.axis else 1 for axis in range(values.ndim)]
         integers = np.clip(np.rint(values / steps.reshape(shape)), -high, high).astype("int8")
-        finer = finer_factor(integers)
         steps = (steps / finer).astype("float32").astype("float64")
         stored = graph.constant(f"{product.weight}.quantized", integers * np.int8(finer))
         scale = graph.constant(f"{stored}.scale", steps.astype("float32"))

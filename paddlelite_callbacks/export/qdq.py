@@ -33,8 +33,9 @@ from paddlelite_callbacks.export.fuse_onnx import upsample_by_resize_
 from paddlelite_callbacks.export.onnx_graph import WEIGHTED, OnnxGraph, tensor_shapes
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
-__all__ = ["finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
+__all__ = ["LARGEST_BIAS", "finer_factor", "fold_norm_", "rewrite_as_qdq", "write_int8_onnx"]
 
+LARGEST_BIAS = 2.0**30  # of an int32, with room for the sum of products
 _UNSATURATED = 64  # 2 x 64 x 255 fits the 16 bits in which CPUs without VNNI add two products
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
 _KEEPS_SIGN = (
@@ -82,6 +83,8 @@ def rewrite_as_qdq(model: Any) -> Any:
         _weight(graph, node)
     for node in [node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose")]:
         fold_norm_(graph, node)
+    for node in [node for node in graph.nodes if node.op_type == "DequantizeLinear"]:
+        _leave_room_for_biases(graph, node)
     upsample_by_resize_(graph)
     for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
         _keep_product_in_int8(graph, node, len(shapes.get(node.output[0], ())))
@@ -267,6 +270,34 @@ def _fold_batch_norm(graph: OnnxGraph, conv: Any) -> None:
     folded = graph.constant(f"{norm.output[0]}.bias", (beta + (bias - mean) * factor).astype("float32"))
     graph.set_inputs(conv, [*conv.input[:2], folded])
     graph.absorb(conv, norm)
+
+
+def _leave_room_for_biases(graph: OnnxGraph, dequantize: Any) -> None:
+    """Widen the steps of channels whose weights are tiny beside their bias.
+
+    ONNX Runtime stores a float bias as int32, in multiples of the input's step times the weight's, and loses what does
+    not fit: the whole bias of a channel that a batch norm has switched off. On the wider steps it fits; the weights, a
+    billionth of the bias, are rounded to them.
+    """
+    integers, scale = (graph.constants.get(name) for name in dequantize.input[:2])
+    if integers is None or scale is None or integers.dtype != np.int8:
+        return
+    needed = np.zeros(scale.shape)
+    for conv in graph.consumers(dequantize.output[0]):
+        before = graph.producer(conv.input[0])
+        bias = graph.constants.get(conv.input[2]) if len(conv.input) > 2 else None
+        if bias is None or bias.size != scale.size or before is None or before.op_type != "DequantizeLinear":
+            continue
+        step = float(graph.constants[before.input[1]].min())
+        needed = np.maximum(needed, np.abs(bias.astype("float64")).reshape(scale.shape) / (LARGEST_BIAS * step))
+    if not (needed > scale).any():
+        return
+    wider = np.maximum(scale, needed.astype("float32"))
+    axis = graph.attribute(dequantize, "axis", 1) % integers.ndim
+    shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
+    factor = (scale.astype("float64") / wider).reshape(shape)
+    graph.constants[dequantize.input[0]] = np.rint(integers * factor).astype("int8")
+    graph.constants[dequantize.input[1]] = wider
 
 
 def _scale_weight(graph: OnnxGraph, conv: Any, factor: np.ndarray, axis: int) -> bool:

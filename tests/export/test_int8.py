@@ -109,6 +109,38 @@ OPTIONS = {
 }
 
 
+class SwitchedOff(nn.Layer):
+    """A norm has switched a channel off: its weights are tiny, its bias is not."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = nn.Conv2D(3, 8, 3, padding=1), nn.BatchNorm2D(8), nn.Conv2D(8, 4, 1)
+        for tensor, value in ((self.bn.weight, factor), (self.bn.bias, 3.0)):
+            changed = tensor.numpy()
+            changed[2] = value
+            tensor.set_value(changed)
+
+    def forward(self, x):
+        return self.conv2(nn.functional.relu6(self.bn(self.conv1(x))))
+
+
+@needs("paddle2onnx")
+@pytest.mark.parametrize("options", [{}, {"quantize_outputs": True}, {"weight_bits": 4}], ids=["8", "outputs", "4"])
+@pytest.mark.parametrize("factor", [1e-6, -1e-12, 1e-20])
+def test_a_channel_that_its_norm_switched_off_keeps_its_bias(factor, options, tmp_path):
+    """ONNX Runtime stores biases as int32 in steps of the weights, which were too small for it."""
+    paddle.seed(0)
+    network, x = SwitchedOff(factor), Images(64).images
+    network.eval()
+    quantised = ptq_int8(network, [paddle.to_tensor(x)], **options)
+    with paddle.no_grad():
+        expected = quantised(paddle.to_tensor(x)).numpy()
+    artefact = int8_file(quantised, tmp_path)
+    for engine in (OpenVino(), OnnxRuntime()):
+        off = np.abs(run(engine, artefact, x) - expected).max() / np.abs(expected).max()
+        assert off < 0.02, engine.name
+
+
 @needs("paddle2onnx")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_engines_give_what_was_simulated(options, tmp_path):

@@ -231,13 +231,15 @@ def test_skipped_layers_stay_in_float(tmp_path):
         quantize_graph(source, {}, GraphScheme(skip=list(source.products)))
 
 
-def test_a_shared_weight_is_stored_once(tmp_path):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_shared_weight_is_stored_once(bits, tmp_path):
     source = read_float_onnx(saved(shared_weight(), tmp_path))
-    made = quantised(source, inputs_of(shared_weight()), correct=False)
+    made = quantised(source, inputs_of(shared_weight()), correct=False, weight_bits=bits)
     assert sum(item.data_type == onnx.TensorProto.INT8 and len(item.dims) == 4 for item in made.graph.initializer) == 1
 
 
-def test_a_channel_of_tiny_weights_keeps_its_bias(tmp_path):
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_channel_of_tiny_weights_keeps_its_bias(bits, tmp_path):
     m = Maker()
     m.weight("w.weight", 4, 3, 1, 1)
     m.weights["w.weight"][2] = 1e-30
@@ -245,7 +247,7 @@ def test_a_channel_of_tiny_weights_keeps_its_bias(tmp_path):
     m.add("Conv", ["x", "w.weight", "b"], "y", name="w")
     model = m.model({"x": ["n", 3, 4, 4]}, {"y": ["n", 4, 4, 4]})
     source, inputs = read_float_onnx(saved(model, tmp_path)), inputs_of(model)
-    got = run_model(quantised(source, inputs, correct=False))(inputs)["y"]
+    got = run_model(quantised(source, inputs, correct=False, weight_bits=bits))(inputs)["y"]
     np.testing.assert_allclose(got[:, 2], 3.0, rtol=1e-5)
 
 
