@@ -90,10 +90,12 @@ def squeeze_by_convolutions_(graph: OnnxGraph, shapes: Shapes) -> int:
         if chain is None or node.output[0] in graph.outputs:
             continue
         flat, products = chain
-        pooled = shapes.get(flat.input[0])
+        pooled, rows = shapes.get(flat.input[0]), shapes.get(flat.output[0])
         first = graph.constants[products[0].input[1]]
         channels = first.shape[1 if graph.attribute(products[0], "transB", 0) else 0]
         if pooled is None or len(pooled) != 4 or pooled[1:] != [channels, 1, 1]:
+            continue
+        if rows is None or len(rows) != 2:
             continue
         graph.redirect(flat.output[0], flat.input[0])
         for product in products:
@@ -111,7 +113,7 @@ def _chain_behind(graph: OnnxGraph, name: str) -> tuple[Any, list[Any]] | None:
     """Return the change of shape behind a pooling, and the products up to ``name``."""
     products: list[Any] = []
     while (node := graph.producer(name)) is not None and _read_once(graph, name):
-        if node.op_type == "Gemm" and _is_linear(graph, node):
+        if _is_linear(graph, node):
             products.insert(0, node)
         elif node.op_type in ("Reshape", "Flatten", "Squeeze"):
             pool = graph.producer(node.input[0])
@@ -123,13 +125,19 @@ def _chain_behind(graph: OnnxGraph, name: str) -> tuple[Any, list[Any]] | None:
 
 
 def _is_linear(graph: OnnxGraph, node: Any) -> bool:
+    """Return whether a node multiplies rows by a constant matrix, perhaps with a bias."""
+    if node.op_type not in ("Gemm", "MatMul"):
+        return False
     weight = graph.constants.get(node.input[1])
+    if weight is None or weight.ndim != 2 or node.input[0] in graph.constants:
+        return False
+    if node.op_type == "MatMul":  # a bias of zeros has been removed
+        return True
     bias = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
     plain = graph.attribute(node, "alpha", 1.0) == graph.attribute(node, "beta", 1.0) == 1.0
-    outputs = None if weight is None else weight.shape[0 if graph.attribute(node, "transB", 0) else 1]
+    outputs = weight.shape[0 if graph.attribute(node, "transB", 0) else 1]
     return (
         plain
-        and weight is not None
         and not graph.attribute(node, "transA", 0)
         and (len(node.input) < 3 or (bias is not None and bias.shape == (outputs,)))
     )

@@ -57,6 +57,18 @@ def upsampled(weight=None, bias=None, **attributes):
     )
 
 
+def multiplied(shape, weight, axes):
+    """A product without a bias between a pooling and ``Unsqueeze``."""
+    nodes = [
+        node("GlobalAveragePool", "x", "p"),
+        node("Reshape", "p,shape", "f"),
+        node("MatMul", "f,w", "m"),
+        node("Unsqueeze", "m,axes", "u"),
+        node("Relu", "u", "y"),
+    ]
+    return model_of(nodes, {"shape": np.asarray(shape), "axes": np.asarray(axes), "w": weight})
+
+
 def excited(kind="Gemm", pool="GlobalAveragePool", axes=(2, 3), transposed=1, read=False, **attributes):
     sizes = [(4, 6), (6, 4)] if transposed else [(6, 4), (4, 6)]
     constants = {
@@ -91,6 +103,7 @@ FITTING = {
         excited(transposed=0),
         ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"],
     ),
+    "without a bias": (multiplied([2, -1], random(6, 4), [2, 3]), ["GlobalAveragePool", "Conv", "Relu"]),
 }
 OTHER = {
     "other values": upsampled(np.full((6, 1, 2, 2), 0.5, "float32")),
@@ -111,6 +124,8 @@ OTHER = {
         {"shape": np.asarray([2, -1]), "axes": np.asarray([0, 1]), "w": random(6, 4), "b": random(4)},
     ),
     "a value that is read": excited(read=True),
+    "a matrix an image": multiplied([2, -1], random(2, 6, 4), [2]),
+    "rows of their own": multiplied([2, 1, -1], random(6, 4), [3]),
     "rows that are no images": model_of(
         [
             node("GlobalAveragePool", "x", "p"),
