@@ -7,7 +7,7 @@ PaddleDetection (Apache-2.0). Implemented from the paper; `models.guide_weights`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -15,17 +15,7 @@ from paddle import Tensor, nn
 from .layers import ConvBN, raised
 from .shapes import check_image
 
-__all__ = ["HRNet", "hrnet_w18", "hrnet_w32", "hrnet_w48"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stage:
-    modules: int
-    branches: int
-    blocks: int = 4
-
-
-_STAGES = (_Stage(modules=1, branches=2), _Stage(modules=4, branches=3), _Stage(modules=3, branches=4))
+__all__ = ["HRNet", "hrnet_w18", "hrnet_w18_small_v2", "hrnet_w32", "hrnet_w48"]
 
 
 class _Bottleneck(nn.Layer):
@@ -113,26 +103,35 @@ class HRNet(nn.Layer):
         in_channels: Number of channels of the image.
         multi_scale: Whether to return all maps; ``False`` omits the paths to strides 8 to 32 of the last fusion, as in
             the papers' pose networks, and returns a list of only the stride-4 map.
+        modules: Numbers of modules of the stages with two, three and four branches.
+        blocks: Number of residual blocks of each branch of a module, and of bottleneck blocks before the branches.
 
     Attributes:
         channels: Numbers of channels of the maps.
     """
 
-    def __init__(self, width: int, *, in_channels: int = 3, multi_scale: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        in_channels: int = 3,
+        multi_scale: bool = True,
+        modules: Sequence[int] = (1, 4, 3),
+        blocks: int = 4,
+    ) -> None:
         super().__init__()
         self.channels = [width * 2**i for i in range(4 if multi_scale else 1)]
         self.stem = nn.Sequential(
             ConvBN(in_channels, 64, 3, stride=2, act=F.relu), ConvBN(64, 64, 3, stride=2, act=F.relu)
         )
-        self.layer1 = nn.Sequential(_Bottleneck(64, 64), *(_Bottleneck(256, 64) for _ in range(3)))
+        self.layer1 = nn.Sequential(_Bottleneck(64, 64), *(_Bottleneck(256, 64) for _ in range(blocks - 1)))
         self.transitions, self.stages = nn.LayerList(), nn.LayerList()
         before = [256]
-        for stage in _STAGES:
-            channels = [width * 2**i for i in range(stage.branches)]
+        for branches, count in zip((2, 3, 4), modules, strict=True):
+            channels = [width * 2**i for i in range(branches)]
             self.transitions.append(_transition(before, channels))
-            outputs = [stage.branches] * (stage.modules - 1)
-            outputs.append(stage.branches if stage.branches < 4 or multi_scale else 1)
-            self.stages.append(nn.LayerList([_Module(channels, stage.blocks, count) for count in outputs]))
+            outputs = [branches] * (count - 1) + [branches if branches < 4 or multi_scale else 1]
+            self.stages.append(nn.LayerList([_Module(channels, blocks, number) for number in outputs]))
             before = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -166,6 +165,11 @@ def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
 def hrnet_w18(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
     """Build HRNet-W18 (Wang et al., 2019, arXiv:1908.07919); see `HRNet`."""
     return HRNet(18, in_channels=in_channels, multi_scale=multi_scale)
+
+
+def hrnet_w18_small_v2(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
+    """Build HRNet-W18-Small-v2 of the authors' github.com/HRNet/HRNet-Image-Classification; see `HRNet`."""
+    return HRNet(18, in_channels=in_channels, multi_scale=multi_scale, modules=(1, 3, 2), blocks=2)
 
 
 def hrnet_w32(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:

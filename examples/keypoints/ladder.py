@@ -102,7 +102,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(settings="toy-quick", toy_images=(64, 16), light_images=32, seeds=1)
         parser.set_defaults(steps=4, short_steps=2, teacher_steps=4, repeats=5)
     elif given.lsp is not None:
-        parser.set_defaults(settings="people", steps=2256, short_steps=564, teacher_steps=2256)
+        parser.set_defaults(settings="people", teacher="hrnet_w18_small_v2")
+        parser.set_defaults(steps=2256, short_steps=564, teacher_steps=2256)
     if given.lsp is not None:
         parser.set_defaults(light_images=None)
     flags = parser.parse_args(arguments)

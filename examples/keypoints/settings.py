@@ -25,6 +25,7 @@ __all__ = ["SETTINGS", "Settings", "add_data_flags", "datasets", "hapi_model", "
 
 NETWORKS = {
     "hrnet_w18": lambda: models.hrnet_w18(multi_scale=False),
+    "hrnet_w18_small_v2": lambda: models.hrnet_w18_small_v2(multi_scale=False),
     "hrnet_w32": lambda: models.hrnet_w32(multi_scale=False),
     "hrnet_w48": lambda: models.hrnet_w48(multi_scale=False),
     "lite_hrnet_18": models.lite_hrnet_18,
