@@ -189,12 +189,13 @@ class LiteReference(nn.Layer):
 class HRReference(nn.Layer):
     """HRNet with one output, as the pose paper has it."""
 
-    def __init__(self, width, joints=17):
+    def __init__(self, width, joints=17, modules=(1, 4, 3), blocks=4):
         super().__init__()
+        self.blocks = blocks
         b = self.backbone = nn.Layer()
         b.conv_layer1_1, b.conv_layer1_2 = conv_norm(3, 64, 3, stride=2), conv_norm(64, 64, 3, stride=2)
         b.la1 = nn.Layer()
-        for k in range(4):
+        for k in range(blocks):
             block = nn.Layer()
             block.conv1, block.conv2, block.conv3 = (
                 conv_norm(64 if k == 0 else 256, 64),
@@ -205,7 +206,7 @@ class HRReference(nn.Layer):
                 block.conv_down = conv_norm(64, 256)
             setattr(b.la1, f"block_layer2_{k + 1}", block)
         before = [256]
-        self.plan = ((2, 1), (3, 4), (4, 3))
+        self.plan = tuple(zip((2, 3, 4), modules))
         for n, (branches, modules) in enumerate(self.plan):
             channels = [width * 2**i for i in range(branches)]
             change = nn.Layer()
@@ -218,17 +219,17 @@ class HRReference(nn.Layer):
             stage = nn.Layer()
             for m in range(modules):
                 outputs = 1 if (n == 2 and m == modules - 1) else branches
-                setattr(stage, f"stage_st{n + 2}_{m + 1}", self.module(f"st{n + 2}_{m + 1}", channels, outputs))
+                setattr(stage, f"stage_st{n + 2}_{m + 1}", self.module(f"st{n + 2}_{m + 1}", channels, outputs, blocks))
             setattr(b, f"st{n + 2}", stage)
             before = channels
         self.final_conv = nn.Conv2D(width, joints, 1)
 
     @staticmethod
-    def module(name, channels, outputs):
+    def module(name, channels, outputs, blocks):
         module = nn.Layer()
         module.branches_func, module.fuse_func = nn.Layer(), nn.Layer()
         for i, c in enumerate(channels):
-            for j in range(4):
+            for j in range(blocks):
                 block = nn.Layer()
                 block.conv1, block.conv2 = conv_norm(c, c, 3), conv_norm(c, c, 3)
                 setattr(module.branches_func, f"bb_{name}_branch_layer_{i + 1}_{j + 1}", block)
@@ -240,13 +241,13 @@ class HRReference(nn.Layer):
                 for k in range(i - j):
                     out = channels[i] if k == i - j - 1 else channels[j]
                     setattr(module.fuse_func, f"{path}_{k + 1}", conv_norm(channels[j], out, 3, stride=2))
-        module.name_, module.outputs = name, outputs
+        module.name_, module.outputs, module.blocks = name, outputs, blocks
         return module
 
     def forward(self, x):
         b = self.backbone
         x = run(b.conv_layer1_2, run(b.conv_layer1_1, x, F.relu), F.relu)
-        for k in range(4):
+        for k in range(self.blocks):
             block = getattr(b.la1, f"block_layer2_{k + 1}")
             y = run(block.conv3, run(block.conv2, run(block.conv1, x, F.relu), F.relu))
             x = F.relu(y + (run(block.conv_down, x) if k == 0 else x))
@@ -266,7 +267,7 @@ class HRReference(nn.Layer):
     def exchange(module, maps):
         maps = list(maps)
         for i in range(len(maps)):
-            for j in range(4):
+            for j in range(module.blocks):
                 block = getattr(module.branches_func, f"bb_{module.name_}_branch_layer_{i + 1}_{j + 1}")
                 maps[i] = F.relu(maps[i] + run(block.conv2, run(block.conv1, maps[i], F.relu)))
         fused = []

@@ -17,6 +17,10 @@ NETS = {
     "naive_18": (lambda: models.naive_lite_hrnet_18(), lambda: LiteReference((2, 4, 2), 30, False)),
     "wider_naive_18": (lambda: models.wider_naive_lite_hrnet_18(), lambda: LiteReference((2, 4, 2), 40, False)),
     "w32": (lambda: models.hrnet_w32(multi_scale=False), lambda: HRReference(32)),
+    "w18_small_v2": (
+        lambda: models.hrnet_w18_small_v2(multi_scale=False),
+        lambda: HRReference(18, modules=(1, 3, 2), blocks=2),
+    ),
 }
 
 
