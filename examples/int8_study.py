@@ -1,10 +1,11 @@
 """Measure the accuracy loss of quantisation on handwritten digits.
 
 For each seed a small network is trained in fp32 on scikit-learn's digits. From the same weights follow post-training
-quantisation and PACT at 8 and at 4 bits, and a network that is distilled before and during PACT. Accuracies of the
-quantised networks are those of the exported ``model.int8.onnx`` in OpenVINO (ONNX Runtime if it is not installed).
+quantisation, PACT and LSQ at 8 and at 4 bits, and a network that is distilled before and during PACT. Accuracies of the
+quantised networks are those of the exported ``model.int8.onnx`` in OpenVINO (ONNX Runtime if it is not installed). A
+second table compares pairs of rows seed by seed. Intervals are Student's t over the seeds.
 
-    python examples/int8_study.py --seeds 5 --out out/int8_study
+    python examples/int8_study.py --seeds 5 --epochs 12 --out out/int8_study
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ os.environ.update(mkl_environment())
 
 import numpy as np
 import paddle
+from few_labels import gain
 from paddle import nn
 from paddle.static import InputSpec
 from tqdm import tqdm
@@ -35,6 +37,7 @@ from paddlelite_callbacks.errors import ExportError, require
 from paddlelite_callbacks.export.variants import export_forms
 
 TRAIN = 600
+Runs = list[dict[str, float]]  # accuracies in per cent by row, one dictionary a seed
 
 
 class Digits(paddle.io.Dataset):
@@ -136,8 +139,12 @@ def one_seed(seed: int, epochs: int, failed: list[str]) -> dict[str, float]:
     for bits in (8, 4):
         options = {"weight_bits": bits, "activation_bits": bits}
         plain = ptq_int8(base, calibration, **options)
-        pact = fit(copy.deepcopy(base), train, short, 5e-3, PACTQuantCallback(**options))
-        for row, network in ((f"PTQ {bits} bits", plain), (f"PACT {bits} bits", pact)):
+        networks = {"PTQ": plain}
+        for method in ("pact", "lsq"):
+            quantise = PACTQuantCallback(method=method, **options)
+            networks[method.upper()] = fit(copy.deepcopy(base), train, short, 5e-3, quantise)
+        for method, network in networks.items():
+            row = f"{method} {bits} bits"
             found[row] = accuracy_of_file(row, network, test, failed)
     distilled = fit(Net(8), train, epochs, 5e-3, DistillCallback(teacher))
     found["distilled fp32"] = accuracy(of_network(distilled), test)
@@ -169,15 +176,45 @@ def ranges(seed: int, epochs: int) -> dict[str, float]:
     return found
 
 
-def table(runs: list[dict[str, float]]) -> str:
+# Each row and the one it is compared with.
+PAIRS = [
+    *((f"{method} 8 bits", "fp32, longer") for method in ("PACT", "LSQ")),
+    *((f"{method} {bits} bits", f"PTQ {bits} bits") for bits in (8, 4) for method in ("PACT", "LSQ")),
+    *((f"LSQ {bits} bits", f"PACT {bits} bits") for bits in (8, 4)),
+    *((f"{method} 8 bits, half range", f"{method} 8 bits, full range") for method in ("PTQ", "PACT", "LSQ")),
+]
+
+
+def table(runs: Runs) -> str:
     """Return mean accuracies and paired differences to fp32 as Markdown."""
     lines = ["| network | accuracy % | against fp32, points (95 % interval) |", "|---|---|---|"]
     for row in runs[0]:
-        values = np.array([run[row] for run in runs])
-        gap = values - np.array([run["fp32"] for run in runs])
-        half = 1.96 * gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else float("nan")
-        lines.append(f"| {row} | {values.mean():.2f} | {gap.mean():+.2f} ± {half:.2f} |")
+        mean = np.mean([run[row] for run in runs])
+        lines.append(f"| {row} | {mean:.2f} | {difference(runs, row, 'fp32')} |")
     return "\n".join(lines)
+
+
+def pairs_table(runs: Runs) -> str:
+    """Return the paired differences of `PAIRS` as Markdown.
+
+    Pairs with a row that is not in ``runs`` are left out.
+    """
+    lines = ["| pair | difference, points (95 % interval) |", "|---|---|"]
+    for row, other in PAIRS:
+        if {row, other} <= runs[0].keys():
+            lines.append(f"| {row} against {other} | {difference(runs, row, other)} |")
+    return "\n".join(lines)
+
+
+def difference(runs: Runs, row: str, other: str) -> str:
+    """Return the mean paired difference of two rows ± half its 95 % interval.
+
+    Of one seed only the difference.
+    """
+    if len(runs) < 2:
+        return f"{runs[0][row] - runs[0][other]:+.2f}"
+    mean, low, high = gain([run[row] for run in runs], [run[other] for run in runs])
+    return f"{mean:+.2f} ± {(high - low) / 2:.2f}"
 
 
 def main() -> int:
@@ -195,8 +232,10 @@ def main() -> int:
     runs = [seed_of(seed, epochs) for seed in tqdm(range(seeds), desc="Seeds")]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "runs.json").write_text(json.dumps({"epochs": epochs, "runs": runs}, indent=1))
-    (options.out / "table.md").write_text(table(runs) + "\n")
-    print(table(runs))
+    tables = {"table.md": table(runs), "pairs.md": pairs_table(runs)}
+    for name, text in tables.items():
+        (options.out / name).write_text(text + "\n")
+    print("\n\n".join(tables.values()))
     for row in dict.fromkeys(failed):
         print(f"No int8 file of {row}.", file=sys.stderr)
     return 1 if failed else 0

@@ -163,12 +163,22 @@ def _transition(before: list[int], channels: list[int]) -> nn.LayerList:
 
 
 def hrnet_w18(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
-    """Build HRNet-W18 (Wang et al., 2019, arXiv:1908.07919); see `HRNet`."""
+    """Build HRNet-W18 (Wang et al., 2019, arXiv:1908.07919); see `HRNet`.
+
+    Args:
+        in_channels: Number of channels of the image.
+        multi_scale: Whether to return all maps, see `HRNet`.
+    """
     return HRNet(18, in_channels=in_channels, multi_scale=multi_scale)
 
 
 def hrnet_w18_small_v2(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
-    """Build HRNet-W18-Small-v2 of the authors' github.com/HRNet/HRNet-Image-Classification; see `HRNet`."""
+    """Build HRNet-W18-Small-v2 of the authors' github.com/HRNet/HRNet-Image-Classification; see `HRNet`.
+
+    Args:
+        in_channels: Number of channels of the image.
+        multi_scale: Whether to return all maps, see `HRNet`.
+    """
     return HRNet(18, in_channels=in_channels, multi_scale=multi_scale, modules=(1, 3, 2), blocks=2)
 
 
@@ -176,6 +186,10 @@ def hrnet_w32(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
     """Build HRNet-W32 (arXiv:1902.09212); see `HRNet`.
 
     As a pose network at 256x192 it has 28.5 M parameters and 7.1 G multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
+        multi_scale: Whether to return all maps, see `HRNet`.
     """
     return HRNet(32, in_channels=in_channels, multi_scale=multi_scale)
 
@@ -184,5 +198,9 @@ def hrnet_w48(*, in_channels: int = 3, multi_scale: bool = True) -> HRNet:
     """Build HRNet-W48 (arXiv:1902.09212); see `HRNet`.
 
     As a pose network at 256x192 it has 63.6 M parameters and 14.6 G multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
+        multi_scale: Whether to return all maps, see `HRNet`.
     """
     return HRNet(48, in_channels=in_channels, multi_scale=multi_scale)

@@ -206,6 +206,9 @@ def lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Build Lite-HRNet-18 (arXiv:2104.06403).
 
     As a pose network at 256x192 it has 1.1 M parameters and 205 M multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
     """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=True), in_channels=in_channels)
 
@@ -214,6 +217,9 @@ def lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
     """Build Lite-HRNet-30 (arXiv:2104.06403).
 
     As a pose network at 256x192 it has 1.8 M parameters and 319 M multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
     """
     return LiteHRNet(StageTable(modules=(3, 8, 3), width=40, weighting=True), in_channels=in_channels)
 
@@ -222,6 +228,9 @@ def naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Build naive Lite-HRNet-18 (arXiv:2104.06403), only shuffle blocks.
 
     As a pose network at 256x192 it has 0.7 M parameters and 195 M multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
     """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=30, weighting=False), in_channels=in_channels)
 
@@ -230,10 +239,17 @@ def wider_naive_lite_hrnet_18(*, in_channels: int = 3) -> LiteHRNet:
     """Build wider naive Lite-HRNet-18 (arXiv:2104.06403).
 
     As a pose network at 256x192 it has 1.3 M parameters and 311 M multiply-adds.
+
+    Args:
+        in_channels: Number of channels of the image.
     """
     return LiteHRNet(StageTable(modules=(2, 4, 2), width=40, weighting=False), in_channels=in_channels)
 
 
 def naive_lite_hrnet_30(*, in_channels: int = 3) -> LiteHRNet:
-    """Build naive Lite-HRNet with the depth of Lite-HRNet-30; not in the paper."""
+    """Build naive Lite-HRNet with the depth of Lite-HRNet-30; not in the paper.
+
+    Args:
+        in_channels: Number of channels of the image.
+    """
     return LiteHRNet(StageTable(modules=(3, 8, 3), width=30, weighting=False), in_channels=in_channels)

@@ -138,7 +138,7 @@ def interval(values: Sequence[float], *, sign: bool = False) -> str:
 
     For a single value only the mean.
     """
-    mean = f"{100 * np.mean(values):{'+' if sign else ''}.2f}"
+    mean = f"{round(100 * float(np.mean(values)), 2) + 0.0:{'+' if sign else ''}.2f}"  # not -0.00
     if len(values) < 2:
         return mean
     return f"{mean} ± {100 * _T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)):.2f}"

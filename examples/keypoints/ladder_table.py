@@ -161,7 +161,7 @@ def interval(values: Sequence[float], *, sign: bool = False) -> str:
 
     For a single value only the mean.
     """
-    mean = f"{100 * np.mean(values):{'+' if sign else ''}.1f}"
+    mean = f"{round(100 * float(np.mean(values)), 1) + 0.0:{'+' if sign else ''}.1f}"  # not -0.0
     if len(values) < 2:
         return mean
     quantile = _T.get(len(values) - 1, 1.96)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paddlelite_callbacks.utils.numbers import check_number, check_whole
 from paddlelite_callbacks.utils.representation import constructor_repr
 
-__all__ = ["ACTIVATIONS", "CALIBRATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig"]
+__all__ = ["ACTIVATIONS", "CALIBRATIONS", "METHODS", "QUANTIZABLE", "AdvancedPACTOptions", "PACTConfig", "ptq_defaults"]
 
 QUANTIZABLE = ("Conv2D", "Conv2DTranspose", "Linear")
 ACTIVATIONS = ("pact", "paddleslim")
 METHODS = ("pact", "lsq")
 CALIBRATIONS = ("min_max", "percentile", "mse", "kl")
 _PERCENTILE = 99.9
-_FEW_BITS = 4  # from here down KL keeps more of the classes than MSE, on all networks measured
+_FEW_BITS = 4  # from here down KL mostly keeps more than MSE without training; training starts better from MSE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class PACTConfig:
             quantizer, for comparison (8 bits only; its alpha hardly learns, see README).
         calibration: Initial ``alpha`` from the input of the first training batches: ``"min_max"`` (the largest
             magnitude), ``"percentile"``, ``"mse"`` (the smallest squared error of quantisation) or ``"kl"`` (the
-            entropy calibration of TensorRT). ``None`` for ``"percentile"`` with ``alpha_percentile``, else ``"kl"``
-            up to 4 bits and ``"mse"`` above.
+            entropy calibration of TensorRT). ``None`` for ``"percentile"`` with ``alpha_percentile``, else ``"mse"``;
+            `ptq_int8` and `quantize` take ``"kl"`` up to 4 bits.
         alpha_percentile: Percentile of the absolute input for ``"percentile"``, in (50, 100]; ``None`` for 99.9.
         calibration_batches: Number of batches; with more than one, ``alpha`` is a moving average of percentiles, and
             by the other methods of the values of all batches.
@@ -194,8 +194,7 @@ class PACTConfig:
     @property
     def resolved_calibration(self) -> tuple[str, float]:
         """Calibration method and percentile in effect."""
-        default = "kl" if self.activation_bits <= _FEW_BITS else "mse"
-        chosen = self.calibration or (default if self.alpha_percentile is None else "percentile")
+        chosen = self.calibration or ("mse" if self.alpha_percentile is None else "percentile")
         return chosen, _PERCENTILE if self.alpha_percentile is None else self.alpha_percentile
 
     @classmethod
@@ -214,6 +213,19 @@ class PACTConfig:
         return cls(**{**fields_of_guide(mapping), **changes})
 
 
+def ptq_defaults(config: PACTConfig) -> PACTConfig:
+    """Return ``config`` with the default calibration of `ptq_int8`.
+
+    That is ``"kl"`` up to 4 bits of the activations: no training can move the ranges of ``"mse"`` afterwards.
+
+    Args:
+        config: Options; a calibration or percentile in them is kept.
+    """
+    if config.calibration is None and config.alpha_percentile is None and config.activation_bits <= _FEW_BITS:
+        return replace(config, calibration="kl")
+    return config
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdvancedPACTOptions:
     """Options of `PACTQuantCallback` that are rarely changed.
@@ -224,7 +236,7 @@ class AdvancedPACTOptions:
         layer_types: See `PACTConfig`; the same holds for all.
         activation: ``"pact"`` or ``"paddleslim"``.
         calibration: Initial ``alpha``: ``"min_max"``, ``"percentile"``, ``"mse"`` or ``"kl"``; ``None`` for
-            ``"percentile"`` with ``alpha_percentile``, else ``"kl"`` up to 4 bits and ``"mse"`` above.
+            ``"percentile"`` with ``alpha_percentile``, else ``"mse"``.
         alpha_percentile: Percentile of the absolute input, in (50, 100]; ``None`` for 99.9.
         calibration_batches: Number of calibration batches, at least 1.
         observer_momentum: Momentum of their moving average, in [0, 1).

@@ -16,7 +16,7 @@ from paddle.nn import Layer
 from paddlelite_callbacks.nn.nested import forward_batch
 from paddlelite_callbacks.nn.surgery import copy_network
 from paddlelite_callbacks.quant.bias_correction import correct_biases_, recorded_means
-from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig
+from paddlelite_callbacks.quant.config import QUANTIZABLE, PACTConfig, ptq_defaults
 from paddlelite_callbacks.quant.equalization import absorb_high_biases_, equalize_
 from paddlelite_callbacks.quant.histogram import ValueHistogram
 from paddlelite_callbacks.quant.prepare import activation_quantizers, prepare_pact_
@@ -118,9 +118,8 @@ def ptq_int8(
     if config is not None and not isinstance(config, PACTConfig):
         raise TypeError(f"config must be a PACTConfig, got {type(config).__name__}: PACTConfig(weight_bits=4).")
     defaults = PACTConfig.__dataclass_fields__
-    config = replace(
-        config or PACTConfig(), **{name: value for name, value in named.items() if value != defaults[name].default}
-    )
+    given = {name: value for name, value in named.items() if value != defaults[name].default}
+    config = ptq_defaults(replace(config or PACTConfig(), **given))
     if not isinstance(network, Layer):
         prepare_pact_(network, config)  # raises the error
     duplicate = copy_network(network, keep_hook=lambda hook: True, keep_modes=True)

@@ -40,7 +40,7 @@ from paddlelite_callbacks.export.onnx_tolerance import graph_reference
 from paddlelite_callbacks.export.saturation import saturation_of
 from paddlelite_callbacks.export.variants import Reference
 from paddlelite_callbacks.nn.surgery import matches_any
-from paddlelite_callbacks.quant.config import PACTConfig
+from paddlelite_callbacks.quant.config import PACTConfig, ptq_defaults
 from paddlelite_callbacks.quant.layer_search import FoundLayers, SearchPoint, search_layers
 from paddlelite_callbacks.recipes.graph_files import FileMetric, FileTimer, GraphFiles, load_model, relative_error
 from paddlelite_callbacks.recipes.quantize_state import Measured
@@ -184,12 +184,14 @@ def quantize(
             f"model must be the path of an ONNX file or a Paddle program, got {type(model).__name__}: export a network "
             "with ExportBenchCallback first, or quantise it with ptq_int8."
         )
-    config = PACTConfig(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        reduce_range=reduce_range,
-        calibration=calibration,
-        alpha_percentile=alpha_percentile,
+    config = ptq_defaults(
+        PACTConfig(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            reduce_range=reduce_range,
+            calibration=calibration,
+            alpha_percentile=alpha_percentile,
+        )
     )
     if metric_drop is not None:
         words, remedy = "a share of the float metric in [0, 1)", "give 0.01 for one per cent"

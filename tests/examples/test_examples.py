@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -104,8 +105,38 @@ def test_every_script_has_help(name, tmp_path):
 def test_int8_study_quick(tmp_path):
     done = example("int8_study.py", "--quick", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    for row in ("fp32", "PTQ 8 bits", "PACT 8 bits", "PTQ 4 bits", "PACT 4 bits"):
+    for row in ("fp32", *(f"{method} {bits} bits" for method in ("PTQ", "PACT", "LSQ") for bits in (8, 4))):
         assert f"| {row} |" in done.stdout
+    written = "\n".join((tmp_path / "out" / "int8_study" / f"{name}.md").read_text() for name in ("table", "pairs"))
+    assert written.strip() in done.stdout
+    assert "| LSQ 4 bits against PACT 4 bits |" in written
+
+
+def test_int8_study_compares_seed_by_seed(monkeypatch):
+    """Differences 1, 2, 3 have mean 2, standard error 1/√3 and, with two degrees of freedom, t = 4.3027."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    study = runpy.run_path(str(EXAMPLES / "int8_study.py"))
+    runs = [{"fp32": 90.0, "PTQ 4 bits": 60.0 + 9 * k, "PACT 4 bits": 60.0 + 10 * k} for k in (1, 2, 3)]
+    assert study["pairs_table"](runs).splitlines()[2:] == ["| PACT 4 bits against PTQ 4 bits | +2.00 ± 2.48 |"]
+    assert study["table"](runs).splitlines()[2:4] == [
+        "| fp32 | 90.00 | +0.00 ± 0.00 |",
+        "| PTQ 4 bits | 78.00 | -12.00 ± 22.36 |",
+    ]
+    assert study["table"](runs[:1]).splitlines()[-1] == "| PACT 4 bits | 70.00 | -20.00 |"
+
+
+@pytest.mark.slow
+def test_heatmap_study_quick(tmp_path):
+    done = example("keypoints/heatmap_study.py", "--quick", folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = (tmp_path / "out" / "heatmaps" / "heatmaps.md").read_text()
+    assert table in done.stdout
+    rows = [line.split(" | ")[0] for line in table.splitlines()[4:]]
+    half = ", half of the joints labelled"
+    ways = ("alone", "heatmap_mse", "mse of heatmaps")
+    assert rows == [f"| {way}{words}" for words in ("", half) for way in ways]
+    found = json.loads((tmp_path / "out" / "heatmaps" / "heatmaps.json").read_text())
+    assert all(len(values) == 2 and 0 <= min(values) <= max(values) <= 1 for values in found["PCK"].values())
 
 
 @pytest.mark.slow

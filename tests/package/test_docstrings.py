@@ -9,15 +9,22 @@ import pydoc
 import re
 
 import pytest
+from paddle.nn import Layer
 
 import paddlelite_callbacks
+from paddlelite_callbacks import models
 
 SECTIONS = ("Args:", "Returns:", "Yields:", "Raises:", "Attributes:", "Example:", "Note:")
 
 
 def modules():
-    names = [m.name for m in pkgutil.walk_packages(paddlelite_callbacks.__path__, "paddlelite_callbacks.")]
-    return [paddlelite_callbacks, *(importlib.import_module(name) for name in names)]
+    """Modules of the package; `models` lies in a folder of its own in a checkout."""
+    names = [
+        m.name
+        for package in (paddlelite_callbacks, models)
+        for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    return [paddlelite_callbacks, models, *(importlib.import_module(name) for name in dict.fromkeys(names))]
 
 
 def public():
@@ -46,7 +53,7 @@ CALLABLES = {**PUBLIC, **{f"{n}.{m}": f for n, c in PUBLIC.items() if inspect.is
 def own_parameters(value):
     if getattr(value, "_is_protocol", False):
         return []
-    if inspect.isclass(value) and issubclass(value, BaseException) and "__init__" not in vars(value):
+    if inspect.isclass(value) and issubclass(value, (BaseException, Layer)) and "__init__" not in vars(value):
         return []
     return [name for name in inspect.signature(value).parameters if name not in ("self", "cls")]
 

@@ -188,7 +188,10 @@ def test_the_site_builds_strictly(tmp_path):
 
 @pytest.mark.parametrize("ladder", REDRAW["ladders"](), ids=lambda path: path.name)
 def test_a_committed_ladder_is_that_of_its_lines(ladder, tmp_path):
-    """Table and figures to the letter; the picture up to another release's edges of letters."""
+    """Table and figures to the letter; of the picture lines and bubbles, and the letters up to their edges.
+
+    Another release of matplotlib may place letters a pixel elsewhere: then only what has a colour is compared.
+    """
     np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     from paddlelite_callbacks.report.record import read_records
@@ -197,6 +200,10 @@ def test_a_committed_ladder_is_that_of_its_lines(ladder, tmp_path):
     tables = [(folder / "ladder.md").read_text(encoding="utf-8") for folder in (tmp_path, ladder)]
     assert tables[0] == tables[1], f"{ladder.name}: run python examples/results/redraw.py"
     assert read_records(tmp_path / "ladder.jsonl") == read_records(ladder / "ladder.jsonl")
-    drawn, stored = (np.asarray(image.open(folder / "ladder.png").convert("L"), float) for folder in (tmp_path, ladder))
+    pictures = [image.open(folder / "ladder.png") for folder in (tmp_path, ladder)]
+    drawn, stored = (np.asarray(picture.convert("RGB"), float) for picture in pictures)
     assert drawn.shape == stored.shape
-    assert np.abs(drawn - stored).mean() < 1
+    colour = [np.ptp(pixels, axis=2) for pixels in (drawn, stored)]
+    assert np.abs(colour[0] - colour[1]).mean() < 0.25 * colour[1].mean()  # shifted by 8 pixels: 1.05
+    if len({re.findall(r"\d+\.\d+", picture.info["Software"])[0] for picture in pictures}) == 1:
+        assert np.abs(drawn - stored).mean() < 1

@@ -9,6 +9,7 @@ from paddle import nn
 from toy import hapi_model
 
 from paddlelite_callbacks import AdvancedPACTOptions, PACTConfig, PACTQuantCallback, prepare_pact_, ptq_int8
+from paddlelite_callbacks.quant.config import ptq_defaults
 from paddlelite_callbacks.quant.functional import grid_levels, pact_fake_quantize
 from paddlelite_callbacks.quant.histogram import BINS, ValueHistogram
 from paddlelite_callbacks.quant.ranges import kl_range, mse_range, quantization_error, range_of
@@ -163,10 +164,13 @@ def test_training_starts_from_the_range_of_its_calibration_batches(batches):
     assert network.fc.activation_quanter._histogram is None  # not kept
 
 
-def test_the_default_is_mse_or_for_few_bits_kl_and_a_percentile_asks_for_itself():
-    assert PACTConfig().resolved_calibration[0] == "mse"
-    assert PACTConfig(activation_bits=5).resolved_calibration[0] == "mse"
-    assert PACTConfig(activation_bits=4).resolved_calibration[0] == "kl"
+def test_the_default_is_mse_without_training_for_few_bits_kl_and_a_percentile_asks_for_itself():
+    for bits, ptq in ((8, "mse"), (5, "mse"), (4, "kl"), (2, "kl")):
+        config = PACTConfig(activation_bits=bits)
+        assert (config.resolved_calibration[0], ptq_defaults(config).resolved_calibration[0]) == ("mse", ptq)
+    for given in ({"calibration": "min_max"}, {"alpha_percentile": 100}):
+        config = PACTConfig(activation_bits=4, **given)
+        assert ptq_defaults(config) is config
     assert PACTConfig(alpha_percentile=100).resolved_calibration == ("percentile", 100)
     assert PACTConfig(calibration="percentile").resolved_calibration == ("percentile", 99.9)
     with pytest.raises(ValueError, match="alpha_percentile=100 needs calibration='percentile', got 'kl'"):
