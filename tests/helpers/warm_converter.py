@@ -195,7 +195,8 @@ def _serve(what: str) -> None:
         _import_for_scripts()
     else:
         for name in ("paddle2onnx", "onnx", "onnxoptimizer", "onnxslim"):
-            importlib.import_module(name)
+            if importlib.util.find_spec(name):  # paddle2onnx brings no onnxoptimizer on Python 3.12
+                importlib.import_module(name)
         for name in ("clean_onnx", "old_program"):
             importlib.import_module(f"paddlelite_callbacks.export.{name}")
 
