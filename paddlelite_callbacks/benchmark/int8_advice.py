@@ -47,8 +47,8 @@ def _float_note(names: Sequence[str]) -> tuple[str, ...]:
         return ()
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     return (
-        f"ONNX Runtime computes {len(names)} quantised layers in float ({shown}): it needs quantize_outputs=True in "
-        "training.",
+        f"ONNX Runtime computes {len(names)} quantised layers in float ({shown}): in int8 only those with a quantizer "
+        "right behind them (quantize_outputs=True).",
     )
 
 

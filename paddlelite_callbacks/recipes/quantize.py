@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 import sys
@@ -62,6 +63,7 @@ __all__ = ["Quantized", "quantize"]
 _CHECKED = 8  # images of the checks
 _BATCH = 16
 _FASTER = 0.97  # of the time: less of a difference is not told from noise
+_ROUNDS = 3  # timings that must all agree on it
 _TO_FLOAT, _TO_8_BITS = "float", "8 bits"
 _ACCURACY, _AGREEMENT, _FIDELITY = "acc", "agreement", "fidelity"
 
@@ -281,7 +283,7 @@ class _Quantization:
         state = Measured(self.folder / f".{self.name}.quantize.json", self._settings)
         if state.resumed:
             self._say("  an interrupted run is continued")
-        scheme = self._fastest_places(files, engine)
+        scheme = self._fastest_places(files, engine, state)
         scheme, points, notes = self._accurate(files, scheme, state)
         record = self._written(files, scheme, points, notes)
         append_record(self.folder / "runs.jsonl", record)
@@ -391,7 +393,17 @@ class _Quantization:
             "engine": self._engine,
             "metric": self._measure.name,
             "preprocess": repr(self._samples.preprocess),
+            "data": self._digest,
         }
+
+    @property
+    def _digest(self) -> str:
+        """Return a checksum of some inputs and of all labels."""
+        rows = np.unique(np.linspace(0, len(self._samples) - 1, _CHECKED).round().astype(int))
+        digest = hashlib.sha256()
+        for array in (*self._samples.rows(rows).values(), self._samples.labels):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     # ---- metric
 
@@ -515,7 +527,7 @@ class _Quantization:
     def _timer(self) -> FileTimer:
         return FileTimer(self._float_predict, self._sample, self._rows, self.options)
 
-    def _fastest_places(self, files: GraphFiles, engine: str) -> GraphScheme:
+    def _fastest_places(self, files: GraphFiles, engine: str, state: Measured) -> GraphScheme:
         """Return the scheme, with the outputs quantised where that is faster."""
         scheme = GraphScheme(
             weight_bits=self.config.weight_bits,
@@ -525,6 +537,8 @@ class _Quantization:
         )
         if self.quantize_outputs is not None:
             return replace(scheme, quantize_outputs=self.quantize_outputs)
+        if state.quantize_outputs is not None:
+            return replace(scheme, quantize_outputs=state.quantize_outputs)
         plain = files.model(scheme, correct=False)
         more = files.model(replace(scheme, quantize_outputs=True), correct=False)
         found = self._timer.ratios({False: self._loaded(plain), True: self._loaded(more)})
@@ -533,6 +547,7 @@ class _Quantization:
             f"  {engine}: {found[False]:.2f} of the time of fp32, with quantised outputs {found[True]:.2f}: "
             f"quantize_outputs={faster}"
         )
+        state.keep_outputs(faster)
         return replace(scheme, quantize_outputs=faster)
 
     def _loaded(self, model: Any) -> Predict:
@@ -549,8 +564,8 @@ class _Quantization:
         if scheme.weight_bits < 8:
             found = self._searched(files, scheme, state, ranked, _TO_8_BITS)
             curve += _curve(found, _TO_8_BITS)
-            if found.best is not None:
-                best = self._quickest(files, found, lambda layers: replace(scheme, raised=layers))
+            if found.best is not None:  # the fewest: bits of weights change no time
+                best = found.best.layers
                 return (
                     replace(scheme, raised=best),
                     _marked(curve, best, _TO_8_BITS),
@@ -568,7 +583,7 @@ class _Quantization:
                     f"{self._baseline:.4g}: ship model.onnx, or accept more."
                 ],
             )
-        best = self._quickest(files, found, lambda layers: _skipping(scheme, layers))
+        best = self._quickest(files, found, scheme)
         return _skipping(scheme, best), _marked(curve, best, _TO_FLOAT), self._told(found, best, _TO_FLOAT)
 
     def _ranked(self, files: GraphFiles, scheme: GraphScheme, state: Measured) -> list[str]:
@@ -611,9 +626,7 @@ class _Quantization:
         )
         return point
 
-    def _quickest(
-        self, files: GraphFiles, found: FoundLayers, of: Callable[[frozenset[str]], GraphScheme]
-    ) -> frozenset[str]:
+    def _quickest(self, files: GraphFiles, found: FoundLayers, scheme: GraphScheme) -> frozenset[str]:
         """Return the fewest layers, or others that keep the limit with a faster file."""
         fewest, *others = found.passing(self._keeps)
         others = [p for p in others if len(p.layers) < len(files.source.products) and p.latency_ms is not None]
@@ -621,10 +634,11 @@ class _Quantization:
         rivals = [p for p in rivals if (p.latency_ms or math.inf) < _FASTER * (fewest.latency_ms or math.inf)]
         if not rivals:
             return fewest.layers
-        predicts = {p.layers: self._loaded(files.model(of(p.layers))) for p in (fewest, *rivals)}
-        ratios = self._timer.ratios(predicts)
-        best = min(ratios, key=lambda layers: ratios[layers])
-        return best if ratios[best] < _FASTER * ratios[fewest.layers] else fewest.layers
+        predicts = {p.layers: self._loaded(files.model(_skipping(scheme, p.layers))) for p in (fewest, *rivals)}
+        rounds = [self._timer.ratios(predicts) for _ in range(_ROUNDS)]
+        shares = {p.layers: max(one[p.layers] / one[fewest.layers] for one in rounds) for p in rivals}
+        best = min(shares, key=lambda layers: shares[layers])
+        return best if shares[best] < _FASTER else fewest.layers
 
     def _told(self, found: FoundLayers, best: frozenset[str], to: str) -> list[str]:
         names = ", ".join(sorted(best)) or "none"
@@ -701,7 +715,7 @@ class _Quantization:
             machine=this_machine(),
             command=shlex.join(sys.orig_argv),
             notes=(
-                *self._advice(loaded, metrics, timing),
+                *self._advice(loaded, metrics, timing, figures),
                 *notes,
                 *self._scope(scheme, references),
                 *([] if saturation is None or not saturation.channels else [saturation.note("model.int8.onnx")]),
@@ -755,13 +769,20 @@ class _Quantization:
         except Exception:  # unknown shapes: cost not counted
             return None, int(artefact.size_mb * 1e6 / 4)
 
-    def _advice(self, loaded: LoadedFiles, metrics: Sequence[FileMetrics], timing: Timing) -> tuple[str, ...]:
+    def _advice(
+        self,
+        loaded: LoadedFiles,
+        metrics: Sequence[FileMetrics],
+        timing: Timing,
+        figures: Sequence[ArtefactFigures],
+    ) -> tuple[str, ...]:
         main = [r for r in timing.latencies if (r.threads, r.batch_size) == self.options.settings[0]]
         return int8_notes(
             main,
             agreeing={(check.engine, check.precision) for check in loaded.checks if check.passed},
             file_metrics=metrics,
             noisy=any(note.startswith("Noise") for note in timing.notes),
+            float_layers=[name for figure in figures for name in figure.float_layers or ()],
         )
 
     def _scope(self, scheme: GraphScheme, references: Mapping[str, Reference]) -> list[str]:

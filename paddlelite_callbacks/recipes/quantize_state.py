@@ -13,7 +13,7 @@ from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["Measured"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Measured:
@@ -22,20 +22,36 @@ class Measured:
     Args:
         path: File of the state; read if it is there and was written with the same settings.
         settings: What the measurements depend on, as JSON holds it.
+
+    Attributes:
+        sensitivity: Sensitivity of layers by name.
+        quantize_outputs: Whether outputs are quantised too, as it was measured; ``None`` if it was not yet.
+        resumed: Whether measurements were read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self._path = path
         self._settings = json.loads(json.dumps(dict(settings)))
         self.sensitivity: dict[str, float] = {}
+        self.quantize_outputs: bool | None = None
         self._points: dict[str, dict[str, Any]] = {}
         self.resumed = False
         with suppress(OSError, ValueError, KeyError, TypeError):  # unreadable: everything is measured again
             held = json.loads(path.read_text(encoding="utf-8"))
             if (held["version"], held["settings"]) == (_VERSION, self._settings):
                 self.sensitivity = {str(name): float(value) for name, value in held["sensitivity"].items()}
+                self.quantize_outputs = held["quantize_outputs"]
                 self._points = dict(held["points"])
                 self.resumed = True
+
+    def keep_outputs(self, quantized: bool) -> None:
+        """Keep whether outputs are quantised too: a second timing might choose otherwise than the files were made.
+
+        Args:
+            quantized: The choice.
+        """
+        self.quantize_outputs = quantized
+        self._write()
 
     def keep_sensitivity(self, found: Mapping[str, float]) -> None:
         """Keep the sensitivity of layers.
@@ -76,6 +92,7 @@ class Measured:
         held = {
             "version": _VERSION,
             "settings": self._settings,
+            "quantize_outputs": self.quantize_outputs,
             "sensitivity": self.sensitivity,
             "points": self._points,
         }

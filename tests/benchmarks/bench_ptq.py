@@ -154,7 +154,7 @@ def cifar(name: str, weights: Path, pictures: Path, most: int) -> Data:
     network.set_state_dict(read_saved(weights))
     network.eval()
     files = sorted(pictures.glob("*/*"))
-    chosen = np.random.RandomState(0).permutation(len(files))[: 100 + min(most, 2000)]
+    chosen = np.random.RandomState(0).permutation(len(files))[: 100 + most]
     read = [np.asarray(Image.open(files[index]).convert("RGB")).transpose(2, 0, 1) for index in chosen]
     images = normalized(np.stack(read))
     labels = np.array([CLASSES.index(files[index].parent.name) for index in chosen])
@@ -336,7 +336,7 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=Path, help="folder with list.txt, or CLASS/*.jpg")
     parser.add_argument("--nncf", default=os.environ.get("NNCF_PYTHON"), help="Python of an environment with NNCF")
-    parser.add_argument("--most", type=int, default=10**6, help="largest number of images of each kind")
+    parser.add_argument("--most", type=int, default=2000, help="largest number of images of each kind")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--rows", nargs="*", choices=[*OURS, GRAPH, NNCF, ORT], help="rows to measure; all by default")
     parser.add_argument("--out", type=Path, help="JSON file")

@@ -154,6 +154,31 @@ def test_the_broken_layer_is_found_and_put_back_to_float(tmp_path):
     assert (tmp_path / "out" / "layers.png").is_file()
 
 
+def products_in_float(path, tmp_path):
+    """Nodes of ONNX Runtime's own optimised graph that compute products in float."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ran = onnx.load(options.optimized_model_filepath).graph
+    return [node for node in ran.node if node.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")]
+
+
+@pytest.mark.parametrize("quantize_outputs", [False, True])
+def test_layers_that_onnxruntime_computes_in_float_are_named(quantize_outputs, tmp_path):
+    data = np.random.RandomState(3).randn(40, 3, 16, 16).astype("float32")
+    made = quantize(
+        saved(torch_style(), tmp_path), data, folder=tmp_path / "out", calibration_images=16, benchmark=QUICK,
+        quantize_outputs=quantize_outputs, verbose=0,
+    )  # fmt: skip
+    (figures,) = (one for one in made.record.artefacts if one.precision == "int8")
+    in_float = products_in_float(made.folder / "model.int8.onnx", tmp_path)
+    assert len(figures.float_layers) == len(in_float)
+    assert (len(in_float) > 0) != quantize_outputs
+    notes = [one for one in made.record.notes if "quantised layers in float" in one]
+    assert len(notes) == (not quantize_outputs)
+    assert all(name in note for name in figures.float_layers[:5] for note in notes)
+
+
 def test_with_four_bits_the_broken_layer_is_put_back_to_eight(tmp_path):
     made = broken(tmp_path, 4.0, metric_drop=0.5, weight_bits=4)
     assert (made.in_float, made.raised) == ((), ("third",))
@@ -222,6 +247,24 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
     assert made.budget.metric == "closeness"
 
 
+def test_a_resumed_search_keeps_the_places_of_its_quantisers_and_other_data_begin_again(tmp_path):
+    path, inputs = saved(maps(outlier=300.0), tmp_path), np.random.RandomState(3).randn(48, 3, 12, 12)
+    data = [inputs.astype("float32"), outputs(path, inputs.astype("float32"))]
+    options = {"calibration_images": 16, "benchmark": QUICK, "metric_drop": 0.05, "folder": tmp_path / "out"}
+    held = tmp_path / "out" / ".net.quantize.json"
+    with pytest.raises(KeyboardInterrupt):
+        quantize(path, data, metric=Interrupted(at=4), verbose=0, **options)
+    state = json.loads(held.read_text())
+    assert state["quantize_outputs"] in (True, False)  # as it was timed
+    with pytest.raises(KeyboardInterrupt):
+        quantize(path, [data[0][::-1].copy(), data[1]], metric=Interrupted(at=2), verbose=0, **options)
+    assert json.loads(held.read_text())["settings"] != state["settings"]
+    for chosen in (True, False):
+        held.write_text(json.dumps(state | {"quantize_outputs": chosen}))
+        made = quantize(path, data, metric=Interrupted(), verbose=0, **options)
+        assert made.record.config["quantize"]["quantize_outputs"] is chosen
+
+
 def test_measurements_of_other_settings_or_a_torn_file_are_not_taken(tmp_path):
     from paddlelite_callbacks.quant.layer_search import SearchPoint
 
@@ -229,8 +272,10 @@ def test_measurements_of_other_settings_or_a_torn_file_are_not_taken(tmp_path):
     state = Measured(path, {"images": 3})
     state.keep_sensitivity({"a": 0.5})
     state.keep_point("float", SearchPoint(layers=layers, metric=0.25, latency_ms=None))
+    assert Measured(path, {"images": 3}).quantize_outputs is None
+    state.keep_outputs(True)
     again = Measured(path, {"images": 3})
-    assert (again.resumed, again.sensitivity) == (True, {"a": 0.5})
+    assert (again.resumed, again.sensitivity, again.quantize_outputs) == (True, {"a": 0.5}, True)
     assert again.point("float", layers) == SearchPoint(layers=layers, metric=0.25, latency_ms=None)
     assert again.point("8 bits", layers) is None
     assert not Measured(path, {"images": 4}).resumed
