@@ -15,6 +15,7 @@ from paddlelite_callbacks.quant.ranges import range_of
 
 __all__ = ["Observation", "activation_ranges", "observe_model"]
 
+_SHALLOW = 0.5  # of the range: a lowest value above that moves the zero point
 _SAMPLE = 1 << 18  # number of values of one tensor in one batch
 
 Inputs = Mapping[str, np.ndarray]
@@ -120,10 +121,17 @@ def activation_ranges(seen: Observation, calibration: str, *, bits: int = 8) -> 
     """
     found = {}
     for name, histogram in seen.histograms.items():
-        signed = seen.lowest[name] < 0
+        signed, lowest = seen.lowest[name] < 0, seen.lowest[name]
         if calibration == "percentile":
             alpha = float(np.mean(seen.percentiles[name])) or histogram.largest or 1.0
         else:
             alpha = range_of(histogram, calibration, bits=bits, signed=signed)
-        found[name] = ActivationRange(alpha=alpha, signed=signed)
+        known = ActivationRange(alpha=alpha, signed=signed)
+        if signed and -lowest < _SHALLOW * alpha:  # values lie above zero for the most part
+            known = ActivationRange(alpha=alpha, signed=True, lowest=lowest)
+            if calibration != "percentile":
+                _, low, high, _ = known.grid(bits)
+                alpha = range_of(histogram, calibration, grid=(low, high))
+                known = ActivationRange(alpha=alpha, signed=True, lowest=max(lowest, -alpha))
+        found[name] = known
     return found

@@ -1,7 +1,9 @@
 """Quantise float ONNX graphs after training, in QDQ format.
 
-The grids are those of the files that are exported after training, see `rewrite_as_qdq`: weights per output channel and
-symmetric, activations per tensor as uint8 with zero point 0 where no value is negative, else 128, biases as int32.
+Weights are quantised per output channel and symmetrically, activations per tensor as uint8, biases as int32. The zero
+point is 0 where no value is negative, and 128 where values reach as far below zero as above, as in the files that are
+exported after training (see `rewrite_as_qdq`). Else it lies where the values do: behind a hard-swish, which is never
+below -0.375, the middle would leave nearly half of the integers unused.
 """
 
 from __future__ import annotations
@@ -30,10 +32,26 @@ class ActivationRange:
     Args:
         alpha: Value of the highest integer, in units of the tensor; positive.
         signed: Whether the grid has negative values.
+        lowest: Value of the lowest integer of a signed grid; ``None`` for about ``-alpha``.
     """
 
     alpha: float
     signed: bool
+    lowest: float | None = None
+
+    def grid(self, bits: int) -> tuple[float, int, int, int]:
+        """Return step, lowest and highest integer relative to zero, and the zero point in uint8.
+
+        Args:
+            bits: Grid width in bits, 2-8.
+        """
+        if self.signed and self.lowest is not None:
+            levels = 2**bits - 1
+            step = (self.alpha - self.lowest) / levels
+            zero = min(max(round(-self.lowest / step), 1), levels - 1)
+            return step, -zero, levels - zero, zero
+        low, high = (int(level) for level in grid_levels(bits, self.signed))
+        return self.alpha / high, low, high, 128 if self.signed else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +190,10 @@ class _Writer:
 
     def _write(self, graph: OnnxGraph, before: Any, name: str) -> str:
         """Write ``[Clip,] Q, DQ`` of a tensor before a node."""
-        found, bits, prefix = self._ranges[name], self._scheme.activation_bits, f"{name}.quantized"
-        low, high = grid_levels(bits, found.signed)
-        step, source = self._step(name), name
+        bits, prefix, source = self._scheme.activation_bits, f"{name}.quantized", name
+        step, low, high, zero_point = self._ranges[name].grid(bits)
         scale = graph.constant(f"{prefix}.scale", np.asarray(step, "float32"))
-        zero = graph.constant(f"{prefix}.zero_point", np.asarray(128 if found.signed else 0, "uint8"))
+        zero = graph.constant(f"{prefix}.zero_point", np.asarray(zero_point, "uint8"))
         if bits < 8:
             limits = [
                 graph.constant(f"{prefix}.{key}", np.asarray(value * step, "float32"))
@@ -190,8 +207,7 @@ class _Writer:
         return self._tensors[name]
 
     def _step(self, name: str) -> float:
-        found = self._ranges[name]
-        return found.alpha / grid_levels(self._scheme.activation_bits, found.signed)[1]
+        return self._ranges[name].grid(self._scheme.activation_bits)[0]
 
     def _weight(
         self, graph: OnnxGraph, node: Any, product: Product, step: float, bias: np.ndarray | None

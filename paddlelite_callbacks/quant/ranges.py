@@ -15,7 +15,13 @@ _STRIDE = 16  # bins between two ranges that KL tries
 
 
 def range_of(
-    histogram: ValueHistogram, calibration: str, *, bits: int = 8, signed: bool = False, symmetric: bool = False
+    histogram: ValueHistogram,
+    calibration: str,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    symmetric: bool = False,
+    grid: tuple[float, float] | None = None,
 ) -> float:
     """Return the range ``alpha`` that a calibration method chooses.
 
@@ -25,10 +31,11 @@ def range_of(
         bits: Grid width in bits, 2-8.
         signed: Whether the grid includes negative values, see `grid_levels`.
         symmetric: Whether it is symmetric, whatever ``signed`` is.
+        grid: Its lowest and highest integer; ``None`` for those of ``bits``, ``signed`` and ``symmetric``.
     """
     if histogram.largest == 0:
         return 1.0
-    low, high = grid_levels(bits, signed, symmetric=symmetric)
+    low, high = grid_levels(bits, signed, symmetric=symmetric) if grid is None else grid
     if calibration == "mse":
         return mse_range(histogram, low=low, high=high)
     return kl_range(histogram, levels=int(high) + 1) if calibration == "kl" else histogram.largest

@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_ptq.py lite0 --weights lite0.npz --pictures imagenet500 --nncf /tmp/nncf/bin/python
     python tests/benchmarks/bench_ptq.py resnet9 --weights teacher.pdparams --pictures cifar10/test
     python tests/benchmarks/bench_ptq.py digits            # a small network, half a minute
+    python tests/benchmarks/bench_ptq.py --page            # examples/results/imagenet/ptq.md from the ptq_*.json there
 
 Every fifth picture calibrates, the others are evaluated: top-1, agreement with the float network's class, and the
 logits' error as a share of their rms. Files are evaluated in the engine of their maker (ours in ONNX Runtime). Times
@@ -38,7 +39,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import compiled_depthwise, ptq_int8
-from paddlelite_callbacks.benchmark.machine import this_machine
+from paddlelite_callbacks.benchmark.machine import Machine, this_machine
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.float_onnx import read_float_onnx
 from paddlelite_callbacks.export.model_files import declared_inputs
@@ -51,6 +52,7 @@ from paddlelite_callbacks.utils.safe_load import read_saved
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
+RESULTS = EXAMPLES / "results" / "imagenet"
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -254,6 +256,13 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, percentile 99.9, without bias correction": {"calibration": "percentile", "bias_correction": False},
 }
 
+TITLES = {
+    "lite0": "EfficientNet-Lite0",
+    "lite1": "EfficientNet-Lite1",
+    "resnet9": "ResNet9, CIFAR-10",
+    "lcnet": "PP-LCNet_x0_25, CIFAR-10",
+    "digits": "A small network, digits",
+}
 GRAPH = "ours, `quantize` on the ONNX file"
 NNCF, ORT = "NNCF, mixed, overflow fix", "ONNX Runtime QDQ, reduce_range"
 
@@ -327,10 +336,35 @@ def lines(rows: list[Row]) -> list[str]:
     ]
 
 
+def page(records: list[dict[str, Any]]) -> str:
+    """Return the tables of several runs, without the times, which need a quiet machine."""
+    parts = []
+    for record in records:
+        machine = Machine(**{**record["machine"], "flags": tuple(record["machine"]["flags"])})
+        parts += [
+            f"{TITLES[record['network']]}: {record['calibration']} images calibrate, {record['evaluated']} others are "
+            f"evaluated; {machine.processor}, one thread:",
+            "",
+            "| file | top-1 % | agrees with float % | rms | MB | CPU s |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in record["rows"]:
+            seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+            if row["seconds_with_export"] is not None:
+                seconds += f" ({row['seconds_with_export']:.0f} with export)"
+            parts.append(
+                f"| {row['name']} | {row['top1']:.1f} | {row['agreement']:.1f} | {row['rms']:.3f} | {row['mb']:.2f} | "
+                f"{seconds} |"
+            )
+        parts.append("")
+    return "\n".join(parts).strip() + "\n"
+
+
 def main() -> None:
     """Measure one network and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=["lite0", "lite1", "resnet9", "lcnet", "digits"])
+    parser.add_argument("network", nargs="?", choices=["lite0", "lite1", "resnet9", "lcnet", "digits"])
+    parser.add_argument("--page", action="store_true", help="only write examples/results/imagenet/ptq.md")
     parser.add_argument(
         "--weights", type=Path, help="file of examples/imagenet/convert_weights.py, or of examples/cifar10"
     )
@@ -341,6 +375,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=[*OURS, GRAPH, NNCF, ORT], help="rows to measure; all by default")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
+    if options.page:
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("ptq_*.json"))]
+        (RESULTS / "ptq.md").write_text(page(found), encoding="utf-8")
+        return
+    if options.network is None:
+        parser.error("name a network, or --page")
     if options.network == "digits":
         data = digits(options.most)
     elif options.weights is None or options.pictures is None:

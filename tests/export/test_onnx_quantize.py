@@ -136,7 +136,12 @@ def by_hand(model, source, inputs, ranges):
     def activation(x, name):
         found = ranges[name]
         low, high = (-128, 127) if found.signed else (0, 255)
-        step = np.float64(np.float32(found.alpha / high))
+        step = found.alpha / high
+        if found.lowest is not None:  # the values lie above zero for the most part
+            step = (found.alpha - found.lowest) / 255
+            low = -round(-found.lowest / step)
+            high = 255 + low
+        step = np.float64(np.float32(step))
         return np.clip(np.rint((x / step).astype("float32")), low, high) * step, step
 
     def weight(name, axis):
@@ -182,17 +187,36 @@ def test_the_graph_computes_what_numpy_computes_by_hand(tmp_path):
     assert np.abs(got - expected).max() < 0.02 * largest  # one value on a threshold
 
 
-def test_unsigned_tensors_have_zero_point_0_and_signed_ones_128(tmp_path):
+def test_the_zero_point_is_0_or_128_or_where_the_values_are(tmp_path):
     model = torch_style()
     source, inputs = read_float_onnx(saved(model, tmp_path)), inputs_of(model)
-    made = quantised(source, inputs, quantize_outputs=True)
+    made = quantised(source, inputs, calibration="min_max", quantize_outputs=True)
     stored = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
     quantizers = {n.input[0]: stored[n.input[2]] for n in made.graph.node if n.op_type == "QuantizeLinear"}
     assert all(point.dtype == np.uint8 for point in quantizers.values())
-    seen = run_model(with_outputs(source.model, [name for name in quantizers if name != "x"]))(inputs)
+    seen = {**inputs, **run_model(with_outputs(source.model, [name for name in quantizers if name != "x"]))(inputs)}
+    kinds = set()
     for name, point in quantizers.items():
-        lowest = inputs["x"].min() if name == "x" else seen[name].min()
-        assert int(point) == (128 if lowest < 0 else 0), name
+        lowest, highest = float(seen[name].min()), float(seen[name].max())
+        middle = -lowest >= 0.5 * np.abs(seen[name]).max()
+        kinds.add("none" if lowest >= 0 else "as many" if middle else "few")
+        expected = 0 if lowest >= 0 else 128 if middle else -lowest / (highest - lowest) * 255
+        assert abs(int(point) - expected) <= 0.51, name
+    assert {"none", "few"} <= kinds
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_behind_hard_swish_no_integer_is_wasted(bits, tmp_path):
+    model = torch_style()
+    source, inputs = read_float_onnx(saved(model, tmp_path)), inputs_of(model, 32)
+    ranges = activation_ranges(observe_model(source, split_rows(inputs)), "mse", bits=bits)
+    made = quantize_graph(source, ranges, GraphScheme(activation_bits=bits))
+    values = run_model(with_outputs(made, ["h1", "h1.quantized.back"]))(inputs)
+    x, back = values["h1"], values["h1.quantized.back"]
+    assert 0.8 * 2**bits <= len(np.unique(back)) <= 2**bits
+    in_the_middle = np.abs(x).max() / (2 ** (bits - 1) - 1)
+    halves = np.sqrt(np.mean((np.clip(np.rint(x / in_the_middle), -(2 ** (bits - 1)), None) * in_the_middle - x) ** 2))
+    assert np.sqrt(np.mean((back - x) ** 2)) < 0.65 * halves
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
