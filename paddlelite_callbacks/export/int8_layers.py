@@ -49,6 +49,8 @@ def layer_of(weight: str) -> str:
     Args:
         weight: Name of the tensor.
     """
+    if weight.endswith(".quantized"):  # of `quantize_graph`, which names products by their float weights
+        return weight.removesuffix(".quantized").removesuffix(".plain").removesuffix(".folded").removesuffix(".weight")
     return next((weight.removesuffix(end) for end in _ENDS if weight.endswith(end)), weight)
 
 

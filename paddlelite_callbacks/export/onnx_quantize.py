@@ -40,7 +40,7 @@ class ActivationRange:
     lowest: float | None = None
 
     def grid(self, bits: int) -> tuple[float, int, int, int]:
-        """Return step, lowest and highest integer relative to zero, and the zero point in uint8.
+        """Return step, lowest and highest integer from zero, and the zero point.
 
         Args:
             bits: Grid width in bits, 2-8.

@@ -45,7 +45,7 @@ class Measured:
                 self.resumed = True
 
     def keep_outputs(self, quantized: bool) -> None:
-        """Keep whether outputs are quantised too: a second timing might choose otherwise than the files were made.
+        """Keep whether outputs are quantised too; a second timing might differ.
 
         Args:
             quantized: The choice.

@@ -92,7 +92,6 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         "latencies": [
             {"engine": row.engine, "precision": row.precision, "min_ms": row.min_ms} for row in record.latencies
         ],
-        "notes": list(record.notes),
         "size_mb": {f"{a.kind}/{a.precision}": a.size_mb for a in record.artefacts},
         "curve": [asdict(point) for point in record.layer_curve],
         "cpu_seconds": cpu_seconds() - began,

@@ -174,6 +174,7 @@ def test_layers_that_onnxruntime_computes_in_float_are_named(quantize_outputs, t
     in_float = products_in_float(made.folder / "model.int8.onnx", tmp_path)
     assert len(figures.float_layers) == len(in_float)
     assert (len(in_float) > 0) != quantize_outputs
+    assert set(figures.float_layers) <= {"stem", "dw", "pw", "fc"}
     notes = [one for one in made.record.notes if "quantised layers in float" in one]
     assert len(notes) == (not quantize_outputs)
     assert all(name in note for name in figures.float_layers[:5] for note in notes)
