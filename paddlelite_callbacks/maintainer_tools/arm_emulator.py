@@ -6,6 +6,7 @@ are unpacked into a separate folder, and qemu runs its programs without a chroot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paddlelite_callbacks.utils.atomic_files import staged_file
+
 __all__ = ["ArmEmulator", "ArmRun", "build_arm_root", "missing_for_arm"]
 
 CPU = "cortex-a76"
@@ -31,8 +34,9 @@ _WHEELS = (  # onnxruntime 1.32 crashes in qemu 7.2
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 _READY = "ready.json"
 _SECONDS = 1800
-_FEW, _MANY = 2, 6  # numbers of calls; the first call also prepares weights
+_CALLS = 6  # counted one by one; the first, which also prepares weights, is left out
 _COUNTED = "INSTRUCTIONS "
+_COUNTER_SOURCE = Path(__file__).with_name("instruction_counter.c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,9 @@ def build_arm_root(folder: Path) -> ArmEmulator:
         if shutil.which("qemu-aarch64") is None:
             _unpack_debian(folder, "amd64", ("qemu-user",), folder / "qemu")
         _install_wheels(folder)
-        counter = _built_counter(folder)
-        (folder / _READY).write_text(json.dumps({"wheels": _WHEELS, "counter": counter}) + "\n", encoding="utf-8")
+        (folder / _READY).write_text(json.dumps({"wheels": _WHEELS}) + "\n", encoding="utf-8")
+    if not _counter(folder).is_file():
+        _build_counter(folder)
     return ArmEmulator(folder)
 
 
@@ -104,22 +109,21 @@ class ArmEmulator:
             engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (result of `native_file`).
             files: Files of the network; the first is the one to open.
             inputs: Input arrays in the order of the file.
-            count: Whether to count instructions. The engine is then started twice, with two and with six calls, so that
-                start and loading cancel out.
+            count: Whether to count instructions: the middle one of five calls, after a first that also prepares weights.
+                Start and loading are not counted.
 
         Raises:
             RuntimeError: The engine failed, or the emulator crashed.
         """
-        if not count or not (self._folder / "counter.so").is_file():
+        if not count or not _counter(self._folder).is_file():
             return ArmRun(outputs=self._called(engine, files, inputs, runs=1, counted=False)[0])
-        outputs, few = self._called(engine, files, inputs, runs=_FEW, counted=True)
-        _, many = self._called(engine, files, inputs, runs=_MANY, counted=True)
-        found = None if few is None or many is None else (many - few) / (_MANY - _FEW) / 1e6
-        return ArmRun(outputs=outputs, instructions_m=found)
+        outputs, counts = self._called(engine, files, inputs, runs=_CALLS, counted=True)
+        each = np.diff(counts)[1:]  # of each call but the first
+        return ArmRun(outputs=outputs, instructions_m=float(np.median(each)) / 1e6 if len(each) else None)
 
     def _called(
         self, engine: str, files: Sequence[Path], inputs: Sequence[np.ndarray], *, runs: int, counted: bool
-    ) -> tuple[list[np.ndarray], int | None]:
+    ) -> tuple[list[np.ndarray], list[int]]:
         with tempfile.TemporaryDirectory() as work:
             given, got = Path(work) / "inputs.npz", Path(work) / "outputs.npz"
             np.savez(given, *inputs)
@@ -133,7 +137,7 @@ class ArmEmulator:
             with np.load(got) as stored:
                 outputs = [stored[key] for key in stored.files]
         said = [line for line in done.stderr.splitlines() if line.startswith(_COUNTED)]
-        return outputs, int(said[-1].removeprefix(_COUNTED)) if said else None
+        return outputs, [int(line.removeprefix(_COUNTED)) for line in said]
 
     def _python(self, arguments: Sequence[str], *, counted: bool) -> subprocess.CompletedProcess[str]:
         root, package = self._folder / "root", Path(__file__).absolute().parents[2]
@@ -142,10 +146,11 @@ class ArmEmulator:
             "PYTHONPATH": f"{package}:{root / 'site'}",
             "PYTHONNOUSERSITE": 1,
             "PYTHONDONTWRITEBYTECODE": 1,
+            "PYTHONHASHSEED": 0,  # else the same call takes another number of instructions in each process
             "LD_LIBRARY_PATH": "/lib/aarch64-linux-gnu",
             "OMP_NUM_THREADS": 1,
         }
-        plugin = ["-plugin", str(self._folder / "counter.so")] if counted else []
+        plugin = ["-plugin", str(_counter(self._folder))] if counted else []
         given = [part for name, value in variables.items() for part in ("-E", f"{name}={value}")]
         python = [str(root / "usr" / "bin" / "python3.11"), "-W", "ignore"]
         return self._started([str(self._qemu), *plugin, "-cpu", CPU, "-L", str(root), *given, *python, *arguments])
@@ -207,14 +212,17 @@ def _has_pip(python: str) -> bool:
     return subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
 
 
-def _built_counter(folder: Path) -> str | None:
-    """Compile the plugin that counts instructions; return a reason on failure."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        return "no C compiler: instructions are not counted"
-    source = Path(__file__).with_name("instruction_counter.c")
-    _checked([compiler, "-shared", "-fPIC", "-O2", "-o", str(folder / "counter.so"), str(source)], dict(os.environ))
-    return None
+def _counter(folder: Path) -> Path:
+    """Return the path of the plugin that counts instructions, by the digest of its source."""
+    return folder / f"counter-{hashlib.sha256(_COUNTER_SOURCE.read_bytes()).hexdigest()[:12]}.so"
+
+
+def _build_counter(folder: Path) -> None:
+    """Compile the plugin; without a C compiler instructions are not counted."""
+    if (compiler := shutil.which("cc") or shutil.which("gcc")) is None:
+        return
+    with staged_file(_counter(folder)) as partial:
+        _checked([compiler, "-shared", "-fPIC", "-O2", "-o", str(partial), str(_COUNTER_SOURCE)], dict(os.environ))
 
 
 def _checked(command: Sequence[str], environment: dict[str, str]) -> None:
