@@ -109,7 +109,7 @@ class ArmEmulator:
             engine: ``"onnxruntime"`` (an ONNX file), ``"mnn"`` or ``"ncnn"`` (result of `native_file`).
             files: Files of the network; the first is the one to open.
             inputs: Input arrays in the order of the file.
-            count: Whether to count instructions: the middle one of five calls, after a first that also prepares weights.
+            count: Whether to count instructions: the median of five calls, after a first that also prepares weights.
                 Start and loading are not counted.
 
         Raises:

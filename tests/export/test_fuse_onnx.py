@@ -104,6 +104,21 @@ FITTING = {
         ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"],
     ),
     "without a bias": (multiplied([2, -1], random(6, 4), [2, 3]), ["GlobalAveragePool", "Conv", "Relu"]),
+    "convolutions behind other readers": (
+        model_of(
+            [
+                node("Add", "x,x", "s"),
+                node("Relu", "s", "a"),
+                node("Conv", "s,w", "b"),
+                node("Conv", "a,w", "c"),
+                node("Sigmoid", "b", "d"),
+                node("Conv", "s,v", "e"),
+                node("Sum", "c,d,e,x", "y"),
+            ],
+            {"w": random(6, 6, 1, 1), "v": random(6, 6, 1, 1)},
+        ),
+        ["Add", "Conv", "Conv", "Relu", "Conv", "Sigmoid", "Sum"],
+    ),
 }
 OTHER = {
     "other values": upsampled(np.full((6, 1, 2, 2), 0.5, "float32")),
@@ -114,6 +129,10 @@ OTHER = {
     "output padding": upsampled(output_padding=[1, 1]),
     "fewer groups": upsampled(np.ones((6, 1, 2, 2), "float32"), group=3),
     "scaled products": excited(alpha=0.5),
+    "a convolution whose weights are computed": model_of(
+        [node("Relu", "x", "a"), node("Sigmoid", "w", "v"), node("Conv", "x,v", "b"), node("Add", "a,b", "y")],
+        {"w": random(6, 6, 1, 1)},
+    ),
     "other axes": model_of(
         [
             node("GlobalAveragePool", "x", "p"),
