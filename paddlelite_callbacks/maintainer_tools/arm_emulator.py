@@ -131,8 +131,9 @@ class ArmEmulator:
             done = self._python(["-m", "paddlelite_callbacks.maintainer_tools.arm_child", *arguments], counted=counted)
             if done.returncode or not got.is_file():
                 said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                end = "ended" if done.returncode >= 0 else "crashed"
                 raise RuntimeError(
-                    f"{engine} on the emulated {CPU} ended with {done.returncode}: {said[-1][-300:] if said else ''}"
+                    f"{engine} on the emulated {CPU} {end} with {done.returncode}: {said[-1][-300:] if said else ''}"
                 )
             with np.load(got) as stored:
                 outputs = [stored[key] for key in stored.files]
@@ -213,7 +214,7 @@ def _has_pip(python: str) -> bool:
 
 
 def _counter(folder: Path) -> Path:
-    """Return the path of the plugin that counts instructions, by the digest of its source."""
+    """Return the path of the counting plugin, by the digest of its source."""
     return folder / f"counter-{hashlib.sha256(_COUNTER_SOURCE.read_bytes()).hexdigest()[:12]}.so"
 
 
