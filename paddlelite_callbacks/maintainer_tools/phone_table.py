@@ -191,7 +191,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _shown(found: Mapping[str, Any]) -> str:
     if "off" not in found:
-        return "crashes" if "crashed" in str(found.get("error")) else "not run"
+        crashed = any(words in str(found.get("error")) for words in ("crashed", "uncaught target signal"))
+        return "crashes" if crashed else "not run"
     return f"{found['off']:.1e}" if found["passed"] else f"differs, {found['off']:.1e}"
 
 
