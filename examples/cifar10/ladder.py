@@ -2,7 +2,7 @@
 
 Rungs: teacher, light network alone, distilled, quantised, and both. Each runs in a separate process (``rung.py``).
 Started again after an interruption, the same command resumes unfinished rungs and skips finished ones. Writes
-``ladder.jsonl`` and ``table.md`` after each rung.
+``ladder.jsonl``, ``table.md``, and of one light network ``short.md`` and ``accuracy.png`` after each rung.
 
     python examples/cifar10/ladder.py --data cifar-10-python.tar.gz --jobs 2
     python examples/cifar10/ladder.py --quick                # smoke test on drawn images
@@ -18,8 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from picture import draw
 from rung import RUNGS, TEACHER, add_flags, lines_of
-from table import markdown
+from table import markdown, summary
 
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
@@ -107,14 +108,17 @@ def _started(job: Job, options: Sequence[str]) -> subprocess.Popen:
 
 
 def write_table(flags: argparse.Namespace) -> str:
-    """Write ``table.md`` beside ``ladder.jsonl``, and return it."""
+    """Write tables and picture beside ``ladder.jsonl``; return the full table."""
     lines = lines_of(flags)
     if not lines:
         return ""
-    text = markdown(lines)
-    with staged_file(flags.out / ("holdout" if flags.holdout else "") / "table.md") as partial:
-        partial.write_text(text, encoding="utf-8")
-    return text
+    folder, mine = flags.out / ("holdout" if flags.holdout else ""), (None, flags.light)
+    texts = {"table.md": markdown(lines), "short.md": summary([line for line in lines if line["light"] in mine])}
+    for name, text in texts.items():
+        with staged_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    draw([line for line in lines if line["light"] in mine], folder / "accuracy.png")
+    return texts["table.md"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,11 +7,32 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["file_accuracy", "interval", "markdown", "paired"]
+__all__ = [
+    "NAMES",
+    "by_rung",
+    "file_accuracy",
+    "half_width",
+    "interval",
+    "markdown",
+    "paired",
+    "precision_of",
+    "summary",
+]
 
 Line = dict[str, Any]
 TEACHER = "teacher"
 _LOSSES = ("kl", "dkd", "dist")
+NAMES = {
+    "teacher": "teacher",
+    "light": "light network alone",
+    "kl": "distilled",
+    "ptq": "int8 after training",
+    "kl+ptq": "distilled, int8 after training",
+    "pact": "int8 with PACT",
+    "kl+pact": "distilled, int8 with PACT",
+}
+"""Rungs of the summary and of the picture."""
+
 # two-sided 95 % quantiles of Student's t, by degrees of freedom
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -60,6 +81,23 @@ def markdown(lines: Sequence[Line]) -> str:
         f"of the epochs. MB: 1e6 bytes of the ONNX file. Machines: {machines}."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """Return a short table of one light network: accuracy and size of the files.
+
+    Args:
+        lines: Lines of the teacher and of one light network.
+    """
+    rows = by_rung(lines)
+    out = ["| CIFAR-10 | accuracy of the file, % | seeds | MB |", "|---|---:|---:|---:|"]
+    for name, title in NAMES.items():
+        if name in rows:
+            precision = precision_of(rows[name][0])
+            found = interval([file_accuracy(line, precision) for line in rows[name]])
+            size = rows[name][0]["size_mb"].get(f"{precision} onnx")
+            out.append(f"| {title} | {found} | {len(rows[name])} | {'-' if size is None else f'{size:.2f}'} |")
+    return "\n".join(out) + "\n"
 
 
 def by_rung(lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -139,6 +177,14 @@ def interval(values: Sequence[float], *, sign: bool = False) -> str:
     For a single value only the mean.
     """
     mean = f"{round(100 * float(np.mean(values)), 2) + 0.0:{'+' if sign else ''}.2f}"  # not -0.00
+    return mean if len(values) < 2 else f"{mean} ± {100 * half_width(values):.2f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of the mean (Student's t).
+
+    0 for a single value.
+    """
     if len(values) < 2:
-        return mean
-    return f"{mean} ± {100 * _T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)):.2f}"
+        return 0.0
+    return float(_T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -290,6 +290,20 @@ def test_gains_are_paired_by_seed_and_on_the_worst_engine_of_the_right_precision
     assert np.isnan(table.file_accuracy(line("light", 0, 0.8), "int8"))
 
 
+def test_the_summary_has_the_lowest_accuracy_and_the_interval_over_seeds():
+    lines = [line("light", seed, 0.70 + 0.01 * seed) for seed in range(3)]
+    lines += [line("kl+pact", 0, 0.8, int8=0.79), line("dkd", 0, 0.9)]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.summary(lines).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["light network alone", "distilled, int8 with PACT"]
+    half = 4.302653 * np.std([70, 71, 72], ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+    lowest = min(table.accuracies(lines[0], "fp32").values())
+    assert rows[0][1] == f"{100 * lowest + 1:.2f} ± {half:.2f}"
+    assert rows[0][2:3] == ["3"]
+    assert rows[1][2] == "1"
+    assert "±" not in rows[1][1]
+    assert table.half_width([0.5]) == 0
+
+
 def shipped_with_a_card(out, entry):
     """The files of a rung with a card, and what the demo says of pictures with them."""
     for script, *given in (
@@ -342,6 +356,8 @@ def test_the_ladder_quick(tmp_path):
     assert (tmp_path / "out" / "logs" / "lcnet-kl-0.jsonl").is_file()
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| kl+pact (int8) | 1 | 1 |" in text
+    assert "| distilled, int8 with PACT |" in (tmp_path / "out" / "short.md").read_text()
+    assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     shipped_with_a_card(tmp_path / "out", lines[4])
     again = subprocess.run(
         [*command, "--rungs", *rungs], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100
