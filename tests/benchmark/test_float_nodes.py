@@ -26,7 +26,7 @@ NETWORKS = {
     "MobileNetV3_large_x1_0": BACKBONES,
     "PPLCNet_x2_5": BACKBONES,
     "ResNet50": BACKBONES,
-    "lite_hrnet_30": "paddlelite_callbacks.models.lite_hrnet",
+    "lite_hrnet_18": "paddlelite_callbacks.models.lite_hrnet",
     "EfficientNet-Lite0": None,
 }
 
@@ -55,12 +55,29 @@ def profiled(path, x, folder):
     return Counter(e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time"))
 
 
+def never_quantised(path):
+    """Number of products in the file without an int8 weight: channel orders and bilinear upsampling of LiteHRNet."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(str(path)).graph
+    integers = {item.name for item in graph.initializer if item.data_type == onnx.TensorProto.INT8}
+    producers = {name: node for node in graph.node for name in node.output}
+
+    def from_integers(name):
+        while name in producers and producers[name].op_type in ("DequantizeLinear", "Cast", "Mul", "Reshape"):
+            name = producers[name].input[0]
+        return name in integers
+
+    return sum(node.op_type in FLOAT and not from_integers(node.input[1]) for node in graph.node)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_quantised_layer_that_runs_in_float_is_named(name, tmp_path):
     network, x = built(name), np.random.RandomState(0).randn(1, 3, 64, 64).astype("float32")
     network.eval()
-    for outputs in (False, True) if name != "lite_hrnet_30" else (True,):  # its export takes long
+    for outputs in (
+        (False, True) if name != "lite_hrnet_18" else (True,)
+    ):  # its export takes minutes, that of LiteHRNet-30 twice as long
         folder = tmp_path / str(outputs)
         folder.mkdir()
         quantised = ptq_int8(network, [paddle.to_tensor(x)], quantize_outputs=outputs)
@@ -68,5 +85,7 @@ def test_every_quantised_layer_that_runs_in_float_is_named(name, tmp_path):
         artefact = next(a for a in forms.artefacts if (a.kind, a.precision) == ("onnx", "int8"))
         named = ArtefactFigures.of(artefact).float_layers
         ran = profiled(artefact.path, x, folder)
-        assert sum(ran[kind] for kind in FLOAT) == len(named) == len(set(named))
+        in_float = sum(ran[kind] for kind in FLOAT) - never_quantised(artefact.path)
+        assert in_float == len(named) == len(set(named))
+        assert name == "lite_hrnet_18" or never_quantised(artefact.path) == 0
         assert sum(ran[kind] for kind in INTEGER) > 0
