@@ -12,8 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddlelite_callbacks.errors import ExportError, require, require_installed
 from paddlelite_callbacks.export.artefact import Artefact
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, tensor_shapes
 from paddlelite_callbacks.utils.atomic_files import staged_file
 from paddlelite_callbacks.utils.child_process import last_words, run_command, run_module
 from paddlelite_callbacks.utils.folder_names import without_folder
@@ -96,7 +99,8 @@ def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
     Raises:
         MissingDependencyError: The converter, pnnx, is not installed.
         ExportError: The file is quantised, has dynamic sizes besides the batch or takes more than one image per call;
-            the converter failed, or left operators that ncnn does not have.
+            it selects several indices in a way that pnnx gets wrong; the converter failed, or left operators that ncnn
+            does not have.
     """
     program = _pnnx()
     check_float_onnx(source, "pnnx")
@@ -104,7 +108,7 @@ def convert_to_ncnn(source: Path, folder: Path) -> Artefact:
     sizes = ",".join(f"[{','.join(map(str, shape))}]{letters}" for shape, letters in shapes.values())
     with tempfile.TemporaryDirectory() as work:  # pnnx writes ten files beside its input
         place = Path(work) / "model.onnx"
-        place.write_bytes(source.read_bytes())
+        place.write_bytes(_without_gathers(source))
         command = [str(program), place.name, f"inputshape={sizes}", "fp16=0"]
         try:
             done = run_command(command, seconds=_SECONDS, folder=work)
@@ -158,6 +162,35 @@ def ncnn_input_shapes(source: Path) -> Mapping[str, tuple[list[int], str]]:
 
 def _graph(path: Path) -> Any:
     return require("onnx", needed_for="a look into ONNX files").load(str(path), load_external_data=False).graph
+
+
+def _without_gathers(source: Path) -> bytes:
+    """Return the file with selections of channels as 1x1 convolutions.
+
+    pnnx 20261020 takes a ``Gather`` of several indices for one of a single index, and ncnn crashes on the result.
+    """
+    model = require("onnx", needed_for="a file for ncnn").load(str(source))
+    graph = OnnxGraph(model)
+    shapes: dict[str, list[int | None]] | None = None
+    for node in [node for node in graph.nodes if node.op_type == "Gather"]:
+        data, indices = node.input[0], graph.constants.get(node.input[1])
+        if data in graph.constants or (indices is not None and indices.ndim == 0):  # an embedding, one index
+            continue
+        shapes = tensor_shapes(model) if shapes is None else shapes
+        shape, axis = shapes.get(data), graph.attribute(node, "axis", 0)
+        if shape is not None and len(shape) < 2:  # sizes, which pnnx computes beforehand
+            continue
+        channels = shape[1] if shape is not None and len(shape) == 4 and axis in (1, -3) else None
+        if indices is None or indices.ndim != 1 or channels is None:
+            raise ExportError(
+                f"pnnx takes a Gather of several indices for one of a single index, then ncnn crashes: {source.name} "
+                f"has one on axis {axis} of a tensor of shape {shape}. Select channels of maps alone (axis 1 of 4), or "
+                "use another engine."
+            )
+        weight = np.eye(channels, dtype="float32")[indices][:, :, None, None]
+        graph.set_inputs(node, [data, graph.constant(f"{node.output[0]}.selection", weight)])
+        graph.change_kind(node, "Conv", kernel_shape=[1, 1])
+    return source.read_bytes() if shapes is None else graph.to_model(short_names=False).SerializeToString()
 
 
 def _pnnx() -> Path:

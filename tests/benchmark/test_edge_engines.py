@@ -117,6 +117,44 @@ def test_ncnn_refuses_sizes_that_it_cannot_have(shape, said, tmp_path):
         edge_files.ncnn_input_shapes(path)
 
 
+class Selecting(paddle.nn.Layer):
+    """Puts channels into another order, one of them twice, and leaves some out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = paddle.nn.Conv2D(3, 8, 3)
+
+    def forward(self, x):
+        return paddle.gather(self.conv(x), paddle.to_tensor([7, 2, 2, 0, 5]), axis=1)
+
+
+@pytest.mark.parametrize("engine", EDGE)
+def test_channels_are_selected(engine, tmp_path):
+    paddle.seed(2)
+    network, x = Selecting(), np.random.RandomState(0).randn(1, 3, 16, 16).astype("float32")
+    got = ENGINES[engine].load(exported(network, tmp_path, size=(16, 16)), threads=1)([x])[0]
+    np.testing.assert_allclose(got, network(paddle.to_tensor(x)).numpy(), atol=1e-5)
+
+
+@needs("onnx", "pnnx")
+@pytest.mark.parametrize(("axis", "shape"), [(2, [1, 3, 6, 4]), (1, [1, 6, 4])])
+def test_ncnn_refuses_selections_that_pnnx_gets_wrong(axis, shape, tmp_path):
+    onnx, float32 = pytest.importorskip("onnx"), 1
+    result = [*shape[:axis], 2, *shape[axis + 1 :]]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["x", "i"], ["y"], axis=axis)],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", float32, shape)],
+        [onnx.helper.make_tensor_value_info("y", float32, result)],
+        [onnx.numpy_helper.from_array(np.asarray([1, 0]), "i")],
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ExportError, match=rf"model.onnx has one on axis {axis} of a tensor of shape .*Select channels"):
+        edge_files.convert_to_ncnn(path, tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+
+
 @pytest.mark.parametrize("engine", EDGE)
 def test_outputs_are_the_networks(engine, tmp_path):
     paddle.seed(1)
@@ -274,6 +312,21 @@ def test_catalogue_networks(name, tmp_path):
     for engine in ("mnn", "ncnn"):
         got = ENGINES[engine].load(artefact, threads=1)([x.numpy()])[0]
         np.testing.assert_allclose(got, expected, atol=1e-4 + 1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", EDGE)
+def test_keypoint_network(engine, tmp_path):
+    from paddlelite_callbacks import models
+    from paddlelite_callbacks.maintainer_tools.backbone_checks import settle_
+
+    paddle.seed(0)
+    network, x = models.keypoint_net(models.lite_hrnet_18()), paddle.rand([2, 3, 64, 64])
+    settle_(network, x)
+    artefact = exported(network, tmp_path, size=(64, 64))
+    expected = network(x).numpy()
+    got = ENGINES[engine].load(artefact, threads=1)([x.numpy()])[0]
+    np.testing.assert_allclose(got, expected, atol=2e-3 * np.abs(expected).max())  # random weights magnify rounding
 
 
 LITERT = """
