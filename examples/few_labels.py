@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, EMATeacher, FeatureTerm, MutualPeer
 from paddlelite_callbacks.distill.losses.afd import AttentionFeatureLoss
+from paddlelite_callbacks.nn.cost import count_parameters
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 TEST_IMAGES, PER_CLASS, BATCH = 500, 10, 20
@@ -192,15 +193,10 @@ def study(
                 bar.update()
     return {
         "teacher": accuracy(teacher, test_images, test_labels),
-        "parameters": {"teacher": count(teacher), "student": count(start)},
+        "parameters": {"teacher": count_parameters(teacher), "student": count_parameters(start)},
         "seeds": list(seeds),
         "accuracy": results,
     }
-
-
-def count(network: nn.Layer) -> int:
-    """Return the number of trainable parameters."""
-    return sum(parameter.size for parameter in network.parameters() if parameter.trainable)
 
 
 def gain(way: Sequence[float], alone: Sequence[float]) -> tuple[float, float, float]:

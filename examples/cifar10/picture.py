@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import NAMES, by_rung, file_accuracy, half_width, precision_of
+from table import NAMES, by_rung, file_accuracy, precision_of
 
+from paddlelite_callbacks.report.intervals import mean_half_width
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 __all__ = ["draw"]
@@ -37,7 +38,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
             continue
         colour = f"C{number % 10}"
         axes.errorbar(
-            size, np.mean(values), yerr=half_width(values), fmt="s" if precision == "int8" else "o", color=colour,
+            size, np.mean(values), yerr=mean_half_width(values), fmt="s" if precision == "int8" else "o", color=colour,
             capsize=3,
             label=f"{NAMES[name]}: {np.mean(values):.1f} %, {size:.2f} MB",
         )  # fmt: skip

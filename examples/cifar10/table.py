@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.report.intervals import mean_in_percent
+
 __all__ = [
     "NAMES",
     "by_rung",
     "file_accuracy",
-    "half_width",
     "interval",
     "markdown",
     "paired",
@@ -32,9 +33,6 @@ NAMES = {
     "kl+pact": "distilled, int8 with PACT",
 }
 """Rungs of the summary and of the picture."""
-
-# two-sided 95 % quantiles of Student's t, by degrees of freedom
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def _gains() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
@@ -176,15 +174,4 @@ def interval(values: Sequence[float], *, sign: bool = False) -> str:
 
     For a single value only the mean.
     """
-    mean = f"{round(100 * float(np.mean(values)), 2) + 0.0:{'+' if sign else ''}.2f}"  # not -0.00
-    return mean if len(values) < 2 else f"{mean} ± {100 * half_width(values):.2f}"
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of the mean (Student's t).
-
-    0 for a single value.
-    """
-    if len(values) < 2:
-        return 0.0
-    return float(_T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean_in_percent(values, digits=2, sign=sign)

@@ -39,6 +39,7 @@ from settings import Settings, hapi_model
 from tqdm import tqdm
 
 from paddlelite_callbacks import DistillCallback, OutputTerm
+from paddlelite_callbacks.nn.cost import count_parameters
 from paddlelite_callbacks.utils.atomic_files import staged_file
 
 JOINTS = len(COCO_BODY.joints)
@@ -152,17 +153,12 @@ def study(
                     bar.update()
     return {
         "teacher": near_joints(teacher, test),
-        "parameters": {"teacher": count(teacher), "student": count(start)},
+        "parameters": {"teacher": count_parameters(teacher), "student": count_parameters(start)},
         "images": list(images),
         "figures": figures,
         "steps": steps,
         "PCK": results,
     }
-
-
-def count(network: nn.Layer) -> int:
-    """Return the number of trainable parameters."""
-    return sum(parameter.size for parameter in network.parameters() if parameter.trainable)
 
 
 def table(found: dict) -> str:

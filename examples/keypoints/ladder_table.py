@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+from paddlelite_callbacks.report.intervals import mean_in_percent
 
 __all__ = ["interval", "markdown"]
 
@@ -30,8 +30,6 @@ _GAINS = {
     ),
 }
 _ORDER = ("teacher", "light", "distilled", "light, longer", "distilled, longer", "PACT", "distilled + PACT")
-# two-sided 95 % quantiles of Student's t, by degrees of freedom
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def markdown(rows: Sequence[Row], times: dict[str, Any] | None = None) -> str:
@@ -161,8 +159,4 @@ def interval(values: Sequence[float], *, sign: bool = False) -> str:
 
     For a single value only the mean.
     """
-    mean = f"{round(100 * float(np.mean(values)), 1) + 0.0:{'+' if sign else ''}.1f}"  # not -0.0
-    if len(values) < 2:
-        return mean
-    quantile = _T.get(len(values) - 1, 1.96)
-    return f"{mean} ± {100 * quantile * np.std(values, ddof=1) / np.sqrt(len(values)):.1f}"
+    return mean_in_percent(values, digits=1, sign=sign)

@@ -171,12 +171,12 @@ def _without_gathers(source: Path) -> bytes:
     """
     model = require("onnx", needed_for="a file for ncnn").load(str(source))
     graph = OnnxGraph(model)
-    shapes: dict[str, list[int | None]] | None = None
-    for node in [node for node in graph.nodes if node.op_type == "Gather"]:
+    selections = [node for node in graph.nodes if node.op_type == "Gather" and _selects_several(graph, node)]
+    if not selections:
+        return source.read_bytes()
+    shapes = tensor_shapes(model)
+    for node in selections:
         data, indices = node.input[0], graph.constants.get(node.input[1])
-        if data in graph.constants or (indices is not None and indices.ndim == 0):  # an embedding, one index
-            continue
-        shapes = tensor_shapes(model) if shapes is None else shapes
         shape, axis = shapes.get(data), graph.attribute(node, "axis", 0)
         if shape is not None and len(shape) < 2:  # sizes, which pnnx computes beforehand
             continue
@@ -190,7 +190,13 @@ def _without_gathers(source: Path) -> bytes:
         weight = np.eye(channels, dtype="float32")[indices][:, :, None, None]
         graph.set_inputs(node, [data, graph.constant(f"{node.output[0]}.selection", weight)])
         graph.change_kind(node, "Conv", kernel_shape=[1, 1])
-    return source.read_bytes() if shapes is None else graph.to_model(short_names=False).SerializeToString()
+    return graph.to_model(short_names=False).SerializeToString()
+
+
+def _selects_several(graph: OnnxGraph, gather: Any) -> bool:
+    """Return whether it is neither an embedding nor a selection by one index."""
+    indices = graph.constants.get(gather.input[1])
+    return gather.input[0] not in graph.constants and (indices is None or indices.ndim > 0)
 
 
 def _pnnx() -> Path:

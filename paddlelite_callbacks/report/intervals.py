@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from paddlelite_callbacks.report.record import Record
 
-__all__ = ["INTERVAL", "Interval", "interval_of", "is_share_of_images", "tied", "wilson"]
+__all__ = [
+    "INTERVAL",
+    "Interval",
+    "interval_of",
+    "is_share_of_images",
+    "mean_half_width",
+    "mean_in_percent",
+    "tied",
+    "wilson",
+]
 
 INTERVAL = "95 % Wilson interval"
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+# two-sided 95 % quantiles of Student's t, by degrees of freedom
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 _RATES = re.compile(r"(?:acc(?:uracy)?|top)\d*")
 _NO_RATES = frozenset(("balanced", "class", "macro", "mean", "pixel", "token", "weighted"))  # not shares of images
 
@@ -60,6 +74,34 @@ def wilson(share: float, samples: int) -> Interval:
         1.0 if share == 1 else (middle + half) / (1 + square),
         samples,
     )
+
+
+def mean_half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of the mean (Student's t).
+
+    0 for a single value.
+
+    Args:
+        values: One value a run, in any unit; more than ten take the normal distribution.
+    """
+    if len(values) < 2:
+        return 0.0
+    return float(_T.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def mean_in_percent(values: Sequence[float], *, digits: int, sign: bool = False) -> str:
+    """Return ``mean ± half width`` of the 95 % interval, in per cent.
+
+    For a single value only the mean.
+
+    Args:
+        values: Shares, one a run.
+        digits: Number of decimals.
+        sign: Whether the mean always has its sign.
+    """
+    mean = round(100 * float(np.mean(values)), digits) + 0.0  # not -0.0
+    shown = f"{mean:{'+' if sign else ''}.{digits}f}"
+    return shown if len(values) < 2 else f"{shown} ± {100 * mean_half_width(values):.{digits}f}"
 
 
 def is_share_of_images(metric: str) -> bool:

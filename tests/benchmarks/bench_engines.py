@@ -10,7 +10,6 @@ On AMD, Paddle without oneDNN is handicapped by MKL's slow path: its time is mea
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from statistics import median
 import numpy as np
 import paddle
 import pytest
+from by_hand import said_by_child
 from paddle.static import InputSpec
 
 from paddlelite_callbacks.benchmark.engines import ENGINES
@@ -114,11 +114,7 @@ def gain_of_mkl_variable(program: Artefact, shape) -> float:
     """In Paddle without oneDNN: time without ``MKL_DEBUG_CPU_TYPE=5`` over that with it, in processes in turns."""
 
     def ms(**variables: str) -> float:
-        environment = {name: value for name, value in os.environ.items() if name != MKL_VARIABLE}
-        environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **variables)
-        command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, program.files), *map(str, shape)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return float(done.stdout.splitlines()[-1])
+        return float(said_by_child(CHILD, *program.files, *shape, **variables))
 
     return median(ms() / ms(**{MKL_VARIABLE: "5"}) for _ in range(ROUNDS))
 

@@ -27,18 +27,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(mkl_environment())
 
 import numpy as np
-import onnxruntime
 import paddle
+from by_hand import (
+    EXAMPLES,
+    NAMES,
+    add_line,
+    by_onnxruntime,
+    imagenet_parser,
+    lines_of,
+    parsed,
+    quality,
+    say,
+    write_table,
+)
 from paddle import nn
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import PACTQuantCallback, compiled_depthwise, export_forms, ptq_int8
 from paddlelite_callbacks.benchmark.machine import this_machine
-from paddlelite_callbacks.utils.atomic_files import staged_file
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-OUT = EXAMPLES / "results" / "imagenet"
-NAMES = {"lite0": "EfficientNet-Lite0", "lite1": "EfficientNet-Lite1"}
 PARTS = {"train": (0, 1), "choice": (2,), "test": (3, 4)}  # places in every five pictures
 ROWS: dict[str, dict[str, Any] | None] = {
     "`ptq_int8`": None,
@@ -47,11 +54,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "PACT, labels, `freeze_bn_after=0`": {"freeze_bn_after": 0},
     "PACT, `self_distill=True, freeze_bn_after=0`": {"self_distill": True, "freeze_bn_after": 0},
 }
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 class Part(paddle.io.Dataset):
@@ -84,25 +86,14 @@ class Trained(paddle.callbacks.Callback):
 
 def outputs_of(path: Path, images: np.ndarray) -> np.ndarray:
     """Return the logits of a file in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"x": images[i : i + 8]})[0] for i in range(0, len(images), 8)])
+    predict = by_onnxruntime(path)
+    return np.concatenate([predict(images[i : i + 8]) for i in range(0, len(images), 8)])
 
 
 def file_of(network: nn.Layer, size: int, precision: str, folder: Path) -> Path:
     spec = [InputSpec([None, 3, size, size], name="x")]
     forms = export_forms(network, folder, input_spec=spec)
     return next(a.path for a in forms.artefacts if (a.kind, a.precision) == ("onnx", precision))
-
-
-def quality(got: np.ndarray, wanted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {
-        "top1": 100 * float((got.argmax(1) == labels).mean()),
-        "agreement": 100 * float((got.argmax(1) == wanted.argmax(1)).mean()),
-        "rms": float(np.sqrt(np.square(got - wanted).mean() / np.square(wanted).mean())),
-    }
 
 
 def measured(network: nn.Layer, size: int, test: Part, wanted: np.ndarray) -> dict[str, float]:
@@ -177,15 +168,14 @@ def run(options: argparse.Namespace, lines: Path) -> None:
         plain = efficientnet_lite(options.network, options.weights)
         wanted = outputs_of(file_of(plain, IMAGE_SIZE[options.network], "fp32", Path(folder)), test.images)
     say(f"float: top-1 {100 * float((wanted.argmax(1) == test.labels).mean()):.1f} %")
-    had = [json.loads(text) for text in lines.read_text(encoding="utf-8").splitlines()] if lines.exists() else []
+    had = lines_of(lines)
     for row in options.rows or ROWS:
         steps = 0 if ROWS[row] is None else options.steps
         if key({**vars(options), "row": row, "steps": steps}) in [key(line) for line in had]:
             continue
         line = one(options, row, parts, wanted) | {"float_top1": 100 * float((wanted.argmax(1) == test.labels).mean())}
         say(json.dumps({name: value for name, value in line.items() if name != "machine"}))
-        with lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        add_line(lines, line)
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
@@ -224,27 +214,19 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one network and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", choices=list(NAMES))
-    parser.add_argument("--weights", type=Path, help="file of examples/imagenet/convert_weights.py")
-    parser.add_argument("--pictures", type=Path, help="folder with list.txt")
+    parser = imagenet_parser(__doc__)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-5, help="of Adam; the callback halves it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="ways to run; all by default")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of few_data.jsonl and few_data.md")
-    parser.add_argument("--table", action="store_true", help="only write the table")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     lines = options.out / "few_data.jsonl"
     if not options.table:
-        if options.network is None or options.weights is None or options.pictures is None:
-            parser.error("a run needs a network, --weights and --pictures")
         run(options, lines)
-    found = [json.loads(text) for text in lines.read_text(encoding="utf-8").splitlines()]
-    with staged_file(options.out / "few_data.md") as partial:
-        partial.write_text(table(found), encoding="utf-8")
-    say(table(found))
+    made = table(lines_of(lines))
+    write_table(options.out / "few_data.md", made)
+    say(made)
 
 
 if __name__ == "__main__":

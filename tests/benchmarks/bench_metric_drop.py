@@ -11,11 +11,8 @@ the same ``--work``, it goes on with the next file. Each finished search is a li
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,26 +20,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from by_hand import EXAMPLES, NAMES, add_line, cpu_seconds, imagenet_parser, lines_of, parsed, say, write_table
 from paddle.static import InputSpec
 
 from paddlelite_callbacks import BenchOptions, export_forms, quantize
 from paddlelite_callbacks.benchmark.machine import this_machine
-from paddlelite_callbacks.utils.atomic_files import staged_file
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-OUT = EXAMPLES / "results" / "imagenet"
-NAMES = {"lite0": "EfficientNet-Lite0", "lite1": "EfficientNet-Lite1"}
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process and its finished children."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def float_file(name: str, weights: Path, folder: Path) -> Path:
@@ -133,29 +115,19 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search one network's layers and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", choices=list(NAMES))
-    parser.add_argument("--weights", type=Path, help="file of examples/imagenet/convert_weights.py")
-    parser.add_argument("--pictures", type=Path, help="folder with list.txt")
+    parser = imagenet_parser(__doc__)
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--metric-drop", type=float, default=0.01)
     parser.add_argument("--calibrate", type=int, default=50, help="number of calibration pictures")
     parser.add_argument("--images", type=int, help="largest number of pictures in all")
     parser.add_argument("--most-files", type=int, default=60)
     parser.add_argument("--work", type=Path, default=Path("build/metric_drop"), help="folder that keeps a search")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of metric_drop.jsonl and metric_drop.md")
-    parser.add_argument("--table", action="store_true", help="only write the table")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments)
     lines = options.out / "metric_drop.jsonl"
     if not options.table:
-        if options.network is None or options.weights is None or options.pictures is None:
-            parser.error("a search needs a network, --weights and --pictures")
-        line = search(options)
-        with lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    found = [json.loads(text) for text in lines.read_text(encoding="utf-8").splitlines()]
-    with staged_file(options.out / "metric_drop.md") as partial:
-        partial.write_text(table(found), encoding="utf-8")
+        add_line(lines, search(options))
+    found = lines_of(lines)
+    write_table(options.out / "metric_drop.md", table(found))
     say(table(found[-1:]))
 
 

@@ -6,10 +6,9 @@ On Intel's processors the two are the same code, or the variable costs: the rati
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from statistics import median
+
+from by_hand import said_by_child
 
 from paddlelite_callbacks.utils.cpu import MKL_VARIABLE, cpu_info
 
@@ -41,12 +40,7 @@ print(json.dumps({"gflops": 2 * 1024**3 / product / 1e9, "step_ms": 1e3 * second
 
 def measured(**variables: str) -> dict[str, float]:
     """Run the child on one thread; without the variable unless it is given."""
-    environment = {name: value for name, value in os.environ.items() if name != MKL_VARIABLE}
-    environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **variables)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD], capture_output=True, text=True, check=True, env=environment
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(said_by_child(CHILD, **variables))
 
 
 def test_mkl(report):

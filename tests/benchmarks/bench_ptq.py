@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import numpy as np
 import onnxruntime
 import openvino
 import paddle
+from by_hand import EXAMPLES, IMAGENET, NAMES, by_onnxruntime, cpu_seconds, quality, say, write_table
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from paddle.static import InputSpec
@@ -51,8 +51,6 @@ from paddlelite_callbacks.recipes.sample_data import read_samples
 from paddlelite_callbacks.utils.safe_load import read_saved
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
-RESULTS = EXAMPLES / "results" / "imagenet"
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -69,26 +67,6 @@ class Row:
     openvino: float | None = None
     seconds: float | None = None
     seconds_with_export: float | None = None
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process and its finished children."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def by_onnxruntime(path: Path) -> Predict:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
 
 
 def by_openvino(path: Path) -> Predict:
@@ -257,8 +235,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 TITLES = {
-    "lite0": "EfficientNet-Lite0",
-    "lite1": "EfficientNet-Lite1",
+    **NAMES,
     "resnet9": "ResNet9, CIFAR-10",
     "lcnet": "PP-LCNet_x0_25, CIFAR-10",
     "digits": "A small network, digits",
@@ -295,9 +272,7 @@ def table(data: Data, folder: Path, *, nncf: str | None, repeats: int, rows: lis
         got = reference if name == "float" else logits(ENGINES[engine](path), data.images)
         row = Row(
             name=name,
-            top1=100 * float((got.argmax(1) == data.labels).mean()),
-            agreement=100 * float((got.argmax(1) == reference.argmax(1)).mean()),
-            rms=float(np.sqrt(np.square(got - reference).mean() / np.square(reference).mean())),
+            **quality(got, reference, data.labels),
             mb=megabytes(path),
             seconds=seconds,
             seconds_with_export=with_export,
@@ -376,8 +351,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     if options.page:
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("ptq_*.json"))]
-        (RESULTS / "ptq.md").write_text(page(found), encoding="utf-8")
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(IMAGENET.glob("ptq_*.json"))]
+        write_table(IMAGENET / "ptq.md", page(found))
         return
     if options.network is None:
         parser.error("name a network, or --page")

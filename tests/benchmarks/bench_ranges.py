@@ -22,19 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import paddle
+from by_hand import EXAMPLES, say
 from paddle import nn
 from PIL import Image
 
 from paddlelite_callbacks import compiled_depthwise, ptq_int8
 from paddlelite_callbacks.utils.safe_load import read_saved
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 METHODS = ("min_max", "percentile", "mse", "kl")
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def imagenet(name: str, weights: Path, pictures: Path, calibrate: int, most: int) -> tuple[nn.Layer, Any, Any]:

@@ -17,6 +17,8 @@ from installed import needs
 from PIL import Image
 from places import ROOT
 
+from paddlelite_callbacks.report.intervals import mean_half_width
+
 SCRIPTS = ROOT / "examples" / "cifar10"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -301,7 +303,7 @@ def test_the_summary_has_the_lowest_accuracy_and_the_interval_over_seeds():
     assert rows[0][2:3] == ["3"]
     assert rows[1][2] == "1"
     assert "±" not in rows[1][1]
-    assert table.half_width([0.5]) == 0
+    assert mean_half_width([0.5]) == 0
 
 
 def shipped_with_a_card(out, entry):

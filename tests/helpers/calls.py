@@ -286,7 +286,14 @@ def records(folder, watch):
     from paddlelite_callbacks.export.variants import references
     from paddlelite_callbacks.report.budget import budget_of, stored_budget
     from paddlelite_callbacks.report.chosen import front_of, point_of
-    from paddlelite_callbacks.report.intervals import interval_of, is_share_of_images, tied, wilson
+    from paddlelite_callbacks.report.intervals import (
+        interval_of,
+        is_share_of_images,
+        mean_half_width,
+        mean_in_percent,
+        tied,
+        wilson,
+    )
     from paddlelite_callbacks.report.ladder_table import ratio_words
     from paddlelite_callbacks.report.record import read_records
     from paddlelite_callbacks.report.retime import timed_together
@@ -319,6 +326,8 @@ def records(folder, watch):
         interval_of(record, "acc")
         tied(record, record, "acc")
         wilson(0.5, 10)
+        mean_half_width([0.5, 0.6])
+        mean_in_percent([0.5, 0.6], digits=1)
         is_share_of_images("acc")
         budget_of(stored_budget(pc.Budget()))
         ratio_words(2.0, 1.0, "smaller", "larger", "as large")

@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from records import record
 
 from paddlelite_callbacks import Budget
 from paddlelite_callbacks.benchmark.accuracy import FileMetrics
-from paddlelite_callbacks.report.intervals import interval_of, is_share_of_images, tied, wilson
+from paddlelite_callbacks.report.intervals import (
+    interval_of,
+    is_share_of_images,
+    mean_half_width,
+    mean_in_percent,
+    tied,
+    wilson,
+)
 from paddlelite_callbacks.report.ladder_table import ladder_markdown
 from paddlelite_callbacks.report.record import append_record
 from paddlelite_callbacks.report.write import write_report
@@ -113,3 +121,19 @@ def test_without_a_metric_the_fastest_of_those_that_pass_wins(tmp_path):
         append_record(tmp_path / "runs.jsonl", run)
     gate = write_report(tmp_path, budget=Budget(size_mb=20, latency_ms=10)).split("## Runs")[0]
     assert "pass: Fastest of those that pass: **b**, its fp32 file on onnxruntime." in gate
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+def test_the_interval_of_a_mean_is_students_t(count):
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.RandomState(count).rand(count)
+    low, high = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert mean_half_width(values) == pytest.approx((high - low) / 2, rel=2e-4)
+    mean, half = map(float, mean_in_percent(values, digits=3).split(" ± "))
+    assert (mean, half) == pytest.approx((100 * values.mean(), 50 * (high - low)), rel=2e-4)
+
+
+def test_a_mean_of_one_value_has_no_interval_and_zero_no_sign_of_its_own():
+    assert mean_half_width([0.5]) == 0
+    assert mean_in_percent([0.5], digits=2) == "50.00"
+    assert mean_in_percent([-1e-6, 0.0], digits=1, sign=True) == "+0.0 ± 0.0"
