@@ -7,8 +7,7 @@ Each rewrite keeps the values, up to the order of sums:
 - the ``Linear`` layers of squeeze-and-excitation become 1x1 convolutions, into which engines fuse the activations, and
   the changes of shape around them vanish;
 - clips are merged, or dropped where they change nothing (`merge_clips_`);
-- convolutions stand before the other readers of their input, which only changes the order of nodes: onnx2tf 2.6.9 drops
-  a sum that an activation reads before a convolution does.
+- order of nodes and widths of split channels become such that onnx2tf converts them correctly (`for_onnx2tf`).
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from paddlelite_callbacks.export.for_onnx2tf import put_convolutions_first_, split_unequally_
 from paddlelite_callbacks.export.merge_clips import merge_clips_
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tensor_shapes
 
 __all__ = [
     "fuse_onnx",
-    "put_convolutions_first_",
     "squeeze_by_convolutions_",
     "upsample_by_resize_",
 ]
@@ -40,7 +39,7 @@ def fuse_onnx(model: Any) -> Any:
     """
     graph, shapes = OnnxGraph(copied_model(model)), tensor_shapes(model)
     count = upsample_by_resize_(graph) + squeeze_by_convolutions_(graph, shapes) + merge_clips_(graph)
-    count += put_convolutions_first_(graph)
+    count += split_unequally_(graph, shapes) + put_convolutions_first_(graph)
     return graph.to_model() if count else model
 
 
@@ -111,33 +110,6 @@ def squeeze_by_convolutions_(graph: OnnxGraph, shapes: Shapes) -> int:
         graph.redirect(node.output[0], node.input[0])
         count += 1
     return count
-
-
-def put_convolutions_first_(graph: OnnxGraph) -> int:
-    """Move convolutions before the other readers of their input.
-
-    Args:
-        graph: Graph to change.
-
-    Returns:
-        Number of moved nodes.
-    """
-    movable = {
-        id(node)
-        for node in graph.nodes
-        if node.op_type == "Conv" and all(name in graph.constants for name in node.input[1:])
-    }
-    first: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for name in () if id(node) in movable else graph.read_by(node):
-            first.setdefault(name, index)
-    places = [(index, 1) for index in range(len(graph.nodes))]
-    for index, node in enumerate(graph.nodes):
-        if id(node) in movable and first.get(node.input[0], index) < index:
-            places[index] = first[node.input[0]], 0
-    order = sorted(range(len(places)), key=lambda index: (places[index], index))
-    graph.nodes = [graph.nodes[index] for index in order]
-    return sum(place[1] == 0 for place in places)
 
 
 def _chain_behind(graph: OnnxGraph, name: str) -> tuple[Any, list[Any]] | None:

@@ -127,6 +127,16 @@ class OnnxGraph(GraphIndex):
         del node.attribute[:]
         node.attribute.extend(self._onnx.helper.make_attribute(name, value) for name, value in attributes.items())
 
+    def replace_output(self, node: Any, name: str, number: int) -> list[str]:
+        """Replace an output of ``node`` by ``number`` new ones and return their names."""
+        names = [unique_name(f"{name}.{index}", self._producers) for index in range(number)]
+        outputs = [new for output in node.output for new in (names if output == name else [output])]
+        self._producers.pop(name)
+        del node.output[:]
+        node.output.extend(outputs)
+        self._index(node)
+        return names
+
     def redirect(self, old: str, new: str) -> None:
         """Replace the tensor ``old`` by ``new`` in all nodes that read it."""
         for node in self.consumers(old):

@@ -389,10 +389,10 @@ def test_onnx2tf_takes_catalogue_networks(name, tmp_path):
     from paddlelite_callbacks.nn.nested import flat_outputs
 
     pytest.importorskip("paddleclas")
-    size = 288 if "lite_hrnet" in name else 64  # onnx2tf 2.6.9 takes maps of up to eight columns for channels-last ones
-    network, x = build(name), paddle.rand([1, 3, size, size])
-    settle_(network, paddle.rand([2, 3, size, size]))
-    artefact = exported(network, tmp_path, size=(size, size))
+    size = (256, 192) if "lite_hrnet" in name else (224, 224)  # their papers'
+    network, x = build(name), paddle.rand([1, 3, *size])
+    settle_(network, paddle.rand([2, 3, *size]))
+    artefact = exported(network, tmp_path, size=size)
     got = outputs_in_litert(artefact.path, x.numpy(), tmp_path)
     for item in flat_outputs(network(x)):
         expected = item.numpy()

@@ -1,0 +1,116 @@
+"""Rewrite float ONNX graphs so that onnx2tf converts them correctly for LiteRT.
+
+Both rewrites keep every value. What onnx2tf 2.6.9 gets wrong otherwise:
+
+- It drops a sum that an activation reads before a convolution does: convolutions come before the other readers of
+  their input, which only changes the order of nodes.
+- It takes a map ``[N, C, H, W]`` with more than four channels and rows and up to eight columns for channels-last
+  (``passes/probable_nhwc_axis_sanitizer.py``). It then splits such a map into equal parts, and joins equal parts, along
+  the columns. Lite-HRNet's channel halves are both, on its smallest maps. One part is therefore taken as two pieces of
+  unequal width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+
+__all__ = ["put_convolutions_first_", "split_unequally_"]
+
+_BLOCK = 16  # engines compute on blocks of 8 or 16 channels: a piece of whole blocks needs no other layout
+Shapes = dict[str, list[int | None]]
+
+
+def put_convolutions_first_(graph: OnnxGraph) -> int:
+    """Move convolutions before the other readers of their input.
+
+    Args:
+        graph: Graph to change.
+
+    Returns:
+        Number of moved nodes.
+    """
+    movable = {
+        id(node)
+        for node in graph.nodes
+        if node.op_type == "Conv" and all(name in graph.constants for name in node.input[1:])
+    }
+    first: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for name in () if id(node) in movable else graph.read_by(node):
+            first.setdefault(name, index)
+    places = [(index, 1) for index in range(len(graph.nodes))]
+    for index, node in enumerate(graph.nodes):
+        if id(node) in movable and first.get(node.input[0], index) < index:
+            places[index] = first[node.input[0]], 0
+    order = sorted(range(len(places)), key=lambda index: (places[index], index))
+    graph.nodes = [graph.nodes[index] for index in order]
+    return sum(place[1] == 0 for place in places)
+
+
+def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
+    """Take a part of the channels of a small map as two unequal pieces where equal parts are split or joined.
+
+    Only parts that nothing but ``Concat`` reads are cut, so that no node is added.
+
+    Args:
+        graph: Graph to change.
+        shapes: Shapes of the tensors, ``None`` for a size that is not known; the pieces are added.
+
+    Returns:
+        Number of parts that were cut.
+    """
+    count = 0
+    for node in [node for node in graph.nodes if node.op_type == "Split"]:
+        shape = shapes.get(node.input[0])
+        if not _over_channels(graph, node, shape) or not _mistaken(shape):
+            continue
+        parts = list(node.output)
+        widths = [(shapes.get(part) or [None, None])[1] for part in parts]
+        if not all(widths):
+            continue
+        halves = len(set(widths)) == 1 and shape[3] % len(parts) == 0
+        for part in parts[::-1]:
+            joins = graph.consumers(part)
+            free = part not in graph.outputs and joins and all(_over_channels(graph, join, shape) for join in joins)
+            if free and shapes[part][1] > 1 and (halves or any(_joins_equals(join, shapes) for join in joins)):
+                _cut(graph, node, part, shapes)
+                count += 1
+                halves = False
+    return count
+
+
+def _over_channels(graph: OnnxGraph, node: Any, shape: list[int | None] | None) -> bool:
+    kind = node.op_type in ("Split", "Concat")
+    return kind and shape is not None and len(shape) == 4 and graph.attribute(node, "axis", 0) in (1, -3)
+
+
+def _mistaken(shape: list[int | None] | None) -> bool:
+    """Return whether onnx2tf takes a map for channels-last."""
+    if shape is None or len(shape) != 4 or any(size is None for size in shape[1:]):
+        return False
+    _, channels, rows, columns = shape
+    return channels > 4 and rows > 4 and columns <= 8
+
+
+def _joins_equals(join: Any, shapes: Shapes) -> bool:
+    found = [shapes.get(name) for name in join.input]
+    return all(map(_mistaken, found)) and all(shape[1:] == found[0][1:] for shape in found)
+
+
+def _cut(graph: OnnxGraph, node: Any, part: str, shapes: Shapes) -> None:
+    """Take ``part``, an output of ``node``, as two pieces, in all of its readers too."""
+    batch, width, *size = shapes.pop(part)
+    first = (width - 1) // _BLOCK * _BLOCK or width - 1
+    pieces = graph.replace_output(node, part, 2)
+    for piece, channels in zip(pieces, (first, width - first), strict=True):
+        shapes[piece] = [batch, channels, *size]
+    for join in graph.consumers(part):
+        graph.set_inputs(join, [new for name in join.input for new in (pieces if name == part else [name])])
+    widths = [shapes[name][1] for name in node.output]
+    sizes = graph.constant(f"{node.output[0]}.sizes", np.asarray(widths, "int64"))
+    graph.set_inputs(node, [node.input[0], sizes])
+    graph.change_kind(node, "Split", axis=1)
