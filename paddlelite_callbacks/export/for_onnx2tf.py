@@ -6,8 +6,8 @@ Both rewrites keep every value. What onnx2tf 2.6.9 gets wrong otherwise:
   their input, which only changes the order of nodes.
 - It takes a map ``[N, C, H, W]`` with more than four channels and rows and up to eight columns for channels-last
   (``passes/probable_nhwc_axis_sanitizer.py``). It then splits such a map into equal parts, and joins equal parts, along
-  the columns. Lite-HRNet's channel halves are both, on its smallest maps. One part is therefore taken as two pieces of
-  unequal width.
+  the columns (Lite-HRNet's channel halves, MobileViT's fusion). One part is therefore taken as two pieces of unequal
+  width.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def put_convolutions_first_(graph: OnnxGraph) -> int:
 def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
     """Take a part of the channels of a small map as two unequal pieces where equal parts are split or joined.
 
-    Only parts that nothing but ``Concat`` reads are cut, so that no node is added.
+    Where a ``Split`` makes a part that nothing but ``Concat`` reads, it makes two pieces of it and no node is added;
+    other equal parts that are joined get a ``Split`` of their own.
 
     Args:
         graph: Graph to change.
@@ -63,6 +64,20 @@ def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
     Returns:
         Number of parts that were cut.
     """
+    count = _cut_split_parts(graph, shapes)
+    for join in [node for node in graph.nodes if node.op_type == "Concat"]:
+        part = join.input[0]
+        if not _over_channels(graph, join, shapes.get(part)) or not _joins_equals(join, shapes):
+            continue
+        whole = graph.insert_before(join, "Split", [part], f"{part}.part", axis=1)
+        shapes[f"{part}.part"] = shapes[part]
+        graph.set_inputs(join, [f"{part}.part", *join.input[1:]])
+        _cut(graph, whole, f"{part}.part", shapes)
+        count += 1
+    return count
+
+
+def _cut_split_parts(graph: OnnxGraph, shapes: Shapes) -> int:
     count = 0
     for node in [node for node in graph.nodes if node.op_type == "Split"]:
         shape = shapes.get(node.input[0])
@@ -98,7 +113,7 @@ def _mistaken(shape: list[int | None] | None) -> bool:
 
 def _joins_equals(join: Any, shapes: Shapes) -> bool:
     found = [shapes.get(name) for name in join.input]
-    return all(map(_mistaken, found)) and all(shape[1:] == found[0][1:] for shape in found)
+    return len(found) > 1 and all(map(_mistaken, found)) and all(shape[1:] == found[0][1:] for shape in found)
 
 
 def _cut(graph: OnnxGraph, node: Any, part: str, shapes: Shapes) -> None:

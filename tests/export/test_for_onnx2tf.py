@@ -29,6 +29,15 @@ def halves(shape, *, sizes=None, axis=1, between=(), outputs=("y",), joined="a,b
     return model
 
 
+def joined_twice(shape, outputs=("y",)):
+    """Join two activations of a map over the channels."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [make("Relu", ["x"], ["a"]), make("Sigmoid", ["x"], ["b"]), make("Concat", ["a", "b"], ["y"], axis=1)]
+    results = [value(name, onnx.TensorProto.FLOAT, [None] * 4) for name in outputs]
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", onnx.TensorProto.FLOAT, shape)], results)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
 def run(model, x):
     runtime = pytest.importorskip("onnxruntime")
     return runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
@@ -56,18 +65,23 @@ CUT = {  # onnx2tf's own condition: C > 4, H > 4, W <= 8, and equal parts
         [[64, 16, 80]],
     ),
     "joined with itself": (halves([2, 64, 7, 4], joined="b,b,a"), [[32, 16, 16]], [[16, 16, 16, 16, 32]]),
+    "parts of other nodes": (joined_twice([2, 80, 7, 7]), [[64, 16]], [[64, 16, 80]]),
+    "parts that are outputs": (joined_twice([2, 80, 7, 7], ("y", "a")), [[64, 16]], [[64, 16, 80]]),
+    "parts that other nodes read": (
+        halves([2, 40, 9, 5], between=[("Relu", "a", "r"), ("Sigmoid", "b", "s")], joined="s,r"),
+        [[20, 20], [16, 4]],
+        [[16, 4, 20]],
+    ),
     "a free batch": (halves(["rows", 64, 7, 4], between=SHUFFLED, joined="b,r"), [[32, 16, 16]], [[16, 16, 32]]),
 }
 LEFT = {
+    "one part": halves([2, 160, 8, 7], joined="a"),
+    "joined maps of nine columns": joined_twice([2, 80, 7, 9]),
     "nine columns": halves([2, 160, 8, 9], between=SHUFFLED, joined="b,r"),
     "four rows": halves([2, 160, 4, 6], between=SHUFFLED, joined="b,r"),
     "columns of a free number": halves([2, 160, 8, "columns"], between=SHUFFLED, joined="b,r"),
     "rows instead of channels": halves([2, 160, 8, 6], axis=2, between=SHUFFLED, joined="b,r"),
     "unequal parts": halves([2, 160, 8, 6], sizes=[100, 60], between=SHUFFLED, joined="b,r"),
-    "parts that are outputs": halves([2, 160, 8, 6], outputs=("y", "a", "b")),
-    "parts that other nodes read": halves(
-        [2, 160, 8, 6], between=[("Relu", "a", "r"), ("Relu", "b", "s")], joined="s,r"
-    ),
 }
 
 
