@@ -67,7 +67,7 @@ def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
     count = _cut_split_parts(graph, shapes)
     for join in [node for node in graph.nodes if node.op_type == "Concat"]:
         part = join.input[0]
-        if not _over_channels(graph, join, shapes.get(part)) or not _joins_equals(join, shapes):
+        if not _over_channels(graph, join, shapes) or not _joins_equals(join, shapes):
             continue
         whole = graph.insert_before(join, "Split", [part], f"{part}.part", axis=1)
         shapes[f"{part}.part"] = shapes[part]
@@ -80,52 +80,55 @@ def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
 def _cut_split_parts(graph: OnnxGraph, shapes: Shapes) -> int:
     count = 0
     for node in [node for node in graph.nodes if node.op_type == "Split"]:
-        shape = shapes.get(node.input[0])
-        if not _over_channels(graph, node, shape) or not _mistaken(shape):
+        size, parts = _sizes(shapes, node.input[0]), list(node.output)
+        widths = [(_sizes(shapes, part) or [0])[0] for part in parts]
+        if not _over_channels(graph, node, shapes) or not _mistaken(size) or size is None or not all(widths):
             continue
-        parts = list(node.output)
-        widths = [(shapes.get(part) or [None, None])[1] for part in parts]
-        if not all(widths):
-            continue
-        halves = len(set(widths)) == 1 and shape[3] % len(parts) == 0
-        for part in parts[::-1]:
+        halves = len(set(widths)) == 1 and size[2] % len(parts) == 0
+        for part, width in reversed(list(zip(parts, widths, strict=True))):
             joins = graph.consumers(part)
-            free = part not in graph.outputs and joins and all(_over_channels(graph, join, shape) for join in joins)
-            if free and shapes[part][1] > 1 and (halves or any(_joins_equals(join, shapes) for join in joins)):
+            free = part not in graph.outputs and joins and all(_over_channels(graph, join, shapes) for join in joins)
+            if free and width > 1 and (halves or any(_joins_equals(join, shapes) for join in joins)):
                 _cut(graph, node, part, shapes)
                 count += 1
                 halves = False
     return count
 
 
-def _over_channels(graph: OnnxGraph, node: Any, shape: list[int | None] | None) -> bool:
-    kind = node.op_type in ("Split", "Concat")
-    return kind and shape is not None and len(shape) == 4 and graph.attribute(node, "axis", 0) in (1, -3)
-
-
-def _mistaken(shape: list[int | None] | None) -> bool:
-    """Return whether onnx2tf takes a map for channels-last."""
-    if shape is None or len(shape) != 4 or any(size is None for size in shape[1:]):
+def _over_channels(graph: OnnxGraph, node: Any, shapes: Shapes) -> bool:
+    """Return whether a node splits or joins the channels of maps."""
+    if node.op_type not in ("Split", "Concat") or graph.attribute(node, "axis", 0) not in (1, -3):
         return False
-    _, channels, rows, columns = shape
-    return channels > 4 and rows > 4 and columns <= 8
+    return len(shapes.get(node.input[0]) or ()) == 4
+
+
+def _sizes(shapes: Shapes, name: str) -> list[int] | None:
+    """Return channels, rows and columns of a map where they are known."""
+    found = shapes.get(name) or []
+    known = [size for size in found[1:] if size is not None]
+    return known if len(found) == 4 and len(known) == 3 else None
+
+
+def _mistaken(size: list[int] | None) -> bool:
+    """Return whether onnx2tf takes a map of these channels, rows and columns for channels-last."""
+    return size is not None and size[0] > 4 and size[1] > 4 and size[2] <= 8
 
 
 def _joins_equals(join: Any, shapes: Shapes) -> bool:
-    found = [shapes.get(name) for name in join.input]
-    return len(found) > 1 and all(map(_mistaken, found)) and all(shape[1:] == found[0][1:] for shape in found)
+    found = [_sizes(shapes, name) for name in join.input]
+    return len(found) > 1 and all(_mistaken(size) and size == found[0] for size in found)
 
 
 def _cut(graph: OnnxGraph, node: Any, part: str, shapes: Shapes) -> None:
     """Take ``part``, an output of ``node``, as two pieces, in all of its readers too."""
     batch, width, *size = shapes.pop(part)
+    assert width is not None  # of a map that is mistaken
     first = (width - 1) // _BLOCK * _BLOCK or width - 1
     pieces = graph.replace_output(node, part, 2)
     for piece, channels in zip(pieces, (first, width - first), strict=True):
         shapes[piece] = [batch, channels, *size]
     for join in graph.consumers(part):
         graph.set_inputs(join, [new for name in join.input for new in (pieces if name == part else [name])])
-    widths = [shapes[name][1] for name in node.output]
-    sizes = graph.constant(f"{node.output[0]}.sizes", np.asarray(widths, "int64"))
+    sizes = graph.constant(f"{node.output[0]}.sizes", np.asarray([shapes[name][1] for name in node.output], "int64"))
     graph.set_inputs(node, [node.input[0], sizes])
     graph.change_kind(node, "Split", axis=1)

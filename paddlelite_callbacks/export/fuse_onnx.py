@@ -2,8 +2,10 @@
 
 Each rewrite keeps the values, up to the order of sums:
 
-- nearest upsampling, which this package's models write as a transposed convolution with ones, becomes ``Resize``: a
-  copy, in the layout of the neighbours;
+- nearest upsampling, which this package's models write as a transposed convolution with ones, and Paddle as repeated
+  axes, becomes ``Resize``: a copy, in the layout of the neighbours;
+- resizing to a fixed size says so by its factors instead of a size that is joined from the batch's at each run, which
+  few converters understand;
 - the ``Linear`` layers of squeeze-and-excitation become 1x1 convolutions, into which engines fuse the activations, and
   the changes of shape around them vanish;
 - clips are merged, or dropped where they change nothing (`merge_clips_`);
@@ -22,6 +24,7 @@ from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tens
 
 __all__ = [
     "fuse_onnx",
+    "resize_by_factors_",
     "squeeze_by_convolutions_",
     "upsample_by_resize_",
 ]
@@ -38,23 +41,30 @@ def fuse_onnx(model: Any) -> Any:
         model: An ``onnx.ModelProto``; not changed.
     """
     graph, shapes = OnnxGraph(copied_model(model)), tensor_shapes(model)
-    count = upsample_by_resize_(graph) + squeeze_by_convolutions_(graph, shapes) + merge_clips_(graph)
+    count = (
+        upsample_by_resize_(graph, shapes)
+        + resize_by_factors_(graph, shapes)
+        + squeeze_by_convolutions_(graph, shapes)
+        + merge_clips_(graph)
+    )
     count += split_unequally_(graph, shapes) + put_convolutions_first_(graph)
     return graph.to_model() if count else model
 
 
-def upsample_by_resize_(graph: OnnxGraph) -> int:
-    """Replace depthwise transposed convolutions with ones by nearest ``Resize``.
+def upsample_by_resize_(graph: OnnxGraph, shapes: Shapes) -> int:
+    """Replace other forms of nearest upsampling by ``Resize``.
 
-    Kernel and stride must be the same, so that each output is a copy of one input.
+    These are depthwise transposed convolutions with ones, whose kernel and stride are the same, and rows and columns
+    that are repeated along new axes (``Unsqueeze``, ``Tile``, ``Reshape``): each output is a copy of one input.
 
     Args:
         graph: Graph to change.
+        shapes: Shapes of the tensors, ``None`` for a size that is not known.
 
     Returns:
-        Number of replaced nodes.
+        Number of replaced upsamplings.
     """
-    count = 0
+    count = _repeated_by_resize(graph, shapes)
     for node in [node for node in graph.nodes if node.op_type == "ConvTranspose"]:
         weight = graph.constants.get(node.input[1])
         if weight is None or weight.ndim != 4 or len(node.input) > 2 or not (weight == 1).all():
@@ -67,13 +77,83 @@ def upsample_by_resize_(graph: OnnxGraph) -> int:
         plain = plain and set(graph.attribute(node, "dilations", [1])) == {1}
         if not plain or graph.attribute(node, "output_shape", None):
             continue
-        scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *kernel], "float32"))
-        graph.set_inputs(node, [node.input[0], "", scales])
-        graph.change_kind(
-            node, "Resize", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-        )
+        _make_nearest(graph, node, node.input[0], kernel)
         count += 1
     return count
+
+
+def _repeated_by_resize(graph: OnnxGraph, shapes: Shapes) -> int:
+    count = 0
+    for node in [node for node in graph.nodes if node.op_type == "Reshape"]:
+        repeated = graph.producer(node.input[0])
+        if repeated is None or repeated.op_type != "Tile":
+            continue
+        raised, repeats = graph.producer(repeated.input[0]), graph.constants.get(repeated.input[1])
+        if raised is None or raised.op_type != "Unsqueeze" or repeats is None or repeats.shape != (6,):
+            continue
+        axes = graph.constants.get(raised.input[1]) if len(raised.input) > 1 else None
+        before, after = shapes.get(raised.input[0]) or [], shapes.get(node.output[0]) or []
+        *ones, rows, one, columns = repeats.tolist()
+        known = [size for size in before[1:] if size is not None]
+        if axes is None or sorted(axes.tolist()) != [3, 5] or [*ones, one] != [1, 1, 1, 1]:
+            continue
+        if len(known) == 3 and len(after) == 4 and after[1:] == [known[0], known[1] * rows, known[2] * columns]:
+            _make_nearest(graph, node, raised.input[0], [rows, columns])
+            count += 1
+    return count
+
+
+def _make_nearest(graph: OnnxGraph, node: Any, source: str, factors: list[int]) -> None:
+    scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
+    graph.set_inputs(node, [source, "", scales])
+    graph.change_kind(node, "Resize", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
+    """Give ``Resize`` factors instead of a size that is computed from its input's and is fixed but for the batch.
+
+    Args:
+        graph: Graph to change.
+        shapes: Shapes of the tensors, ``None`` for a size that is not known.
+
+    Returns:
+        Number of changed nodes.
+    """
+    count = 0
+    for node in [node for node in graph.nodes if node.op_type == "Resize" and len(node.input) == 4]:
+        shape, wanted = shapes.get(node.input[0]) or [], _fixed_size(graph, node)
+        known = [size for size in shape[2:] if size is not None]
+        if wanted is None or len(shape) != 4 or len(known) != 2:
+            continue
+        factors = [_factor(before, after) for before, after in zip(known, wanted, strict=True)]
+        if None not in factors and not any(item.name == "keep_aspect_ratio_policy" for item in node.attribute):
+            scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
+            graph.set_inputs(node, [node.input[0], node.input[1], scales])
+            count += 1
+    return count
+
+
+def _fixed_size(graph: OnnxGraph, node: Any) -> list[int] | None:
+    """Return the constants of ``Concat(Slice(Shape(x)), constants)`` where they are the last two sizes."""
+    join = graph.producer(node.input[3])
+    if join is None or join.op_type != "Concat" or len(join.input) != 2:
+        return None
+    wanted, cut = graph.constants.get(join.input[1]), graph.producer(join.input[0])
+    if wanted is None or wanted.shape != (2,) or cut is None or cut.op_type != "Slice":
+        return None
+    limits = [graph.constants.get(name) for name in cut.input[1:]]
+    sizes = graph.producer(cut.input[0])
+    given = [None if limit is None else limit.tolist() for limit in limits]
+    first_two = given in ([[0], [2]], [[0], [2], [0]], [[0], [2], [0], [1]])
+    if not first_two or sizes is None or sizes.op_type != "Shape" or sizes.attribute or sizes.input[0] != node.input[0]:
+        return None
+    return [int(size) for size in wanted]
+
+
+def _factor(before: int, after: int) -> np.float32 | None:
+    """Return the factor between two sizes, as engines compute it, if it leads to the second one."""
+    factor = np.float32(after) / np.float32(before)
+    return factor if int(np.float32(before) * factor) == after else None
 
 
 def squeeze_by_convolutions_(graph: OnnxGraph, shapes: Shapes) -> int:

@@ -85,7 +85,7 @@ def rewrite_as_qdq(model: Any) -> Any:
         fold_norm_(graph, node)
     for node in [node for node in graph.nodes if node.op_type == "DequantizeLinear"]:
         _leave_room_for_biases(graph, node)
-    upsample_by_resize_(graph)
+    upsample_by_resize_(graph, shapes)
     for node in [node for node in graph.nodes if node.op_type == "MatMul"]:
         _keep_product_in_int8(graph, node, len(shapes.get(node.output[0], ())))
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from installed import needs
 
-from paddlelite_callbacks.export.fuse_onnx import fuse_onnx
+from paddlelite_callbacks.export.fuse_onnx import _factor, fuse_onnx
 
 onnx = pytest.importorskip("onnx")
 FLOAT = onnx.TensorProto.FLOAT
@@ -57,6 +57,19 @@ def upsampled(weight=None, bias=None, **attributes):
     )
 
 
+def repeated(axes=(3, 5), repeats=(1, 1, 1, 2, 1, 3), wanted=(-1, 6, 8, 12)):
+    """Repeat rows and columns along new axes, as Paddle writes nearest upsampling."""
+    return model_of(
+        [
+            node("Relu", "x", "r"),
+            node("Unsqueeze", "r,axes", "u"),
+            node("Tile", "u,repeats", "t"),
+            node("Reshape", "t,wanted", "y"),
+        ],
+        {"axes": np.asarray(axes), "repeats": np.asarray(repeats), "wanted": np.asarray(wanted)},
+    )
+
+
 def multiplied(shape, weight, axes):
     """A product without a bias between a pooling and ``Unsqueeze``."""
     nodes = [
@@ -98,6 +111,8 @@ FITTING = {
         upsampled(np.ones((6, 1, 3, 2), "float32"), strides=[3, 2], kernel_shape=[3, 2]),
         ["Resize", "Relu"],
     ),
+    "repeated rows and columns": (repeated(), ["Relu", "Resize"]),
+    "repeated rows": (repeated(repeats=(1, 1, 1, 2, 1, 1), wanted=(-1, 6, 8, 4)), ["Relu", "Resize"]),
     "squeeze and excitation": (excited(), ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]),
     "of weights as they are": (
         excited(transposed=0),
@@ -128,6 +143,9 @@ OTHER = {
     "padding": upsampled(pads=[1, 1, 1, 1]),
     "output padding": upsampled(output_padding=[1, 1]),
     "fewer groups": upsampled(np.ones((6, 1, 2, 2), "float32"), group=3),
+    "repeated maps": repeated(axes=(2, 4), wanted=(-1, 6, 8, 12)),
+    "repeated blocks": repeated(repeats=(1, 1, 2, 1, 3, 1), wanted=(-1, 6, 8, 12)),
+    "repeated and joined otherwise": repeated(wanted=(-1, 6, 12, 8)),
     "scaled products": excited(alpha=0.5),
     "a convolution whose weights are computed": model_of(
         [node("Relu", "x", "a"), node("Sigmoid", "w", "v"), node("Conv", "x,v", "b"), node("Add", "a,b", "y")],
@@ -166,6 +184,55 @@ def test_the_values_stay(model, expected):
     assert kinds(made) == expected
     for got, was in zip(run(made, x), run(model, x), strict=True):
         np.testing.assert_allclose(got, was, rtol=1e-6, atol=1e-6 * np.abs(was).max())
+
+
+def resized(height, width, *, mode="nearest", transformation="asymmetric", source="x", rows=2, shape=("rows", 6, 4, 5)):
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Shape", source, "s"),
+        node("Slice", "s,first,last,axes", "n"),
+        node("Concat", "n,size", "sizes", axis=0),
+    ]
+    attributes = {"mode": mode, "coordinate_transformation_mode": transformation}
+    attributes |= {"nearest_mode": "floor"} if mode == "nearest" else {}
+    nodes.append(node("Resize", "r,,,sizes", "y", **attributes))
+    constants = {"first": [0], "last": [rows], "axes": [0], "size": [height, width][: 4 - rows]}
+    return model_of(nodes, {name: np.asarray(value, "int64") for name, value in constants.items()}, shape)
+
+
+@needs("onnxruntime")
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("transformation", ["asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"])
+def test_resizing_to_a_fixed_size_needs_no_size_at_run_time(mode, transformation):
+    for height, width in ((8, 10), (7, 7), (3, 13), (1, 1), (9, 4), (4, 5)):
+        model = resized(height, width, mode=mode, transformation=transformation, source="r")
+        made, x = fuse_onnx(model), random(3, 6, 4, 5)
+        assert kinds(made) == ["Relu", "Resize"]
+        np.testing.assert_array_equal(run(made, x)[0], run(model, x)[0])
+        assert run(made, x)[0].shape == (3, 6, height, width)
+
+
+def test_every_factor_leads_to_its_size():
+    for before in range(1, 300):
+        after = np.arange(1, 400)
+        found = [_factor(before, int(size)) for size in after]
+        reached = np.array([-1 if factor is None else int(np.float32(before) * factor) for factor in found])
+        assert set(reached) <= {-1, *after}
+        assert ((reached == after) | (reached == -1)).all()
+        assert (reached[before - 1 :: before] > 0).all()  # whole factors
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        resized(8, 8, source="x"),  # sizes of another tensor
+        resized(8, 8, source="r", shape=("rows", 6, "height", "width")),
+        resized(8, 8, source="r", rows=1),  # channels are given too
+    ],
+    ids=["of another tensor", "of free sizes", "of channels"],
+)
+def test_sizes_that_are_not_known_are_still_computed(model):
+    assert "Shape" in kinds(fuse_onnx(model))
 
 
 @pytest.mark.parametrize("model", OTHER.values(), ids=OTHER.keys())
