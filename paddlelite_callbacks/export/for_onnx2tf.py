@@ -52,7 +52,7 @@ def put_convolutions_first_(graph: OnnxGraph) -> int:
 
 
 def split_unequally_(graph: OnnxGraph, shapes: Shapes) -> int:
-    """Take a part of the channels of a small map as two unequal pieces where equal parts are split or joined.
+    """Make channel parts of small maps that are split or joined unequal.
 
     Where a ``Split`` makes a part that nothing but ``Concat`` reads, it makes two pieces of it and no node is added;
     other equal parts that are joined get a ``Split`` of their own.

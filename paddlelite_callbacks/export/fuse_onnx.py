@@ -23,6 +23,7 @@ from paddlelite_callbacks.export.merge_clips import merge_clips_
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tensor_shapes
 
 __all__ = [
+    "exact_factor",
     "fuse_onnx",
     "resize_by_factors_",
     "squeeze_by_convolutions_",
@@ -125,7 +126,7 @@ def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
         known = [size for size in shape[2:] if size is not None]
         if wanted is None or len(shape) != 4 or len(known) != 2:
             continue
-        factors = [_factor(before, after) for before, after in zip(known, wanted, strict=True)]
+        factors = [exact_factor(before, after) for before, after in zip(known, wanted, strict=True)]
         if None not in factors and not any(item.name == "keep_aspect_ratio_policy" for item in node.attribute):
             scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
             graph.set_inputs(node, [node.input[0], node.input[1], scales])
@@ -150,8 +151,18 @@ def _fixed_size(graph: OnnxGraph, node: Any) -> list[int] | None:
     return [int(size) for size in wanted]
 
 
-def _factor(before: int, after: int) -> np.float32 | None:
-    """Return the factor between two sizes, as engines compute it, if it leads to the second one."""
+def exact_factor(before: int, after: int) -> np.float32 | None:
+    """Return the factor between two sizes, if it leads to the second one.
+
+    Engines multiply the first by it in float32 and round down.
+
+    Args:
+        before: Size of the input.
+        after: Size of the output.
+
+    Returns:
+        ``after / before``; ``None`` if the product is below ``after``.
+    """
     factor = np.float32(after) / np.float32(before)
     return factor if int(np.float32(before) * factor) == after else None
 

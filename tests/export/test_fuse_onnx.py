@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from installed import needs
 
-from paddlelite_callbacks.export.fuse_onnx import _factor, fuse_onnx
+from paddlelite_callbacks.export.fuse_onnx import exact_factor, fuse_onnx
 
 onnx = pytest.importorskip("onnx")
 FLOAT = onnx.TensorProto.FLOAT
@@ -215,7 +215,7 @@ def test_resizing_to_a_fixed_size_needs_no_size_at_run_time(mode, transformation
 def test_every_factor_leads_to_its_size():
     for before in range(1, 300):
         after = np.arange(1, 400)
-        found = [_factor(before, int(size)) for size in after]
+        found = [exact_factor(before, int(size)) for size in after]
         reached = np.array([-1 if factor is None else int(np.float32(before) * factor) for factor in found])
         assert set(reached) <= {-1, *after}
         assert ((reached == after) | (reached == -1)).all()
