@@ -110,7 +110,7 @@ def _sizes(shapes: Shapes, name: str) -> list[int] | None:
 
 
 def _mistaken(size: list[int] | None) -> bool:
-    """Return whether onnx2tf takes a map of these channels, rows and columns for channels-last."""
+    """Return whether onnx2tf takes a map of this size for channels-last."""
     return size is not None and size[0] > 4 and size[1] > 4 and size[2] <= 8
 
 

@@ -135,7 +135,7 @@ def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
 
 
 def _fixed_size(graph: OnnxGraph, node: Any) -> list[int] | None:
-    """Return the constants of ``Concat(Slice(Shape(x)), constants)`` where they are the last two sizes."""
+    """Return the last two sizes where they are constants behind those of ``x``."""
     join = graph.producer(node.input[3])
     if join is None or join.op_type != "Concat" or len(join.input) != 2:
         return None
