@@ -10,12 +10,12 @@ import numpy as np
 from paddlelite_callbacks.export.float_onnx import FloatOnnx
 from paddlelite_callbacks.export.onnx_quantize import ActivationRange, output_tensors, read_tensors
 from paddlelite_callbacks.export.onnx_session import run_model, with_outputs
+from paddlelite_callbacks.quant.functional import grid_levels
 from paddlelite_callbacks.quant.histogram import ValueHistogram, sampling_stride
-from paddlelite_callbacks.quant.ranges import range_of
+from paddlelite_callbacks.quant.ranges import range_and_grid
 
 __all__ = ["Observation", "activation_ranges", "observe_model"]
 
-_SHALLOW = 0.5  # of the range: a lowest value above that moves the zero point
 _SAMPLE = 1 << 18  # number of values of one tensor in one batch
 
 Inputs = Mapping[str, np.ndarray]
@@ -121,17 +121,10 @@ def activation_ranges(seen: Observation, calibration: str, *, bits: int = 8) -> 
     """
     found = {}
     for name, histogram in seen.histograms.items():
-        signed, lowest = seen.lowest[name] < 0, seen.lowest[name]
+        lowest, values = seen.lowest[name], histogram
         if calibration == "percentile":
-            alpha = float(np.mean(seen.percentiles[name])) or histogram.largest or 1.0
-        else:
-            alpha = range_of(histogram, calibration, bits=bits, signed=signed)
-        known = ActivationRange(alpha=alpha, signed=signed)
-        if signed and -lowest < _SHALLOW * alpha:  # values lie above zero for the most part
-            known = ActivationRange(alpha=alpha, signed=True, lowest=lowest)
-            if calibration != "percentile":
-                _, low, high, _ = known.grid(bits)
-                alpha = range_of(histogram, calibration, grid=(low, high))
-                known = ActivationRange(alpha=alpha, signed=True, lowest=max(lowest, -alpha))
-        found[name] = known
+            values = float(np.mean(seen.percentiles[name])) or histogram.largest or 1.0
+        alpha, (low, high) = range_and_grid(values, calibration, bits=bits, lowest=lowest)
+        shifted = (low, high) != grid_levels(bits, lowest < 0)
+        found[name] = ActivationRange(alpha=alpha, signed=lowest < 0, lowest=low * alpha / high if shifted else None)
     return found

@@ -18,7 +18,7 @@ from paddlelite_callbacks.export.float_layers import arrange_for_onnxruntime_
 from paddlelite_callbacks.export.float_onnx import FloatOnnx, Product
 from paddlelite_callbacks.export.onnx_graph import OnnxGraph
 from paddlelite_callbacks.export.qdq import LARGEST_BIAS, finer_factor
-from paddlelite_callbacks.quant.functional import grid_levels, highest_weight
+from paddlelite_callbacks.quant.functional import grid_levels, highest_weight, shifted_levels
 
 __all__ = ["ActivationRange", "GraphScheme", "output_tensors", "quantize_graph", "read_tensors"]
 
@@ -46,12 +46,11 @@ class ActivationRange:
             bits: Grid width in bits, 2-8.
         """
         if self.signed and self.lowest is not None:
-            levels = 2**bits - 1
-            step = (self.alpha - self.lowest) / levels
-            zero = min(max(round(-self.lowest / step), 1), levels - 1)
-            return step, -zero, levels - zero, zero
-        low, high = (int(level) for level in grid_levels(bits, self.signed))
-        return self.alpha / high, low, high, 128 if self.signed else 0
+            levels = shifted_levels(self.lowest, self.alpha, bits)
+        else:
+            levels = grid_levels(bits, self.signed)
+        low, high = (int(level) for level in levels)
+        return self.alpha / high, low, high, -low
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,11 +174,12 @@ def _activation(graph: OnnxGraph, rounding: Any) -> None:
     signed, symmetric = low < 0, low == -high
     prefix = f"{output}.quantized"
     scale = graph.constant(f"{prefix}.scale", np.asarray(step, "float32"))
-    point = np.asarray(0, "int8") if symmetric else np.asarray(128 if signed else 0, "uint8")
+    point = np.asarray(0, "int8") if symmetric else np.asarray(-low, "uint8")
     zero = graph.constant(f"{prefix}.zero_point", point)
     source = before.input[0]
     reached = (0, high) if symmetric and _not_negative(graph, source) else (low, high)
-    if reached not in (((0, 127),) if symmetric else ((-128, 127), (0, 255))):  # where the type itself ends
+    ends = reached == (0, 127) if symmetric else high - low == 255  # where the type itself does
+    if not ends:
         limits = [
             graph.constant(f"{prefix}.{k}", np.asarray(v * step, "float32")) for k, v in (("low", low), ("high", high))
         ]

@@ -23,6 +23,7 @@ __all__ = [
     "lsq_fake_quantize",
     "pact_fake_quantize",
     "round_weight",
+    "shifted_levels",
     "weight_steps",
 ]
 
@@ -57,8 +58,30 @@ def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
     return 64 if bits == 8 and reduce_range else 2 ** (bits - 1) - 1
 
 
+def shifted_levels(lowest: float, highest: float, bits: int) -> tuple[float, float]:
+    """Return the lowest and highest integer of a grid whose zero point lies where the values are.
+
+    The asymmetric grid of the field, with ``low = -zero_point``: its ``2^bits`` values reach from about ``lowest`` to
+    ``highest``, and zero is one of them.
+
+    Args:
+        lowest: Smallest value, at most 0.
+        highest: Largest value in the same units, above 0.
+        bits: Grid width in bits, 2-8.
+    """
+    levels = 2**bits - 1
+    zero_point = min(max(round(-lowest * levels / (highest - lowest)), 0), levels - 1)
+    return -float(zero_point), float(levels - zero_point)
+
+
 def pact_fake_quantize(
-    x: Tensor, alpha: Tensor, *, bits: int = 8, signed: bool = False, symmetric: bool = False
+    x: Tensor,
+    alpha: Tensor,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    symmetric: bool = False,
+    grid: tuple[float, float] | None = None,
 ) -> Tensor:
     """Apply PACT: clip to the learned range, round to its grid (arXiv:1805.06085).
 
@@ -74,11 +97,13 @@ def pact_fake_quantize(
         bits: Grid width in bits, 2-8.
         signed: Whether the grid includes negative values.
         symmetric: Whether it ends at ``-alpha``, see `grid_levels`; the gradient of ``alpha`` is -1 there.
+        grid: Lowest and highest integer instead of those of ``bits``, ``signed`` and ``symmetric``; with ``s = alpha /
+            high``, the gradient of ``alpha`` is ``low / high`` where ``x`` is clipped from below.
 
     Returns:
         Tensor like ``x`` with at most ``2^bits`` different values.
     """
-    return _PACT.apply(x, alpha, *grid_levels(bits, signed, symmetric=symmetric))
+    return _PACT.apply(x, alpha, *(grid or grid_levels(bits, signed, symmetric=symmetric)))
 
 
 def lsq_fake_quantize(
@@ -89,6 +114,7 @@ def lsq_fake_quantize(
     signed: bool = False,
     symmetric: bool = False,
     reduce_range: bool = True,
+    grid: tuple[float, float] | None = None,
 ) -> Tensor:
     """Apply LSQ: `pact_fake_quantize` with a learned step (arXiv:1902.08153, eq. 3).
 
@@ -103,10 +129,13 @@ def lsq_fake_quantize(
         signed: Whether the grid includes negative values.
         symmetric: Whether it is a weight grid from ``-high`` to ``high``, see `highest_weight`.
         reduce_range: Whether an 8-bit weight uses half the range.
+        grid: Lowest and highest integer instead of those of the other arguments.
 
     Returns:
         Tensor like ``x``.
     """
+    if grid is not None:
+        return _LSQ.apply(x, alpha, *grid)
     if symmetric:
         high = float(highest_weight(bits, reduce_range=reduce_range))
         return _LSQ.apply(x, alpha, -high, high)

@@ -197,8 +197,7 @@ class _Observer:
                 "The batches give activations that are not finite, so no scale can be computed: clean them of NaN "
                 "and infinite values, and check the network's weights."
             )
-        signed = self._lowest < 0
         if self._found:
-            self.quantizer.set_range(sum(self._found) / len(self._found), signed=signed)
+            self.quantizer.set_range(sum(self._found) / len(self._found), lowest=self._lowest)
         elif not self._by_percentile and self._lowest < math.inf:
-            self.quantizer.set_range(self.quantizer.range_of(self._histogram, signed=signed), signed=signed)
+            self.quantizer.set_range(self._histogram, lowest=self._lowest)

@@ -18,10 +18,11 @@ from paddlelite_callbacks.quant.functional import (
     lsq_fake_quantize,
     pact_fake_quantize,
     round_weight,
+    shifted_levels,
     weight_steps,
 )
 from paddlelite_callbacks.quant.histogram import ValueHistogram, sampling_stride
-from paddlelite_callbacks.quant.ranges import range_of
+from paddlelite_callbacks.quant.ranges import range_and_grid
 from paddlelite_callbacks.utils.deprecation import forwarded
 from paddlelite_callbacks.utils.distributed import gathered, several_ranks
 
@@ -94,12 +95,12 @@ class Switched(BaseQuanter):
 class PACTActivationQuantizer(Switched):
     """Fake quantizer of activations with a trained scale ``alpha``.
 
-    In the first training batches ``alpha`` is set by ``calibration``, and the grid is unsigned if no value is negative;
-    before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a batch (one head on all
-    levels of a pyramid), all its calls are counted; of percentiles the largest is used, so that no call is clipped by
-    more than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest and highest integer,
-    zeros before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no calibration. The
-    lowest integer of a symmetric grid is set from the beginning.
+    In the first training batches ``alpha`` is set by ``calibration``, and the grid's zero point by the smallest value
+    (`range_and_grid`); before that, also in evaluation, inputs pass unchanged. If the layer runs several times in a
+    batch (one head on all levels of a pyramid), all its calls are counted; of percentiles the largest is used, so that
+    no call is clipped by more than the percentile. ``alpha`` (parameter, ``[1]``) and ``grid`` (buffer, ``[2]``: lowest
+    and highest integer, zeros before the first batch) are in the ``state_dict``, so that a loaded checkpoint needs no
+    calibration. The lowest integer of a symmetric grid is set from the beginning.
 
     Args:
         bits: Grid width in bits, 2-8.
@@ -151,7 +152,7 @@ class PACTActivationQuantizer(Switched):
         self._levels = (0.0, 0.0)  # of ``grid``, on the host: training steps do not wait for the device
         self._passes: ForwardPasses | None = None
         self._seen, self._batch = 0, 0  # number of observed batches; number of the last one's pass
-        self._observed, self._earlier, self._largest = 0.0, 0.0, 0.0
+        self._observed, self._earlier, self._largest, self._lowest = 0.0, 0.0, 0.0, 0.0
         self._histogram: ValueHistogram | None = None  # of the calibration batches
 
     def forward(self, input: Tensor) -> Tensor:
@@ -167,12 +168,8 @@ class PACTActivationQuantizer(Switched):
             self._histogram = None
         if self._levels[1] == 0:
             return input
-        signed, symmetric = self._levels[0] < 0, self.symmetric
-        if self._method == "pact":
-            return pact_fake_quantize(input, self.alpha, bits=self._bits, signed=signed, symmetric=symmetric)
-        return lsq_fake_quantize(
-            input, self.alpha, bits=self._bits, signed=signed, symmetric=symmetric, reduce_range=False
-        )
+        fake_quantize = pact_fake_quantize if self._method == "pact" else lsq_fake_quantize
+        return fake_quantize(input, self.alpha, grid=self._levels)
 
     def refresh(self) -> None:
         """Re-read the grid after a checkpoint was loaded.
@@ -184,7 +181,7 @@ class PACTActivationQuantizer(Switched):
             ValueError: The checkpoint has other bits, or another kind of grid.
         """
         low, high = read_grid(self.grid)
-        self._levels = self._calibrated_levels(low < 0) if high > 0 else (0.0, 0.0)
+        self._levels = self._nearest_levels(low, high) if high > 0 else (0.0, 0.0)
         if (low, high) == (self._levels if high > 0 else self._unset):
             return
         self._check_loaded(low, high)
@@ -194,8 +191,11 @@ class PACTActivationQuantizer(Switched):
                 _set_(self.alpha, self.alpha.astype("float32").numpy() / share)
         _set_(self.grid, self._levels if high > 0 else self._unset)
 
-    def _calibrated_levels(self, signed: bool) -> tuple[float, float]:
-        return grid_levels(self._bits, signed, symmetric=self.symmetric)
+    def _nearest_levels(self, low: float, high: float) -> tuple[float, float]:
+        """Return the calibrated grid that a loaded one, perhaps an average with zeros, comes from."""
+        if self.symmetric:
+            return grid_levels(self._bits, True, symmetric=True)
+        return shifted_levels(low, high, self._bits)
 
     def _check_loaded(self, low: float, high: float) -> None:
         """Check that a loaded grid, perhaps an average, is one of this quantizer."""
@@ -216,11 +216,7 @@ class PACTActivationQuantizer(Switched):
 
     def _share_of_calibrated(self, low: float, high: float) -> float:
         """Return the share of calibrated grids in a loaded average."""
-        if self.symmetric:
-            return high / self._levels[1]
-        below, above = grid_levels(self._bits, True)
-        signed_share = low / below
-        return signed_share + (high - signed_share * above) / grid_levels(self._bits, False)[1]
+        return high / self._levels[1] if self.symmetric else (high - low) / (self._levels[1] - self._levels[0])
 
     def count_by(self, passes: ForwardPasses) -> None:
         """Calibrate once per pass counted by ``passes``, not per call."""
@@ -260,41 +256,34 @@ class PACTActivationQuantizer(Switched):
         if self._seen == 0 or number == 0 or number != self._batch:
             self._seen, self._batch = self._seen + 1, number
             self._earlier, self._largest = self._observed, found
-        signed = lowest < 0 or self._levels[0] < 0
+        self._lowest = min(self._lowest, lowest)
         if by_percentile:
             self._largest = max(self._largest, found)
             rest = 0.0 if self._seen == 1 else self._momentum
             self._observed = rest * self._earlier + (1 - rest) * self._largest
+            self.set_range(self._observed, lowest=self._lowest)
         else:
             self._histogram = self._histogram or ValueHistogram()
             self._histogram.add(sample, largest=largest)
-            self._observed = self.range_of(self._histogram, signed=signed)
-        self.set_range(self._observed, signed=signed)
+            self.set_range(self._histogram, lowest=self._lowest)
 
-    def range_of(self, histogram: ValueHistogram, *, signed: bool) -> float:
-        """Return the range that ``calibration`` chooses.
-
-        Args:
-            histogram: Inputs.
-            signed: Whether the grid includes negative values.
-        """
-        return range_of(histogram, self.calibration, bits=self._bits, signed=signed, symmetric=self.symmetric)
-
-    def set_range(self, alpha: float, *, signed: bool) -> None:
-        """Set ``alpha`` and the grid.
+    def set_range(self, values: ValueHistogram | float, *, lowest: float) -> None:
+        """Set ``alpha`` and the grid, see `range_and_grid`.
 
         Args:
-            alpha: Finite, above 0.
-            signed: Whether the grid includes negative values; a symmetric one does.
+            values: Histogram of inputs, from which ``calibration`` chooses the range; or the range, finite and above 0.
+            lowest: Smallest input.
         """
+        alpha, self._levels = range_and_grid(
+            values, self.calibration, bits=self._bits, lowest=lowest, symmetric=self.symmetric
+        )
         _set_(self.alpha, [alpha])
-        self._levels = self._calibrated_levels(signed)
         _set_(self.grid, self._levels)
 
     def make_symmetric(self) -> None:
         """Use the symmetric grid of the same range instead of the trained one."""
-        self.symmetric, self._unset = True, (grid_levels(self._bits, True, symmetric=True)[0], 0.0)
-        self._levels = self._calibrated_levels(True)
+        self._levels = grid_levels(self._bits, True, symmetric=True)
+        self.symmetric, self._unset = True, (self._levels[0], 0.0)
         _set_(self.grid, self._levels)
 
     def measure(self, x: Tensor) -> tuple[float, float]:
@@ -482,10 +471,11 @@ def activation_settings(low: float, high: float) -> list[tuple[int, bool]]:
         high: Value read from a checkpoint, perhaps averaged.
     """
 
-    def near(levels: tuple[float, float]) -> bool:
+    def near(bits: int) -> bool:  # to a grid with any zero point
+        levels = shifted_levels(low, high, bits) if high > 0 and math.isfinite(high - low) else (0.0, 0.0)
         return max(abs(levels[0] - low), abs(levels[1] - high)) < _NEAR
 
-    found = [(bits, False) for bits in _BITS if near(grid_levels(bits, False)) or near(grid_levels(bits, True))]
+    found = [(bits, False) for bits in _BITS if near(bits)]
     for bits in _BITS:
         least, most = grid_levels(bits, True, symmetric=True)
         # Between these limits it is the average of a grid and of its value before the first batch.

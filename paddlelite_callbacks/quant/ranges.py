@@ -4,14 +4,47 @@ from __future__ import annotations
 
 import numpy as np
 
-from paddlelite_callbacks.quant.functional import grid_levels
+from paddlelite_callbacks.quant.functional import grid_levels, shifted_levels
 from paddlelite_callbacks.quant.histogram import BINS, ValueHistogram
 
-__all__ = ["kl_range", "mse_range", "quantization_error", "range_of"]
+__all__ = ["kl_range", "mse_range", "quantization_error", "range_and_grid", "range_of"]
 
+_SHALLOW = 0.5  # of the range: a lowest value above that moves the zero point
 _SMALLEST = 1 / 256  # of the largest magnitude: the smallest range that is tried
 _TRIED, _REFINED = 64, 16
 _STRIDE = 16  # bins between two ranges that KL tries
+
+
+def range_and_grid(
+    values: ValueHistogram | float, calibration: str, *, bits: int = 8, lowest: float = 0.0, symmetric: bool = False
+) -> tuple[float, tuple[float, float]]:
+    """Return the range ``alpha`` and the grid for an activation.
+
+    The grid is unsigned without negative values, and signed with its zero point in the middle where values reach below
+    ``-alpha / 2``. Between the two (behind hard-swish, SiLU or GELU) half of the signed grid would stay unused: there
+    the zero point is moved, so that the grid ends at ``lowest``.
+
+    Args:
+        values: Histogram, not empty; or the range, where it is known already.
+        calibration: Method of `range_of`; not used with a known range.
+        bits: Grid width in bits, 2-8.
+        lowest: Smallest value, in units of the values.
+        symmetric: Whether the grid is symmetric, whatever the values are.
+
+    Returns:
+        The value of the highest integer; lowest and highest integer.
+    """
+    signed = lowest < 0
+    if isinstance(values, ValueHistogram):
+        alpha = range_of(values, calibration, bits=bits, signed=signed, symmetric=symmetric)
+    else:
+        alpha = values
+    if symmetric or not signed or -lowest >= _SHALLOW * alpha:
+        return alpha, grid_levels(bits, signed, symmetric=symmetric)
+    if isinstance(values, ValueHistogram):
+        alpha = range_of(values, calibration, grid=shifted_levels(lowest, alpha, bits))
+        lowest = max(lowest, -alpha)
+    return alpha, shifted_levels(lowest, alpha, bits)
 
 
 def range_of(

@@ -319,7 +319,7 @@ def _settle_scales_(network: Layer) -> bool:
     switch_quantizers_(network, True)
     for quantizer in activation_quantizers(network).values():
         if not quantizer.calibrated:
-            quantizer.set_range(1.0, signed=True)
+            quantizer.set_range(1.0, lowest=-1.0)
     return True
 
 

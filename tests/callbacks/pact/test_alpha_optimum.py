@@ -54,7 +54,7 @@ def trained(start, method, optimizer, decay):
     network = identity()
     config = PACTConfig(activation_bits=4, method=method, lr_scale=1.0, alpha_decay=decay / SIZE**2)
     prepare_pact_(network, config)
-    network[0].activation_quanter.set_range(start, signed=False)
+    network[0].activation_quanter.set_range(start, lowest=0.0)
     adam = optimizer in ("Adam", "AdamW")
     unit = 1.0 if adam else SIZE**2  # SGD steps by the gradient, which is that much smaller
     rate = paddle.optimizer.lr.CosineAnnealingDecay(RATES[optimizer] * unit, STEPS)
@@ -91,7 +91,7 @@ def test_a_first_step_is_ten_learning_rates_of_the_value(optimizer):
         network = identity()
         config = PACTConfig(lr_scale=0.5, alpha_lr_scale=2.0)
         prepare_pact_(network, config)
-        network[0].activation_quanter.set_range(start, signed=False)
+        network[0].activation_quanter.set_range(start, lowest=0.0)
         model = paddle.Model(network)
         made = getattr(paddle.optimizer, optimizer)(1e-3, parameters=network.parameters())
         model.prepare(made, lambda y, _: y.mean())
