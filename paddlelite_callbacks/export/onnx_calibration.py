@@ -121,7 +121,8 @@ def activation_ranges(seen: Observation, calibration: str, *, bits: int = 8) -> 
     """
     found = {}
     for name, histogram in seen.histograms.items():
-        lowest, values = seen.lowest[name], histogram
+        lowest = seen.lowest[name]
+        values: ValueHistogram | float = histogram
         if calibration == "percentile":
             values = float(np.mean(seen.percentiles[name])) or histogram.largest or 1.0
         alpha, (low, high) = range_and_grid(values, calibration, bits=bits, lowest=lowest)

@@ -14,6 +14,7 @@ __all__ = [
     "SCALES",
     "TRANSPOSED",
     "computes_as",
+    "depthwise_layers",
     "foldable_norm",
     "is_batch_norm",
     "is_norm",
@@ -55,6 +56,25 @@ def running_statistics(layer: Layer) -> list[Tensor]:
     held = {**layer._parameters, **layer._buffers}
     found = [held.get("_mean"), held.get("_variance")]
     return [item for item in found if item is not None] if all(item is not None for item in found) else []
+
+
+def depthwise_layers(network: Layer) -> list[str]:
+    """Return the names of the depthwise convolutions, as for ``skip``.
+
+    Args:
+        network: Network before or after quantisation.
+
+    Returns:
+        Names of the convolutions of more than one input channel with a group for each.
+    """
+    found = []
+    for name, layer in network.named_sublayers():
+        groups, weight = getattr(layer, "_groups", 1), getattr(layer, "weight", None)
+        if groups == 1 or weight is None:
+            continue
+        if groups == (weight.shape[0] if "Transpose" in (kind_of(layer) or "") else weight.shape[1] * groups):
+            found.append(name)
+    return found
 
 
 def foldable_norm(layer: Layer) -> bool:

@@ -59,9 +59,9 @@ def highest_weight(bits: int, *, reduce_range: bool = True) -> int:
 
 
 def shifted_levels(lowest: float, highest: float, bits: int) -> tuple[float, float]:
-    """Return the lowest and highest integer of a grid whose zero point lies where the values are.
+    """Return lowest and highest integer of an asymmetric grid.
 
-    The asymmetric grid of the field, with ``low = -zero_point``: its ``2^bits`` values reach from about ``lowest`` to
+    The zero point, ``-low``, lies where the values are: the ``2^bits`` values reach from about ``lowest`` to
     ``highest``, and zero is one of them.
 
     Args:

@@ -192,7 +192,7 @@ class PACTActivationQuantizer(Switched):
         _set_(self.grid, self._levels if high > 0 else self._unset)
 
     def _nearest_levels(self, low: float, high: float) -> tuple[float, float]:
-        """Return the calibrated grid that a loaded one, perhaps an average with zeros, comes from."""
+        """Return the calibrated grid behind a loaded one, perhaps an average."""
         if self.symmetric:
             return grid_levels(self._bits, True, symmetric=True)
         return shifted_levels(low, high, self._bits)

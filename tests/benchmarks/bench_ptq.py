@@ -46,6 +46,7 @@ from paddlelite_callbacks.export.model_files import declared_inputs
 from paddlelite_callbacks.export.onnx_calibration import observe_model
 from paddlelite_callbacks.export.onnx_quantize import GraphScheme
 from paddlelite_callbacks.export.variants import export_forms
+from paddlelite_callbacks.nn.kinds import depthwise_layers
 from paddlelite_callbacks.recipes.graph_files import GraphFiles
 from paddlelite_callbacks.recipes.sample_data import read_samples
 from paddlelite_callbacks.utils.safe_load import read_saved
@@ -162,6 +163,8 @@ def digits(most: int) -> Data:
 def ours(data: Data, folder: Path, options: dict[str, Any]) -> tuple[Path, float, float]:
     """Quantise and export; return the int8 ONNX file and the seconds without and with the export."""
     began = cpu_seconds()
+    if "skip" in options:
+        options = {**options, "skip": depthwise_layers(data.network)}
     with compiled_depthwise():
         quantized = ptq_int8(data.network, data.batches(), **options)
     seconds = cpu_seconds() - began
@@ -228,6 +231,7 @@ def ratios(files: dict[str, tuple[str, Path]], image: np.ndarray, repeats: int) 
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
+    "ours, depthwise in float": {"skip": "depthwise"},
     "ours, outputs quantised": {"quantize_outputs": True},
     "ours, GPTQ rounding": {"rounding": "gptq"},
     "ours without bias correction": {"bias_correction": False},

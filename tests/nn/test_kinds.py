@@ -10,7 +10,14 @@ from toy import hapi_model
 
 from paddlelite_callbacks import DistillCallback, PACTQuantCallback
 from paddlelite_callbacks.nn.cost import count_macs, count_parameters, layer_macs
-from paddlelite_callbacks.nn.kinds import computes_as, is_batch_norm, is_norm, kind_of, running_statistics
+from paddlelite_callbacks.nn.kinds import (
+    computes_as,
+    depthwise_layers,
+    is_batch_norm,
+    is_norm,
+    kind_of,
+    running_statistics,
+)
 from paddlelite_callbacks.nn.surgery import freeze_norm_
 from paddlelite_callbacks.quant.config import PACTConfig
 from paddlelite_callbacks.quant.prepare import prepare_pact_
@@ -185,3 +192,20 @@ def test_recurrent_networks_train(kind, dropout, method, on_nan):
     data = paddle.io.TensorDataset([paddle.randn([8, 3, 8, 6]), paddle.randint(0, 4, [8, 6])])
     hapi_model(network, metrics=False).fit(data, batch_size=4, verbose=0, callbacks=[callback])
     assert np.abs(network.rnn.weight_ih_l0.numpy() - before).max() > 0
+
+
+def test_depthwise_convolutions_have_a_group_for_each_input_channel():
+    network = nn.Sequential(
+        nn.Conv2D(3, 8, 3),
+        nn.Conv2D(8, 8, 3, groups=8),
+        nn.Conv2D(8, 16, 3, groups=8),  # two filters for each
+        nn.Conv2D(16, 16, 3, groups=4),
+        nn.Sequential(nn.Conv2DTranspose(16, 16, 2, groups=16), nn.Conv2DTranspose(16, 8, 2, groups=8)),
+        nn.Conv2D(8, 1, 3, groups=1),
+        nn.Conv2D(1, 4, 3),
+        nn.Conv1D(4, 4, 3, groups=4),
+        nn.Linear(4, 4),
+    )
+    assert depthwise_layers(network) == ["1", "2", "4.0", "7"]
+    prepare_pact_(network)
+    assert depthwise_layers(network) == ["1", "2", "4.0", "7"]
