@@ -111,7 +111,7 @@ def _make_nearest(graph: OnnxGraph, node: Any, source: str, factors: list[int]) 
 
 
 def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
-    """Give ``Resize`` factors instead of a computed size that is fixed but for the batch.
+    """Replace a computed but fixed size of ``Resize`` by factors.
 
     Args:
         graph: Graph to change.
