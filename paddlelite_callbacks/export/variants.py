@@ -18,7 +18,7 @@ from paddle.static import InputSpec
 from paddlelite_callbacks.errors import ExportError
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.compare import compare_outputs
-from paddlelite_callbacks.export.eval_copy import eval_copy
+from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
 from paddlelite_callbacks.export.fold_bn import folded
 from paddlelite_callbacks.export.fp16 import round_to_fp16_, write_fp16_onnx
 from paddlelite_callbacks.export.hooks import carry_hooks_, copy_with_hooks
@@ -250,7 +250,8 @@ def export_forms(
         >>> forms.artefacts, forms.errors  # doctest: +SKIP
     """
     inputs = _inputs(sample, input_spec)
-    variants = Variants(eval_copy(network, inputs), inputs)
+    own = None if inputs is None else eval_outputs(network, inputs)
+    variants = Variants(eval_copy(network, inputs, expected=own), inputs, own=own)
     try:
         return write_forms(
             variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset, lite=lite

@@ -39,6 +39,7 @@ def test_import(interleaved, report):
     report("package-import", interleaved.summary(interleaved.run(units, repeats=7, warmup=1), "paddle"))
 
 
+@pytest.mark.own_children  # a converter of its own for each file, as outside of the tests
 @pytest.mark.parametrize("name", ["PPLCNet_x2_5", "MobileNetV3_small_x1_0", "ResNet50"])
 def test_export_and_check(name, interleaved, report, tmp_path):
     """`jit.save` alone against all forms, each loaded again in every engine and compared with the live network."""
