@@ -397,6 +397,7 @@ def small_parts(folder, watch):
     from paddlelite_callbacks.benchmark.roofline import roofline_share
     from paddlelite_callbacks.distill import resize
     from paddlelite_callbacks.errors import require
+    from paddlelite_callbacks.export.fuse_onnx import exact_factor
     from paddlelite_callbacks.export.onnx_files import onnx_files
     from paddlelite_callbacks.export.onnx_graph import rename_tensors
     from paddlelite_callbacks.export.signature import plain_signature_
@@ -430,6 +431,7 @@ def small_parts(folder, watch):
         plain_signature_(other, 1)
         resize.differ_in_size([1, 2, 4, 4], [1, 2, 8, 8])
         resize.resized_like(x, [1, 2, 8, 8], "nearest")
+        exact_factor(4, 8)
         own_movement(network, [np.zeros([1, 3, 8, 8], "float32")])
         roofline_share(1000, 1, 1.0, {"paddle": 1.0})
         with pc.compiled_depthwise():
