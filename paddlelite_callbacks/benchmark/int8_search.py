@@ -22,7 +22,6 @@ from paddlelite_callbacks.benchmark.engines import ENGINES, Predict
 from paddlelite_callbacks.benchmark.latency import measure_latency
 from paddlelite_callbacks.errors import near_names, require
 from paddlelite_callbacks.export.artefact import Artefact
-from paddlelite_callbacks.export.eval_copy import eval_copy
 from paddlelite_callbacks.export.int8_layers import int8_layers, with_layers_in_float
 from paddlelite_callbacks.export.onnx_export import export_onnx
 from paddlelite_callbacks.export.paddle_program import export_paddle
@@ -203,7 +202,7 @@ def choose_float_layers(
 def _onnx_file(network: Layer, folder: Path, inputs: Sequence[Tensor], precision: str) -> Artefact:
     """Write the ONNX file of one precision alone, as `export_forms` writes it."""
     folder.mkdir()
-    variants = Variants(eval_copy(network, inputs), inputs)
+    variants = Variants.of(network, inputs)
     made = variants.int8_network() if precision == "int8" else variants.float_network()
     specs = [InputSpec(item.shape, dtype=item.dtype, name=f"x{number}") for number, item in enumerate(inputs)]
     program = export_paddle(made, folder, input_spec=specs, precision=precision, in_place=True)

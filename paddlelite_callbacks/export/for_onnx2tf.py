@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, Shapes
 
 __all__ = ["put_convolutions_first_", "split_unequally_"]
 
 _BLOCK = 16  # engines compute on blocks of 8 or 16 channels: a piece of whole blocks needs no other layout
-Shapes = dict[str, list[int | None]]
 
 
 def put_convolutions_first_(graph: OnnxGraph) -> int:
@@ -82,7 +81,7 @@ def _cut_split_parts(graph: OnnxGraph, shapes: Shapes) -> int:
     for node in [node for node in graph.nodes if node.op_type == "Split"]:
         size, parts = _sizes(shapes, node.input[0]), list(node.output)
         widths = [(_sizes(shapes, part) or [0])[0] for part in parts]
-        if not _over_channels(graph, node, shapes) or not _mistaken(size) or size is None or not all(widths):
+        if size is None or not _mistaken(size) or not _over_channels(graph, node, shapes) or not all(widths):
             continue
         halves = len(set(widths)) == 1 and size[2] % len(parts) == 0
         for part, width in reversed(list(zip(parts, widths, strict=True))):

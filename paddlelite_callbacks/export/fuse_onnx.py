@@ -14,13 +14,14 @@ Each rewrite keeps the values, up to the order of sums:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from paddlelite_callbacks.export.for_onnx2tf import put_convolutions_first_, split_unequally_
 from paddlelite_callbacks.export.merge_clips import merge_clips_
-from paddlelite_callbacks.export.onnx_graph import OnnxGraph, copied_model, tensor_shapes
+from paddlelite_callbacks.export.onnx_graph import OnnxGraph, Shapes, copied_model, tensor_shapes
 
 __all__ = [
     "exact_factor",
@@ -32,7 +33,6 @@ __all__ = [
 
 _ELEMENTWISE = ("Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "Elu")  # one input, no constants
 _POOLS = ("GlobalAveragePool", "GlobalMaxPool")
-Shapes = dict[str, list[int | None]]
 
 
 def fuse_onnx(model: Any) -> Any:
@@ -47,8 +47,9 @@ def fuse_onnx(model: Any) -> Any:
         + resize_by_factors_(graph, shapes)
         + squeeze_by_convolutions_(graph, shapes)
         + merge_clips_(graph)
+        + split_unequally_(graph, shapes)
+        + put_convolutions_first_(graph)
     )
-    count += split_unequally_(graph, shapes) + put_convolutions_first_(graph)
     return graph.to_model() if count else model
 
 
@@ -105,9 +106,14 @@ def _repeated_by_resize(graph: OnnxGraph, shapes: Shapes) -> int:
 
 
 def _make_nearest(graph: OnnxGraph, node: Any, source: str, factors: list[int]) -> None:
-    scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
-    graph.set_inputs(node, [source, "", scales])
+    _set_factors(graph, node, [source, ""], factors)
     graph.change_kind(node, "Resize", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+def _set_factors(graph: OnnxGraph, node: Any, inputs: list[str], factors: Sequence[Any]) -> None:
+    """Make ``inputs`` and the factors of rows and columns the inputs of a ``Resize``."""
+    scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
+    graph.set_inputs(node, [*inputs, scales])
 
 
 def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
@@ -128,8 +134,7 @@ def resize_by_factors_(graph: OnnxGraph, shapes: Shapes) -> int:
             continue
         factors = [exact_factor(before, after) for before, after in zip(known, wanted, strict=True)]
         if None not in factors and not any(item.name == "keep_aspect_ratio_policy" for item in node.attribute):
-            scales = graph.constant(f"{node.output[0]}.scales", np.asarray([1, 1, *factors], "float32"))
-            graph.set_inputs(node, [node.input[0], node.input[1], scales])
+            _set_factors(graph, node, list(node.input[:2]), factors)
             count += 1
     return count
 

@@ -11,10 +11,13 @@ import numpy as np
 from paddlelite_callbacks.errors import require
 from paddlelite_callbacks.export.graph_index import GraphIndex, unique_name
 
-__all__ = ["WEIGHTED", "OnnxGraph", "copied_model", "rename_tensors", "tensor_shapes"]
+__all__ = ["WEIGHTED", "OnnxGraph", "Shapes", "copied_model", "rename_tensors", "tensor_shapes"]
 
 WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
 """Operators with a weight as second input, and the axis of its output channels."""
+
+Shapes = dict[str, list[int | None]]
+"""Sizes of tensors by name, ``None`` for one that is not known."""
 
 _FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Identity": lambda x: x,
@@ -35,7 +38,7 @@ def copied_model(model: Any) -> Any:
     return copied
 
 
-def tensor_shapes(model: Any) -> dict[str, list[int | None]]:
+def tensor_shapes(model: Any) -> Shapes:
     """Return the shapes of the tensors for which the rank can be inferred, by name.
 
     Args:

@@ -109,6 +109,20 @@ class Variants:
         self._references: dict[str, Reference] | None = None
         self._clipped: Layer | None = None  # built for the references, not folded yet
 
+    @classmethod
+    def of(cls, network: Layer, inputs: Sequence[Tensor] | None) -> Variants:
+        """Copy a network in any mode; its own outputs are the reference.
+
+        Args:
+            network: Trained network.
+            inputs: Real inputs; ``None`` folds nothing.
+
+        Raises:
+            ExportError: See `eval_copy`.
+        """
+        own = None if inputs is None else eval_outputs(network, inputs)
+        return cls(eval_copy(network, inputs, expected=own), inputs, own=own)
+
     @property
     def references(self) -> dict[str, Reference]:
         """References of the files by precision, for ``inputs``; computed once.
@@ -250,8 +264,7 @@ def export_forms(
         >>> forms.artefacts, forms.errors  # doctest: +SKIP
     """
     inputs = _inputs(sample, input_spec)
-    own = None if inputs is None else eval_outputs(network, inputs)
-    variants = Variants(eval_copy(network, inputs, expected=own), inputs, own=own)
+    variants = Variants.of(network, inputs)
     try:
         return write_forms(
             variants, folder, input_spec=input_spec, onnx=onnx, pdmodel=pdmodel, onnx_opset=onnx_opset, lite=lite

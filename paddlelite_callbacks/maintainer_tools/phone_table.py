@@ -28,7 +28,7 @@ from paddlelite_callbacks.backbone.registry import build
 from paddlelite_callbacks.benchmark.engines import native_file
 from paddlelite_callbacks.export.artefact import Artefact
 from paddlelite_callbacks.export.compare import compare_outputs
-from paddlelite_callbacks.export.eval_copy import eval_copy, eval_outputs
+from paddlelite_callbacks.export.eval_copy import eval_outputs
 from paddlelite_callbacks.export.lite import LiteOptions, find_opt
 from paddlelite_callbacks.export.variants import Reference, Variants, export_forms
 from paddlelite_callbacks.maintainer_tools.arm_emulator import ArmEmulator, build_arm_root
@@ -90,7 +90,7 @@ def measure(name: str, folder: Path, emulator: ArmEmulator, *, size: int = _SIZE
                 files[artefact.kind, artefact.precision] = artefact
     expected = {"fp32": Reference(eval_outputs(network, [paddle.to_tensor(item) for item in given]))}
     tensors = [paddle.to_tensor(item) for item in given]
-    expected["int8"] = Variants(eval_copy(quantised, tensors), tensors).references["int8"]
+    expected["int8"] = Variants.of(quantised, tensors).references["int8"]
     runs = _runs(files, given, emulator, folder)
     found = {key: _compared(run, expected[key.rpartition("-")[2] if "int8" in key else "fp32"]) for key, run in runs}
     return {

@@ -162,11 +162,13 @@ class _Corrector(_Recorder):
             self._total += count * (reference[0] - found)
             self._count += count
         shift = self.mean() if self._fixed is None else self._fixed
+        if not output.size:
+            return output
         # In place: a copy costs more than the sum. The layer's own result, which nobody else holds yet.
         added = paddle.to_tensor(shift.astype("float32")).astype(output.dtype)
         axis, shape = self.axis % output.ndim, output.shape
-        if axis == output.ndim - 1 or output.size == 0:
-            return output.add_(added) if output.size else output
+        if axis == output.ndim - 1:
+            return output.add_(added)
         # As a matrix with a row for each map: Paddle takes eighteen times as long to broadcast along inner axes.
         rows = output.reshape([math.prod(shape[: axis + 1]), -1])
         return rows.add_(added.tile([math.prod(shape[:axis])]).unsqueeze(-1)).reshape(shape)
